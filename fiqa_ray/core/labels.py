@@ -1,0 +1,232 @@
+"""Label optimization (paper III-C, equations 2 and 3): from prior scores and ranked mated pairs to optimized labels.
+
+    id*(i) = id(i) + theta * (mean similarity rank of the pairs that i owns - id(i)),   averaged over the repeats,
+
+then the images, sorted by id*, receive the original scores in ascending order. A pair belongs to its lower-quality image;
+an image that owns no pair keeps its index. Released code: LSIbabnikz/Optimization-Based-Improvement-of-FIQA-Techniques
+src/iterative_optimization/optimize.py. Ranks run over L pairs, indices over N images; "raw" mixes them as published,
+"normalized" scales the ranks by N/L first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fiqa_ray.core.pairs import mated_pairs, round_similarity
+from fiqa_ray.core.ranking import count_keys, look_up, mean_ranks, similarity_key
+from fiqa_ray.errors import UsageError
+
+INDEX_SCALES = ("raw", "normalized")
+
+
+@dataclass(frozen=True)
+class OptimizedLabels:
+    """The labels of one FIQA method, in the caller's image order; all arrays are (n_images,).
+
+    ``label``: float32 in [0, 1]; ``score``: float64, the prior scores dealt out anew; ``optimized_index``: float64;
+    ``quality_index``: int64, place of the prior score; ``mean_similarity_rank``: float64, mean over the repeats in which
+    the image owned a pair, NaN where it never did; ``n_owned_pairs``: int64 over all repeats.
+    """
+
+    label: np.ndarray
+    score: np.ndarray
+    optimized_index: np.ndarray
+    quality_index: np.ndarray
+    mean_similarity_rank: np.ndarray
+    n_owned_pairs: np.ndarray
+
+
+def quality_index(prior_scores: np.ndarray) -> np.ndarray:
+    """Place of each score in the ascending stable order, int64 from 0 (the worst image); ties keep their row order."""
+    order = np.argsort(prior_scores, kind="stable")
+    index = np.empty(len(order), np.int64)
+    index[order] = np.arange(len(order))
+    return index
+
+
+def sum_owned_ranks(
+    index: np.ndarray, image: np.ndarray, mate: np.ndarray, rank2: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Doubled rank sums and pair counts of the pair owners, both (n_images,) int64.
+
+    ``index``: (n_images,) quality indices, negative where the image has no score: a pair with such an image has no owner.
+    Sums are whole numbers below 2^53, so float64 accumulation is exact and independent of order.
+    """
+    a, b = index[image], index[mate]
+    owner = np.where(a < b, image, mate)
+    scored = (a >= 0) & (b >= 0)
+    owner, weight = owner[scored], rank2[scored]
+    total = np.bincount(owner, weights=weight.astype(np.float64), minlength=len(index))
+    return total.astype(np.int64), np.bincount(owner, minlength=len(index))
+
+
+class IndexUpdate:
+    """Averages equation 3 over the repeats, for one method and several thetas: feed `add` in repeat order."""
+
+    def __init__(self, index: np.ndarray, thetas: Sequence[float], *, rank_scale: float = 1.0) -> None:
+        """``index``: (n_images,) int64 quality indices; ``rank_scale``: 1 for raw, N/L for normalized."""
+        self.index, self.thetas, self.rank_scale = index, list(thetas), rank_scale
+        self._shift = np.zeros(len(index))
+        self._mean_rank = np.zeros(len(index))
+        self._n_owning_repeats = np.zeros(len(index), np.int64)
+        self.n_owned_pairs = np.zeros(len(index), np.int64)
+        self._n_repeats = 0
+
+    def add(self, rank2_sum: np.ndarray, n_owned: np.ndarray) -> None:
+        """Takes one repeat's `sum_owned_ranks`."""
+        owns = n_owned > 0
+        mean = rank2_sum / np.maximum(2 * n_owned, 1)
+        self._shift += np.where(owns, mean * self.rank_scale - self.index, 0.0)
+        self._mean_rank += np.where(owns, mean, 0.0)
+        self._n_owning_repeats += owns
+        self.n_owned_pairs += n_owned
+        self._n_repeats += 1
+
+    def optimized_index(self, theta: float) -> np.ndarray:
+        """(n_images,) float64: the mean over the repeats of id + theta * (mean rank - id)."""
+        return self.index + theta * (self._shift / max(self._n_repeats, 1))
+
+    @property
+    def mean_similarity_rank(self) -> np.ndarray:
+        """(n_images,) float64, NaN where no repeat gave the image a pair."""
+        n = self._n_owning_repeats
+        return np.where(n > 0, self._mean_rank / np.maximum(n, 1), np.nan)
+
+
+def reassign_scores(
+    prior_scores: np.ndarray, index: np.ndarray, optimized_index: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Deals the prior scores out anew by ascending optimized index (ties: by quality index).
+
+    Returns ``score`` (n_images,) float64, a permutation of the prior scores, and ``label`` (n_images,) float32: the score
+    scaled to [0, 1] over all images (0 where all scores are equal).
+    """
+    prior = np.asarray(prior_scores, np.float64)
+    score = np.empty_like(prior)
+    score[np.lexsort((index, optimized_index))] = np.sort(prior)
+    return score, scale_to_unit(score)
+
+
+def scale_to_unit(score: np.ndarray) -> np.ndarray:
+    """(n,) scores to float32 labels: min-max over all of them (released transfer-learning code); 0 where all are equal."""
+    low, high = (score.min(), score.max()) if len(score) else (0.0, 0.0)
+    return ((score - low) / (high - low if high > low else 1.0)).astype(np.float32)
+
+
+def optimize_from_pairs(
+    prior_scores: np.ndarray,
+    repeats: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    *,
+    theta: float = 1e-3,
+    index_scale: str = "raw",
+) -> OptimizedLabels:
+    """Label optimization on the caller's own pairs.
+
+    ``prior_scores``: (n_images,) finite floats, larger is better. ``repeats``: one triple per repeat of ``image_row`` and
+    ``mate_row`` (n_pairs,) int and ``similarity`` (n_pairs,) in [-1, 1] (rounded here to multiples of 2^-23).
+    Errors: `UsageError` for scores that are not finite, rows out of range, theta outside [0, 1], an unknown index scale.
+    """
+    prior = checked_scores(prior_scores)
+    check_theta(theta, index_scale)
+    index = quality_index(prior)
+    n_pairs = max((len(image) for image, _, _ in repeats), default=0)
+    update = IndexUpdate(index, [theta], rank_scale=rank_scale(index_scale, len(prior), n_pairs))
+    for r, (image, mate, similarity) in enumerate(repeats):
+        image, mate = np.asarray(image, np.int64), np.asarray(mate, np.int64)
+        for name, rows in (("image_row", image), ("mate_row", mate)):
+            if len(rows) and (rows.min() < 0 or rows.max() >= len(prior)):
+                raise UsageError(
+                    f"repeat {r}: {name} runs from {rows.min()} to {rows.max()}, but there are {len(prior)} prior scores; "
+                    "rows count from 0"
+                )
+        if not np.isfinite(similarity).all():
+            raise UsageError(f"repeat {r}: a similarity is NaN or infinite; drop the pairs of images without embedding")
+        key = similarity_key(round_similarity(similarity))
+        table_key, count = count_keys(key)
+        update.add(*sum_owned_ranks(index, image, mate, look_up(key, table_key, mean_ranks(count))))
+    optimized = update.optimized_index(theta)
+    score, label = reassign_scores(prior, index, optimized)
+    return OptimizedLabels(label, score, optimized, index, update.mean_similarity_rank, update.n_owned_pairs)
+
+
+def optimize_labels(
+    embeddings: np.ndarray,
+    identities: Sequence[Any] | np.ndarray,
+    prior_scores: np.ndarray | Mapping[str, np.ndarray],
+    *,
+    n_clusters: int = 20,
+    theta: float = 1e-3,
+    n_repeats: int = 10,
+    seed: int = 0,
+    index_scale: str = "raw",
+    device: str = "cpu",
+) -> OptimizedLabels | dict[str, OptimizedLabels]:
+    """The whole of section III-C in memory: no Ray, no files.
+
+    ``embeddings``: (n_images, dim) float32; ``identities``: (n_images,) of anything hashable, in any order;
+    ``prior_scores``: (n_images,) floats, larger is better, or {method: (n_images,)}, which gives {method: labels}.
+    Identity rows count in order of first appearance. Errors: `UsageError` for arrays that do not fit together or values
+    that are not finite. Memory: all Gram matrices of the identities and the pairs of all repeats (24 bytes each).
+    """
+    embeddings = np.asarray(embeddings)
+    if embeddings.ndim != 2 or not np.isfinite(embeddings).all():
+        raise UsageError(f"embeddings must be finite and of shape (n_images, dim), got {embeddings.shape}")
+    if len(identities) != len(embeddings):
+        raise UsageError(f"{len(embeddings)} embeddings but {len(identities)} identities: one identity per embedding")
+    if n_clusters < 1 or n_repeats < 1:
+        raise UsageError(f"n_clusters={n_clusters} and n_repeats={n_repeats} must be at least 1")
+    seen: dict[Any, int] = {}
+    row = np.array([seen.setdefault(identity, len(seen)) for identity in identities], np.int64)
+    order = np.argsort(row, kind="stable")
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(seen)))]) if len(row) else np.zeros(1, int)
+    repeats = [
+        (order[p.image], order[p.mate], p.similarity)
+        for p in mated_pairs(
+            embeddings[order],
+            bounds,
+            np.arange(len(seen)),
+            n_clusters=n_clusters,
+            n_repeats=n_repeats,
+            seed=seed,
+            device=device,
+        )
+    ]
+    methods = prior_scores if isinstance(prior_scores, Mapping) else {"": prior_scores}
+    for name, scores in methods.items():
+        if len(scores) != len(embeddings):
+            raise UsageError(
+                f"{len(scores)} prior scores {name!r} for {len(embeddings)} embeddings: one score per image"
+            )
+    results = {
+        name: optimize_from_pairs(np.asarray(scores), repeats, theta=theta, index_scale=index_scale)
+        for name, scores in methods.items()
+    }
+    return results if isinstance(prior_scores, Mapping) else results[""]
+
+
+def rank_scale(index_scale: str, n_images: int, n_pairs: int) -> float:
+    """Factor on similarity ranks: 1 for "raw", N/L for "normalized"."""
+    return 1.0 if index_scale == "raw" or n_pairs == 0 else n_images / n_pairs
+
+
+def check_theta(theta: float, index_scale: str) -> None:
+    """Raises `UsageError` for a theta outside [0, 1] or an unknown index scale."""
+    if not 0 <= theta <= 1:
+        raise UsageError(f"theta={theta} is outside [0, 1]; the paper uses 0.001")
+    if index_scale not in INDEX_SCALES:
+        raise UsageError(f"index_scale={index_scale!r} is unknown; choose one of {', '.join(INDEX_SCALES)}")
+
+
+def checked_scores(prior_scores: np.ndarray) -> np.ndarray:
+    """(n_images,) float64 prior scores; `UsageError` names the first that is not finite."""
+    prior = np.asarray(prior_scores, np.float64)
+    if prior.ndim != 1:
+        raise UsageError(f"prior scores must be of shape (n_images,), got {prior.shape}")
+    bad = np.flatnonzero(~np.isfinite(prior))
+    if len(bad):
+        raise UsageError(f"prior score of image {bad[0]} is {prior[bad[0]]} ({len(bad)} such): scores must be finite")
+    return prior

@@ -1,0 +1,1 @@
+"""fiqa_ray.models"""

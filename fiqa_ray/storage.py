@@ -1,0 +1,505 @@
+"""Everything that touches storage: atomic writes, parts with their records, manifests, fingerprints, the run's lock.
+
+One code path for local folders, ``s3://`` (endpoint and credentials from the usual environment variables) and
+``memory://`` (one process only). A dataset is a folder named by its fingerprint:
+
+    _plan.json            what the dataset will hold (number of parts and rows), written before the first part
+    part-00000.parquet    a part: written whole by one atomic act under its final name
+    part-00000.json       its record (files with bytes and SHA-256, rows, addable stats): a part counts from here on
+    _manifest.json        the parts, once all are there: a dataset counts from here on
+
+Nothing is deleted; a part is only ever written again with the bytes it had, to mend a lost or damaged file.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fiqa_ray.errors import FiqaRayError, IncompleteError
+
+_SLASH = "/"
+
+
+# --- file systems and errors -------------------------------------------------------------------------------------------
+
+
+def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a URI and the path within it."""
+    options: dict[str, Any] = {}
+    if uri.startswith(("s3://", "s3a://")):
+        # stores other than AWS reject the checksums that newer clients add unasked
+        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+        os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+        options = {"use_listings_cache": False, "config_kwargs": {"max_pool_connections": 32}}
+        if os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL_S3"):
+            options["config_kwargs"]["s3"] = {"addressing_style": "path"}
+    try:
+        return fsspec.core.url_to_fs(uri, **options)
+    except (ValueError, ImportError) as exc:
+        raise FiqaRayError(
+            f"cannot open {uri}: {exc}; use a local path, s3://, memory:// or another fsspec URL"
+        ) from exc
+
+
+@contextmanager
+def storage_errors(uri: str) -> Iterator[None]:
+    """Turns what storage raises into one `FiqaRayError` that names the URI, the cause and the remedy."""
+    try:
+        yield
+    except FiqaRayError:
+        raise
+    except Exception as exc:
+        hint = _storage_hint(exc)
+        if hint is None:
+            raise
+        raise FiqaRayError(f"{uri}: {hint}") from exc
+
+
+def _storage_hint(exc: BaseException) -> str | None:
+    code = str(getattr(exc, "response", {}).get("Error", {}).get("Code", ""))
+    cause = getattr(exc.__cause__, "response", {}) if exc.__cause__ else {}
+    code = code or str(cause.get("Error", {}).get("Code", ""))
+    name = type(exc).__name__
+    number = getattr(exc, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full or over quota; free some space and run the same command again, it continues"
+    if name in ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError"):
+        return "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or an instance role"
+    if isinstance(exc, PermissionError) or code in (
+        "AccessDenied",
+        "403",
+        "InvalidAccessKeyId",
+        "SignatureDoesNotMatch",
+    ):
+        return f"access denied ({code or exc}); check the credentials and the rights on this location"
+    if code in ("NoSuchBucket",) or "NoSuchBucket" in str(exc) or "bucket does not exist" in str(exc):
+        return "the bucket does not exist; create it or correct the name"
+    if name in (
+        "EndpointConnectionError",
+        "ConnectTimeoutError",
+        "ConnectionError",
+        "ClientConnectorError",
+    ) or isinstance(exc, ConnectionError):
+        return f"cannot be reached ({exc}); check the network and AWS_ENDPOINT_URL"
+    if isinstance(exc, FileNotFoundError):
+        return "not found; check the path"
+    if isinstance(exc, NotADirectoryError | IsADirectoryError | OSError):
+        return str(exc) or name
+    return None
+
+
+def join(uri: str, *parts: str) -> str:
+    """Joins URI parts with single slashes."""
+    return _SLASH.join([uri.rstrip(_SLASH), *(p.strip(_SLASH) for p in parts)])
+
+
+def read_bytes(uri: str) -> bytes:
+    """The content of a file; `FiqaRayError` where it cannot be read."""
+    with storage_errors(uri):
+        fs, path = filesystem(uri)
+        return fs.cat_file(path)
+
+
+def read_json(uri: str) -> Any | None:
+    """Parsed JSON, or None where there is no such file."""
+    with storage_errors(uri):
+        fs, path = filesystem(uri)
+        try:
+            return json.loads(fs.cat_file(path))
+        except FileNotFoundError:
+            return None
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or folder is there."""
+    with storage_errors(uri):
+        fs, path = filesystem(uri)
+        return fs.exists(path)
+
+
+def write_atomic(uri: str, data: bytes) -> None:
+    """Writes a whole object by one act: readers see all of it or nothing."""
+    with storage_errors(uri):
+        fs, path = filesystem(uri)
+        if _is_local(fs):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+            try:
+                with open(temporary, "wb") as f:
+                    f.write(data)
+                os.replace(temporary, path)
+            except BaseException:
+                if os.path.exists(temporary):
+                    os.unlink(temporary)
+                raise
+        else:
+            fs.pipe_file(path, data)
+
+
+def put_if_absent(uri: str, data: bytes) -> bool:
+    """Creates a small object unless it is there; True for the one caller whose content now stands there."""
+    with storage_errors(uri):
+        fs, path = filesystem(uri)
+        try:
+            if _is_local(fs):
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+                with open(temporary, "wb") as f:
+                    f.write(data)
+                try:
+                    os.link(temporary, path)  # fails where the name is taken, and never shows half a file
+                finally:
+                    os.unlink(temporary)
+            else:
+                fs.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        except OSError as exc:  # stores that do not name the condition in their answer
+            code = getattr(exc.__cause__, "response", {}).get("Error", {}).get("Code") if exc.__cause__ else None
+            if code in ("PreconditionFailed", "ConditionalRequestConflict"):
+                return False
+            raise
+        return True
+
+
+def _is_local(fs: fsspec.AbstractFileSystem) -> bool:
+    protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
+    return protocol in ("file", "local")
+
+
+def sizes_below(uri: str) -> dict[str, int]:
+    """Names (relative to ``uri``) and bytes of all files below a folder; empty where there is none. One listing."""
+    with storage_errors(uri):
+        fs, path = filesystem(uri)
+        try:
+            found = fs.find(path, detail=True)
+        except FileNotFoundError:
+            return {}
+        root = fs._strip_protocol(path).rstrip(_SLASH)
+        return {p[len(root) :].lstrip(_SLASH): int(info["size"] or 0) for p, info in found.items()}
+
+
+# --- fingerprints ------------------------------------------------------------------------------------------------------
+
+
+def fingerprint(content: Any) -> str:
+    """16 hex digits that stand for a JSON-able value: a dataset's stage, settings, schema version and inputs."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=1024)
+def content_hash(uri: str) -> str:
+    """SHA-256 (hex) of a file's content; read once per process."""
+    return hashlib.sha256(read_bytes(uri)).hexdigest()
+
+
+# --- parts and datasets ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """The record of one finished part. ``stats`` are numbers (or nested dicts of them) that add up over parts."""
+
+    index: int
+    n_rows: int
+    files: dict[str, dict[str, Any]]
+    stats: dict[str, Any] = field(default_factory=dict)
+    duration_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A finished dataset: its parts in order and their added stats."""
+
+    uri: str
+    plan: dict[str, Any]
+    parts: list[Part]
+    stats: dict[str, Any]
+    n_rows: int
+
+    @property
+    def first_rows(self) -> list[int]:
+        """First row of each part and, last, the number of rows."""
+        first = [0]
+        for part in self.parts:
+            first.append(first[-1] + part.n_rows)
+        return first
+
+
+def part_name(index: int) -> str:
+    """Parts sort by name as by number up to 100,000 of them."""
+    return f"part-{index:05d}"
+
+
+def add_stats(all_stats: Iterator[Mapping[str, Any]] | list[Mapping[str, Any]]) -> dict[str, Any]:
+    """Adds numbers key by key, into nested dicts."""
+    total: dict[str, Any] = {}
+    for stats in all_stats:
+        for key, value in stats.items():
+            if isinstance(value, Mapping):
+                total[key] = add_stats([total.get(key, {}), value])
+            else:
+                total[key] = total.get(key, 0) + value
+    return dict(sorted(total.items()))
+
+
+def table_bytes(table: pa.Table, row_group_rows: int = 1 << 20, **options: Any) -> bytes:
+    """A table as Parquet (zstd): equal tables give equal bytes with one pyarrow version."""
+    sink = io.BytesIO()
+    pq.write_table(
+        table.replace_schema_metadata(None),
+        sink,
+        row_group_size=row_group_rows,
+        **{"compression": "zstd", "store_schema": True, **options},
+    )
+    return sink.getvalue()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A place for parts: ``uri`` ends in ``v=<fingerprint>``; picklable, holds no connection."""
+
+    uri: str
+    name: str
+
+    @property
+    def fingerprint(self) -> str:
+        """The part of the URI that stands for settings and inputs."""
+        return self.uri.rsplit("v=", 1)[1]
+
+    def at(self, name: str) -> str:
+        """URI of a file of the dataset."""
+        return join(self.uri, name)
+
+    # writing
+
+    def write_plan(self, plan: dict[str, Any]) -> dict[str, Any]:
+        """Stores what the dataset will hold; where a plan stands already, that one is returned and counts."""
+        put_if_absent(self.at("_plan.json"), _json(plan))
+        stored = read_json(self.at("_plan.json"))
+        assert isinstance(stored, dict)
+        return stored
+
+    def write_part(
+        self,
+        index: int,
+        files: Mapping[str, pa.Table | bytes],
+        *,
+        n_rows: int,
+        stats: dict[str, Any] | None = None,
+        duration_s: float = 0.0,
+        **parquet: Any,
+    ) -> Part:
+        """Writes the part's files, each by one atomic act, then its record. ``files``: suffix -> table or bytes."""
+        name = part_name(index)
+        written = {}
+        for suffix, content in files.items():
+            data = content if isinstance(content, bytes) else table_bytes(content, **parquet)
+            write_atomic(self.at(name + suffix), data)
+            written[name + suffix] = {"n_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        part = Part(index, n_rows, written, stats or {}, round(duration_s, 3))
+        write_atomic(self.at(name + ".json"), _json(asdict(part)))
+        return part
+
+    def commit(self, n_parts: int) -> Manifest:
+        """Writes the manifest once all parts are there; `IncompleteError` names those that are missing."""
+        done = self.finished_parts()
+        missing = [i for i in range(n_parts) if i not in done]
+        if missing:
+            names = ", ".join(part_name(i) for i in missing[:5]) + (" ..." if len(missing) > 5 else "")
+            raise IncompleteError(
+                f"{self.name}: {len(missing)} of {n_parts} parts are missing in {self.uri} ({names}); "
+                "run the same command again to continue"
+            )
+        parts = [asdict(done[i]) for i in range(n_parts)]
+        put_if_absent(self.at("_manifest.json"), _json({"dataset": self.name, "parts": parts}))
+        manifest = self.manifest()
+        assert manifest is not None
+        return manifest
+
+    # reading
+
+    def plan(self) -> dict[str, Any] | None:
+        """The stored plan, or None."""
+        return read_json(self.at("_plan.json"))
+
+    def finished_parts(self, verify: bool = False) -> dict[int, Part]:
+        """Records of the parts that are there, by number. ``verify``: leave out parts whose files have other sizes."""
+        sizes = sizes_below(self.uri)
+        names = [n for n in sizes if n.startswith("part-") and n.endswith(".json")]
+        with storage_errors(self.uri):
+            fs, path = filesystem(self.uri)
+            contents = fs.cat([path.rstrip(_SLASH) + _SLASH + n for n in names]) if names else {}
+        if isinstance(contents, bytes):
+            contents = {"": contents}
+        parts = {}
+        for content in contents.values():
+            part = Part(**json.loads(content))
+            if not verify or all(sizes.get(name) == f["n_bytes"] for name, f in part.files.items()):
+                parts[part.index] = part
+        return parts
+
+    def manifest(self) -> Manifest | None:
+        """The manifest, or None while the dataset is unfinished."""
+        found = read_json(self.at("_manifest.json"))
+        if found is None:
+            return None
+        parts = [Part(**p) for p in found["parts"]]
+        stats = add_stats([p.stats for p in parts])
+        return Manifest(self.uri, self.plan() or {}, parts, stats, sum(p.n_rows for p in parts))
+
+    def require(self) -> Manifest:
+        """The manifest of an input; `IncompleteError` where the stage that makes it has not finished."""
+        manifest = self.manifest()
+        if manifest is None:
+            raise IncompleteError(f"{self.name} is not finished in {self.uri}; run the stages that make it first")
+        return manifest
+
+    def read_file(self, part: Part, suffix: str = ".parquet") -> bytes:
+        """A part's file, checked against its record's checksum."""
+        name = part_name(part.index) + suffix
+        data = read_bytes(self.at(name))
+        if hashlib.sha256(data).hexdigest() != part.files[name]["sha256"]:
+            raise FiqaRayError(
+                f"{self.at(name)} is damaged: {len(data)} bytes that do not match the checksum of its record "
+                f"{part_name(part.index)}.json; remove this file and run again, and its part is made anew"
+            )
+        return data
+
+    def read(self, part: Part, columns: list[str] | None = None, suffix: str = ".parquet") -> pa.Table:
+        """A part's table, checked against its checksum."""
+        return pq.read_table(io.BytesIO(self.read_file(part, suffix)), columns=columns)
+
+    def read_all(self, columns: list[str] | None = None, suffix: str = ".parquet") -> pa.Table:
+        """All parts in order as one table: for per-image vectors and small results."""
+        return pa.concat_tables(self.read(p, columns, suffix) for p in self.require().parts)
+
+    def read_rows(self, part: Part, first: int, last: int, columns: list[str]) -> pa.Table:
+        """Rows first:last of a large part; reads only the row groups that hold them."""
+        with storage_errors(self.uri):
+            fs, path = filesystem(self.at(part_name(part.index) + ".parquet"))
+            with fs.open(path, "rb") as f:
+                file = pq.ParquetFile(f)
+                groups, skip, at = [], 0, 0
+                for g in range(file.num_row_groups):
+                    n = file.metadata.row_group(g).num_rows
+                    if at < last and at + n > first:
+                        skip = first - at if not groups else skip
+                        groups.append(g)
+                    at += n
+                return file.read_row_groups(groups, columns=columns).slice(skip, last - first)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+# --- the run's lock ----------------------------------------------------------------------------------------------------
+
+
+class RunLock:
+    """Lets one run at a time write to a run folder, on any storage.
+
+    The highest ``_lock/NNNNNN.json`` holds; taking over means creating the next number, which only one can do. The holder
+    renews ``NNNNNN.beat``; a holder on this machine whose process is gone, or one without a new beat for `stale_s`, is
+    dead. The beats are the only objects that a run writes more than once.
+    """
+
+    beat_s = 5.0
+    stale_s = 20.0
+
+    def __init__(self, run_uri: str) -> None:
+        self.uri = join(run_uri, "_lock")
+        self._token = uuid.uuid4().hex
+        self._stop = threading.Event()
+        self._number = 0
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> RunLock:
+        while True:
+            names = sizes_below(self.uri)
+            numbers = [int(n[:6]) for n in names if n.endswith(".json")]
+            newest = max(numbers, default=0)
+            if newest and f"{newest:06d}.released" not in names:
+                self._refuse_unless_dead(newest)
+            self._number = newest + 1
+            content = {"host": socket.gethostname(), "pid": os.getpid(), "start": _process_start(os.getpid())}
+            if put_if_absent(self._at("json"), _json({**content, "token": self._token})):
+                break
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._thread:
+            self._thread.join()
+        put_if_absent(self._at("released"), b"")
+
+    def _at(self, suffix: str, number: int | None = None) -> str:
+        return join(self.uri, f"{number or self._number:06d}.{suffix}")
+
+    def _beat(self) -> None:
+        n = 0
+        while not self._stop.wait(self.beat_s if n else 0):
+            n += 1
+            with storage_quiet():
+                write_atomic(self._at("beat"), _json({"token": self._token, "beat": n}))
+
+    def _refuse_unless_dead(self, number: int) -> None:
+        holder = read_json(self._at("json", number)) or {}
+        here = holder.get("host") == socket.gethostname()
+        if here and _process_start(int(holder["pid"])) != holder["start"]:
+            return  # its process is gone
+        before = read_json(self._at("beat", number))
+        if not here:
+            time.sleep(self.stale_s)
+            if read_json(self._at("beat", number)) == before:
+                return
+        raise FiqaRayError(
+            f"another run is at work in {self.uri.removesuffix('/_lock')} (process {holder.get('pid')} on "
+            f"{holder.get('host')}); wait for it, stop it, or choose another run_uri"
+        )
+
+
+def _process_start(pid: int) -> str | None:
+    """Start time of a process in ticks: tells a process from a later one of the same number. None where it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as f:
+            fields = f.read().rsplit(")", 1)[1].split()
+            return None if fields[0] == "Z" else fields[19]
+    except (OSError, IndexError):
+        try:
+            os.kill(pid, 0)
+        except OSError:
+            return None
+        return "running"
+
+
+@contextmanager
+def storage_quiet() -> Iterator[None]:
+    """A missed beat is no reason to end a run: the next one follows."""
+    try:
+        yield
+    except Exception as exc:  # logged, not raised: storage may be back by the next beat
+        import logging
+
+        logging.getLogger("fiqa_ray").warning("could not renew the run's lock: %s", exc)

@@ -1,0 +1,129 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fiqa_ray.core.labels import optimize_from_pairs, optimize_labels, quality_index
+from fiqa_ray.errors import UsageError
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "label_optimization_check.json").read_text())
+
+
+@pytest.mark.parametrize("theta", [0.001, 0.1, 0.5])
+@pytest.mark.parametrize("n_repeats", [1, 3])
+def test_authors_golden_values(theta, n_repeats):
+    names = GOLDEN["names"]
+    embeddings = np.array([GOLDEN["embeddings"][n] for n in names], np.float32)
+    prior = np.array([GOLDEN["quality"][n] for n in names])
+    cluster_of = {n: c for ident in GOLDEN["clusters"].values() for c, ns in ident.items() for n in ns}
+    pairs = [
+        (i, j, reference.key(embeddings[i], embeddings[j]) / reference.STEPS)
+        for i, a in enumerate(names)
+        for j, b in enumerate(names)
+        if a[0] == b[0] and cluster_of[a] != cluster_of[b]
+    ]
+    expected = GOLDEN["expected"]
+    assert len(pairs) == expected["n_pairs"]
+    repeat = tuple(np.array(column) for column in zip(*pairs, strict=True))
+    got = optimize_from_pairs(prior, [repeat] * n_repeats, theta=theta)
+    assert {n: int(k) for n, k in zip(names, got.quality_index, strict=True)} == expected["quality_index"]
+    means = {n: m for n, m in zip(names, got.mean_similarity_rank, strict=True) if not math.isnan(m)}
+    assert means == expected["mean_pair_index"]
+    assert dict(zip(names, got.score, strict=True)) == expected["optimized"][f"theta={theta},R={n_repeats}"]
+
+
+def exact_embeddings(rng, n_images):
+    """Rows of +-1 in 16 dimensions: norm 4, so unit vectors and cosines are exact and ties abound."""
+    return rng.choice([-1.0, 1.0], size=(n_images, 16)).astype(np.float32)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=5),
+    n_clusters=st.integers(1, 25),
+    n_repeats=st.integers(1, 3),
+    theta=st.sampled_from([0.0, 0.001, 0.03, 0.5, 1.0]),
+    n_scores=st.sampled_from([2, 10, 10**6]),
+    seed=st.integers(0, 2**40),
+)
+def test_engine_equals_slow_loops(sizes, n_clusters, n_repeats, theta, n_scores, seed):
+    rng = np.random.default_rng(seed)
+    n_images = sum(sizes)
+    embeddings = exact_embeddings(rng, n_images)
+    prior = rng.integers(0, n_scores, n_images).astype(np.float64)  # few distinct scores: ties
+    bounds = np.concatenate([[0], np.cumsum(sizes)])
+    identities = [list(range(a, b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    names = np.repeat(np.arange(len(sizes)), sizes)
+    got = optimize_labels(embeddings, names, prior, n_clusters=n_clusters, theta=theta, n_repeats=n_repeats, seed=seed)
+    scores, index, means, owned = reference.whole(
+        embeddings.tolist(), identities, prior.tolist(), n_clusters, theta, n_repeats, seed
+    )
+    assert got.score.tolist() == scores
+    assert got.n_owned_pairs.tolist() == owned
+    np.testing.assert_allclose(got.optimized_index, index, rtol=1e-12, atol=1e-9)
+    np.testing.assert_allclose(got.mean_similarity_rank, means, rtol=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(2, 40), n_pairs=st.integers(0, 200), levels=st.integers(1, 30), seed=st.integers(0, 2**32))
+def test_given_pairs_equal_slow_loops(n, n_pairs, levels, seed):
+    rng = np.random.default_rng(seed)
+    prior = rng.integers(0, levels, n).astype(float)
+    repeats = []
+    for _ in range(2):
+        image = rng.integers(0, n, n_pairs)
+        mate = (image + rng.integers(1, n, n_pairs)) % n
+        repeats.append((image, mate, rng.integers(-levels, levels + 1, n_pairs) / 2.0**10))
+    got = optimize_from_pairs(prior, repeats, theta=0.3)
+    scores, _, means, owned = reference.optimize(
+        prior.tolist(), [list(zip(*(c.tolist() for c in r), strict=True)) for r in repeats], 0.3
+    )
+    assert got.score.tolist() == scores
+    assert got.n_owned_pairs.tolist() == owned
+    np.testing.assert_allclose(got.mean_similarity_rank, means, rtol=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32), theta=st.floats(0, 1))
+def test_properties(seed, theta):
+    rng = np.random.default_rng(seed)
+    names = rng.integers(0, 6, 80)
+    embeddings = rng.normal(size=(80, 16)).astype(np.float32)
+    prior = rng.normal(size=80)
+    run = lambda p, t: optimize_labels(embeddings, names, p, n_clusters=4, n_repeats=2, theta=t, seed=seed)  # noqa: E731
+    got = run(prior, theta)
+    assert sorted(got.score) == sorted(prior)  # the distribution is kept
+    assert got.label.min() == 0
+    assert got.label.max() == 1
+    stretched = run(np.exp(prior), theta)  # a strictly increasing map moves values, not order
+    assert np.array_equal(quality_index(stretched.score), quality_index(got.score))
+    assert np.array_equal(run(prior, 0.0).score, prior)
+
+
+def test_normalized_scale_is_n_over_l():
+    prior = np.array([0.1, 0.2, 0.3])
+    repeat = (np.array([0, 1, 1, 2]), np.array([1, 0, 2, 1]), np.array([0.5, 0.5, 0.75, 0.75]))
+    got = optimize_from_pairs(prior, [repeat], theta=1.0, index_scale="normalized")
+    # image 0 owns places 0 and 1, image 1 owns 2 and 3; N/L = 3/4; image 2 owns none and keeps 2
+    np.testing.assert_allclose(got.optimized_index, [0.5 * 0.75, 2.5 * 0.75, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"prior_scores": np.array([0.1, np.nan, 0.2])}, "image 1 is nan"),
+        ({"identities": ["a", "a"]}, "3 embeddings but 2 identities"),
+        ({"embeddings": np.full((3, 4), np.inf, np.float32)}, "finite"),
+        ({"theta": 2.0}, "theta=2.0 is outside"),
+        ({"index_scale": "row"}, "index_scale='row'"),
+    ],
+)
+def test_bad_input_is_named(change, words):
+    good = {"embeddings": np.eye(3, 4, dtype=np.float32), "identities": list("aab"), "prior_scores": np.arange(3.0)}
+    with pytest.raises(UsageError, match=words.replace("(", r"\(")):
+        optimize_labels(**{**good, **change})

@@ -1,0 +1,110 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fiqa_ray.core.clustering import faiss_clusters, gram_keys, lloyd_batch, unit_vectors
+from fiqa_ray.core.pairs import mated_pairs, sample_partners
+
+
+def shard(rng, sizes, dim=32):
+    centres = [rng.normal(size=(max(1, n // 6), dim)) for n in sizes]
+    x = np.concatenate(
+        [c[rng.integers(0, len(c), n)] + 0.3 * rng.normal(size=(n, dim)) for c, n in zip(centres, sizes, strict=True)]
+    )
+    return x.astype(np.float32), np.concatenate([[0], np.cumsum(sizes)])
+
+
+def test_every_image_opens_one_pair_per_other_cluster():
+    rng = np.random.default_rng(0)
+    sizes = [1, 2, 7, 30, 64]
+    x, bounds = shard(rng, sizes)
+    repeats = list(mated_pairs(x, bounds, np.arange(5), n_clusters=5, n_repeats=3, seed=7))
+    identity = np.repeat(np.arange(5), sizes)
+    for p in repeats:
+        assert np.array_equal(identity[p.image], identity[p.mate])
+        opened = np.bincount(p.image, minlength=len(x))
+        assert opened.tolist() == np.repeat([min(5, n) - 1 for n in sizes], sizes).tolist()
+        cosine = np.sum(unit_vectors(x)[p.image].astype(float) * unit_vectors(x)[p.mate], axis=1)
+        np.testing.assert_allclose(p.similarity, cosine, atol=3e-7)
+    assert not np.array_equal(repeats[0].mate, repeats[1].mate)
+
+
+def test_an_identity_does_not_see_its_neighbours():
+    """The same identity alone, among others, and in another batch: the same clusters, partners and similarity bits."""
+    rng = np.random.default_rng(1)
+    sizes = [40, 17, 90, 33, 5, 64]
+    x, bounds = shard(rng, sizes, dim=512)
+    together = list(mated_pairs(x, bounds, np.arange(6), n_clusters=8, n_repeats=2, seed=3))
+    for k in range(6):
+        lo, hi = bounds[k], bounds[k + 1]
+        alone = list(mated_pairs(x[lo:hi], np.array([0, hi - lo]), np.array([k]), n_clusters=8, n_repeats=2, seed=3))
+        for p, q in zip(together, alone, strict=True):
+            mine = (p.image >= lo) & (p.image < hi)
+            assert np.array_equal(p.image[mine] - lo, q.image)
+            assert np.array_equal(p.mate[mine] - lo, q.mate)
+            assert np.array_equal(p.similarity[mine].view(np.uint32), q.similarity.view(np.uint32))
+
+
+def test_partners_are_uniform_and_independent():
+    """Chi-square of the partner's place within each other cluster, over repeats and identities of one shape."""
+    cluster = np.repeat([0, 1, 2], [4, 5, 6]).astype(np.int32)
+    n_identities, n_repeats = 60, 20
+    tiled = np.tile(cluster, n_identities)
+    bounds = np.arange(n_identities + 1) * 15
+    drawn = [sample_partners(tiled, bounds, np.arange(n_identities), seed=5, repeat=r) for r in range(n_repeats)]
+    for c, n in ((0, 4), (1, 5), (2, 6)):
+        counts = Counter()
+        for _, mate in drawn:
+            place = mate % 15
+            counts.update(place[cluster[place] == c].tolist())
+        assert len(counts) == n
+        assert stats.chisquare(list(counts.values())).pvalue > 1e-4
+    a, b = drawn[0][1] % 15, drawn[1][1] % 15  # two repeats agree no more often than chance
+    weights = {0: 11, 1: 10, 2: 9}  # pairs that end in each cluster, per identity
+    expected = sum(w / {0: 4, 1: 5, 2: 6}[c] for c, w in weights.items()) / sum(weights.values())
+    assert abs(np.mean(a == b) - expected) < 4 * np.sqrt(expected / len(a))
+    assert not np.array_equal(sample_partners(tiled, bounds, np.arange(n_identities), seed=6, repeat=0)[1], drawn[0][1])
+
+
+@pytest.mark.parametrize("engine", ["lloyd", "faiss"])
+def test_clusters_are_as_good_as_scikit_learn(engine):
+    """Same start, same data: inertia within 1 % of scikit-learn's Lloyd (it may stop at another local optimum)."""
+    import torch
+    from sklearn.cluster import KMeans
+
+    from fiqa_ray.core.draws import counter_draws
+
+    rng = np.random.default_rng(2)
+    x, _ = shard(rng, [300], dim=64)
+    units = unit_vectors(x)
+    start = np.argsort(counter_draws(9, 0x1217, 0, 4, np.arange(300)), kind="stable")[:20]
+    other = KMeans(20, init=units[start], n_init=1, max_iter=50, tol=0).fit(units)
+    if engine == "lloyd":
+        labels = lloyd_batch([gram_keys(torch.from_numpy(units))], [4], 20, seed=9)[0]
+    else:
+        labels = faiss_clusters(units, 4, 20, seed=9)
+    inertia = sum(((units[labels == c] - units[labels == c].mean(0)) ** 2).sum() for c in np.unique(labels))
+    assert inertia == pytest.approx(other.inertia_, rel=0.01)
+
+
+def test_duplicates_and_tiny_identities():
+    x = np.repeat(np.eye(3, 8, dtype=np.float32), [5, 5, 2], axis=0)
+    (p,) = mated_pairs(x, np.array([0, 12]), np.array([0]), n_clusters=20, n_repeats=1, seed=0)
+    assert set(p.similarity) == {0.0}  # three distinct faces: three clusters, partners are always another face
+    assert len(p.image) == 12 * 2
+    (p,) = mated_pairs(x[:1], np.array([0, 1]), np.array([0]), n_clusters=20, n_repeats=1, seed=0)
+    assert len(p.image) == 0
+
+
+def test_large_identities_go_another_way(monkeypatch):
+    """Above MAX_GRAM_IMAGES no Gram matrix is formed; pairs keep the same rules and cosines."""
+    import fiqa_ray.core.pairs as module
+
+    monkeypatch.setattr(module, "MAX_GRAM_IMAGES", 50)
+    x, bounds = shard(np.random.default_rng(3), [80, 20])
+    (p,) = mated_pairs(x, bounds, np.arange(2), n_clusters=6, n_repeats=1, seed=1)
+    cosine = np.sum(unit_vectors(x)[p.image].astype(float) * unit_vectors(x)[p.mate], axis=1)
+    np.testing.assert_allclose(p.similarity, cosine, atol=3e-7)
+    assert set(np.bincount(p.image)) == {5}
