@@ -37,7 +37,7 @@ from fiqa_ray.errors import FiqaRayError, IncompleteError
 _SLASH = "/"
 
 
-# --- file systems and errors -------------------------------------------------------------------------------------------
+# --- file systems and errors ---
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -196,7 +196,7 @@ def sizes_below(uri: str) -> dict[str, int]:
         return {p[len(root) :].lstrip(_SLASH): int(info["size"] or 0) for p, info in found.items()}
 
 
-# --- fingerprints ------------------------------------------------------------------------------------------------------
+# --- fingerprints ---
 
 
 def fingerprint(content: Any) -> str:
@@ -211,7 +211,7 @@ def content_hash(uri: str) -> str:
     return hashlib.sha256(read_bytes(uri)).hexdigest()
 
 
-# --- parts and datasets ------------------------------------------------------------------------------------------------
+# --- parts and datasets ---
 
 
 @dataclass(frozen=True)
@@ -308,13 +308,17 @@ class Dataset:
         duration_s: float = 0.0,
         **parquet: Any,
     ) -> Part:
-        """Writes the part's files, each by one atomic act, then its record. ``files``: suffix -> table or bytes."""
+        """Writes the part's files, each by one atomic act, then its record.
+
+        ``files``: suffix (".parquet", appended to the part's name) or a whole name ("report.html") -> table or bytes.
+        """
         name = part_name(index)
         written = {}
         for suffix, content in files.items():
             data = content if isinstance(content, bytes) else table_bytes(content, **parquet)
-            write_atomic(self.at(name + suffix), data)
-            written[name + suffix] = {"n_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            file_name = name + suffix if suffix.startswith(".") else suffix
+            write_atomic(self.at(file_name), data)
+            written[file_name] = {"n_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         part = Part(index, n_rows, written, stats or {}, round(duration_s, 3))
         write_atomic(self.at(name + ".json"), _json(asdict(part)))
         return part
@@ -412,15 +416,15 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-# --- the run's lock ----------------------------------------------------------------------------------------------------
+# --- the run's lock ---
 
 
 class RunLock:
     """Lets one run at a time write to a run folder, on any storage.
 
-    The highest ``_lock/NNNNNN.json`` holds; taking over means creating the next number, which only one can do. The holder
-    renews ``NNNNNN.beat``; a holder on this machine whose process is gone, or one without a new beat for `stale_s`, is
-    dead. The beats are the only objects that a run writes more than once.
+    The highest ``_lock/NNNNNN.json`` holds; taking over means creating the next number, which only one can do. The
+    holder renews ``NNNNNN.beat``; a holder on this machine whose process is gone, or one without a new beat for `stale_s`,
+    is dead. The beats are the only objects that a run writes more than once.
     """
 
     beat_s = 5.0

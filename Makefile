@@ -1,0 +1,29 @@
+# Each target makes its environment on first use. Needs Python 3.11 or newer, make and git.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# constraints.txt pins a CPU build of torch for local runs; GPU clusters install the package without it
+CONSTRAINTS ?= constraints.txt
+DEMO ?= runs/demo
+
+.PHONY: demo test lint bench
+
+$(BIN)/.ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) torch
+	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e '.[dev]'
+	touch $@
+
+demo: $(BIN)/.ready  ## synthetic faces, the whole job, a report; about four minutes on two cores
+	$(BIN)/python -m fiqa_ray.demo $(DEMO)
+
+test: $(BIN)/.ready
+	$(BIN)/python -m pytest
+
+lint: $(BIN)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(BIN)/.ready
+	@for b in benchmarks/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done

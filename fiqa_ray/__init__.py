@@ -1,0 +1,34 @@
+"""fiqa_ray: face-image-quality labels and scores at any scale.
+
+Label optimization (Babnik, Damer, Struc), a regressor that predicts quality in one forward pass, and EDC evaluation, as one
+job that runs on a laptop or a Ray cluster.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fiqa_ray.core.edc import edc_curve as edc_curve
+    from fiqa_ray.core.labels import OptimizedLabels as OptimizedLabels
+    from fiqa_ray.core.labels import optimize_labels as optimize_labels
+    from fiqa_ray.models.quality import load_scorer as load_scorer
+    from fiqa_ray.models.recognition import load_recognizer as load_recognizer
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "optimize_labels": "fiqa_ray.core.labels",
+    "OptimizedLabels": "fiqa_ray.core.labels",
+    "edc_curve": "fiqa_ray.core.edc",
+    "load_recognizer": "fiqa_ray.models.recognition",
+    "load_scorer": "fiqa_ray.models.quality",
+}
+__all__ = ["OptimizedLabels", "edc_curve", "load_recognizer", "load_scorer", "optimize_labels"]
+
+
+def __getattr__(name: str) -> Any:  # heavy modules load when they are first used
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'fiqa_ray' has no attribute {name!r}")

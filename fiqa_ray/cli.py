@@ -1,0 +1,238 @@
+"""The `fiqa-ray` command. Exit codes: 0 done, 1 error, 2 wrong usage or settings, 3 incomplete (run again to continue)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fiqa_ray import __version__
+from fiqa_ray.errors import FiqaRayError, UsageError
+
+app = typer.Typer(
+    help="Face-image-quality labels and scores at any scale.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Job_ = Annotated[str, typer.Argument(metavar="JOB.yaml", help="a job's settings; any fsspec URL")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="settings to change")]
+Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
+console = Console()
+
+
+@app.command()
+def run(
+    job: Job_,
+    overrides: Overrides = None,
+    stages: Annotated[str, typer.Option(help="only these, comma-separated: pack, embed, score, ...")] = "",
+    limit: Annotated[int, typer.Option(help="for a trial: only the first N identities of the training faces")] = 0,
+    new_settings: Annotated[
+        bool,
+        typer.Option("--new-settings", help="allow a run folder made by other settings; reuses what is still valid"),
+    ] = False,
+) -> None:
+    """Runs a job, or what is missing of it, and prints where the report lies."""
+    from fiqa_ray.config import load_settings
+    from fiqa_ray.run import STAGES, run_job
+
+    settings = load_settings(job, [*(overrides or []), *([f"source.limit={limit}"] if limit else [])])
+    wanted = [s.strip() for s in stages.split(",") if s.strip()] or list(STAGES)
+    done = run_job(settings, wanted, new_settings=new_settings)
+    if "report" in wanted:
+        console.print(f"report: {done.report().at('report.html')}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def plan(job: Job_, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Shows what a run would do: shards, bytes, time and memory per step."""
+    from fiqa_ray.config import load_settings
+    from fiqa_ray.lineage import Job
+    from fiqa_ray.status import plan_job
+
+    rows = plan_job(Job(load_settings(job, overrides or [])))
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table("stage", "what", "state", "rows", "shards", "output", "work, 1 CPU", "memory/worker")
+    for r in rows:
+        table.add_row(
+            r["stage"],
+            r["what"],
+            r["state"],
+            f"{r['n_rows']:,}",
+            f"{r['n_shards']:,}",
+            _bytes(r["n_bytes"]),
+            _seconds(r["work_s"]),
+            _bytes(r["memory_bytes"]),
+        )
+    console.print(table)
+    console.print(f"together {_seconds(sum(r['work_s'] for r in rows))} of work; it divides among the workers")
+
+
+@app.command()
+def status(
+    run_uri: Annotated[str, typer.Argument(metavar="RUN_URI", help="run_uri of a job")], as_json: Json = False
+) -> None:
+    """Shows how far a run is, from storage alone. Exit code 3 while something that was started is unfinished."""
+    from fiqa_ray.status import run_is_held, run_status
+
+    records = run_status(run_uri)
+    if as_json:
+        print(json.dumps(records, indent=1))
+    else:
+        table = Table("stage", "dataset", "parts", "rows", "failed", "size", "work")
+        for r in records:
+            failed = ", ".join(f"{k} {v}" for k, v in r["failed"].items()) or "0"
+            table.add_row(
+                r["stage"],
+                r["dataset"].rsplit("/v=", 1)[0],
+                f"{r['n_parts_done']}/{r['n_parts']}" + (" ok" if r["finished"] else ""),
+                f"{r['n_rows_done']:,}/{r['n_rows']:,} {r['unit']}",
+                failed,
+                _bytes(r["n_bytes"]),
+                _seconds(r["work_s"]),
+            )
+        console.print(table)
+        console.print("a run is at work" if run_is_held(run_uri) else "no run is at work")
+    if not all(r["finished"] for r in records):
+        raise typer.Exit(3)
+
+
+@app.command()
+def score(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="files, folders or globs of 112x112 crops")],
+    model: Annotated[str, typer.Option(help="a trained regressor's folder, a FIQA method, or module:function")],
+    output: Annotated[str, typer.Option("-o", "--output", help=".parquet, .csv or .json")] = "scores.parquet",
+    recognizer: Annotated[str | None, typer.Option(help="for a method: the FR model it needs")] = None,
+    weights: Annotated[str | None, typer.Option(help="for a method: the FR model's checkpoint")] = None,
+    batch_size: Annotated[int, typer.Option(help="images per forward pass")] = 64,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+) -> None:
+    """Scores images, larger is better; needs neither YAML nor cluster."""
+    from fiqa_ray.models.quality import load_scorer
+    from fiqa_ray.models.recognition import load_recognizer
+    from fiqa_ray.progress import StepProgress
+    from fiqa_ray.score import expand, score_images, write_scores
+
+    uris = expand(images)
+    fr = load_recognizer(recognizer, weights=weights, device=device) if recognizer else None
+    scorer = load_scorer(model, recognizer=fr, device=device)
+    with StepProgress("score", len(uris), "images") as progress:
+        table = score_images(uris, scorer, batch_size=batch_size, advance=progress.advance)
+    write_scores(table, output)
+    n_bad = table["score"].null_count
+    console.print(f"{len(table) - n_bad} scored, {n_bad} not; written to {output}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def report(
+    job: Job_,
+    overrides: Overrides = None,
+    output: Annotated[str | None, typer.Option("-o", "--output", help="also copy the page to this file")] = None,
+) -> None:
+    """Writes the report of a finished job and prints its place."""
+    from fiqa_ray.config import load_settings
+    from fiqa_ray.run import run_job
+    from fiqa_ray.storage import read_bytes, write_atomic
+
+    settings = load_settings(job, [*(overrides or []), "compute.engine=local"])
+    place = run_job(settings, ["report"]).report().at("report.html")
+    if output:
+        write_atomic(output, read_bytes(place))
+    console.print(f"report: {output or place}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def submit(
+    job: Job_,
+    overrides: Overrides = None,
+    address: Annotated[str, typer.Option(help="the cluster's dashboard, such as http://HEAD:8265")] = "",
+    working_dir: Annotated[str, typer.Option(help="folder to upload; jobs and your own models lie in it")] = ".",
+    wait: Annotated[bool, typer.Option(help="follow the job and end with its state")] = False,
+) -> None:
+    """Submits `fiqa-ray run` as a Ray job and prints its id."""
+    from fiqa_ray.config import load_settings
+    from fiqa_ray.submit import submit_job
+
+    address = address or os.environ.get("RAY_API_SERVER_ADDRESS", "")
+    if not address:
+        raise UsageError("no cluster: give --address http://HEAD:8265 or set RAY_API_SERVER_ADDRESS")
+    load_settings(job, overrides or [])  # mistakes show here, not on the cluster
+    command = shlex.join(["python", "-m", "fiqa_ray.cli", "run", job, *(overrides or [])])
+    submit_job(address, command, working_dir, wait=wait, say=lambda text: console.print(text, soft_wrap=True, end=""))
+
+
+@app.command()
+def models() -> None:
+    """Lists the FR models and FIQA methods that are known by name."""
+    from fiqa_ray.models.quality import METHODS
+    from fiqa_ray.models.recognition import RECOGNIZERS
+
+    table = Table("FR model", "released file", "licence", title="recognizer.name")
+    for name, fr in RECOGNIZERS.items():
+        table.add_row(name, fr.file or "", fr.licence)
+    console.print(table)
+    table = Table("FIQA method", "needs", "range", "licence", title="methods[].name")
+    for name, method in METHODS.items():
+        needs = (
+            "stored embeddings"
+            if method.from_embedding
+            else "gradient of the FR model"
+            if method.needs_gradient
+            else "faces"
+        )
+        table.add_row(name, needs, str(method.native_range), method.licence)
+    console.print(table)
+
+
+@app.callback()
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="print the version and stop", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def _bytes(n: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:,.0f} {unit}" if unit == "B" or n >= 10 else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:,.1f} TB"
+
+
+def _seconds(s: float) -> str:
+    if s < 120:
+        return f"{s:.1f} s"
+    return f"{s / 60:.1f} min" if s < 7200 else f"{s / 3600:,.1f} h"
+
+
+def main(argv: list[str] | None = None) -> Any:
+    """Entry point: runs the command and turns errors into one message and an exit code."""
+    sys.path.insert(0, str(Path.cwd()))  # module:function names of the user's own models
+    try:
+        code = app(argv, standalone_mode=False)
+    except FiqaRayError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        sys.exit(exc.exit_code)
+    except click.exceptions.ClickException as exc:
+        exc.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        print("stopped; run the same command again to continue", file=sys.stderr)
+        sys.exit(3)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

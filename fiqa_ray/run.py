@@ -1,0 +1,343 @@
+"""Runs a job: the ordered stages, one step at a time, with the in-process or the Ray mapper; continues what exists."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from fiqa_ray import __version__
+from fiqa_ray.config import ComputeSettings, Settings
+from fiqa_ray.errors import FiqaRayError, IncompleteError, UsageError
+from fiqa_ray.lineage import Job
+from fiqa_ray.progress import StepProgress
+from fiqa_ray.stages import Step
+from fiqa_ray.storage import Manifest, Part, RunLock, fingerprint, join, put_if_absent, read_json, sizes_below
+
+Outcome = Part | Exception
+Mapper = Callable[[Step, Sequence[Any]], Iterator[tuple[Any, Outcome]]]
+"""Runs shards of a step: yields (shard, its part or the exception it raised), in any order."""
+
+STEPS_OF = {  # stage -> where its steps are planned: (module of fiqa_ray.stages, function)
+    "pack": [("pack", "pack_steps")],
+    "embed": [("infer", "embed_steps")],
+    "score": [("infer", "score_steps")],
+    "pair": [("pair", "pair_steps")],
+    "rank": [("rank", "rank_steps")],
+    "optimize": [("optimize", "optimize_steps")],
+    "train": [("train", "train_steps")],
+    "evaluate": [("infer", "regressor_score_steps"), ("evaluate", "evaluate_steps")],
+    "report": [("report", "report_steps")],
+}
+STAGES = tuple(STEPS_OF)
+MAX_FAILED_SHARDS = 3
+"""A step gives up after so many failed shards; what the others made stays."""
+
+
+def run_job(settings: Settings, stages: Iterable[str] = STAGES, *, new_settings: bool = False) -> Job:
+    """Runs the stages of a job in order; finished parts are kept. Raises `FiqaRayError` with what went wrong."""
+    wanted = [s for s in STAGES if s in set(_known(stages))]
+    job = Job(settings)
+    if settings.compute.engine == "ray" and settings.run_uri.startswith("memory://"):
+        raise UsageError(
+            f"run_uri={settings.run_uri}: memory:// lives in one process, Ray has many; use compute.engine=local"
+        )
+    with RunLock(settings.run_uri), ray_session(settings.compute):
+        _record_settings(settings, new_settings)
+        mapper = ray_mapper(settings.compute) if settings.compute.engine == "ray" else local_map
+        for stage in wanted:
+            for step in stage_steps(stage, job):
+                run_step(step, mapper, settings.max_bad_fraction)
+    return job
+
+
+def stage_steps(stage: str, job: Job) -> Iterator[Step]:
+    """The steps of a stage, each planned when the one before it has finished."""
+    # stages import torch and more; a job pays only for those it runs
+    from importlib import import_module
+
+    for module, function in STEPS_OF[stage]:
+        yield from getattr(import_module(f"fiqa_ray.stages.{module}"), function)(job)
+
+
+def run_step(step: Step, mapper: Mapper, max_bad_fraction: float = 1.0) -> Manifest:
+    """Makes a step's dataset, or what is missing of it, commits it and reconciles its counts with its input's."""
+    dataset = step.dataset
+    finished = dataset.finished_parts(verify=True)
+    missing = [s for i, s in enumerate(step.shards) if i not in finished]
+    manifest = dataset.manifest() if not missing else None
+    if manifest is None:
+        plan = {"stage": step.stage, "n_parts": len(step.shards), "n_rows": step.n_rows, "unit": step.unit}
+        dataset.write_plan({**plan, "created_s": time.time(), **step.plan})
+        done = sum(p.n_rows for p in finished.values())
+        failures: list[Exception] = []
+        with StepProgress(f"{step.stage}: {short_name(step)}", step.n_rows, step.unit, done) as progress:
+            for shard, outcome in mapper(step, missing):
+                if isinstance(outcome, Exception):
+                    failures.append(outcome)
+                    if isinstance(outcome, FiqaRayError) or len(failures) >= MAX_FAILED_SHARDS:
+                        break
+                else:
+                    progress.advance(outcome.n_rows)
+                del shard
+        if failures:
+            raise _failure(step, failures)
+        manifest = dataset.commit(len(step.shards))
+    _reconcile(step, manifest, max_bad_fraction)
+    return manifest
+
+
+def short_name(step: Step) -> str:
+    """A dataset's name and keys, without root and fingerprint."""
+    uri = step.dataset.uri.rsplit("/v=", 1)[0]
+    keys = [p.split("=", 1)[1] for p in uri.split("/") if "=" in p]
+    return " ".join([step.dataset.name.replace("_", " "), *keys])
+
+
+def _failure(step: Step, failures: list[Exception]) -> FiqaRayError:
+    first = failures[0]
+    if isinstance(first, FiqaRayError):
+        return first
+    error = IncompleteError(
+        f"{step.stage}: {len(failures)} shard(s) of {step.dataset.uri} failed, the first with "
+        f"{type(first).__name__}: {first}; run the same command again to continue"
+    )
+    error.__cause__ = first
+    return error
+
+
+def _reconcile(step: Step, manifest: Manifest, max_bad_fraction: float) -> None:
+    if manifest.n_rows != step.n_rows:
+        raise FiqaRayError(
+            f"{step.stage}: {manifest.n_rows} rows in {step.dataset.uri} where its input has {step.n_rows}; "
+            "the input changed under the run: choose another run_uri"
+        )
+    reasons = {k: v for k, v in manifest.stats.get("status", {}).items() if k != "ok"}
+    n_bad = sum(reasons.values())
+    if manifest.n_rows and n_bad / manifest.n_rows > max_bad_fraction:
+        counts = ", ".join(f"{k} {v}" for k, v in reasons.items())
+        raise FiqaRayError(
+            f"{step.stage}: {n_bad} of {manifest.n_rows} images are bad ({counts}), more than "
+            f"max_bad_fraction={max_bad_fraction:g}; their rows with status and error are in {step.dataset.uri}: "
+            "mend the source and choose another run_uri, or raise max_bad_fraction and run again"
+        )
+
+
+def _known(stages: Iterable[str]) -> list[str]:
+    chosen = list(stages)
+    unknown = [s for s in chosen if s not in STAGES]
+    if unknown:
+        raise UsageError(f"unknown stage(s) {', '.join(unknown)}; choose from {', '.join(STAGES)}")
+    return chosen
+
+
+# --- the run's own record ---
+
+
+def _record_settings(settings: Settings, new_settings: bool) -> None:
+    identity = settings.identity()
+    mark = fingerprint(identity)
+    folder = join(settings.run_uri, "_settings")
+    known = [n for n in sizes_below(folder) if n.endswith(".json")]
+    if known and f"{mark}.json" not in known and not new_settings:
+        before = max((read_json(join(folder, n)) or {} for n in known), key=lambda r: r.get("created_s", 0.0))
+        changes = "; ".join(_differences(before.get("settings", {}), identity))
+        raise UsageError(
+            f"{settings.run_uri} was made with other settings ({changes}); choose another run_uri, or add "
+            "--new-settings: what the change leaves valid is used again, the rest is made anew beside it"
+        )
+    record = {
+        "settings": identity,
+        "created_s": time.time(),
+        "code_version": __version__,
+        "python": platform.python_version(),
+    }
+    put_if_absent(join(folder, f"{mark}.json"), (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _differences(before: Any, now: Any, place: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted({*before, *now})
+        return [d for k in keys for d in _differences(before.get(k), now.get(k), f"{place}.{k}" if place else k)]
+    return [] if before == now else [f"{place}: {json.dumps(before)} there, {json.dumps(now)} here"]
+
+
+# --- mappers ---
+
+
+def local_map(step: Step, shards: Sequence[Any]) -> Iterator[tuple[Any, Outcome]]:
+    """Runs shards one by one in this process."""
+    if not shards:
+        return
+    with one_thread() if step.engine != "driver" else nullcontext():
+        try:
+            worker = step.make_worker()
+        except Exception as exc:
+            yield shards[0], exc
+            return
+        for shard in shards:
+            try:
+                outcome: Outcome = worker(shard)
+            except Exception as exc:
+                outcome = exc
+            yield shard, outcome
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One torch thread, as in Ray's workers: the bits of a product may depend on the number of threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def ray_mapper(compute: ComputeSettings) -> Mapper:
+    """The mapper of a Ray cluster: actor pools of Ray Data for models and decoding, plain tasks for numerics."""
+
+    def run(step: Step, shards: Sequence[Any]) -> Iterator[tuple[Any, Outcome]]:
+        if not shards:
+            return iter(())
+        if step.engine == "driver":
+            return local_map(step, shards)
+        return _ray_data(step, shards, compute) if step.engine == "data" else _ray_tasks(step, shards, compute)
+
+    return run
+
+
+def _ray_tasks(step: Step, shards: Sequence[Any], compute: ComputeSettings) -> Iterator[tuple[Any, Outcome]]:
+    import ray
+
+    def run_shard(make_worker: Any, shard: Any) -> Part:
+        with one_thread():
+            return make_worker()(shard)
+
+    # a lost machine is Ray's to retry; what the code raises is not
+    task = ray.remote(num_cpus=1, max_retries=5)(run_shard)
+    make_worker = ray.put(step.make_worker)
+    width = 2 * (compute.n_workers or max(1, int(ray.cluster_resources().get("CPU", 1))))
+    if compute.n_workers:
+        width = compute.n_workers
+    waiting = iter(shards)
+    running: dict[Any, Any] = {}
+    while True:
+        for shard in waiting:
+            running[task.remote(make_worker, shard)] = shard
+            if len(running) >= width:
+                break
+        if not running:
+            return
+        (ready,), _ = ray.wait(list(running), num_returns=1)
+        shard = running.pop(ready)
+        try:
+            outcome: Outcome = ray.get(ready)
+        except ray.exceptions.RayTaskError as exc:
+            outcome = exc.cause if isinstance(exc.cause, Exception) else exc
+        except ray.exceptions.RayError as exc:
+            outcome = exc
+        yield shard, outcome
+
+
+class _ShardActor:
+    """One worker of a Ray Data actor pool: makes its worker (loads the model) once, then runs shards."""
+
+    def __init__(self, make_worker: Callable[[], Callable[[Any], Part]], shards: Any) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self._shards = shards
+        self._worker: Callable[[Any], Part] | None = None
+        self._error: Exception | None = None
+        try:
+            self._worker = make_worker()
+        except Exception as exc:  # carried out as a result: Ray Data would start the actor again and again
+            self._error = exc
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        from ray import cloudpickle
+
+        outcomes = []
+        for i in batch["shard"]:
+            try:
+                if self._worker is None:
+                    raise self._error or RuntimeError("no worker")
+                outcome: Outcome = self._worker(self._shards[int(i)])
+            except Exception as exc:
+                outcome = exc
+            outcomes.append(cloudpickle.dumps(outcome))
+        return {"shard": list(batch["shard"]), "outcome": outcomes}
+
+
+def _ray_data(step: Step, shards: Sequence[Any], compute: ComputeSettings) -> Iterator[tuple[Any, Outcome]]:
+    import ray
+    from ray import cloudpickle
+
+    resources = ray.cluster_resources()
+    n_gpus = int(resources.get("GPU", 0)) if step.uses_model and compute.device != "cpu" else 0
+    n_cpus = max(1, int(resources.get("CPU", 1)))
+    size = min(compute.n_workers or n_gpus or n_cpus, n_gpus or n_cpus, len(shards))
+    data = ray.data.from_items([{"shard": i} for i in range(len(shards))], override_num_blocks=len(shards))
+    data = data.map_batches(
+        _ShardActor,
+        batch_size=1,
+        batch_format="numpy",
+        compute=ray.data.ActorPoolStrategy(size=size),
+        fn_constructor_args=(step.make_worker, list(shards)),
+        num_gpus=1 if n_gpus else 0,
+        num_cpus=1,
+        # a worker that dies for good must end the step: Ray Data's own default is to try for ever
+        max_restarts=3,
+        max_task_retries=3,
+    )
+    try:
+        for row in data.iter_rows():
+            yield shards[int(row["shard"])], cloudpickle.loads(row["outcome"])
+    except ray.exceptions.RayError as exc:
+        yield None, exc
+
+
+@contextmanager
+def ray_session(compute: ComputeSettings) -> Iterator[None]:
+    """Joins or starts Ray for the time of a run; nothing where the engine is local or Ray is up already."""
+    if compute.engine != "ray":
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    import logging
+    import warnings
+
+    warnings.filterwarnings("ignore", module=r"ray(\.|$)")
+    import ray
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    if ray.is_initialized():
+        yield
+        return
+    address = compute.address or os.environ.get("RAY_ADDRESS", "local")
+    options: dict[str, Any] = {}
+    if address == "local":
+        options = {"include_dashboard": False}
+        if compute.object_store_bytes:
+            options["object_store_memory"] = compute.object_store_bytes
+        if compute.n_workers:
+            options["num_cpus"] = max(compute.n_workers, 2)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
+    except (ConnectionError, OSError, ValueError, RuntimeError) as exc:
+        raise FiqaRayError(f"cannot start or join Ray at address {address!r}: {exc}") from exc
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,187 @@
+"""Every Parquet schema, with units, ranges and null rules: the one place where columns are named.
+
+Rows are sorted by the first column. ``image_row`` (0..n_images-1, in (identity, image_id) order) and ``identity_row``
+are dense. A bad image keeps its row with ``status`` other than "ok" and ``error``; its values are null.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+"""Part of every fingerprint: raise it when a column or its meaning changes."""
+
+ROW = ("image_row", pa.int64())
+STATUS = [("status", pa.string()), ("error", pa.string())]
+
+SOURCE_FACES = pa.schema(  # what a source lists, before any image is read
+    [
+        ("uri", pa.string()),
+        ("image_id", pa.string()),  # path within the data set, unique
+        ("identity", pa.string()),
+        ("landmarks", pa.list_(pa.float64(), 10)),  # x, y of five points in pixels, or null
+    ]
+)
+
+FACES = pa.schema(
+    [
+        ROW,
+        ("identity_row", pa.int32()),
+        ("image_id", pa.string()),
+        ("identity", pa.string()),
+        ("face", pa.binary()),  # encoded 112x112 RGB: PNG of an aligned crop, or the untouched file of a 112x112 source
+        *STATUS,
+    ]
+)
+
+
+def embeddings(dim: int) -> pa.Schema:
+    """``embedding``: dim little-endian float32 values, raw (norm kept); numpy.frombuffer reads a column in one step."""
+    return pa.schema([ROW, ("identity_row", pa.int32()), ("embedding", pa.binary(4 * dim)), *STATUS])
+
+
+def embedding_values(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """(n_ok, dim) float32 embeddings of a table and the (n_ok,) positions of their rows; nulls are left out."""
+    column = table["embedding"].combine_chunks()
+    good = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
+    kept = column.drop_null()
+    dim = column.type.byte_width // 4
+    if len(kept) == 0:
+        return np.empty((0, dim), np.float32), good
+    values = np.frombuffer(kept.buffers()[1], dtype="<f4")[kept.offset * dim :][: len(kept) * dim]
+    return values.reshape(len(kept), dim).astype(np.float32, copy=False), good
+
+
+QUALITY_SCORES = pa.schema(  # prior scores, and scores of regressors
+    [ROW, ("score", pa.float64()), *STATUS]  # larger is better, the method's own range
+)
+
+PAIRS = pa.schema(  # one file per part and repeat; ordered by image_row
+    [
+        ROW,
+        ("mate_row", pa.int64()),
+        ("similarity", pa.float32()),  # cosine, a multiple of 2^-23 in [-1, 1]
+    ]
+)
+
+KEY_COUNTS = pa.schema(  # histogram of one shard or key range; similarity = key / 2^23
+    [("similarity_key", pa.int32()), ("n_pairs", pa.int64())]
+)
+
+SORTED_KEYS = pa.schema([("similarity_key", pa.int32())])  # a shard's sorted run
+
+SIMILARITY_RANKS = pa.schema(  # one part per repeat: twice the mean place (from 0) of all pairs with this similarity
+    [("similarity_key", pa.int32()), ("rank2", pa.int64())]
+)
+
+QUALITY_INDEX = pa.schema(  # place of the prior score, 0 is the worst; -1 and null where the image has no score
+    [ROW, ("quality_index", pa.int64()), ("prior_score", pa.float64())]
+)
+
+OPTIMIZED_INDEX = pa.schema(  # rows of images with a score
+    [
+        ROW,
+        ("optimized_index", pa.float64()),
+        ("mean_similarity_rank", pa.float64()),  # mean over the repeats in which the image owned a pair, else null
+        ("n_owned_pairs", pa.int64()),  # over all repeats
+    ]
+)
+
+OPTIMIZED_LABELS = pa.schema(  # every image; null where it has no prior score
+    [
+        ROW,
+        ("prior_score", pa.float64()),
+        ("quality_index", pa.int64()),
+        ("n_owned_pairs", pa.int64()),
+        ("mean_similarity_rank", pa.float64()),
+        ("optimized_index", pa.float64()),
+        ("optimized_score", pa.float64()),  # the prior scores, dealt out anew
+        ("label", pa.float32()),  # optimized_score scaled to [0, 1]
+    ]
+)
+
+TRAINING = pa.schema(  # a regressor's history, one row per validation
+    [
+        ("step", pa.int64()),
+        ("epoch", pa.int32()),
+        ("train_loss", pa.float64()),  # mean L1 since the last row
+        ("validation_loss", pa.float64()),  # mean L1 over the validation images
+    ]
+)
+
+COMPARISONS = pa.schema(
+    [
+        ("image_row_a", pa.int64()),
+        ("image_row_b", pa.int64()),
+        ("mated", pa.bool_()),
+        ("fold", pa.int32()),  # -1 where the protocol has none
+        ("similarity", pa.float64()),  # cosine
+    ]
+)
+
+EDC = pa.schema(
+    [
+        ("benchmark", pa.string()),
+        ("fr", pa.string()),
+        ("scorer", pa.string()),
+        ("convention", pa.string()),
+        ("fmr_target", pa.float64()),
+        ("discard_fraction", pa.float64()),
+        ("fnmr", pa.float64()),  # null where undefined
+        ("threshold", pa.float64()),
+    ]
+)
+
+AUC = pa.schema(
+    [
+        ("benchmark", pa.string()),
+        ("fr", pa.string()),
+        ("scorer", pa.string()),
+        ("convention", pa.string()),
+        ("fmr_target", pa.float64()),
+        ("fmr_achieved", pa.float64()),
+        ("discard_limit", pa.float64()),
+        ("auc", pa.float64()),
+        ("auc_low", pa.float64()),  # bootstrap interval, 95 %; null without bootstrap
+        ("auc_high", pa.float64()),
+        ("n_mated", pa.int64()),
+        ("n_nonmated", pa.int64()),
+    ]
+)
+
+DIFFERENCES = pa.schema(  # AUC of a minus AUC of b on the same bootstrap draws: below 0, a is better
+    [
+        ("benchmark", pa.string()),
+        ("convention", pa.string()),
+        ("scorer_a", pa.string()),
+        ("scorer_b", pa.string()),
+        ("difference", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+    ]
+)
+
+VERIFICATION = pa.schema(
+    [
+        ("benchmark", pa.string()),
+        ("fr", pa.string()),
+        ("accuracy_mean", pa.float64()),
+        ("accuracy_std", pa.float64()),
+        ("tar_at_fmr", pa.float64()),
+        ("fmr", pa.float64()),
+        ("eer", pa.float64()),
+        ("n_mated", pa.int64()),
+        ("n_nonmated", pa.int64()),
+    ]
+)
+
+CORRELATIONS = pa.schema(  # Spearman's rho of a score with the recorded true quality
+    [
+        ("benchmark", pa.string()),
+        ("scorer", pa.string()),
+        ("kind", pa.string()),  # "all" or a kind of degradation
+        ("spearman", pa.float64()),
+        ("n", pa.int64()),
+    ]
+)

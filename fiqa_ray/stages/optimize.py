@@ -1,0 +1,225 @@
+"""optimize: equation 3 for all FIQA methods and thetas in one pass over the pairs, then the scores dealt out anew.
+
+Three steps: the place of every prior score (one task per method), the optimized index of every image (one task per part of
+pairs; a pair's owner is always in its own shard), the final sort and labels (one task per method and theta).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+
+from fiqa_ray import schemas
+from fiqa_ray.core.labels import IndexUpdate, quality_index, rank_scale, reassign_scores, sum_owned_ranks
+from fiqa_ray.core.ranking import look_up, similarity_key
+from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.lineage import Job
+from fiqa_ray.stages import Step, Worker
+from fiqa_ray.storage import Dataset, Part
+
+
+def optimize_steps(job: Job) -> Iterator[Step]:
+    """quality_index per method, optimized_index over the pairs, optimized_labels per method and theta."""
+    settings = job.settings
+    n_images = job.faces("train").require().n_rows
+    indices = {m.label: job.quality_index(m) for m in settings.methods}
+    for method in settings.methods:
+        priors = job.prior_scores("train", method)
+        priors.require()
+        dataset = indices[method.label]
+        yield Step("optimize", dataset, [priors], partial(_make_index_worker, dataset), n_images, unit="images")
+
+    pairs, ranks, dataset = job.pairs(), job.similarity_ranks(), job.optimized_index()
+    ranks.require()
+    manifest = pairs.require()
+    first_rows = manifest.first_rows
+    shards = [UpdateShard(p, first, first + p.n_rows) for p, first in zip(manifest.parts, first_rows[:-1], strict=True)]
+    thetas = settings.optimize.theta
+    worker = partial(_make_update_worker, dataset, pairs, ranks, indices, thetas, settings.optimize.index_scale)
+    yield Step("optimize", dataset, shards, worker, manifest.n_rows, unit="images")
+
+    for method in settings.methods:
+        for theta in thetas:
+            labels = job.optimized_labels(method, theta)
+            label_worker = partial(_make_label_worker, labels, dataset, theta, settings.optimize.index_scale, ranks)
+            shard = LabelShard(method.label, indices[method.label])
+            yield Step("optimize", labels, [shard], label_worker, n_images, unit="images")
+
+
+@dataclass(frozen=True)
+class UpdateShard:
+    """A part of pairs and its images' rows."""
+
+    pairs: Part
+    first: int
+    last: int
+
+    @property
+    def index(self) -> int:
+        """Part number."""
+        return self.pairs.index
+
+
+@dataclass(frozen=True)
+class LabelShard:
+    """One method's final sort."""
+
+    method: str
+    quality_index: Dataset
+
+
+def index_suffix(method: str, theta: float) -> str:
+    """Suffix of the file with one method's and theta's optimized indices."""
+    return f".{method}.theta-{theta!r}.parquet"
+
+
+def _make_index_worker(dataset: Dataset) -> Worker:
+    return partial(index_shard, dataset)
+
+
+def index_shard(dataset: Dataset, priors: Dataset) -> Part:
+    """Place of every prior score of one method. Memory: about 40 bytes per image."""
+    started = time.monotonic()
+    table = priors.read_all(["image_row", "score"])
+    valid = table["score"].is_valid().to_numpy()
+    score = table["score"].to_numpy()
+    index = np.full(len(score), -1, np.int64)
+    index[valid] = quality_index(score[valid])
+    if not valid.any():
+        raise FiqaRayError(f"{priors.uri} holds no score at all; see its column 'error'")
+    out = pa.table(
+        {"image_row": table["image_row"], "quality_index": index, "prior_score": pa.array(score, mask=~valid)},
+        schema=schemas.QUALITY_INDEX,
+    )
+    return dataset.write_part(
+        0,
+        {".parquet": out},
+        n_rows=len(out),
+        stats={"n_scored": int(valid.sum())},
+        duration_s=time.monotonic() - started,
+    )
+
+
+def _make_update_worker(
+    dataset: Dataset,
+    pairs: Dataset,
+    ranks: Dataset,
+    indices: dict[str, Dataset],
+    thetas: tuple[float, ...],
+    index_scale: str,
+) -> Worker:
+    return partial(update_shard, dataset, pairs, ranks, indices, thetas, index_scale)
+
+
+def update_shard(
+    dataset: Dataset,
+    pairs: Dataset,
+    ranks: Dataset,
+    indices: dict[str, Dataset],
+    thetas: tuple[float, ...],
+    index_scale: str,
+    shard: UpdateShard,
+) -> Part:
+    """Optimized indices of the shard's images: all methods, all thetas. Memory: one repeat's pairs and rank table."""
+    started = time.monotonic()
+    rank_parts = ranks.require().parts
+    updates = {}
+    for method, source in indices.items():
+        manifest = source.require()
+        index = source.read_rows(manifest.parts[0], shard.first, shard.last, ["quality_index"])[
+            "quality_index"
+        ].to_numpy()
+        scale = rank_scale(index_scale, manifest.stats["n_scored"], rank_parts[0].n_rows)
+        updates[method] = IndexUpdate(index, thetas, rank_scale=scale)
+    for r, rank_part in enumerate(rank_parts):
+        table = pairs.read(shard.pairs, suffix=f".repeat-{r:02d}.parquet")
+        lookup = ranks.read(rank_part)
+        rank2 = look_up(
+            similarity_key(table["similarity"].to_numpy()),
+            lookup["similarity_key"].to_numpy(),
+            lookup["rank2"].to_numpy(),
+        )
+        image, mate = table["image_row"].to_numpy() - shard.first, table["mate_row"].to_numpy() - shard.first
+        for update in updates.values():
+            update.add(*sum_owned_ranks(update.index, image, mate, rank2))
+    files, without = {}, {}
+    for method, update in updates.items():
+        scored = update.index >= 0
+        rows = np.flatnonzero(scored)
+        mean = update.mean_similarity_rank[rows]
+        without[method] = int((update.n_owned_pairs[rows] == 0).sum())
+        for theta in thetas:
+            files[index_suffix(method, theta)] = pa.table(
+                {
+                    "image_row": rows + shard.first,
+                    "optimized_index": update.optimized_index(theta)[rows],
+                    "mean_similarity_rank": pa.array(mean, mask=np.isnan(mean)),
+                    "n_owned_pairs": update.n_owned_pairs[rows],
+                },
+                schema=schemas.OPTIMIZED_INDEX,
+            )
+    return dataset.write_part(
+        shard.index,
+        files,
+        n_rows=shard.last - shard.first,
+        stats={"n_without_pairs": without},
+        duration_s=time.monotonic() - started,
+    )
+
+
+def _make_label_worker(dataset: Dataset, updates: Dataset, theta: float, index_scale: str, ranks: Dataset) -> Worker:
+    return partial(label_shard, dataset, updates, theta, index_scale, ranks)
+
+
+def label_shard(
+    dataset: Dataset, updates: Dataset, theta: float, index_scale: str, ranks: Dataset, shard: LabelShard
+) -> Part:
+    """The final sort of one method and theta, over all images. Memory: about 120 bytes per image."""
+    started = time.monotonic()
+    source = shard.quality_index.read_all()
+    found = updates.read_all(suffix=index_suffix(shard.method, theta))
+    rows = found["image_row"].to_numpy()
+    index = source["quality_index"].to_numpy()
+    prior = source["prior_score"].to_numpy()
+    optimized = found["optimized_index"].to_numpy()
+    score, label = reassign_scores(prior[rows], index[rows], optimized)
+
+    def spread(values: np.ndarray | pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
+        """Values of the scored rows, null elsewhere."""
+        at = np.full(len(index), -1, np.int64)
+        at[rows] = np.arange(len(rows))
+        taken = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else pa.array(values)
+        return taken.take(pa.array(at, mask=at < 0)).cast(kind)
+
+    columns = {
+        "image_row": source["image_row"],
+        "prior_score": source["prior_score"],
+        "quality_index": pa.array(index, mask=index < 0),
+        "n_owned_pairs": spread(found["n_owned_pairs"], pa.int64()),
+        "mean_similarity_rank": spread(found["mean_similarity_rank"], pa.float64()),
+        "optimized_index": spread(optimized, pa.float64()),
+        "optimized_score": spread(score, pa.float64()),
+        "label": spread(label, pa.float32()),
+    }
+    moved = np.abs(quality_index(score) - index[rows]) if len(rows) else np.zeros(0)
+    n_pairs = ranks.require().parts[0].n_rows
+    raw = index_scale == "raw"
+    summary = {
+        "n_scored": len(rows),
+        "n_without_pairs": int((found["n_owned_pairs"].to_numpy() == 0).sum()),
+        "n_pairs_per_repeat": n_pairs,
+        "theta_effective": theta * (n_pairs / len(rows) if raw and len(rows) else 1.0),
+        "mean_move_fraction": float(moved.mean() / len(rows)) if len(rows) else 0.0,
+    }
+    return dataset.write_part(
+        0,
+        {".parquet": pa.table(columns, schema=schemas.OPTIMIZED_LABELS)},
+        n_rows=len(index),
+        stats=summary,
+        duration_s=time.monotonic() - started,
+    )

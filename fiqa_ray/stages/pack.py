@@ -1,0 +1,142 @@
+"""pack: reads what people have, aligns once to 112x112, writes identity-contiguous shards of faces (Ray Data).
+
+The source is listed once; the sorted list is kept beside the shards, so a resumed run neither lists nor plans again.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fiqa_ray import schemas
+from fiqa_ray.config import SourceSettings
+from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.images import prepare_face
+from fiqa_ray.lineage import Job
+from fiqa_ray.sources.faces import list_folder, list_table, list_vggface2, read_face_bytes
+from fiqa_ray.stages import Step
+from fiqa_ray.storage import Dataset, Part, exists, read_bytes, storage_errors, table_bytes, write_atomic
+
+_READ_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class PackShard:
+    """Rows of the source list that make one part; all images of its identities."""
+
+    index: int
+    first_row: int
+    first_identity: int
+    faces: pa.Table
+
+
+def list_faces(source: SourceSettings) -> pa.Table:
+    """The source's images as a table of `schemas.SOURCE_FACES`, sorted by (identity, image_id)."""
+    with storage_errors(source.uri):
+        if source.kind == "folder":
+            faces = list_folder(source.uri, landmarks_uri=source.landmarks_uri, identity_level=source.identity_level)
+        elif source.kind == "vggface2":
+            faces = list_vggface2(source.uri, splits=source.splits)
+        else:
+            faces = list_table(source.uri)
+    if source.limit is not None:
+        faces = faces.slice(0, int(np.searchsorted(identity_rows(faces["identity"]), source.limit)))
+    return faces
+
+
+def identity_rows(identity: pa.ChunkedArray) -> np.ndarray:
+    """Dense identity numbers (n_images,) int64 of a sorted identity column."""
+    codes = identity.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    changed = np.flatnonzero(np.diff(codes)) + 1
+    return np.searchsorted(changed, np.arange(len(codes)), side="right")
+
+
+def part_bounds(identity_row: np.ndarray, rows_per_part: int) -> list[int]:
+    """Row bounds of parts of about ``rows_per_part`` rows; an identity never crosses one."""
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(identity_row)) + 1, [len(identity_row)]])
+    bounds = [0]
+    for start, end in itertools.pairwise(starts):
+        if end - bounds[-1] > rows_per_part and start > bounds[-1]:
+            bounds.append(int(start))
+    return [*bounds, len(identity_row)] if len(identity_row) else [0]
+
+
+def pack_steps(job: Job) -> Iterator[Step]:
+    """One step per face set: the training faces and each benchmark."""
+    for face_set, source in job.face_sets.items():
+        dataset = job.faces(face_set)
+        source_list, plan = dataset.at("_source.parquet"), dataset.plan()
+        if plan is not None and exists(source_list):
+            faces = pq.read_table(io.BytesIO(read_bytes(source_list)))
+            bounds = plan["bounds"]
+        else:
+            faces = list_faces(source)
+            write_atomic(source_list, table_bytes(faces))
+            bounds = part_bounds(identity_rows(faces["identity"]), job.settings.compute.rows_per_part)
+        rows = identity_rows(faces["identity"])
+        shards = [
+            PackShard(i, first, int(rows[first]), faces.slice(first, end - first))
+            for i, (first, end) in enumerate(itertools.pairwise(bounds))
+        ]
+        yield Step(
+            stage="pack",
+            dataset=dataset,
+            shards=shards,
+            make_worker=partial(_make_worker, dataset),
+            n_rows=len(faces),
+            engine="data",
+            unit="images",
+            plan={"bounds": bounds, "n_identities": int(rows[-1]) + 1 if len(rows) else 0},
+        )
+
+
+def _make_worker(dataset: Dataset) -> partial[Part]:
+    return partial(run_shard, dataset)
+
+
+def run_shard(dataset: Dataset, shard: PackShard) -> Part:
+    """Reads, decodes and aligns the shard's images; every image keeps a row. Memory: the part's encoded faces."""
+    started = time.monotonic()
+    uris = shard.faces["uri"].to_pylist()
+    landmarks = shard.faces["landmarks"].to_pylist()
+    prepared = []
+    for at in range(0, len(uris), _READ_AT_ONCE):
+        with storage_errors(uris[at]):
+            contents = read_face_bytes(uris[at : at + _READ_AT_ONCE])
+        for content, points in zip(contents, landmarks[at : at + _READ_AT_ONCE], strict=True):
+            prepared.append(prepare_face(content, None if points is None else np.reshape(points, (5, 2))))
+    n = len(prepared)
+    table = pa.table(
+        {
+            "image_row": np.arange(shard.first_row, shard.first_row + n),
+            "identity_row": (shard.first_identity + identity_rows(shard.faces["identity"])).astype(np.int32),
+            "image_id": shard.faces["image_id"],
+            "identity": shard.faces["identity"],
+            "face": [p.face for p in prepared],
+            "status": [p.status for p in prepared],
+            "error": [p.error for p in prepared],
+        },
+        schema=schemas.FACES,
+    )
+    if n == 0:
+        raise FiqaRayError(f"{dataset.uri}: shard {shard.index} is empty")
+    stats = {"status": dict(Counter(p.status for p in prepared))}
+    return dataset.write_part(
+        shard.index,
+        {".parquet": table},
+        n_rows=n,
+        stats=stats,
+        duration_s=time.monotonic() - started,
+        row_group_rows=4096,
+        use_dictionary=["identity", "status"],
+        compression={"face": "NONE"} | {c: "zstd" for c in schemas.FACES.names if c != "face"},
+    )

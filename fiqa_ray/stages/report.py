@@ -1,0 +1,240 @@
+"""report: one self-contained HTML page of what ran, what came out and what it is worth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from fiqa_ray import __version__
+from fiqa_ray.core.draws import counter_draws
+from fiqa_ray.core.verification import threshold_at_fmr
+from fiqa_ray.lineage import Job, model_id
+from fiqa_ray.models.quality import METHODS
+from fiqa_ray.models.recognition import RECOGNIZERS
+from fiqa_ray.report import (
+    AucRow,
+    CorrelationRow,
+    DifferenceRow,
+    Face,
+    FaceStrip,
+    LabelSummary,
+    ModelRow,
+    ReportData,
+    StageRow,
+    VerificationRow,
+    edc_lines,
+    render_report,
+    rows_from,
+)
+from fiqa_ray.stages import Step, Worker
+from fiqa_ray.storage import Dataset, Part
+
+N_SCATTER = 20_000
+N_FACES = 6
+
+
+def report_steps(job: Job) -> Iterator[Step]:
+    """One step: the page."""
+    dataset = job.report()
+    yield Step("report", dataset, [job], partial(_make_worker, dataset), 1, engine="driver", unit="pages")
+
+
+def _make_worker(dataset: Dataset) -> Worker:
+    return partial(write_report, dataset)
+
+
+def write_report(dataset: Dataset, job: Job) -> Part:
+    """Renders the page. Memory: per-image scores of all label sets."""
+    started = time.monotonic()
+    page = render_report(collect(job)).encode()
+    return dataset.write_part(0, {"report.html": page}, n_rows=1, duration_s=time.monotonic() - started)
+
+
+def collect(job: Job) -> ReportData:
+    """Everything that the page shows, read from the job's datasets."""
+    s = job.settings
+    tables: dict[str, list[pa.Table]] = {}
+    for benchmark in s.benchmarks:
+        dataset = job.evaluation(benchmark)
+        (part,) = dataset.require().parts
+        for kind in ("edc", "auc", "differences", "verification", "correlations"):
+            tables.setdefault(kind, []).append(dataset.read(part, suffix=f".{kind}.parquet"))
+    joined = {k: pa.concat_tables(v) for k, v in tables.items()}
+
+    def rows(row_class: Any, kind: str) -> list[Any]:
+        records = joined[kind].to_pylist() if kind in joined else []
+        return rows_from(row_class, [{k: np.nan if v is None else v for k, v in r.items()} for r in records])
+
+    return ReportData(
+        title=f"Face image quality: {s.name}",
+        code_version=__version__,
+        settings=_settings(job),
+        stages=_stages(job),
+        models=_models(job),
+        labels=[_labels(job, m, t) for m in s.methods for t in s.optimize.theta],
+        edc=edc_lines(joined["edc"]) if "edc" in joined else [],
+        auc=rows(AucRow, "auc"),
+        differences=rows(DifferenceRow, "differences"),
+        verification=[_verification(job, b.name) for b in s.benchmarks],
+        correlations=rows(CorrelationRow, "correlations"),
+        faces=[strip for b in s.benchmarks for strip in _faces(job, b.name)],
+        notes=_notes(job),
+    )
+
+
+def _settings(job: Job) -> dict[str, Any]:
+    s = job.settings
+    return {
+        "training faces": s.source.uri,
+        "recogniser": job.fr,
+        "FIQA methods": ", ".join(m.label for m in s.methods),
+        "clusters C": s.pair.n_clusters,
+        "repeats R": s.pair.n_repeats,
+        "theta": ", ".join(f"{t:g}" for t in s.optimize.theta),
+        "index scale": s.optimize.index_scale,
+        "clusters fitted": "anew each repeat" if s.pair.recluster else "once per identity",
+        "ranking engine": s.rank.engine,
+        "regressor": {k: v for k, v in s.train.model_dump(mode="json").items() if v is not None},
+        "benchmarks": ", ".join(b.name for b in s.benchmarks),
+        "FMR": s.evaluate.fmr,
+        "bootstrap draws": s.evaluate.n_bootstrap,
+        "seed": s.seed,
+    }
+
+
+def _stages(job: Job) -> list[StageRow]:
+    s = job.settings
+    named: list[tuple[str, Dataset]] = []
+    for face_set in job.face_sets:
+        named += [(f"pack {face_set}", job.faces(face_set)), (f"embed {face_set}", job.embeddings(face_set))]
+        named += [
+            (f"score {face_set}: {m.label}", job.prior_scores(face_set, m))
+            for m in s.methods
+            if job.has_scores(face_set, m)
+        ]
+    named += [("pair", job.pairs()), ("rank", job.similarity_ranks()), ("optimize", job.optimized_index())]
+    named += [(f"train: {job.scorer_name(m, t)}", job.regressor(m, t)) for m, t in job.label_sets()]
+    named += [(f"evaluate {b.name}", job.evaluation(b)) for b in s.benchmarks]
+    rows = []
+    for name, dataset in named:
+        manifest = dataset.require()
+        reasons = {k: v for k, v in manifest.stats.get("status", {}).items() if k != "ok"}
+        seconds = sum(p.duration_s for p in manifest.parts)
+        rows.append(StageRow(name, manifest.n_rows, sum(reasons.values()), reasons, seconds))
+    return rows
+
+
+def _models(job: Job) -> list[ModelRow]:
+    def row(name: str, weights: str | None, identity: dict[str, Any], table: dict[str, Any]) -> ModelRow:
+        known = table.get(name)
+        licence = known.licence if known else "the user's own"
+        return ModelRow(name, (weights or name).rsplit("/", 1)[-1], identity.get("sha256", ""), licence)
+
+    r = job.settings.recognizer
+    rows = [row(r.name, r.weights, job.recognizer_id(), RECOGNIZERS)]
+    return rows + [row(m.name, m.weights or m.scores, model_id(m), METHODS) for m in job.settings.methods]
+
+
+def _labels(job: Job, method: Any, theta: float) -> LabelSummary:
+    dataset = job.optimized_labels(method, theta)
+    stats = dataset.require().stats
+    table = dataset.read_all(["prior_score", "optimized_score"]).drop_null()
+    prior, optimized = table["prior_score"].to_numpy(), table["optimized_score"].to_numpy()
+    counts, edges = np.histogram(prior, bins=80)
+    chosen = np.arange(len(prior))
+    if len(prior) > N_SCATTER:
+        chosen = np.sort(np.argsort(counter_draws(job.settings.seed, chosen))[:N_SCATTER])
+    return LabelSummary(
+        method=method.label,
+        theta=theta,
+        theta_effective=stats["theta_effective"],
+        prior_score=prior[chosen],
+        optimized_score=optimized[chosen],
+        histogram_counts=counts,
+        histogram_edges=edges,
+        n_images=len(prior),
+        n_without_pairs=stats["n_without_pairs"],
+        mean_index_move=stats["mean_move_fraction"],
+    )
+
+
+def _verification(job: Job, name: str) -> VerificationRow:
+    dataset = job.evaluation(job.benchmark(name))
+    (part,) = dataset.require().parts
+    (record,) = dataset.read(part, suffix=".verification.parquet").to_pylist()
+    pairs = dataset.read(part, suffix=".comparisons.parquet")
+    similarity, mated = pairs["similarity"].to_numpy(), pairs["mated"].to_numpy()
+    edges = np.linspace(similarity.min(), similarity.max() + 1e-9, 61)
+    return VerificationRow(
+        benchmark=name,
+        fr=job.fr,
+        accuracy_mean=np.nan if record["accuracy_mean"] is None else record["accuracy_mean"],
+        accuracy_std=np.nan if record["accuracy_std"] is None else record["accuracy_std"],
+        tar_at_fmr=record["tar_at_fmr"],
+        fmr=record["fmr"],
+        eer=record["eer"],
+        threshold=threshold_at_fmr(similarity, mated, record["fmr"]),
+        edges=edges,
+        mated_counts=np.histogram(similarity[mated], edges)[0],
+        nonmated_counts=np.histogram(similarity[~mated], edges)[0],
+    )
+
+
+def _faces(job: Job, name: str) -> list[FaceStrip]:
+    """Best and worst faces of a benchmark by every scorer."""
+    dataset, faces = job.evaluation(job.benchmark(name)), job.faces(name)
+    (part,) = dataset.require().parts
+    scores = dataset.read(part, suffix=".scores.parquet")
+    manifest = faces.require()
+    strips = []
+    wanted: dict[str, tuple[list[int], list[int]]] = {}
+    for scorer in scores.column_names[1:]:
+        if scorer == "random":
+            continue
+        score = scores[scorer].to_numpy()
+        finite = np.flatnonzero(np.isfinite(score))
+        order = finite[np.argsort(score[finite], kind="stable")]
+        wanted[scorer] = (order[::-1][:N_FACES].tolist(), order[:N_FACES].tolist())
+    rows = sorted({r for best, worst in wanted.values() for r in (*best, *worst)})
+    found: dict[int, tuple[bytes, str]] = {}
+    for p, first in zip(manifest.parts, manifest.first_rows[:-1], strict=True):
+        mine = [r - first for r in rows if first <= r < first + p.n_rows]
+        if mine:
+            table = faces.read(p, ["face", "image_id"]).take(pa.array(mine))
+            for r, face, image_id in zip(mine, table["face"].to_pylist(), table["image_id"].to_pylist(), strict=True):
+                found[first + r] = (face, image_id)
+    for scorer, picks in wanted.items():
+        score = scores[scorer].to_numpy()
+        best, worst = ([Face(found[r][0], float(score[r]), found[r][1]) for r in pick] for pick in picks)
+        strips.append(FaceStrip(f"{scorer} ({name})", best, worst))
+    return strips
+
+
+def _notes(job: Job) -> list[str]:
+    s = job.settings
+    pairs = job.pairs().require().stats
+    notes = []
+    if pairs["n_identities_of_one_image"]:
+        notes.append(f"{pairs['n_identities_of_one_image']} identities have one usable image and so no mated pair.")
+    if pairs["n_identities_below_n_clusters"]:
+        notes.append(
+            f"{pairs['n_identities_below_n_clusters']} of {pairs['n_identities']} identities have fewer than "
+            f"C = {s.pair.n_clusters} images; each of them forms as many clusters as it has images."
+        )
+    for b in s.benchmarks:
+        stats = job.evaluation(b).require().stats
+        if stats["n_pairs_skipped"]:
+            notes.append(
+                f"{b.name}: {stats['n_pairs_skipped']} pairs were skipped for images without embedding or score."
+            )
+    if s.optimize.index_scale == "raw":
+        notes.append(
+            "Similarity ranks run over pairs and quality indices over images, unscaled, as published; the effective "
+            "step is theta times the ratio of the two."
+        )
+    return notes

@@ -1,0 +1,202 @@
+"""pair, rank and optimize as a job, against the in-memory function: shards, engines and failed images change nothing."""
+
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from fiqa_ray import schemas
+from fiqa_ray.config import make_settings
+from fiqa_ray.core.labels import optimize_labels
+from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.lineage import Job
+from fiqa_ray.run import local_map, run_step, stage_steps
+from fiqa_ray.storage import read_bytes
+
+SIZES = [1, 3, 30, 12, 25, 2, 41]
+
+
+def settings(run_uri, **changes):
+    values = {
+        "name": "t",
+        "run_uri": run_uri,
+        "seed": 11,
+        "source": {"kind": "folder", "uri": "nowhere"},
+        "recognizer": {"name": "none"},
+        "methods": [{"name": "one"}, {"name": "two"}],
+        "pair": {"n_clusters": 6, "n_repeats": 3},
+        "optimize": {"theta": [0.001, 0.2]},
+    }
+    return make_settings({**values, **changes})
+
+
+def data(seed=0):
+    rng = np.random.default_rng(seed)
+    identity = np.repeat(np.arange(len(SIZES)), SIZES)
+    embeddings = (rng.normal(size=(len(SIZES), 24))[identity] + rng.normal(size=(len(identity), 24))).astype(np.float32)
+    scores = {"one": rng.integers(0, 9, len(identity)).astype(float), "two": rng.normal(size=len(identity))}
+    return identity, embeddings, scores
+
+
+def write_inputs(job, identity, embeddings, scores, bounds, bad=()):
+    """What pack, embed and score would leave: parts cut at ``bounds``, the images in ``bad`` without an embedding."""
+    n = len(identity)
+    status = ["unreadable" if i in bad else "ok" for i in range(n)]
+    tables = {
+        job.faces("train"): {
+            "image_id": [f"{i:04d}" for i in range(n)],
+            "identity": [f"n{k}" for k in identity],
+            "face": [b""] * n,
+        },
+        job.embeddings("train"): {"embedding": [None if i in bad else e.tobytes() for i, e in enumerate(embeddings)]},
+    }
+    for method in job.settings.methods:
+        s = scores[method.label]
+        tables[job.prior_scores("train", method)] = {"score": [None if i in bad else v for i, v in enumerate(s)]}
+    for dataset, columns in tables.items():
+        schema = {"faces": schemas.FACES, "embeddings": schemas.embeddings(embeddings.shape[1])}.get(
+            dataset.name, schemas.QUALITY_SCORES
+        )
+        rows = {
+            "image_row": np.arange(n),
+            "identity_row": identity.astype(np.int32),
+            "status": status,
+            "error": [None] * n,
+        }
+        table = pa.table({name: {**rows, **columns}[name] for name in schema.names}, schema=schema)
+        for i, (a, b) in enumerate(pairwise(bounds)):
+            dataset.write_part(
+                i, {".parquet": table.slice(a, b - a)}, n_rows=b - a, stats={"status": dict(Counter(status[a:b]))}
+            )
+        dataset.write_plan({"stage": "given"})
+        dataset.commit(len(bounds) - 1)
+
+
+def run_stages(job, mapper=local_map, stages=("pair", "rank", "optimize")):
+    for stage in stages:
+        for step in stage_steps(stage, job):
+            run_step(step, mapper)
+
+
+def label_bytes(job):
+    """The label files of all methods and thetas."""
+    return {
+        (m.label, t): read_bytes(job.optimized_labels(m, t).at("part-00000.parquet"))
+        for m in job.settings.methods
+        for t in job.settings.optimize.theta
+    }
+
+
+ONE_SHARD = [0, sum(SIZES)]
+SHARDS = np.concatenate([[0], np.cumsum(SIZES)]).tolist()
+
+
+@pytest.mark.parametrize("engine", ["counting", "sort"])
+@pytest.mark.parametrize("bounds", [ONE_SHARD, SHARDS], ids=["one shard", "a shard per identity"])
+@pytest.mark.parametrize("index_scale", ["raw", "normalized"])
+def test_job_equals_in_memory(tmp_path, engine, bounds, index_scale):
+    identity, embeddings, scores = data()
+    s = settings(
+        str(tmp_path),
+        rank={"engine": engine, "n_ranges": 3},
+        optimize={"theta": [0.001, 0.2], "index_scale": index_scale},
+    )
+    job = Job(s)
+    write_inputs(job, identity, embeddings, scores, bounds)
+    run_stages(job)
+    for method in s.methods:
+        for theta in s.optimize.theta:
+            got = job.optimized_labels(method, theta).read_all()
+            expected = optimize_labels(
+                embeddings,
+                identity,
+                scores[method.label],
+                n_clusters=6,
+                n_repeats=3,
+                seed=11,
+                theta=theta,
+                index_scale=index_scale,
+            )
+            assert got["optimized_score"].to_numpy().tolist() == expected.score.tolist()
+            assert got["label"].to_numpy().tolist() == expected.label.tolist()
+            assert got["optimized_index"].to_numpy().tolist() == expected.optimized_index.tolist()
+            assert got["n_owned_pairs"].to_numpy().tolist() == expected.n_owned_pairs.tolist()
+            means = got["mean_similarity_rank"].to_numpy(zero_copy_only=False)
+            np.testing.assert_array_equal(means, expected.mean_similarity_rank)
+
+
+def test_bytes_do_not_depend_on_shards_engine_or_storage(tmp_path):
+    identity, embeddings, scores = data(1)
+    found = []
+    for i, (engine, bounds, root) in enumerate(
+        [
+            ("counting", ONE_SHARD, str(tmp_path / "a")),
+            ("sort", SHARDS, str(tmp_path / "b")),
+            ("sort", [0, 34, sum(SIZES)], "memory://labels"),
+        ]
+    ):
+        job = Job(settings(root, rank={"engine": engine, "n_ranges": 2 + i}))
+        write_inputs(job, identity, embeddings, scores, bounds)
+        run_stages(job)
+        ranks = [read_bytes(job.similarity_ranks().at(f"part-{r:05d}.parquet")) for r in range(3)]
+        found.append((label_bytes(job), ranks))
+    assert found[0] == found[1] == found[2]
+
+
+def test_images_without_embedding_or_score_keep_a_row(tmp_path):
+    identity, embeddings, scores = data(2)
+    bad = {0, 7, 50}
+    job = Job(settings(str(tmp_path)))
+    write_inputs(job, identity, embeddings, scores, SHARDS, bad)
+    run_stages(job)
+    kept = [i for i in range(len(identity)) if i not in bad]
+    got = job.optimized_labels(job.settings.methods[1], 0.2).read_all()
+    assert np.flatnonzero(got["label"].is_null().to_numpy()).tolist() == sorted(bad)
+    assert sorted(got["optimized_score"].drop_null().to_pylist()) == sorted(scores["two"][kept].tolist())
+    assert job.pairs().require().stats["n_images_without_embedding"] == 3
+
+
+def test_a_damaged_part_is_named_and_a_lost_one_made_again(tmp_path):
+    identity, embeddings, scores = data(3)
+    job = Job(settings(str(tmp_path)))
+    write_inputs(job, identity, embeddings, scores, SHARDS)
+    run_stages(job)
+    before = label_bytes(job)
+    labels = tmp_path / job.optimized_labels(job.settings.methods[0], 0.001).uri.removeprefix(str(tmp_path) + "/")
+    (labels / "part-00000.parquet").unlink()  # lost
+    pairs = job.pairs().at("part-00002.repeat-01.parquet")
+    whole = read_bytes(pairs)
+    with open(pairs, "wb") as f:
+        f.write(whole[: len(whole) // 2])  # cut: the size tells
+    run_stages(job)
+    assert label_bytes(job) == before
+    assert read_bytes(pairs) == whole
+    with open(pairs, "wb") as f:
+        f.write(whole[:-20] + b"x" * 20)  # same size: the checksum tells, to whoever reads it
+    with pytest.raises(FiqaRayError, match=r"part-00002.repeat-01.parquet is damaged.*remove this file"):
+        job.pairs().read(job.pairs().require().parts[2], suffix=".repeat-01.parquet")
+
+
+def test_only_missing_parts_are_computed(tmp_path):
+    identity, embeddings, scores = data(4)
+    job = Job(settings(str(tmp_path)))
+    write_inputs(job, identity, embeddings, scores, SHARDS)
+    ran = []
+
+    def stops_after(n):
+        def mapper(step, shards):
+            for i, outcome in enumerate(local_map(step, shards)):
+                ran.append((step.dataset.uri, outcome[0].index))
+                yield outcome
+                if i + 1 == n:
+                    yield None, OSError("the machine is gone")
+
+        return mapper
+
+    with pytest.raises(FiqaRayError, match="run the same command again to continue"):
+        run_stages(job, stops_after(3), ["pair"])
+    assert job.pairs().manifest() is None
+    run_stages(job, stops_after(10**9), ["pair"])
+    assert len(ran) == len(set(ran)) == len(SIZES)
