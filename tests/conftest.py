@@ -1,0 +1,99 @@
+"""One Ray and one S3 server per test run; the environment comes before any import of ray."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import uuid
+
+import pytest
+
+_RAY_DIR = tempfile.mkdtemp(prefix="r", dir="/tmp")  # Ray's socket paths must be short
+os.environ.update(
+    RAY_TMPDIR=_RAY_DIR,
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_AUTH_MODE="disabled",
+    RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
+    RAY_DATA_DISABLE_PROGRESS_BARS="1",
+    RAY_BACKEND_LOG_LEVEL="fatal",
+    AWS_EC2_METADATA_DISABLED="true",
+    AWS_ACCESS_KEY_ID="testing",
+    AWS_SECRET_ACCESS_KEY="testing",
+    AWS_DEFAULT_REGION="us-east-1",
+)
+for name in ("RAY_ADDRESS", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
+    os.environ.pop(name, None)
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """A moto server in a process of its own, so that Ray's workers and subprocesses reach it; sets AWS_ENDPOINT_URL."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    os.environ["AWS_ENDPOINT_URL"] = url
+    for _ in range(200):
+        try:
+            urllib.request.urlopen(url, timeout=1).close()
+            break
+        except OSError:
+            time.sleep(0.1)
+    yield url
+    server.kill()
+    server.wait()
+    del os.environ["AWS_ENDPOINT_URL"]
+
+
+@pytest.fixture
+def bucket(s3_server):
+    """An empty bucket's URI."""
+    import s3fs
+
+    name = f"test-{uuid.uuid4().hex[:10]}"
+    s3fs.S3FileSystem(endpoint_url=s3_server, use_listings_cache=False).mkdir(name)
+    return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_server):
+    """A local Ray with four logical CPUs; workers see the S3 server."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=300 * 2**20,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def root(request, tmp_path):
+    """A fresh place on each kind of storage."""
+    if request.param == "local":
+        return str(tmp_path / "root")
+    if request.param == "memory":
+        return f"memory://{uuid.uuid4().hex}"
+    return request.getfixturevalue("bucket") + "/root"
+
+
+def pytest_sessionfinish():
+    shutil.rmtree(_RAY_DIR, ignore_errors=True)

@@ -1,0 +1,392 @@
+"""The report page: complete, escaped, self-contained, deterministic; numbers as given. Sample data are made up."""
+
+import base64
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from fiqa_ray.core.bootstrap import bootstrap_auc
+from fiqa_ray.core.edc import edc_curve
+from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.report import (
+    AucRow,
+    CorrelationRow,
+    DifferenceRow,
+    EdcLine,
+    Face,
+    FaceStrip,
+    LabelSummary,
+    ModelRow,
+    ReportData,
+    StageRow,
+    VerificationRow,
+    edc_lines,
+    render_report,
+    rows_from,
+)
+
+BENCHMARKS = ("LFW", "CFP-FP", "CPLFW", "CALFW", "XQLFW")
+PRIOR, OLD, NEW = "CR-FIQA prior", "regressor on prior labels", "regressor on optimized labels"
+SCORERS = {PRIOR: 0.14, OLD: 0.18, NEW: 0.10, "random": 3.0, "oracle": 0.0}
+FR = "ArcFace R100"
+
+
+def face(shade: float, blur: float, as_jpeg: bool = False) -> bytes:
+    """A crude drawn head: no real face enters the repository."""
+    picture = np.full((112, 112, 3), 225, np.uint8)
+    cv2.ellipse(picture, (56, 60), (32, 42), 0, 0, 360, (int(120 * shade), int(150 * shade), int(200 * shade)), -1)
+    for x in (44, 68):
+        cv2.circle(picture, (x, 50), 4, (40, 40, 40), -1)
+    cv2.ellipse(picture, (56, 78), (12, 5), 0, 0, 180, (60, 60, 120), 2)
+    if blur:
+        picture = cv2.GaussianBlur(picture, (0, 0), blur)
+    return cv2.imencode(".jpg" if as_jpeg else ".png", picture)[1].tobytes()
+
+
+def sample(n_pairs: int = 1200, n_draws: int = 30, benchmarks: tuple[str, ...] = BENCHMARKS) -> ReportData:
+    rng = np.random.default_rng(7)
+    lines, areas, differences, verification = [], [], [], []
+    for b, benchmark in enumerate(benchmarks):
+        mated = np.arange(n_pairs) < n_pairs // 2
+        utility = rng.beta(6 - b, 2, size=(2, n_pairs))
+        similarity = np.where(mated, 0.12 + 0.62 * utility.min(axis=0), 0) + 0.09 * rng.normal(size=n_pairs)
+        qualities = {name: tuple(utility + noise * rng.normal(size=utility.shape)) for name, noise in SCORERS.items()}
+        counts = [np.histogram(similarity[kind], bins=50, range=(-0.4, 1))[0] for kind in (mated, ~mated)]
+        edges = np.linspace(-0.4, 1, 51)
+        verification.append(
+            VerificationRow(benchmark, FR, 0.99 - b / 50, 0.004, 0.97, 1e-3, 0.012, 0.31, edges, *counts)
+        )
+        for convention, limits in (("paper", (0.95,)), ("dasec", (1.0, 0.3))):
+            for name, quality in qualities.items():
+                curve = edc_curve(similarity, mated, *quality, fmr=1e-2, convention=convention)
+                lines.append(
+                    EdcLine(benchmark, FR, name, convention, 1e-2, curve.discard_fraction, curve.fnmr, curve.threshold)
+                )
+            for limit in limits:
+                draws = bootstrap_auc(
+                    similarity, mated, qualities, fmr=1e-2, convention=convention, limit=limit, n_draws=n_draws
+                )
+                for name in SCORERS:
+                    i = draws.interval(name)
+                    counts_of = (n_pairs // 2, n_pairs // 2)
+                    areas.append(
+                        AucRow(benchmark, FR, name, convention, 1e-2, 8.3e-3, limit, i.value, i.low, i.high, *counts_of)
+                    )
+            d = draws.difference(NEW, OLD)
+            differences.append(DifferenceRow(benchmark, convention, NEW, OLD, d.value, d.low, d.high, FR))
+    labels = []
+    for m, method in enumerate(("CR-FIQA", "SER-FIQ", "FaceQAN")):
+        prior = np.clip(rng.beta(9 - m, 3, size=8000), 0, 1)
+        moved = np.sort(prior)[np.argsort(np.argsort(prior + 0.06 * rng.normal(size=prior.size)))]
+        histogram = np.histogram(prior, bins=60, range=(0, 1))
+        labels.append(LabelSummary(method, 1e-3, 0.0192, prior, moved, *histogram, 3_141_890, 12_345 + m, 0.0815))
+    kinds = ("all", "blur", "occlusion", "illumination", "pose", "compression", "resolution")
+    correlations = [
+        CorrelationRow(s, k, float(np.round(rng.uniform(-0.95, -0.1), 3)), 4000 if k == "all" else 650)
+        for s in (PRIOR, OLD, NEW)
+        for k in kinds
+    ]
+    strips = [
+        FaceStrip(
+            name,
+            [Face(face(1.0 - i / 40, 0, i % 2 == 0), 0.98 - i / 100, f"n{i:06d}") for i in range(10)],
+            [Face(face(0.35 + i / 40, 4 - i / 4), 0.02 + i / 100, f"n{90 + i:06d}") for i in range(10)],
+        )
+        for name in (PRIOR, NEW)
+    ]
+    return ReportData(
+        title="Label optimization on VGGFace2",
+        code_version="0.1.0 (commit 0123abc)",
+        created="2030-01-02 03:04 UTC",
+        settings={
+            "data set": "VGGFace2 train, 8,631 identities",
+            "recogniser": FR,
+            "methods": ["CR-FIQA", "SER-FIQ", "FaceQAN"],
+            "label": {"theta": 0.001, "n_clusters": 20, "n_repeats": 10, "index_scale": "raw"},
+            "seed": 0,
+            "output": "s3://bucket/a/long/prefix/that/does/not/break/anywhere/vggface2-arcface-r100-3f9c2a7b51",
+        },
+        stages=[
+            StageRow("pack", 3_141_890, 37, {"no face found": 30, "not an image": 7}, 7421.0),
+            StageRow("embed", 3_141_853, 0, {}, 1834.5),
+            StageRow("pair", 3_141_853, 0, {}, 301.2),
+            StageRow("optimize", 3_141_853, 0, {}, 42.31),
+        ],
+        models=[
+            ModelRow(FR, "ms1mv3_arcface_r100_fp16/backbone.pth", "3f9c2a7b51d0e4c8" * 4, "non-commercial research"),
+            ModelRow("CR-FIQA(L)", "181952backbone.pth", "9b1d" * 16, "CC BY-NC-SA 4.0"),
+            ModelRow("FaceQAN"),
+        ],
+        labels=labels,
+        edc=lines,
+        auc=areas,
+        differences=differences,
+        verification=verification,
+        correlations=correlations,
+        faces=strips,
+        notes=["Similarities use no mirror image.", "CFP-FP has 3.5 allowed false matches at FMR 1e-3."],
+    )
+
+
+class Page(HTMLParser):
+    """Ids, tags, attribute values that load something, and visible text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.loads: list[str] = []
+        self.targets: list[str] = []
+        self.texts: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            elif name in ("src", "srcset", "data", "poster", "action"):
+                self.loads.append(value or "")
+            elif name == "href":
+                self.targets.append(value or "")
+            assert not name.startswith("on"), f"{tag} carries a script in {name}"
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not (self.open and self.open[-1] == "style"):
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.texts))
+
+
+@pytest.fixture(scope="module")
+def data() -> ReportData:
+    return sample(n_pairs=600, n_draws=8, benchmarks=BENCHMARKS[:2])
+
+
+@pytest.fixture(scope="module")
+def html(data: ReportData) -> str:
+    return render_report(data)
+
+
+def svgs(html: str) -> list[str]:
+    return [base64.b64decode(x).decode() for x in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", html)]
+
+
+def test_page_is_whole_and_loads_nothing(html: str) -> None:
+    page = Page(html)
+    assert html.startswith("<!DOCTYPE html>")
+    assert page.open == []
+    assert page.ids == ["run", "flow", "labels", "recogniser", "curves", "areas", "degradation", "faces", "notes"]
+    assert page.targets == [f"#{name}" for name in page.ids]
+    assert all(value.startswith("data:image/") for value in page.loads)
+    assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
+    assert "url(" not in html
+    assert "@import" not in html
+    for text in (html, *svgs(html)):
+        links = set(re.findall(r"https?://[^\"'\s<>]+", text))
+        assert links <= {
+            "http://www.w3.org/2000/svg",
+            "http://www.w3.org/1999/xlink",
+            "http://www.w3.org/Graphics/SVG/1.1/DTD/svg11.dtd",
+        }
+    # 3 label figures, 2 histograms, 2 conventions x 2 benchmarks, 2 strips of 20 faces
+    assert len(svgs(html)) == 3 + 2 + 4
+    assert html.count("data:image/png;base64,") + html.count("data:image/jpeg;base64,") == 40
+    assert html.count("data:image/jpeg;base64,") == 10
+
+
+def test_page_prints_the_numbers_given(html: str, data: ReportData) -> None:
+    text = Page(html).text
+    for row in data.auc:
+        assert f"{1000 * row.auc:.1f}" in text
+        assert f"{1000 * row.auc_low:.1f} – {1000 * row.auc_high:.1f}" in text
+    for row in data.differences:
+        signed = [f"{1000 * v:+.2f}".replace("-", "−") for v in (row.difference, row.low, row.high)]
+        assert re.search(
+            re.escape(row.benchmark) + r" [a-z ]+ " + re.escape(f"{signed[0]} {signed[1]} to {signed[2]}"), text
+        )
+    for row in data.correlations:
+        assert f"{row.spearman:.2f}".replace("-", "−") in text
+    for model in data.models:
+        assert model.sha256 in text
+        assert model.licence in text
+    for wanted in (
+        "fiqa_ray 0.1.0 (commit 0123abc) · 2030-01-02 03:04 UTC",
+        "label.theta 0.001",
+        "methods CR-FIQA, SER-FIQ, FaceQAN",
+        "pack 3,141,890 3,141,853 37 2 h 03 min no face found: 30; not an image: 7",
+        "CR-FIQA 0.001 0.0192 3,141,890 12,345 (0.39 %) 8.15 %",
+        "LFW ArcFace R100 99.00 % ± 0.40 97.00 % 0.001 1.20 % 0.310",
+        "300 + 300 pairs",
+        "FMR 0.0083",
+        "Convention paper, FMR 0.01, ArcFace R100",
+        "Partial area over [0, 0.3], convention dasec",
+        "Area over [0, 0.95], convention paper",
+        "Dotted: end of the partial area (0.3)",
+        "n = 4,000",
+        "0.980 n000000",
+        "CFP-FP has 3.5 allowed false matches",
+    ):
+        assert wanted in text, wanted
+
+
+def test_figures_carry_their_labels(html: str) -> None:
+    joined = " ".join(svgs(html))
+    for label in (
+        "Ratio of unconsidered images [%]",
+        "Fraction of discarded comparisons",
+        "FNMR",
+        "Prior quality",
+        "Optimized quality",
+        "Similarity",
+        "same person",
+        "different persons",
+        "threshold",
+    ):
+        assert label in joined, label
+    # A dense scatter is one picture, not thousands of paths.
+    assert all(len(svg) < 200_000 for svg in svgs(html))
+
+
+def auc_row(scorer: str, auc: float, **changes: object) -> AucRow:
+    return replace(AucRow("LFW", FR, scorer, "paper", 1e-3, 0.0, 0.95, auc, auc, auc, 300, 300), **changes)
+
+
+def best_scorers(rows: list[AucRow]) -> list[str]:
+    html = render_report(ReportData("t", "v", auc=rows))
+    return [
+        re.search(r'<th scope="row">(.*?)</th>', line)[1]
+        for line in html.splitlines()
+        if re.search(r'class="n best"', line)
+    ]
+
+
+def test_best_is_marked_with_ties_as_printed_and_without_the_oracle() -> None:
+    rows = [auc_row("a", 0.01234), auc_row("b", 0.01229), auc_row("c", 0.0124), auc_row("Oracle", 0.001)]
+    assert best_scorers(rows) == ["a", "b"]
+    assert best_scorers([auc_row("a", float("nan")), auc_row("b", 0.5)]) == ["b"]
+    assert best_scorers([auc_row("a", float("nan"))]) == []
+
+
+def test_undefined_values_and_rates_below_one_pair_are_said() -> None:
+    rows = [auc_row("a", float("nan")), auc_row("b", 0.5, benchmark="XQLFW", fmr_achieved=1e-3)]
+    text = Page(render_report(ReportData("t", "v", auc=rows))).text
+    assert "FMR 0 (below 1/300)" in text
+    assert "undefined undefined – undefined" in text
+    assert "a undefined undefined – undefined /" in text  # a has no row on XQLFW
+    assert text.count("below 1/") == 1
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (-0.003, -0.001, "improves"),
+        (-0.001, 0.002, "no clear difference"),
+        (0.001, 0.002, "worsens"),
+        (-0.001, 0.0, "no clear difference"),
+        (float("nan"), float("nan"), "undefined"),
+    ],
+)
+def test_difference_in_words(low: float, high: float, verdict: str) -> None:
+    row = DifferenceRow("LFW", "paper", NEW, OLD, (low + high) / 2, low, high)
+    text = Page(render_report(ReportData("t", "v", differences=[row]))).text
+    assert f"Convention paper: {NEW} against {OLD}: {verdict} on LFW." in text
+    assert re.search(rf"LFW {verdict} \S+ \S+ to \S+ First minus second", text)
+
+
+EVIL = "<script>alert('x')</script>\"&$\\frac{"
+
+
+def test_everything_printed_is_escaped() -> None:
+    rows = auc_row(EVIL, 0.01, benchmark=EVIL, fr=EVIL, convention=EVIL)
+    curve = np.array([0.0, 0.5])
+    histogram = {"histogram_counts": [1, 2], "histogram_edges": [0.0, 0.5, 1.0]}
+    html = render_report(
+        ReportData(
+            title=EVIL,
+            code_version=EVIL,
+            created=EVIL,
+            settings={EVIL: {EVIL: [EVIL]}},
+            stages=[StageRow(EVIL, 2, 1, {EVIL: 1}, 1.0)],
+            models=[ModelRow(EVIL, EVIL, EVIL, EVIL)],
+            labels=[
+                LabelSummary(
+                    EVIL, 1e-3, 1e-3, [0.1], [0.2], n_images=2, n_without_pairs=1, mean_index_move=0, **histogram
+                )
+            ],
+            edc=[EdcLine(EVIL, EVIL, EVIL, EVIL, 1e-3, curve, curve, curve)],
+            auc=[rows],
+            differences=[DifferenceRow(EVIL, EVIL, EVIL, EVIL, 0.0, -1.0, 1.0, EVIL)],
+            verification=[
+                VerificationRow(EVIL, EVIL, 0.9, 0.1, 0.9, 1e-3, 0.1, 0.2, [0, 0.5, 1], [1, 2], [2, 1]),
+            ],
+            correlations=[CorrelationRow(EVIL, EVIL, -0.5, 10)],
+            faces=[FaceStrip(EVIL, [Face(face(1, 0), 0.9, EVIL)], [])],
+            notes=[EVIL],
+        )
+    )
+    page = Page(html)
+    assert "<script" not in html
+    assert "script" not in page.tags
+    assert all("<script" not in svg for svg in svgs(html))
+    assert page.text.count("<script>alert('x')</script>") > 25
+    assert all(value.startswith("data:image/") for value in page.loads)
+
+
+def test_empty_run_renders_and_says_what_is_missing() -> None:
+    text = Page(render_report(ReportData("A run", "0.1.0"))).text
+    for what in ("settings", "stages", "label optimization", "recogniser sanity", "benchmarks", "areas", "face strips"):
+        assert f"Not part of this run: {what}." in text
+
+
+def test_equal_data_give_equal_pages(data: ReportData, html: str) -> None:
+    assert render_report(data) == html
+
+
+def test_pictures_of_other_kinds_are_refused() -> None:
+    strip = FaceStrip("q", [Face(b"GIF89a", 0.5, "n1")], [])
+    with pytest.raises(FiqaRayError, match="picture 'n1' begins with b'GIF8': give PNG or JPEG"):
+        render_report(ReportData("t", "v", faces=[strip]))
+
+
+def test_rows_come_from_tables() -> None:
+    table = pa.table({"scorer": ["a"], "kind": ["all"], "spearman": [-0.5], "n": [7], "more": [1]})
+    assert rows_from(CorrelationRow, table) == [CorrelationRow("a", "all", -0.5, 7)]
+    assert rows_from(ModelRow, [{"name": "m"}]) == [ModelRow("m")]
+    with pytest.raises(FiqaRayError, match="row 0 for CorrelationRow lacks n, spearman"):
+        rows_from(CorrelationRow, [{"scorer": "a", "kind": "all"}])
+
+
+def test_curves_come_from_a_long_table() -> None:
+    table = pa.table(
+        {
+            "benchmark": ["LFW"] * 5,
+            "fr": [FR] * 5,
+            "scorer": ["b", "a", "b", "a", "b"],
+            "convention": ["paper"] * 5,
+            "fmr_target": [1e-3] * 5,
+            "discard_fraction": [0.1, 0.0, 0.0, 0.05, 0.05],
+            "fnmr": [None, 0.4, 0.3, 0.2, 0.1],
+            "threshold": [None, 1.0, 1.0, 1.0, 1.0],
+        }
+    )
+    b, a = edc_lines(table)
+    assert (b.scorer, a.scorer) == ("b", "a")
+    np.testing.assert_array_equal(b.discard_fraction, [0, 0.05, 0.1])
+    np.testing.assert_array_equal(b.fnmr, [0.3, 0.1, np.nan])
+    np.testing.assert_array_equal(a.fnmr, [0.4, 0.2])
+    with pytest.raises(FiqaRayError, match="curves lacks fnmr"):
+        edc_lines(table.drop_columns(["fnmr"]))

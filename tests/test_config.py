@@ -1,0 +1,69 @@
+import pytest
+
+from fiqa_ray.config import load_settings
+from fiqa_ray.errors import FiqaRayError, UsageError
+
+GOOD = """
+name: t
+run_uri: runs/t
+source: {kind: folder, uri: faces}
+recognizer: {name: arcface_r50, weights: w.pth}
+methods: [{name: faceqan}]
+"""
+
+
+def job(tmp_path, text=GOOD):
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_overrides_and_defaults(tmp_path):
+    s = load_settings(
+        job(tmp_path), ["optimize.theta=[1e-3, 0.03]", "pair.n_clusters=5", "methods.0.label=q", "seed=7"]
+    )
+    assert s.optimize.theta == (0.001, 0.03)
+    assert (s.pair.n_clusters, s.pair.n_repeats, s.seed, s.methods[0].label) == (5, 10, 7, "q")
+    assert load_settings(job(tmp_path), ["optimize.theta=1e-2"]).optimize.theta == (0.01,)
+
+
+def test_every_mistake_is_listed_with_value_and_hint(tmp_path):
+    text = GOOD.replace("methods:", "optimise: {}\npair: {n_cluster: 5, n_repeats: 0}\nmethods:") + "seed: minus\n"
+    with pytest.raises(UsageError) as error:
+        load_settings(job(tmp_path, text))
+    message = str(error.value)
+    assert error.value.exit_code == 2
+    assert "job.yaml: 4 wrong setting(s)" in message
+    assert "optimise: unknown key (did you mean 'optimize'?)" in message
+    assert "pair.n_cluster: unknown key (did you mean 'n_clusters'?)" in message
+    assert "pair.n_repeats: Input should be greater than or equal to 1 (found 0)" in message
+    assert "seed: " in message
+    assert "(found 'minus')" in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["theta"], "not of the form key=value"),
+        (["optimize.thetas=1"], "optimize.thetas: unknown key (did you mean 'theta'?)"),
+        (["optimize.theta=2"], "less than or equal to 1"),
+        (["methods=[]"], "methods:"),
+        (["methods=[{name: a}, {name: a}]"], "a stands twice"),
+        (["name.x=1"], "'x' does not name a place"),
+    ],
+)
+def test_wrong_overrides(tmp_path, overrides, words):
+    with pytest.raises(UsageError) as error:
+        load_settings(job(tmp_path), overrides)
+    assert words in str(error.value)
+
+
+def test_unreadable_jobs(tmp_path):
+    with pytest.raises(UsageError, match="not valid YAML"):
+        load_settings(job(tmp_path, "a: [1"))
+    with pytest.raises(UsageError, match="must hold settings"):
+        load_settings(job(tmp_path, "- 1"))
+    with pytest.raises(FiqaRayError, match=r"nothing\.yaml: not found"):
+        load_settings(str(tmp_path / "nothing.yaml"))
+    with pytest.raises(UsageError, match="not valid YAML"):  # safe loading: no objects from YAML
+        load_settings(job(tmp_path, "name: !!python/object/apply:os.system [echo]"))

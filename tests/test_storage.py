@@ -1,0 +1,180 @@
+import errno
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from fiqa_ray import storage
+from fiqa_ray.errors import FiqaRayError, IncompleteError
+from fiqa_ray.storage import Dataset, RunLock, add_stats, join, put_if_absent, read_bytes, sizes_below, write_atomic
+
+
+def dataset(root):
+    return Dataset(join(root, "things", "v=0123456789abcdef"), "things")
+
+
+def table(n, first=0):
+    return pa.table({"image_row": np.arange(first, first + n), "value": np.arange(n) / 3})
+
+
+def test_parts_manifest_and_reading(root):
+    d = dataset(root)
+    assert d.manifest() is None
+    assert d.finished_parts() == {}
+    d.write_plan({"n_parts": 2})
+    assert d.write_plan({"n_parts": 99}) == {"n_parts": 2}  # the first plan counts
+    d.write_part(1, {".parquet": table(3, 4), "extra.bin": b"abc"}, n_rows=3, stats={"status": {"ok": 2, "bad": 1}})
+    with pytest.raises(IncompleteError, match=r"1 of 2 parts are missing .*part-00000"):
+        d.commit(2)
+    d.write_part(0, {".parquet": table(4)}, n_rows=4, stats={"status": {"ok": 4}})
+    manifest = d.commit(2)
+    assert manifest.first_rows == [0, 4, 7]
+    assert manifest.stats == {"status": {"ok": 6, "bad": 1}}
+    assert d.read_all()["image_row"].to_pylist() == list(range(7))
+    assert d.read_rows(manifest.parts[0], 1, 3, ["image_row"])["image_row"].to_pylist() == [1, 2]
+    assert read_bytes(d.at("extra.bin")) == b"abc"
+    assert sizes_below(root).keys() >= {
+        "things/v=0123456789abcdef/extra.bin",
+        "things/v=0123456789abcdef/_manifest.json",
+    }
+
+
+def test_row_groups_of_a_large_part(tmp_path):
+    d = dataset(str(tmp_path))
+    part = d.write_part(0, {".parquet": table(1000)}, n_rows=1000, row_group_rows=64)
+    for first, last in ((0, 1000), (63, 65), (64, 128), (999, 1000), (500, 500)):
+        assert d.read_rows(part, first, last, ["image_row"])["image_row"].to_pylist() == list(range(first, last))
+
+
+def test_only_one_creates(root):
+    uri = join(root, "once.json")
+    with ThreadPoolExecutor(16) as pool:
+        won = list(pool.map(lambda i: put_if_absent(uri, f"{i}".encode()), range(16)))
+    assert sum(won) == 1
+    assert read_bytes(uri) == f"{won.index(True)}".encode()
+
+
+def test_a_cut_upload_leaves_nothing(root, monkeypatch):
+    """The writer dies in the middle: the name shows either all bytes or none."""
+    uri = join(root, "part.bin")
+    data = os.urandom(1 << 20)
+    fs, _ = storage.filesystem(uri)
+
+    def dies(*args, **kwargs):
+        raise OSError(errno.EIO, "connection lost")
+
+    with monkeypatch.context() as m:
+        if storage._is_local(fs):
+            m.setattr(os, "replace", dies)
+        else:
+            m.setattr(fs, "pipe_file", dies)
+        with pytest.raises(FiqaRayError, match=r"part\.bin.*connection lost"):
+            write_atomic(uri, data)
+    assert sizes_below(root) == {}
+    write_atomic(uri, data)
+    assert read_bytes(uri) == data
+
+
+def test_stats_add_up_in_any_order():
+    parts = [{"a": 1, "b": {"x": 2}}, {"b": {"y": 3, "x": 1}}, {"a": 5}]
+    assert add_stats(parts) == add_stats(parts[::-1]) == {"a": 6, "b": {"x": 3, "y": 3}}
+
+
+def test_equal_tables_give_equal_bytes():
+    assert storage.table_bytes(table(100)) == storage.table_bytes(
+        pa.concat_tables([table(60), table(40, 60)])
+        .replace_schema_metadata({"x": "y"})
+        .set_column(1, "value", table(100)["value"])
+    )
+
+
+# --- errors in words ---
+
+
+def test_full_disk_is_one_clear_error(tmp_path):
+    """A real full disk: /dev/full refuses every write with ENOSPC."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    with pytest.raises(FiqaRayError, match=r"run/part.*the disk is full.*run the same command again"):
+        with storage.storage_errors("run/part"):
+            with open("/dev/full", "wb", buffering=0) as f:
+                f.write(b"x")
+
+
+def test_bucket_errors_are_in_words(s3_server, bucket, monkeypatch):
+    with pytest.raises(FiqaRayError, match=r"s3://no-such-bucket-here/x.*bucket does not exist"):
+        write_atomic("s3://no-such-bucket-here/x", b"1")
+    with pytest.raises(FiqaRayError, match=r"missing\.json: not found"):
+        read_bytes(f"{bucket}/missing.json")
+    import s3fs
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(FiqaRayError, match=r"cannot be reached.*AWS_ENDPOINT_URL"):
+        read_bytes(f"{bucket}/x")
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_denied_credentials_are_in_words(root, monkeypatch):
+    fs, _ = storage.filesystem(root)
+
+    def denied(*args, **kwargs):
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(fs, "cat_file", denied)
+    with pytest.raises(FiqaRayError, match="access denied.*check the credentials"):
+        read_bytes(join(root, "x"))
+
+
+# --- the lock ---
+
+
+def test_second_run_is_refused_and_a_released_lock_is_free(root):
+    with RunLock(root), pytest.raises(FiqaRayError, match=r"another run is at work in .*wait for it, stop it"):
+        RunLock(root).__enter__()
+    with RunLock(root):
+        assert any(n.endswith(".json") for n in sizes_below(join(root, "_lock")))
+
+
+def test_lock_of_a_killed_process_is_taken_over(tmp_path):
+    code = f"import time; from fiqa_ray.storage import RunLock; RunLock({str(tmp_path)!r}).__enter__(); print('in', flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "in\n"
+    with pytest.raises(FiqaRayError, match=f"process {holder.pid}"):
+        RunLock(str(tmp_path)).__enter__()
+    holder.kill()
+    holder.wait()
+    with RunLock(str(tmp_path)):
+        assert len([n for n in sizes_below(str(tmp_path / "_lock")) if n.endswith(".json")]) == 2
+
+
+def test_lock_of_a_vanished_machine_goes_stale(root, monkeypatch):
+    monkeypatch.setattr(RunLock, "stale_s", 0.5)
+    write_atomic(join(root, "_lock", "000001.json"), json.dumps({"host": "gone", "pid": 1, "start": "1"}).encode())
+    write_atomic(join(root, "_lock", "000001.beat"), b'{"beat": 7}')
+    with RunLock(root):
+        assert "000002.json" in sizes_below(join(root, "_lock"))
+
+
+def test_lock_of_a_living_machine_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(RunLock, "stale_s", 1.0)
+    uri = join(str(tmp_path), "_lock", "000001")
+    write_atomic(f"{uri}.json", json.dumps({"host": "elsewhere", "pid": 1, "start": "1"}).encode())
+
+    def beats():
+        for n in range(30):
+            write_atomic(f"{uri}.beat", json.dumps({"beat": n}).encode())
+            time.sleep(0.1)
+
+    other = multiprocessing.get_context("fork").Process(target=beats)
+    other.start()
+    with pytest.raises(FiqaRayError, match="on elsewhere"):
+        RunLock(str(tmp_path)).__enter__()
+    other.join()
