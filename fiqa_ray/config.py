@@ -30,7 +30,7 @@ class SourceSettings(_Settings):
     kind: Literal["folder", "vggface2", "table"]
     uri: str
     landmarks_uri: str | None = None
-    identity_level: int = Field(0, ge=0, description="folder: which path component below uri names the identity")
+    identity_level: int | None = Field(0, ge=0, description="folder: path component below uri that is the identity; null: none")
     splits: tuple[Literal["train", "test"], ...] = ("train", "test")
     limit: int | None = Field(None, ge=1, description="for trials: only the first so many identities")
 

@@ -1,1 +1,1 @@
-"""fiqa_ray.models"""
+"""Networks: recognisers, FIQA methods, the quality regressor, and how checkpoints are read."""

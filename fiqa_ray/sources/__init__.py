@@ -1,1 +1,1 @@
-"""fiqa_ray.sources"""
+"""Where faces and verification protocols come from: data sets as people have them, and synthetic faces."""

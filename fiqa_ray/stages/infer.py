@@ -95,7 +95,9 @@ def regressor_score_steps(job: Job) -> Iterator[Step]:
         for method, theta in job.label_sets():
             regressor = job.regressor(method, theta)
             regressor.require()
-            call = ModelCall(None, regressor.uri, None, {}, job.settings.seed, job.settings.compute.device)
+            # the job's own settings name the code of a user's network, so importing it again is no news
+            options: dict[str, object] = {"allow_import": True}
+            call = ModelCall(None, regressor.uri, None, options, job.settings.seed, job.settings.compute.device)
             dataset = job.regressor_scores(benchmark.name, method, theta)
             yield _model_step("evaluate", dataset, faces, manifest.parts, manifest.n_rows, call, job)
 

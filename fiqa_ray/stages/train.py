@@ -310,7 +310,7 @@ class _Run:
             "recipe": asdict(self.plan.recipe),
             "clean_gradients": self.plan.settings.gradients == "clean",
         }
-        files = save_regressor(self.training.regressor_state(state.best[k]), self.training.card(card))
+        files = save_regressor(self.training.regressor(state.best[k]), card)
         table = pa.Table.from_pylist(rows, schema=schemas.TRAINING)
         n_rows = self.plan.embeddings.require().n_rows
         task.regressor.write_part(0, {**files, ".parquet": table}, n_rows=n_rows, duration_s=duration_s)
@@ -461,18 +461,13 @@ class _HeadTraining:
         b = self.head.bias[k].detach().double().cpu() - w @ torch.from_numpy(self.mean)
         return {"weight": w.float()[None], "bias": b.float()[None]}
 
-    def regressor_state(self, best: dict[str, torch.Tensor]) -> QualityRegressor:
+    def regressor(self, best: dict[str, torch.Tensor]) -> QualityRegressor:
         """The head on the unchanged FR model."""
         r = self.plan.recognizer
         recognizer = load_recognizer(r.name, weights=r.weights, device="cpu", **r.options)
         head = QualityHead(recognizer.dim)
         head.load_state_dict(best)
-        self.recognizer = recognizer
         return QualityRegressor(recognizer, head)
-
-    def card(self, card: dict[str, Any]) -> dict[str, Any]:
-        """Adds what only the network knows."""
-        return card
 
     def save(self, state: State) -> None:
         """Copies the network into the state."""
@@ -577,14 +572,10 @@ class _FinetuneTraining:
         """A copy of the network."""
         return {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
 
-    def regressor_state(self, best: dict[str, torch.Tensor]) -> QualityRegressor:
+    def regressor(self, best: dict[str, torch.Tensor]) -> QualityRegressor:
         """The network with its best weights."""
         self.model.load_state_dict(best)
         return self.model.eval().cpu()
-
-    def card(self, card: dict[str, Any]) -> dict[str, Any]:
-        """Adds what only the network knows."""
-        return card
 
     def save(self, state: State) -> None:
         """Copies the network into the state."""

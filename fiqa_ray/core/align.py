@@ -1,0 +1,90 @@
+"""Alignment of a face to the 112x112 crop that every recogniser and quality network here expects.
+
+Five landmarks z (as complex numbers x + iy) are mapped to the template w by the least-squares similarity w = a z + b:
+
+    a = sum((w - mean w) conj(z - mean z)) / sum(|z - mean z|^2),    b = mean w - a mean z
+
+which is Umeyama's estimate without reflection (scikit-image ``SimilarityTransform``, used by deepinsight/insightface
+``python-package/insightface/utils/face_align.py``) in closed form. The template is the one of that file.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FACE_SIZE = 112
+"""Width and height of an aligned face, px."""
+
+TEMPLATE: NDArray[np.float64] = np.array(
+    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
+)
+"""(5, 2) x, y in px of the crop: left eye, right eye, nose tip, left and right mouth corner ("left" = smaller x)."""
+TEMPLATE.setflags(write=False)
+
+MIN_SPREAD_PX = 1.0
+"""Root-mean-square distance from their centre below which five landmarks count as one point."""
+
+MIN_CORRELATION = 0.5
+"""Smallest correlation of landmarks with the template, up to rotation and scale.
+
+A frontal face reaches about 1, a full profile about 0.8, a face whose left and right points are exchanged 0.2.
+"""
+
+
+def _centred(points: NDArray[np.float64]) -> tuple[NDArray[np.complex128], NDArray[np.complex128]]:
+    """Points ``(..., 5, 2)`` as complex numbers about their mean ``(..., 5)``, and the mean ``(..., 1)``."""
+    z = points[..., 0] + 1j * points[..., 1]
+    mean = z.mean(axis=-1, keepdims=True)
+    return z - mean, mean
+
+
+def _landmark_array(landmarks: ArrayLike) -> NDArray[np.float64]:
+    points = np.asarray(landmarks, dtype=np.float64)
+    if points.ndim not in (2, 3) or points.shape[-2:] != (5, 2):
+        raise ValueError(f"landmarks must have shape (5, 2) or (n_images, 5, 2), not {points.shape}")
+    return points
+
+
+def similarity_matrix(landmarks: ArrayLike) -> NDArray[np.float64]:
+    """Similarity transform that carries landmarks to ``TEMPLATE``, for ``cv2.warpAffine``.
+
+    Parameters
+    ----------
+    landmarks: ``(5, 2)`` or ``(n_images, 5, 2)``, x and y in px of the source image, in the order of ``TEMPLATE``.
+
+    Returns ``(2, 3)`` or ``(n_images, 2, 3)`` float64 ``[[Re a, -Im a, Re b], [Im a, Re a, Im b]]``; NaN where the
+    landmarks coincide or are not finite (``degenerate_reason`` tells). Raises ValueError for another shape.
+    """
+    z, z_mean = _centred(_landmark_array(landmarks))
+    w, w_mean = _centred(TEMPLATE)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        a = (w * z.conj()).sum(axis=-1) / (z.real**2 + z.imag**2).sum(axis=-1)
+        b = w_mean[..., 0] - a * z_mean[..., 0]
+    rows = [np.stack([a.real, -a.imag, b.real], axis=-1), np.stack([a.imag, a.real, b.imag], axis=-1)]
+    return np.stack(rows, axis=-2)
+
+
+def degenerate_reason(landmarks: ArrayLike) -> str | None:
+    """Why five landmarks ``(5, 2)`` (px) cannot align a face, or None where they can.
+
+    Named faults: a coordinate that is not finite, all points (nearly) equal, and points that resemble no face
+    (exchanged or shuffled points, coordinates in the wrong columns), whose fitted scale would be near zero.
+    """
+    points = _landmark_array(landmarks)
+    if points.ndim != 2:
+        raise ValueError(f"degenerate_reason takes one face, (5, 2), not {points.shape}")
+    if not np.isfinite(points).all():
+        return "a landmark coordinate is not finite"
+    magnitude = float(np.abs(points).max())
+    if magnitude > 1e6:
+        return f"a landmark coordinate of {magnitude:.3g} px lies outside any image"
+    z, _ = _centred(points)
+    w, _ = _centred(TEMPLATE)
+    spread = float(np.sqrt((np.abs(z) ** 2).mean()))
+    if spread < MIN_SPREAD_PX:
+        return f"the five landmarks coincide (spread {spread:.3g} px)"
+    correlation = float(np.abs((w * z.conj()).mean()) / (spread * np.sqrt((np.abs(w) ** 2).mean())))
+    if correlation < MIN_CORRELATION:
+        return f"the five landmarks do not form a face (correlation with the template {correlation:.2f})"
+    return None

@@ -1,0 +1,215 @@
+"""The quality regressor H on M (paper III-D): a linear head on a recogniser's raw embedding.
+
+Recipe and saved names follow ``LSIbabnikz/Optimization-Based-Improvement-of-FIQA-Techniques src/transfer_learning``.
+A saved regressor is ``weights.pt`` and ``card.json``; the card names the network, so that loading needs nothing else.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.models.checkpoints import load_state_dict, load_strictly, sha256_of
+from fiqa_ray.models.onnx_graph import STRUCTURE, parse_onnx
+from fiqa_ray.models.recognition import (
+    RECOGNIZERS,
+    Preprocessing,
+    Recognizer,
+    call_imported,
+    check_faces,
+    find_device,
+)
+from fiqa_ray.storage import join, read_bytes
+
+WEIGHTS_FILE, CARD_FILE = "weights.pt", "card.json"
+SCHEMA_VERSION = 1
+
+# (name, tensors from the end of the backbone, learning rate, weight decay); what lies before keeps its weights.
+RELEASED_GROUPS = (("last_10", 10, 1e-3, 1e-5), ("40_before", 40, 1e-4, 1e-6), ("50_before", 50, 1e-5, 1e-6))
+HEAD_RATE, HEAD_DECAY = 1e-3, 1e-4
+
+
+class QualityHead(nn.Linear):
+    """H: a linear map of the raw embedding to one number; no sigmoid, no normalisation."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, 1)
+
+
+class QualityRegressor(nn.Module):
+    """A trainable copy of a recogniser's network with a quality head.
+
+    State dict: ``base_model.<name in the backbone>`` and ``regressor.{weight,bias}``; 927 entries for IResNet-100.
+
+    Args:
+        recognizer: stays as it is. The copy's parameters are trainable where the recogniser's were before freezing.
+        head: takes the recogniser's ``dim``.
+    """
+
+    def __init__(self, recognizer: Recognizer, head: QualityHead) -> None:
+        super().__init__()
+        self.base_model = copy.deepcopy(recognizer.backbone)
+        self.regressor = head
+        self.preprocessing = recognizer.preprocessing
+        for name, parameter in self.base_model.named_parameters():
+            parameter.requires_grad_(name in recognizer.trainable_names)
+        self.origin: dict[str, Any] = {
+            "recognizer": recognizer.name,
+            "options": recognizer.options,
+            "dim": recognizer.dim,
+            "preprocessing": asdict(recognizer.preprocessing),
+            "recognizer_sha256": recognizer.weights_sha256,
+        }
+
+    def forward(self, faces: Tensor) -> Tensor:
+        """Predict the quality of aligned RGB faces.
+
+        Args:
+            faces: ``(b, 3, 112, 112)`` uint8.
+
+        Returns:
+            ``(b,)`` quality in the dtype computed in, larger is better; about 0..1 as the labels, not clamped.
+        """
+        check_faces(faces)
+        x = (faces.to(torch.float32) / 255).to(self.regressor.weight.dtype)
+        return self.regressor(self.base_model(self.preprocessing(x)))[:, 0]
+
+
+def parameter_groups(model: QualityRegressor, *, freeze_rest: bool = True) -> list[dict[str, Any]]:
+    """Return the released groups for Adam, by position in the backbone's list of parameter tensors.
+
+    The head (rate 1e-3, decay 1e-4), the last 10 tensors (1e-3, 1e-5), the 40 before (1e-4, 1e-6) and the 50 before
+    (1e-5, 1e-6). The cuts run through batch norms: position counts, not modules. A shorter network fills as many groups
+    as it can. Tensors that were fixed at construction stay in their group and get no gradient.
+
+    Args:
+        model: its remaining tensors lose ``requires_grad`` if ``freeze_rest``.
+        freeze_rest: False as in the released code, where the rest is not trained, but its gradients are computed and
+            count in the clipping norm.
+    """
+    groups = [
+        {"name": "head", "params": list(model.regressor.parameters()), "lr": HEAD_RATE, "weight_decay": HEAD_DECAY}
+    ]
+    rest = list(model.base_model.parameters())
+    for name, n_tensors, rate, decay in RELEASED_GROUPS:
+        rest, params = rest[:-n_tensors], rest[-n_tensors:]
+        if params:
+            groups.append({"name": name, "params": params, "lr": rate, "weight_decay": decay})
+    if freeze_rest:
+        for parameter in rest:
+            parameter.requires_grad_(False)
+    return groups
+
+
+def save_regressor(model: QualityRegressor, card: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return the regressor's files by name: ``weights.pt``, then ``card.json``.
+
+    Args:
+        model: its state is saved in float32 on the CPU.
+        card: further JSON-ready entries for the card: method, labels, metrics and the like. The network's own entries
+            (recogniser, options, dim, preprocessing, hashes, schema version) are added.
+
+    Raises:
+        FiqaRayError: if the card cannot be written as JSON.
+    """
+    buffer = io.BytesIO()
+    state = model.state_dict()
+    torch.save(
+        {k: (v.float() if v.is_floating_point() else v).detach().cpu().clone() for k, v in state.items()}, buffer
+    )
+    weights = buffer.getvalue()
+    own = {**model.origin, "weights_sha256": sha256_of(weights), "schema_version": SCHEMA_VERSION}
+    try:
+        text = json.dumps({**card, **own}, indent=1, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise FiqaRayError(
+            f"the regressor's card cannot be written as JSON: {error}; give plain values only"
+        ) from error
+    return {WEIGHTS_FILE: weights, CARD_FILE: text.encode() + b"\n"}
+
+
+def load_regressor(
+    uri: str, device: str = "cpu", *, allow_import: bool = False
+) -> tuple[QualityRegressor, dict[str, Any]]:
+    """Load a saved regressor, frozen and in evaluation mode, and its card.
+
+    Args:
+        uri: folder of ``weights.pt`` and ``card.json``: a path or any fsspec URL.
+        device: as torch names it.
+        allow_import: let the card of a regressor on ``module:function`` have that function imported and called. A card
+            is data, perhaps somebody else's; it must not run code unasked.
+
+    Raises:
+        FiqaRayError: a file is missing, damaged or of another version, or does not fit the network.
+    """
+    place = find_device(device)
+    card_uri, weights_uri = join(uri, CARD_FILE), join(uri, WEIGHTS_FILE)
+    card = _read_card(card_uri)
+    data = read_bytes(weights_uri)
+    if sha256_of(data) != card["weights_sha256"]:
+        raise FiqaRayError(f"{weights_uri}: not the file that {card_uri} belongs to (SHA-256 differs); copy both again")
+    state = load_state_dict(data, name=weights_uri)
+    backbone = _backbone(card, state, card_uri, allow_import)
+    recognizer = Recognizer(
+        card["recognizer"],
+        backbone,
+        Preprocessing(**card["preprocessing"]),
+        card["dim"],
+        card["recognizer_sha256"],
+        options=card["options"],
+    )
+    model = QualityRegressor(recognizer, QualityHead(card["dim"]))
+    load_strictly(model, state, weights_uri)
+    return model.requires_grad_(False).eval().to(place), card
+
+
+def _read_card(card_uri: str) -> dict[str, Any]:
+    try:
+        card = json.loads(read_bytes(card_uri))
+    except ValueError as error:
+        raise FiqaRayError(f"{card_uri}: not readable as JSON ({error}); the folder is no saved regressor") from error
+    version = card.get("schema_version") if isinstance(card, dict) else None
+    if version != SCHEMA_VERSION:
+        raise FiqaRayError(
+            f"{card_uri}: schema_version {version!r}, wanted {SCHEMA_VERSION}; use the version it was made by"
+        )
+    wanted = {
+        "recognizer": str,
+        "options": dict,
+        "dim": int,
+        "preprocessing": dict,
+        "recognizer_sha256": str,
+        "weights_sha256": str,
+    }
+    for key, kind in wanted.items():
+        if not isinstance(card.get(key), kind):
+            raise FiqaRayError(f"{card_uri}: {key} is {card.get(key)!r}, wanted {kind.__name__}; copy the card again")
+    if set(card["preprocessing"]) != {"colour", "mean", "scale"}:
+        raise FiqaRayError(f"{card_uri}: preprocessing {card['preprocessing']!r} must have colour, mean and scale")
+    return card
+
+
+def _backbone(card: dict[str, Any], state: Mapping[str, Tensor], card_uri: str, allow_import: bool) -> nn.Module:
+    name = card["recognizer"]
+    structure = state.get(f"base_model.{STRUCTURE}")
+    if structure is not None:
+        return parse_onnx(structure.numpy().tobytes(), f"{card_uri}: the graph of {name}")
+    if name in RECOGNIZERS:
+        return RECOGNIZERS[name].build()
+    if not allow_import:
+        raise FiqaRayError(
+            f"{card_uri}: this regressor stands on {name!r}, whose code would have to be imported and run; "
+            "if you trust it, pass allow_import=True"
+        )
+    backbone = call_imported(name, None, card["options"])
+    if not isinstance(backbone, nn.Module):
+        raise FiqaRayError(f"{name}: returned {type(backbone).__name__}, wanted a torch.nn.Module")
+    return backbone

@@ -1,0 +1,181 @@
+"""Figures of the report as SVG data URIs: label scatter (paper Fig. 4), similarity histograms, EDC curves.
+
+Text stays text, dense scatters are rasterised, and equal data give equal bytes. Sizes are chosen so that letters stay
+readable when a figure is shown 350 pixels wide.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from fiqa_ray.report.data import EdcLine, LabelSummary, VerificationRow
+
+BLUE, ORANGE, INK, GREY = "#0072B2", "#D55E00", "#222222", "#767676"
+WIDTH_INCH = 4.2
+X_END = 0.95  # drawn range of the curves; the rest holds too few pairs to read
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fiqa_ray",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Segoe UI", "Roboto", "Helvetica Neue", "Arial", "DejaVu Sans"],
+    "font.size": 11,
+    "axes.labelsize": 11,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "legend.fontsize": 10,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.7,
+    "text.parse_math": False,  # a "$" in a name is a "$"
+    "path.simplify_threshold": 0.3,
+}
+
+
+@dataclass(frozen=True)
+class LineStyle:
+    """How a scorer is drawn everywhere: colour, dash lengths in line widths (empty: solid), marker."""
+
+    colour: str
+    dashes: tuple[float, ...]
+    marker: str
+
+
+# Okabe and Ito's colours, the light ones darkened for thin lines on white; dashes and markers repeat the distinction.
+CYCLE = (
+    LineStyle(BLUE, (), "o"),
+    LineStyle(ORANGE, (5, 1.6), "s"),
+    LineStyle("#008566", (7, 1.6, 1.5, 1.6), "^"),
+    LineStyle("#9A4C84", (3, 1.4), "D"),
+    LineStyle("#8A6D00", (1.6, 1.4), "v"),
+    LineStyle("#2F86B5", (9, 2), "P"),
+    LineStyle("#5A4FA2", (5, 1.4, 1.4, 1.4, 1.4, 1.4), "X"),
+)
+RANDOM_STYLE = LineStyle(GREY, (2, 2), "")
+ORACLE_STYLE = LineStyle("#111111", (1.2, 1.6), "")
+
+
+def line_styles(scorers: Sequence[str]) -> dict[str, LineStyle]:
+    """One style per scorer, by order; scorers named random or oracle are grey or black, as references are."""
+    styles: dict[str, LineStyle] = {}
+    n_cycled = 0
+    for scorer in dict.fromkeys(scorers):
+        if "random" in scorer.lower():
+            styles[scorer] = RANDOM_STYLE
+        elif "oracle" in scorer.lower():
+            styles[scorer] = ORACLE_STYLE
+        else:
+            styles[scorer] = CYCLE[n_cycled % len(CYCLE)]
+            n_cycled += 1
+    return styles
+
+
+def label_figure(labels: LabelSummary) -> str:
+    """Paper Fig. 4: histogram of the prior qualities above optimized against prior quality, with the diagonal."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_INCH, 4.7), layout="constrained")
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1, 2.9])
+        edges = np.asarray(labels.histogram_edges, dtype=np.float64)
+        top.stairs(np.asarray(labels.histogram_counts, dtype=np.float64), edges, fill=True, color=BLUE, alpha=0.75)
+        top.set_ylabel("Images")
+        top.ticklabel_format(axis="y", scilimits=(-3, 4))
+        prior = np.asarray(labels.prior_score, dtype=np.float64)
+        optimized = np.asarray(labels.optimized_score, dtype=np.float64)
+        alpha = float(np.clip(400 / max(1, prior.size), 0.08, 0.6))
+        bottom.scatter(prior, optimized, s=5, color=BLUE, alpha=alpha, linewidths=0, rasterized=True)
+        bottom.axline((edges[0], edges[0]), slope=1, color=INK, linewidth=1, dashes=(4, 3))
+        bottom.set(xlabel="Prior quality", ylabel="Optimized quality", xlim=(edges[0], edges[-1]))
+        bottom.set_ylim(edges[0], edges[-1])
+        return _data_uri(figure)
+
+
+def similarity_figure(row: VerificationRow) -> str:
+    """Density of the similarity of mated and of non-mated pairs, with the threshold in use."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_INCH, 2.7), layout="constrained")
+        axes = figure.subplots()
+        edges = np.asarray(row.edges, dtype=np.float64)
+        for counts, name, colour in (
+            (row.nonmated_counts, "different persons", ORANGE),
+            (row.mated_counts, "same person", BLUE),
+        ):
+            density = _density(counts, edges)
+            axes.stairs(density, edges, fill=True, color=colour, alpha=0.3)
+            axes.stairs(density, edges, color=colour, linewidth=1.4, label=name)
+        if np.isfinite(row.threshold):
+            axes.axvline(row.threshold, color=INK, linewidth=1.1, dashes=(4, 3), label="threshold")
+        axes.set(xlabel="Similarity", ylabel="Density", xlim=(edges[0], edges[-1]))
+        axes.set_ylim(bottom=0)
+        figure.legend(loc="outside upper center", ncols=3, handlelength=1.3, columnspacing=0.9, handletextpad=0.5)
+        return _data_uri(figure)
+
+
+def edc_figure(lines: Sequence[EdcLine], styles: Mapping[str, LineStyle], limits: Sequence[float] = ()) -> str:
+    """FNMR against the discarded share, one line per scorer; all lines share benchmark, recogniser and convention.
+
+    Steps for "dasec", straight lines between the levels otherwise. ``limits`` are marked: ends of partial areas.
+    """
+    percent = lines[0].convention != "dasec"
+    scale = 100 if percent else 1
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH_INCH, 3.1), layout="constrained")
+        axes = figure.subplots()
+        highest = 0.0
+        for line in lines:
+            shown = line.discard_fraction <= X_END + 1e-9
+            x, y = line.discard_fraction[shown] * scale, line.fnmr[shown]
+            highest = max(highest, float(np.nanmax(y, initial=0.0)))
+            _draw_line(axes, x, y, styles[line.scorer], stepped=not percent)
+        for limit in limits:
+            axes.axvline(limit * scale, color=GREY, linewidth=0.9, linestyle=":")
+        axes.set_xlabel("Ratio of unconsidered images [%]" if percent else "Fraction of discarded comparisons")
+        axes.set_ylabel("FNMR")
+        axes.set_xlim(0, X_END * scale)
+        axes.set_ylim(0, 1.06 * highest if highest > 0 else 1e-3)
+        return _data_uri(figure)
+
+
+def _draw_line(axes: Axes, x: np.ndarray, y: np.ndarray, style: LineStyle, *, stepped: bool) -> None:
+    axes.plot(
+        x,
+        y,
+        color=style.colour,
+        linewidth=1.7,
+        dashes=style.dashes or (None, None),
+        drawstyle="steps-post" if stepped else "default",
+        marker="" if stepped else style.marker,
+        markersize=3.6,
+        markeredgewidth=0,
+        clip_on=False,  # a line along an axis keeps its full width
+    )
+
+
+def _density(counts: ArrayLike, edges: np.ndarray) -> np.ndarray:
+    values = np.asarray(counts, dtype=np.float64)
+    return values / max(1.0, values.sum()) / np.diff(edges)
+
+
+def _data_uri(figure: Figure) -> str:
+    """``figure`` as an SVG data URI without creator, date or links."""
+    stream = io.BytesIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(stream, format="svg", dpi=150, metadata=nothing)
+    return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -1,0 +1,313 @@
+"""Turns `ReportData` into one self-contained HTML page: no links, no scripts, figures as data URIs.
+
+This module groups rows and words the numbers; `page.html` lays them out and escapes every value; `page.css` is put
+into the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.report import figures
+from fiqa_ray.report.data import AucRow, DifferenceRow, ReportData
+
+FOLDER = Path(__file__).parent
+CONVENTIONS = {
+    "paper": (
+        "“paper” discards from all pairs in steps of 5 % and sets the threshold anew at every step, so that the FMR "
+        "stays below its target; straight lines, area over [0, 0.95]."
+    ),
+    "nearest": (
+        "“nearest” discards as “paper” does, but takes the threshold whose FMR is nearest to the target (CR-FIQA); "
+        "straight lines, area over [0, 0.95]."
+    ),
+    "dasec": (
+        "“dasec” discards from the mated pairs only, keeps one threshold and lets equal qualities go together; "
+        "steps, area over [0, 1] unless a limit is given."
+    ),
+}
+CURVE_END = {"paper": 0.95, "nearest": 0.95, "dasec": 1.0}
+
+Item = TypeVar("Item")
+Key = TypeVar("Key")
+
+
+def render_report(data: ReportData) -> str:
+    """The page as text; write it as UTF-8.
+
+    Raises:
+        FiqaRayError: a face is neither PNG nor JPEG.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        area=area,
+        count=count,
+        decimals=decimals,
+        duration=duration,
+        percent=percent,
+        rate=rate,
+        signed_area=signed_area,
+    )
+    styles = figures.line_styles([line.scorer for line in data.edc])
+    return environment.get_template("page.html").render(
+        data=data,
+        css=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
+        findings=findings(data),
+        settings=flat_settings(data.settings),
+        label_figures=[(labels, figures.label_figure(labels)) for labels in data.labels],
+        similarity_figures=[
+            (row, figures.similarity_figure(row)) for row in data.verification if np.size(row.edges) > 1
+        ],
+        curves=curve_groups(data, styles),
+        conventions=[
+            CONVENTIONS[name] for name in dict.fromkeys(line.convention for line in data.edc) if name in CONVENTIONS
+        ],
+        auc_tables=auc_tables(data.auc),
+        has_oracle=any(is_oracle(row.scorer) for row in data.auc),
+        differences=difference_groups(data.differences),
+        correlations=correlation_table(data),
+        faces=[
+            (strip.scorer, [("best", picture_uris(strip.best)), ("worst", picture_uris(strip.worst))])
+            for strip in data.faces
+        ],
+    )
+
+
+# --- words and numbers ------------------------------------------------------------------------------------------------
+
+
+def count(value: int) -> str:
+    """1234567 as 1,234,567."""
+    return f"{value:,}"
+
+
+def decimals(value: float, places: int = 3) -> str:
+    """A number with fixed decimals and a true minus sign; "undefined" for NaN."""
+    return "undefined" if math.isnan(value) else f"{value:.{places}f}".replace("-", "−")
+
+
+def area(value: float) -> str:
+    """An area times 1000 with one decimal, as in the paper's tables."""
+    return decimals(1000 * value, 1)
+
+
+def signed_area(value: float) -> str:
+    """A difference of areas times 1000 with its sign and two decimals, so that few intervals seem to end at zero."""
+    return "undefined" if math.isnan(value) else f"{1000 * value:+.2f}".replace("-", "−")
+
+
+def percent(value: float, places: int = 2) -> str:
+    """A fraction in percent."""
+    return "undefined" if math.isnan(value) else f"{decimals(100 * value, places)} %"
+
+
+def percent_range(values: Sequence[float]) -> str:
+    """The percents that ``values`` span, one number where they print alike."""
+    low, high = percent(min(values)), percent(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def rate(value: float) -> str:
+    """A small rate or step with up to three digits, such as 0.001 or 6.67e−4."""
+    text = f"{value:.3g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.2e}".replace("e-0", "e-")
+    return text.replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 4.2 s, 3 min 05 s or 2 h 07 min; empty for NaN."""
+    if math.isnan(seconds):
+        return ""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
+
+
+def verdict(row: DifferenceRow) -> str:
+    """What the interval of a difference of areas says about its first scorer; smaller areas are better."""
+    if math.isnan(row.low) or math.isnan(row.high):
+        return "undefined"
+    if row.high < 0:
+        return "improves"
+    return "worsens" if row.low > 0 else "no clear difference"
+
+
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Settings as (dotted name, text) in their order."""
+    rows: list[tuple[str, str]] = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            rows += flat_settings(value, f"{prefix}{name}.")
+        elif isinstance(value, (list, tuple)):
+            rows.append((f"{prefix}{name}", ", ".join(str(item) for item in value)))
+        else:
+            rows.append((f"{prefix}{name}", "none" if value is None else str(value)))
+    return rows
+
+
+def findings(data: ReportData) -> list[str]:
+    """The run in a few sentences, results first."""
+    sentences = []
+    for group in difference_groups(data.differences):
+        by_verdict = grouped(group["rows"], lambda item: item["verdict"])
+        parts = [
+            f"{word} on {', '.join(item['row'].benchmark for item in by_verdict[word])}"
+            for word in ("improves", "no clear difference", "worsens", "undefined")
+            if word in by_verdict
+        ]
+        sentences.append(f"{group['where']}: {group['a']} against {group['b']}: {'; '.join(parts)}.")
+    for n_images, members in grouped(data.labels, lambda labels: labels.n_images).items():
+        methods = ", ".join(dict.fromkeys(labels.method for labels in members))
+        alone = percent_range([labels.n_without_pairs / max(1, n_images) for labels in members])
+        moved = percent_range([labels.mean_index_move for labels in members])
+        sentences.append(
+            f"Labels of {count(n_images)} images ({methods}): {alone} own no pair and keep their index; "
+            f"the index moved by {moved} of the images on average."
+        )
+    n_failed = sum(stage.n_failed for stage in data.stages)
+    if data.stages:
+        failed = f"{count(n_failed)} row{'s' if n_failed != 1 else ''}" if n_failed else "no row"
+        sentences.append(f"{len(data.stages)} stages ran; {failed} failed.")
+    return sentences
+
+
+# --- grouping ---------------------------------------------------------------------------------------------------------
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Items by key, keys and items in order of first appearance."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def curve_groups(data: ReportData, styles: Mapping[str, figures.LineStyle]) -> list[dict[str, Any]]:
+    """Per (recogniser, convention, FMR): legend and one figure per benchmark."""
+    groups = []
+    for (fr, convention, fmr), lines in grouped(data.edc, lambda c: (c.fr, c.convention, c.fmr_target)).items():
+        limits = sorted(
+            {
+                row.discard_limit
+                for row in data.auc
+                if (row.fr, row.convention, row.fmr_target) == (fr, convention, fmr)
+                and row.discard_limit < min(figures.X_END, CURVE_END.get(convention, 1.0))
+            }
+        )
+        groups.append(
+            {
+                "fr": fr,
+                "convention": convention,
+                "fmr": fmr,
+                "limits": limits,
+                "legend": [(name, styles[name]) for name in dict.fromkeys(line.scorer for line in lines)],
+                "figures": [
+                    (benchmark, figures.edc_figure(members, styles, limits))
+                    for benchmark, members in grouped(lines, lambda line: line.benchmark).items()
+                ],
+            }
+        )
+    return groups
+
+
+def is_oracle(scorer: str) -> bool:
+    """Whether a scorer is a reference that knows the truth; told by its name."""
+    return "oracle" in scorer.lower()
+
+
+def auc_tables(rows: Sequence[AucRow]) -> list[dict[str, Any]]:
+    """Per (recogniser, convention, FMR, limit): scorers by benchmarks, the best of each benchmark marked."""
+    tables = []
+    for (fr, convention, fmr, limit), members in grouped(
+        rows, lambda r: (r.fr, r.convention, r.fmr_target, r.discard_limit)
+    ).items():
+        cells = {(row.scorer, row.benchmark): row for row in members}
+        by_benchmark = grouped(members, lambda row: row.benchmark)
+        # Ties are judged as printed. An oracle sees what no scorer may see, so it does not compete.
+        best = {
+            benchmark: min((area(r.auc) for r in rivals), key=float, default="")
+            for benchmark, column in by_benchmark.items()
+            for rivals in [[r for r in column if not is_oracle(r.scorer) and not math.isnan(r.auc)]]
+        }
+        tables.append(
+            {
+                "fr": fr,
+                "convention": convention,
+                "fmr": fmr,
+                "limit": limit,
+                "partial": limit < CURVE_END.get(convention, 1.0),
+                "columns": [(benchmark, column[0]) for benchmark, column in by_benchmark.items()],
+                "rows": [
+                    (
+                        scorer,
+                        [
+                            (row, row is not None and area(row.auc) == best[benchmark] and not is_oracle(scorer))
+                            for benchmark in by_benchmark
+                            for row in [cells.get((scorer, benchmark))]
+                        ],
+                    )
+                    for scorer in dict.fromkeys(row.scorer for row in members)
+                ],
+            }
+        )
+    return tables
+
+
+def difference_groups(rows: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
+    """Per (recogniser, convention, scorer a, scorer b): benchmarks with their verdicts."""
+    return [
+        {
+            "a": a,
+            "b": b,
+            "where": f"Convention {convention}" + (f", {fr}" if fr else ""),
+            "rows": [{"row": row, "verdict": verdict(row)} for row in members],
+        }
+        for (fr, convention, a, b), members in grouped(
+            rows, lambda r: (r.fr, r.convention, r.scorer_a, r.scorer_b)
+        ).items()
+    ]
+
+
+def correlation_table(data: ReportData) -> dict[str, Any]:
+    """Scorers by kinds of degradation, "all" first."""
+    kinds = sorted(dict.fromkeys(row.kind for row in data.correlations), key=lambda kind: kind != "all")
+    cells = {(row.scorer, row.kind): row for row in data.correlations}
+    return {
+        "kinds": kinds,
+        "rows": [
+            (scorer, [cells.get((scorer, kind)) for kind in kinds])
+            for scorer in dict.fromkeys(row.scorer for row in data.correlations)
+        ],
+    }
+
+
+def picture_uris(faces: Sequence[Any]) -> list[tuple[Any, str]]:
+    """Faces with their pictures as data URIs; FiqaRayError for bytes that are neither PNG nor JPEG."""
+    pairs = []
+    for face in faces:
+        if face.image.startswith(b"\x89PNG\r\n\x1a\n"):
+            kind = "png"
+        elif face.image.startswith(b"\xff\xd8\xff"):
+            kind = "jpeg"
+        else:
+            raise FiqaRayError(
+                f"report: the picture {face.caption!r} begins with {face.image[:4]!r}: give PNG or JPEG bytes"
+            )
+        pairs.append((face, f"data:image/{kind};base64,{base64.b64encode(face.image).decode()}"))
+    return pairs
