@@ -26,7 +26,7 @@ app = typer.Typer(
 Job_ = Annotated[str, typer.Argument(metavar="JOB.yaml", help="a job's settings; any fsspec URL")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="settings to change")]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 160)
 
 
 @app.command()

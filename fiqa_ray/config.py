@@ -30,7 +30,9 @@ class SourceSettings(_Settings):
     kind: Literal["folder", "vggface2", "table"]
     uri: str
     landmarks_uri: str | None = None
-    identity_level: int | None = Field(0, ge=0, description="folder: path component below uri that is the identity; null: none")
+    identity_level: int | None = Field(
+        0, ge=0, description="folder: path component below uri that is the identity; null: none"
+    )
     splits: tuple[Literal["train", "test"], ...] = ("train", "test")
     limit: int | None = Field(None, ge=1, description="for trials: only the first so many identities")
 
@@ -144,7 +146,9 @@ class ComputeSettings(_Settings):
     address: str | None = Field(None, description="Ray cluster to join (default: RAY_ADDRESS, else a local one)")
     n_workers: int | None = Field(None, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    batch_size: int = Field(64, ge=1)
+    batch_size: int | None = Field(
+        None, ge=1, description="default: 8 on a CPU, where small batches stay in cache; 256 on CUDA"
+    )
     rows_per_part: int = Field(4096, ge=1, description="faces per shard; an identity never crosses shards")
     train_workers: int = Field(1, ge=0, description="Ray Train workers; 0 trains in this process")
     object_store_bytes: int | None = Field(None, ge=80_000_000)

@@ -48,7 +48,7 @@ class StepProgress:
         rate = (self.done - self._at_start) / max(time.monotonic() - self._started, 1e-9)
         if self._bar:
             self._bar.update(self._task, completed=self.done, rate=f"{rate:,.0f} {self.unit}/s")
-        elif time.monotonic() - self._logged >= LOG_INTERVAL_S:
+        elif self.done < self.total and time.monotonic() - self._logged >= LOG_INTERVAL_S:
             self._logged = time.monotonic()
             left_s = (self.total - self.done) / rate if rate > 0 else float("inf")
             self._line(f"{rate:,.0f} {self.unit}/s, about {left_s:,.0f} s left")

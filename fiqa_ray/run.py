@@ -15,12 +15,14 @@ from fiqa_ray.config import ComputeSettings, Settings
 from fiqa_ray.errors import FiqaRayError, IncompleteError, UsageError
 from fiqa_ray.lineage import Job
 from fiqa_ray.progress import StepProgress
-from fiqa_ray.stages import Step
+from fiqa_ray.stages import Step, Worker
 from fiqa_ray.storage import Manifest, Part, RunLock, fingerprint, join, put_if_absent, read_json, sizes_below
 
 Outcome = Part | Exception
-Mapper = Callable[[Step, Sequence[Any]], Iterator[tuple[Any, Outcome]]]
-"""Runs shards of a step: yields (shard, its part or the exception it raised), in any order."""
+Item = tuple[Step, Any]
+"""A shard and the step that it belongs to."""
+Mapper = Callable[[Sequence[Item]], Iterator[tuple[Item | None, Outcome]]]
+"""Runs shards: yields each with its part or the exception it raised, in any order (None: nobody knows which)."""
 
 STEPS_OF = {  # stage -> where its steps are planned: (module of fiqa_ray.stages, function)
     "pack": [("pack", "pack_steps")],
@@ -50,13 +52,13 @@ def run_job(settings: Settings, stages: Iterable[str] = STAGES, *, new_settings:
         _record_settings(settings, new_settings)
         mapper = ray_mapper(settings.compute) if settings.compute.engine == "ray" else local_map
         for stage in wanted:
-            for step in stage_steps(stage, job):
-                run_step(step, mapper, settings.max_bad_fraction)
+            for steps in stage_steps(stage, job):
+                run_steps(steps, mapper, settings.max_bad_fraction)
     return job
 
 
-def stage_steps(stage: str, job: Job) -> Iterator[Step]:
-    """The steps of a stage, each planned when the one before it has finished."""
+def stage_steps(stage: str, job: Job) -> Iterator[list[Step]]:
+    """The steps of a stage in groups that run side by side, each group planned when the one before it has finished."""
     # stages import torch and more; a job pays only for those it runs
     from importlib import import_module
 
@@ -64,31 +66,61 @@ def stage_steps(stage: str, job: Job) -> Iterator[Step]:
         yield from getattr(import_module(f"fiqa_ray.stages.{module}"), function)(job)
 
 
-def run_step(step: Step, mapper: Mapper, max_bad_fraction: float = 1.0) -> Manifest:
-    """Makes a step's dataset, or what is missing of it, commits it and reconciles its counts with its input's."""
-    dataset = step.dataset
-    finished = dataset.finished_parts(verify=True)
-    missing = [s for i, s in enumerate(step.shards) if i not in finished]
-    manifest = dataset.manifest() if not missing else None
-    if manifest is None:
-        plan = {"stage": step.stage, "n_parts": len(step.shards), "n_rows": step.n_rows, "unit": step.unit}
-        dataset.write_plan({**plan, "created_s": time.time(), **step.plan})
-        done = sum(p.n_rows for p in finished.values())
-        failures: list[Exception] = []
-        with StepProgress(f"{step.stage}: {short_name(step)}", step.n_rows, step.unit, done) as progress:
-            for shard, outcome in mapper(step, missing):
-                if isinstance(outcome, Exception):
-                    failures.append(outcome)
-                    if isinstance(outcome, FiqaRayError) or len(failures) >= MAX_FAILED_SHARDS:
-                        break
-                else:
-                    progress.advance(outcome.n_rows)
-                del shard
-        if failures:
-            raise _failure(step, failures)
-        manifest = dataset.commit(len(step.shards))
-    _reconcile(step, manifest, max_bad_fraction)
-    return manifest
+def run_steps(steps: Sequence[Step], mapper: Mapper, max_bad_fraction: float = 1.0) -> list[Manifest]:
+    """Makes the steps' datasets, or what is missing of them, commits them and reconciles their counts with their input's.
+
+    The missing shards of all steps go through the mapper together.
+    """
+    manifests = [step.dataset.manifest() for step in steps]
+    items: list[Item] = []
+    n_done = 0
+    unfinished = []
+    for step, manifest in zip(steps, manifests, strict=True):
+        finished = step.dataset.finished_parts(verify=True)
+        missing = [s for i, s in enumerate(step.shards) if i not in finished]
+        if missing or manifest is None:
+            plan = {"stage": step.stage, "n_parts": len(step.shards), "n_rows": step.n_rows, "unit": step.unit}
+            step.dataset.write_plan({**plan, "created_s": time.time(), **step.plan})
+            items += [(step, s) for s in missing]
+            n_done += sum(p.n_rows for p in finished.values())
+            unfinished.append(step)
+    if items:
+        total = sum(s.n_rows for s in unfinished)
+        with StepProgress(group_name(unfinished), total, steps[0].unit, n_done) as progress:
+            _map(items, mapper, progress)
+    committed = []
+    for step, manifest in zip(steps, manifests, strict=True):
+        whole = manifest if manifest and step not in unfinished else step.dataset.commit(len(step.shards))
+        _reconcile(step, whole, max_bad_fraction)
+        committed.append(whole)
+    return committed
+
+
+def _map(items: list[Item], mapper: Mapper, progress: StepProgress) -> None:
+    failures: list[tuple[Item | None, Exception]] = []
+    for item, outcome in mapper(items):
+        if isinstance(outcome, Exception):
+            failures.append((item, outcome))
+            if isinstance(outcome, FiqaRayError) or len(failures) >= MAX_FAILED_SHARDS:
+                break
+        else:
+            progress.advance(outcome.n_rows)
+    if not failures:
+        return
+    item, first = failures[0]
+    if isinstance(first, FiqaRayError):
+        raise first
+    place = (item or items[0])[0]
+    raise IncompleteError(
+        f"{place.stage}: {len(failures)} shard(s) of {place.dataset.uri} failed, the first with "
+        f"{type(first).__name__}: {first}; run the same command again to continue"
+    ) from first
+
+
+def group_name(steps: Sequence[Step]) -> str:
+    """What a group of steps is doing, in a few words."""
+    more = f" and {len(steps) - 1} more" if len(steps) > 1 else ""
+    return f"{steps[0].stage}: {short_name(steps[0])}{more}"
 
 
 def short_name(step: Step) -> str:
@@ -96,18 +128,6 @@ def short_name(step: Step) -> str:
     uri = step.dataset.uri.rsplit("/v=", 1)[0]
     keys = [p.split("=", 1)[1] for p in uri.split("/") if "=" in p]
     return " ".join([step.dataset.name.replace("_", " "), *keys])
-
-
-def _failure(step: Step, failures: list[Exception]) -> FiqaRayError:
-    first = failures[0]
-    if isinstance(first, FiqaRayError):
-        return first
-    error = IncompleteError(
-        f"{step.stage}: {len(failures)} shard(s) of {step.dataset.uri} failed, the first with "
-        f"{type(first).__name__}: {first}; run the same command again to continue"
-    )
-    error.__cause__ = first
-    return error
 
 
 def _reconcile(step: Step, manifest: Manifest, max_bad_fraction: float) -> None:
@@ -169,22 +189,34 @@ def _differences(before: Any, now: Any, place: str = "") -> list[str]:
 # --- mappers ---
 
 
-def local_map(step: Step, shards: Sequence[Any]) -> Iterator[tuple[Any, Outcome]]:
+def local_map(items: Sequence[Item]) -> Iterator[tuple[Item | None, Outcome]]:
     """Runs shards one by one in this process."""
-    if not shards:
-        return
-    with one_thread() if step.engine != "driver" else nullcontext():
-        try:
-            worker = step.make_worker()
-        except Exception as exc:
-            yield shards[0], exc
-            return
-        for shard in shards:
-            try:
-                outcome: Outcome = worker(shard)
-            except Exception as exc:
-                outcome = exc
-            yield shard, outcome
+    workers = WorkerSlot()
+    for step, shard in items:
+        with one_thread() if step.engine != "driver" else nullcontext():
+            yield (step, shard), _outcome(lambda step=step, shard=shard: workers.get(step.make_worker)(shard))  # type: ignore[misc]
+
+
+def _outcome(call: Callable[[], Part]) -> Outcome:
+    try:
+        return call()
+    except Exception as exc:
+        return exc
+
+
+class WorkerSlot:
+    """Holds the last worker made: steps follow one another, and two models need not share the memory."""
+
+    def __init__(self) -> None:
+        self._made_by: Any = None
+        self._worker: Worker | None = None
+
+    def get(self, make_worker: Callable[[], Worker]) -> Worker:
+        """The worker of this maker, made if another's was held."""
+        if self._worker is None or self._made_by is not make_worker:
+            self._worker, self._made_by = None, None
+            self._worker, self._made_by = make_worker(), make_worker
+        return self._worker
 
 
 @contextmanager
@@ -203,103 +235,92 @@ def one_thread() -> Iterator[None]:
 def ray_mapper(compute: ComputeSettings) -> Mapper:
     """The mapper of a Ray cluster: actor pools of Ray Data for models and decoding, plain tasks for numerics."""
 
-    def run(step: Step, shards: Sequence[Any]) -> Iterator[tuple[Any, Outcome]]:
-        if not shards:
-            return iter(())
-        if step.engine == "driver":
-            return local_map(step, shards)
-        return _ray_data(step, shards, compute) if step.engine == "data" else _ray_tasks(step, shards, compute)
+    def run(items: Sequence[Item]) -> Iterator[tuple[Item | None, Outcome]]:
+        engine = items[0][0].engine
+        if engine == "driver":
+            return local_map(items)
+        return _ray_data(items, compute) if engine == "data" else _ray_tasks(items, compute)
 
     return run
 
 
-def _ray_tasks(step: Step, shards: Sequence[Any], compute: ComputeSettings) -> Iterator[tuple[Any, Outcome]]:
+def _ray_tasks(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tuple[Item | None, Outcome]]:
     import ray
 
-    def run_shard(make_worker: Any, shard: Any) -> Part:
+    def run_shard(make_worker: Any, shard: Any) -> Outcome:
         with one_thread():
-            return make_worker()(shard)
+            return _outcome(lambda: make_worker()(shard))
 
-    # a lost machine is Ray's to retry; what the code raises is not
+    # a lost machine is Ray's to retry; what the code raises comes back as a result
     task = ray.remote(num_cpus=1, max_retries=5)(run_shard)
-    make_worker = ray.put(step.make_worker)
-    width = 2 * (compute.n_workers or max(1, int(ray.cluster_resources().get("CPU", 1))))
-    if compute.n_workers:
-        width = compute.n_workers
-    waiting = iter(shards)
-    running: dict[Any, Any] = {}
+    width = compute.n_workers or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    waiting = iter(items)
+    running: dict[Any, Item] = {}
     while True:
-        for shard in waiting:
-            running[task.remote(make_worker, shard)] = shard
-            if len(running) >= width:
-                break
+        while len(running) < width and (item := next(waiting, None)) is not None:
+            running[task.remote(item[0].make_worker, item[1])] = item
         if not running:
             return
         (ready,), _ = ray.wait(list(running), num_returns=1)
-        shard = running.pop(ready)
+        item = running.pop(ready)
         try:
             outcome: Outcome = ray.get(ready)
-        except ray.exceptions.RayTaskError as exc:
-            outcome = exc.cause if isinstance(exc.cause, Exception) else exc
         except ray.exceptions.RayError as exc:
             outcome = exc
-        yield shard, outcome
+        yield item, outcome
 
 
 class _ShardActor:
-    """One worker of a Ray Data actor pool: makes its worker (loads the model) once, then runs shards."""
+    """One worker of a Ray Data actor pool; loads a model when the first of its shards comes."""
 
-    def __init__(self, make_worker: Callable[[], Callable[[Any], Part]], shards: Any) -> None:
+    def __init__(self, makers: list[Callable[[], Worker]], items: list[tuple[int, Any]]) -> None:
         import torch
 
         torch.set_num_threads(1)
-        self._shards = shards
-        self._worker: Callable[[Any], Part] | None = None
-        self._error: Exception | None = None
-        try:
-            self._worker = make_worker()
-        except Exception as exc:  # carried out as a result: Ray Data would start the actor again and again
-            self._error = exc
+        self._makers, self._items, self._workers = makers, items, WorkerSlot()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        import ray
         from ray import cloudpickle
 
         outcomes = []
-        for i in batch["shard"]:
-            try:
-                if self._worker is None:
-                    raise self._error or RuntimeError("no worker")
-                outcome: Outcome = self._worker(self._shards[int(i)])
-            except Exception as exc:
-                outcome = exc
-            outcomes.append(cloudpickle.dumps(outcome))
-        return {"shard": list(batch["shard"]), "outcome": outcomes}
+        for i in batch["item"]:
+            maker, shard = self._items[int(i)]
+            outcomes.append(_outcome(lambda m=maker, s=shard: self._workers.get(self._makers[m])(ray.get(s))))  # type: ignore[misc]
+        return {"item": list(batch["item"]), "outcome": [cloudpickle.dumps(o) for o in outcomes]}
 
 
-def _ray_data(step: Step, shards: Sequence[Any], compute: ComputeSettings) -> Iterator[tuple[Any, Outcome]]:
+def _ray_data(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tuple[Item | None, Outcome]]:
+    import warnings
+
     import ray
     from ray import cloudpickle
 
     resources = ray.cluster_resources()
-    n_gpus = int(resources.get("GPU", 0)) if step.uses_model and compute.device != "cpu" else 0
-    n_cpus = max(1, int(resources.get("CPU", 1)))
-    size = min(compute.n_workers or n_gpus or n_cpus, n_gpus or n_cpus, len(shards))
-    data = ray.data.from_items([{"shard": i} for i in range(len(shards))], override_num_blocks=len(shards))
-    data = data.map_batches(
-        _ShardActor,
-        batch_size=1,
-        batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=size),
-        fn_constructor_args=(step.make_worker, list(shards)),
-        num_gpus=1 if n_gpus else 0,
-        num_cpus=1,
-        # a worker that dies for good must end the step: Ray Data's own default is to try for ever
-        max_restarts=3,
-        max_task_retries=3,
-    )
+    n_gpus = int(resources.get("GPU", 0)) if items[0][0].uses_model and compute.device != "cpu" else 0
+    n_slots = n_gpus or max(1, int(resources.get("CPU", 1)))
+    size = min(compute.n_workers or n_slots, n_slots, len(items))
+    steps = list({id(step): step for step, _ in items}.values())
+    number = {id(step): i for i, step in enumerate(steps)}
+    shards = [(number[id(step)], ray.put(shard)) for step, shard in items]
+    data = ray.data.from_items([{"item": i} for i in range(len(items))], override_num_blocks=len(items))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # max_restarts has no named parameter yet
+        data = data.map_batches(
+            _ShardActor,
+            batch_size=1,
+            batch_format="numpy",
+            compute=ray.data.ActorPoolStrategy(size=size),
+            fn_constructor_args=([s.make_worker for s in steps], shards),
+            num_gpus=1 if n_gpus else 0,
+            num_cpus=1,
+            # a worker that dies for good must end the step: Ray Data's own default is to try for ever
+            max_restarts=3,
+            max_task_retries=3,
+        )
     try:
         for row in data.iter_rows():
-            yield shards[int(row["shard"])], cloudpickle.loads(row["outcome"])
+            yield items[int(row["item"])], cloudpickle.loads(row["outcome"])
     except ray.exceptions.RayError as exc:
         yield None, exc
 
@@ -312,13 +333,14 @@ def ray_session(compute: ComputeSettings) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import logging
     import warnings
 
     warnings.filterwarnings("ignore", module=r"ray(\.|$)")
     import ray
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data._internal").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

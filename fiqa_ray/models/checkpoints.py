@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import pickle
 from collections.abc import Mapping
@@ -67,7 +68,7 @@ def load_state_dict(source: bytes | str | os.PathLike[str], *, name: str | None 
 
 
 def _unreadable(data: bytes, name: str, error: Exception) -> str:
-    if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
+    if isinstance(error, pickle.UnpicklingError) and data.startswith((b"PK", b"\x80")):
         return (
             f"{name}: holds pickled Python objects, not only tensors, and unpickling them could run code. "
             "Load it where you trust it and save the tensors alone: torch.save(model.state_dict(), path)"
@@ -163,11 +164,11 @@ def fill_randomly(model: nn.Module, seed: int) -> None:
     """
     for name, parameter in model.named_parameters():
         key = np.array([seed, crc32(name.encode())], dtype=np.uint64)
-        uniform = np.random.Generator(np.random.Philox(key=key)).uniform(-1.0, 1.0, tuple(parameter.shape))
         if not parameter.requires_grad or name.endswith("bias"):
             continue
+        uniform = 2 * np.random.Generator(np.random.Philox(key=key)).random(tuple(parameter.shape), np.float32) - 1
         if parameter.ndim >= 2:
-            uniform *= np.sqrt(3.0 / np.prod(parameter.shape[1:]))
+            uniform *= math.sqrt(3.0 / math.prod(parameter.shape[1:]))
         elif isinstance(model.get_submodule(name.rpartition(".")[0]), nn.BatchNorm1d | nn.BatchNorm2d):
             uniform = 0.8 + 0.1 * uniform
         else:

@@ -43,15 +43,69 @@ _SHIFT = 4  # fractional bits of OpenCV's drawing coordinates
 _CLEAN_FRACTION = 0.3
 
 _SKIN_TONES = np.array(
-    [[250, 222, 200], [240, 200, 172], [224, 176, 140], [200, 148, 110], [160, 110, 78], [122, 80, 56], [88, 58, 42]], np.float64
-)
-_HAIR_TONES = np.array(
-    [[28, 22, 22], [58, 38, 28], [98, 62, 38], [142, 92, 50], [206, 164, 96], [168, 72, 34], [150, 148, 146], [226, 222, 212]],
+    [[250, 222, 200], [240, 200, 172], [224, 176, 140], [200, 148, 110], [160, 110, 78], [122, 80, 56], [88, 58, 42]],
     np.float64,
 )
-_IRIS_TONES = np.array([[70, 42, 24], [104, 70, 34], [122, 108, 56], [70, 122, 92], [84, 132, 186], [120, 132, 146]], np.float64)
-_NAME_STARTS = ("Al", "Bre", "Cor", "Da", "El", "Fa", "Gri", "Ha", "Il", "Jo", "Ka", "Lo", "Mi", "No", "Or", "Pe", "Ri", "Sa", "Ti", "Vo")
-_NAME_ENDS = ("ba", "dan", "dric", "fen", "gar", "la", "lin", "mar", "na", "nor", "ra", "ric", "sa", "ster", "tha", "ton", "va", "wen", "win", "zo")
+_HAIR_TONES = np.array(
+    [
+        [28, 22, 22],
+        [58, 38, 28],
+        [98, 62, 38],
+        [142, 92, 50],
+        [206, 164, 96],
+        [168, 72, 34],
+        [150, 148, 146],
+        [226, 222, 212],
+    ],
+    np.float64,
+)
+_IRIS_TONES = np.array(
+    [[70, 42, 24], [104, 70, 34], [122, 108, 56], [70, 122, 92], [84, 132, 186], [120, 132, 146]], np.float64
+)
+_NAME_STARTS = (
+    "Al",
+    "Bre",
+    "Cor",
+    "Da",
+    "El",
+    "Fa",
+    "Gri",
+    "Ha",
+    "Il",
+    "Jo",
+    "Ka",
+    "Lo",
+    "Mi",
+    "No",
+    "Or",
+    "Pe",
+    "Ri",
+    "Sa",
+    "Ti",
+    "Vo",
+)
+_NAME_ENDS = (
+    "ba",
+    "dan",
+    "dric",
+    "fen",
+    "gar",
+    "la",
+    "lin",
+    "mar",
+    "na",
+    "nor",
+    "ra",
+    "ric",
+    "sa",
+    "ster",
+    "tha",
+    "ton",
+    "va",
+    "wen",
+    "win",
+    "zo",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +230,9 @@ def draw_identity(rng: np.random.Generator) -> FaceIdentity:
         "brow_rgb": hair * u(0.55, 1.0),
         "lip_rgb": lip,
         "iris_rgb": iris,
-        "glasses_rgb": np.array([[24, 24, 28], [120, 76, 40], [168, 34, 40], [60, 70, 140], [190, 180, 150]], np.float64)[rng.integers(5)],
+        "glasses_rgb": np.array(
+            [[24, 24, 28], [120, 76, 40], [168, 34, 40], [60, 70, 140], [190, 180, 150]], np.float64
+        )[rng.integers(5)],
         "texture": np.zeros((0, 0, 3), np.uint8),
     }
     bare = FaceIdentity(**values)
@@ -250,7 +306,9 @@ def _texture_points(identity: FaceIdentity, points: np.ndarray) -> np.ndarray:
     """Frontal positions ``(n, 2)`` (x, Y) in head units to texture pixels ``(n, 2)``."""
     reach = identity.half_width * np.maximum(_radius(identity, points[:, 1]), 0.05)
     pixels = np.empty_like(points)
-    pixels[:, 0] = (np.arcsin(np.minimum(np.maximum(points[:, 0] / reach, -0.99), 0.99)) + _MAX_LONGITUDE) * _PX_PER_RADIAN
+    pixels[:, 0] = (
+        np.arcsin(np.minimum(np.maximum(points[:, 0] / reach, -0.99), 0.99)) + _MAX_LONGITUDE
+    ) * _PX_PER_RADIAN
     pixels[:, 1] = (points[:, 1] + 1) * _PX_PER_UNIT
     return pixels
 
@@ -288,13 +346,17 @@ def _paint_skin_and_hair(identity: FaceIdentity, rng: np.random.Generator) -> np
     blush = u(0, 26)
     cheek = np.exp(-(((np.abs(longitude) - 0.62) / 0.24) ** 2) - ((y - identity.nose_y) / 0.14) ** 2)
     skin += (cheek * blush)[..., None] * np.array([0.5, -0.6, -0.5], np.float32)
-    socket = np.exp(-(((np.abs(longitude) - identity.eye_x / identity.half_width) / 0.24) ** 2) - ((y - identity.eye_y) / 0.13) ** 2)
+    socket = np.exp(
+        -(((np.abs(longitude) - identity.eye_x / identity.half_width) / 0.24) ** 2) - ((y - identity.eye_y) / 0.13) ** 2
+    )
     skin *= 1 - (u(0.0, 0.22) * socket)[..., None]
     image = np.clip(skin, 0, 255).astype(np.uint8)
 
     if u() < 0.35:  # freckles
         n_freckles, colour = rng.integers(40, 160), identity.skin_rgb * np.array([0.78, 0.66, 0.58])
-        spots = np.stack([rng.normal(0, 0.55, n_freckles), rng.normal(identity.nose_y - 0.08, 0.13, n_freckles)], axis=1)
+        spots = np.stack(
+            [rng.normal(0, 0.55, n_freckles), rng.normal(identity.nose_y - 0.08, 0.13, n_freckles)], axis=1
+        )
         for spot_x, spot_y in spots:
             _dot(image, spot_x, spot_y, u(0.8, 1.7), colour)
     for _ in range(rng.poisson(1.6)):  # moles
@@ -308,12 +370,16 @@ def _paint_skin_and_hair(identity: FaceIdentity, rng: np.random.Generator) -> np
             down = np.linspace(0, 1, 7)
             _stroke(image, _at(side * (0.2 + 0.12 * down), identity.nose_y + 0.02 + 0.24 * down), dark, 2)
 
-    strands = cv2.resize(rng.standard_normal((6, 150)).astype(np.float32), (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
+    strands = cv2.resize(
+        rng.standard_normal((6, 150)).astype(np.float32), (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR
+    )
     hair = np.clip(identity.hair_rgb + strands[..., None] * np.float32(u(6, 18)), 0, 255).astype(np.float32)
     if u() < 0.3:  # beard and moustache
         density, depth = u(0.3, 0.95), u(0.0, 0.2)
         top = identity.mouth_y - 0.06 - depth
-        jaw = _soft_step(y - (top + 0.5 * np.clip(1.0 - np.abs(longitude), 0, 1) * u(0.1, 0.5))) * _soft_step(1.35 - np.abs(longitude), 8)
+        jaw = _soft_step(y - (top + 0.5 * np.clip(1.0 - np.abs(longitude), 0, 1) * u(0.1, 0.5))) * _soft_step(
+            1.35 - np.abs(longitude), 8
+        )
         lip = np.exp(-((longitude / 0.34) ** 4) - ((y - (identity.nose_y + identity.mouth_y) / 2 - 0.02) / 0.07) ** 4)
         choice = rng.integers(3)
         mask = (jaw, lip, np.maximum(jaw, lip))[choice]
@@ -321,7 +387,10 @@ def _paint_skin_and_hair(identity: FaceIdentity, rng: np.random.Generator) -> np
         _blend(image, mask.astype(np.float32), identity.hair_rgb * 0.9)
 
     style = rng.integers(6)
-    base, waves = u(-0.62, -0.45), u(0, 0.09) * np.sin(longitude * u(3, 9) + u(0, 6.3)) + u(0, 0.03) * np.sin(longitude * u(12, 30))
+    base, waves = (
+        u(-0.62, -0.45),
+        u(0, 0.09) * np.sin(longitude * u(3, 9) + u(0, 6.3)) + u(0, 0.03) * np.sin(longitude * u(12, 30)),
+    )
     temple = u(0.75, 1.15)
     if style == 0:  # bald or shaven
         line = np.full_like(longitude, -2.0) if u() < 0.5 else -0.75 + 0.0 * longitude
@@ -376,15 +445,31 @@ def _paint_features(identity: FaceIdentity, view: FaceView) -> tuple[np.ndarray,
     light_side = 1.0 if view.light_azimuth > 0 else -1.0
     for side in (-1, 1):
         wing = np.array([0.35 * tip_x + side * width, identity.nose_y + 0.015])
-        flank = np.array([[side * bridge * 0.4, top_y], [side * bridge, top_y], [side * bridge * 1.4 + 0.4 * tip_x, identity.nose_y - 0.12], wing,
-                          [0.6 * tip_x, identity.nose_y + 0.05], tip])
+        flank = np.array(
+            [
+                [side * bridge * 0.4, top_y],
+                [side * bridge, top_y],
+                [side * bridge * 1.4 + 0.4 * tip_x, identity.nose_y - 0.12],
+                wing,
+                [0.6 * tip_x, identity.nose_y + 0.05],
+                tip,
+            ]
+        )
         tint = 1.06 if side == light_side else 0.84
         _fill(image, place(flank), identity.skin_rgb * tint)
-    _fill(image, place(np.stack([0.5 * tip_x + 0.85 * width * np.cos(arc), identity.nose_y + 0.015 + 0.055 * np.sin(arc)], 1)), identity.skin_rgb * 0.8)
+    _fill(
+        image,
+        place(np.stack([0.5 * tip_x + 0.85 * width * np.cos(arc), identity.nose_y + 0.015 + 0.055 * np.sin(arc)], 1)),
+        identity.skin_rgb * 0.8,
+    )
     _fill(image, place(tip + 0.5 * width * np.stack([np.cos(ring), 0.8 * np.sin(ring)], 1)), identity.skin_rgb * 1.07)
     for side in (-1, 1):
         nostril = np.array([0.55 * tip_x + side * width * 0.52, identity.nose_y + 0.035])
-        _fill(image, place(nostril + np.stack([0.28 * width * np.cos(ring), 0.018 * np.sin(ring)], 1)), identity.skin_rgb * 0.34)
+        _fill(
+            image,
+            place(nostril + np.stack([0.28 * width * np.cos(ring), 0.018 * np.sin(ring)], 1)),
+            identity.skin_rgb * 0.34,
+        )
     landmarks[2] = tip
 
     for index, side in enumerate((-1, 1)):
@@ -406,7 +491,11 @@ def _paint_features(identity: FaceIdentity, view: FaceView) -> tuple[np.ndarray,
         circle = np.stack([np.cos(ring), np.sin(ring)], 1)
         _fill(eye, place(iris + radius * circle) - low, identity.iris_rgb)
         _fill(eye, place(iris + 0.45 * radius * circle) - low, np.array([12.0, 10.0, 10.0]))
-        _fill(eye, place(iris + np.array([0.3, -0.35]) * radius + 0.22 * radius * circle) - low, np.array([250.0, 250.0, 250.0]))
+        _fill(
+            eye,
+            place(iris + np.array([0.3, -0.35]) * radius + 0.22 * radius * circle) - low,
+            np.array([250.0, 250.0, 250.0]),
+        )
         inside = np.zeros(patch.shape[:2], np.uint8)
         _fill(inside, almond - low, 255.0)
         weight = inside[..., None] * np.float32(1 / 255)
@@ -420,7 +509,11 @@ def _paint_features(identity: FaceIdentity, view: FaceView) -> tuple[np.ndarray,
         ridge = centre[1] - lift - identity.brow_arch * (1 - along**2) - side * along * identity.brow_tilt * 0.12
         thick = identity.brow_thickness * (1 - 0.55 * np.clip(side * along, -0.2, 1))
         brow_x = centre[0] + along * identity.brow_width
-        _fill(image, place(np.concatenate([np.stack([brow_x, ridge - thick], 1), np.stack([brow_x, ridge + thick], 1)[::-1]])), identity.brow_rgb)
+        _fill(
+            image,
+            place(np.concatenate([np.stack([brow_x, ridge - thick], 1), np.stack([brow_x, ridge + thick], 1)[::-1]])),
+            identity.brow_rgb,
+        )
 
     # Mouth: both lips as crescents between the corners; the gap shows teeth.
     width = identity.mouth_width * (1 + 0.14 * view.smile)
@@ -433,11 +526,34 @@ def _paint_features(identity: FaceIdentity, view: FaceView) -> tuple[np.ndarray,
     top = line - identity.lip_upper * np.sqrt(bow) * cupid * (1.25 - 0.25 * np.abs(across)) - 0.3 * gap
     bottom = line + gap + identity.lip_lower * np.sqrt(bow)
     mouth_x = across * width
-    _fill(image, place(np.concatenate([np.stack([mouth_x, top], 1), np.stack([mouth_x, line - 0.3 * gap], 1)[::-1]])), identity.lip_rgb * 0.92)
-    _fill(image, place(np.concatenate([np.stack([mouth_x, line + gap], 1), np.stack([mouth_x, bottom], 1)[::-1]])), identity.lip_rgb)
+    _fill(
+        image,
+        place(np.concatenate([np.stack([mouth_x, top], 1), np.stack([mouth_x, line - 0.3 * gap], 1)[::-1]])),
+        identity.lip_rgb * 0.92,
+    )
+    _fill(
+        image,
+        place(np.concatenate([np.stack([mouth_x, line + gap], 1), np.stack([mouth_x, bottom], 1)[::-1]])),
+        identity.lip_rgb,
+    )
     if view.mouth_open > 0.05:
-        _fill(image, place(np.concatenate([np.stack([mouth_x, line - 0.3 * gap], 1), np.stack([mouth_x, line + gap], 1)[::-1]])), np.array([60.0, 22.0, 24.0]))
-        _fill(image, place(np.concatenate([np.stack([0.8 * mouth_x, line - 0.3 * gap], 1), np.stack([0.8 * mouth_x, line + 0.35 * gap], 1)[::-1]])), np.array([236.0, 232.0, 222.0]))
+        _fill(
+            image,
+            place(np.concatenate([np.stack([mouth_x, line - 0.3 * gap], 1), np.stack([mouth_x, line + gap], 1)[::-1]])),
+            np.array([60.0, 22.0, 24.0]),
+        )
+        _fill(
+            image,
+            place(
+                np.concatenate(
+                    [
+                        np.stack([0.8 * mouth_x, line - 0.3 * gap], 1),
+                        np.stack([0.8 * mouth_x, line + 0.35 * gap], 1)[::-1],
+                    ]
+                )
+            ),
+            np.array([236.0, 232.0, 222.0]),
+        )
     else:
         _stroke(image, place(np.stack([mouth_x, line], 1)), identity.lip_rgb * 0.45, 1)
     landmarks[3], landmarks[4] = (-width, corner_y), (width, corner_y)
@@ -445,11 +561,37 @@ def _paint_features(identity: FaceIdentity, view: FaceView) -> tuple[np.ndarray,
     if identity.glasses:
         for side in (-1, 1):
             power = 1.0 if identity.glasses == 1 else 0.45
-            rim = np.stack([np.sign(np.cos(ring)) * np.abs(np.cos(ring)) ** power * 0.19, np.sign(np.sin(ring)) * np.abs(np.sin(ring)) ** power * 0.15], 1)
-            _stroke(image, place(np.array([side * identity.eye_x, identity.eye_y + 0.01]) + rim), identity.glasses_rgb, 3, closed=True)
-            arm = np.array([[side * (identity.eye_x + 0.19), identity.eye_y - 0.02], [side * identity.half_width * 1.2, identity.eye_y - 0.02]])
+            rim = np.stack(
+                [
+                    np.sign(np.cos(ring)) * np.abs(np.cos(ring)) ** power * 0.19,
+                    np.sign(np.sin(ring)) * np.abs(np.sin(ring)) ** power * 0.15,
+                ],
+                1,
+            )
+            _stroke(
+                image,
+                place(np.array([side * identity.eye_x, identity.eye_y + 0.01]) + rim),
+                identity.glasses_rgb,
+                3,
+                closed=True,
+            )
+            arm = np.array(
+                [
+                    [side * (identity.eye_x + 0.19), identity.eye_y - 0.02],
+                    [side * identity.half_width * 1.2, identity.eye_y - 0.02],
+                ]
+            )
             _stroke(image, place(arm), identity.glasses_rgb, 3)
-        _stroke(image, place(np.array([[-identity.eye_x + 0.18, identity.eye_y - 0.01], [identity.eye_x - 0.18, identity.eye_y - 0.01]])), identity.glasses_rgb, 3)
+        _stroke(
+            image,
+            place(
+                np.array(
+                    [[-identity.eye_x + 0.18, identity.eye_y - 0.01], [identity.eye_x - 0.18, identity.eye_y - 0.01]]
+                )
+            ),
+            identity.glasses_rgb,
+            3,
+        )
     return image, landmarks
 
 
@@ -502,7 +644,9 @@ def render_face(identity: FaceIdentity, view: FaceView, rng: np.random.Generator
         sine = np.clip(x / half_width, -1, 1)
         cosine = np.sqrt(1 - sine * sine)
         if step < 3:
-            depth = half_width * (depth_sin / reach.astype(np.float32) * sine + depth_cos / reach.astype(np.float32) * cosine)
+            depth = half_width * (
+                depth_sin / reach.astype(np.float32) * sine + depth_cos / reach.astype(np.float32) * cosine
+            )
             height = (y + depth * np.float32(sin_pitch)) / np.float32(cos_pitch)
     map_x = (np.arcsin(sine) + np.float32(_MAX_LONGITUDE - phase)) * np.float32(_PX_PER_RADIAN) - np.float32(0.5)
     map_y = (height + 1) * np.float32(_PX_PER_UNIT) - np.float32(0.5)
@@ -511,8 +655,14 @@ def render_face(identity: FaceIdentity, view: FaceView, rng: np.random.Generator
     alpha = np.clip(edge + np.float32(0.5), 0, 1)
 
     # Lambert shading on the surface's normal, then the face over the background.
-    light = np.array([np.cos(view.light_elevation) * np.sin(view.light_azimuth), -0.75 * np.sin(view.light_elevation),
-                      np.cos(view.light_elevation) * np.cos(view.light_azimuth)], np.float32)
+    light = np.array(
+        [
+            np.cos(view.light_elevation) * np.sin(view.light_azimuth),
+            -0.75 * np.sin(view.light_elevation),
+            np.cos(view.light_elevation) * np.cos(view.light_azimuth),
+        ],
+        np.float32,
+    )
     lambert = np.maximum(light[0] * sine + light[1] * height * np.abs(height) + light[2] * cosine, 0)
     shade = np.float32(1 - view.light_contrast) + np.float32(1.5 * view.light_contrast) * lambert
     patch = image[top:bottom, left:right]
@@ -528,12 +678,16 @@ def render_face(identity: FaceIdentity, view: FaceView, rng: np.random.Generator
     landmark_radius = _radius(identity, feature_points[:, 1])
     landmark_longitude = np.arcsin(np.clip(feature_points[:, 0] / (a * landmark_radius), -0.99, 0.99))
     landmark_x = landmark_radius * reach * np.sin(landmark_longitude + phase)
-    landmark_depth = landmark_radius * (-a * sin_yaw * np.sin(landmark_longitude) + b * cos_yaw * np.cos(landmark_longitude))
+    landmark_depth = landmark_radius * (
+        -a * sin_yaw * np.sin(landmark_longitude) + b * cos_yaw * np.cos(landmark_longitude)
+    )
     landmark_y = feature_points[:, 1] * cos_pitch - landmark_depth * sin_pitch
     return picture, to_picture(np.stack([landmark_x, landmark_y], axis=1)) - 0.5
 
 
-def _paint_background(identity: FaceIdentity, view: FaceView, rng: np.random.Generator, side: int, to_picture, reach: float) -> np.ndarray:
+def _paint_background(
+    identity: FaceIdentity, view: FaceView, rng: np.random.Generator, side: int, to_picture, reach: float
+) -> np.ndarray:
     cells = rng.integers(2, 7)
     grey, tint = rng.uniform(40, 220), rng.normal(0, 14, 3)
     relief = rng.normal(0, rng.uniform(5, 40), (cells, cells, 1)) + rng.normal(0, 8, (cells, cells, 3))
@@ -543,19 +697,35 @@ def _paint_background(identity: FaceIdentity, view: FaceView, rng: np.random.Gen
     turn = np.sin(view.yaw)
     if identity.hair_length > 0:
         down = identity.hair_length
-        curtain = np.array([[-1, 0], [1, 0], [1.05, down * 0.6], [0.8, down], [-0.8, down], [-1.05, down * 0.6]]) * [reach * 1.1, 1.0]
+        curtain = np.array([[-1, 0], [1, 0], [1.05, down * 0.6], [0.8, down], [-0.8, down], [-1.05, down * 0.6]]) * [
+            reach * 1.1,
+            1.0,
+        ]
         _fill(image, to_picture(curtain - [0.12 * turn, 0]), identity.hair_rgb * 0.75)
     neck = 0.62 * reach
-    _fill(image, to_picture(np.array([[-neck, 0.4], [neck, 0.4], [neck * 1.1, 1.9], [-neck * 1.1, 1.9]]) - [0.1 * turn, 0]), identity.skin_rgb * 0.72)
+    _fill(
+        image,
+        to_picture(np.array([[-neck, 0.4], [neck, 0.4], [neck * 1.1, 1.9], [-neck * 1.1, 1.9]]) - [0.1 * turn, 0]),
+        identity.skin_rgb * 0.72,
+    )
     _fill(image, to_picture(np.stack([1.6 * np.cos(ring), 2.15 + 0.95 * np.sin(ring)], 1)), clothes)
-    if identity.hair_volume > 0 and identity.texture[2, _TEXTURE_WIDTH // 2].astype(float).sum() != identity.skin_rgb.sum():
+    if (
+        identity.hair_volume > 0
+        and identity.texture[2, _TEXTURE_WIDTH // 2].astype(float).sum() != identity.skin_rgb.sum()
+    ):
         volume = identity.hair_volume
         cap = np.stack([reach * (1.02 + 0.8 * volume) * np.cos(ring), -0.2 + (0.82 + volume) * np.sin(ring)], 1)
         _fill(image, to_picture(cap - [0.08 * turn, 0.12 * view.pitch]), identity.hair_rgb * 0.85)
     for ear_side in (-1, 1):
         ear_x = ear_side * identity.half_width * np.cos(view.yaw) * 1.0
         if ear_side * turn < 0.35:  # the far ear hides behind the head
-            ear = np.stack([ear_x + 0.6 * identity.ear_size * np.cos(ring), identity.nose_y - 0.16 + identity.ear_size * np.sin(ring)], 1)
+            ear = np.stack(
+                [
+                    ear_x + 0.6 * identity.ear_size * np.cos(ring),
+                    identity.nose_y - 0.16 + identity.ear_size * np.sin(ring),
+                ],
+                1,
+            )
             _fill(image, to_picture(ear), identity.skin_rgb * 0.86)
     return image
 
@@ -582,16 +752,22 @@ def degrade(image: np.ndarray, landmarks: np.ndarray, degradation: Degradation, 
     if kind == "none" or strength == 0:
         return image
     height, width = image.shape[:2]
-    face = float(np.linalg.norm((landmarks[0] + landmarks[1]) / 2 - (landmarks[3] + landmarks[4]) / 2))  # eyes to mouth: robust to yaw
+    face = float(
+        np.linalg.norm((landmarks[0] + landmarks[1]) / 2 - (landmarks[3] + landmarks[4]) / 2)
+    )  # eyes to mouth: robust to yaw
     if kind == "blur":
         return cv2.GaussianBlur(image, (0, 0), max(0.26 * face * strength, 1e-3))
     if kind == "low_resolution":
         side = 32.0 * (2.5 / 32.0) ** strength  # pixels from eyes to mouth that remain
         factor = min(1.0, side / face)
-        small = cv2.resize(image, (max(2, round(width * factor)), max(2, round(height * factor))), interpolation=cv2.INTER_AREA)
+        small = cv2.resize(
+            image, (max(2, round(width * factor)), max(2, round(height * factor))), interpolation=cv2.INTER_AREA
+        )
         return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
     if kind == "noise":
-        grain = cv2.resize(rng.standard_normal((int(height * 44 / face), int(width * 44 / face), 3), np.float32), (width, height))
+        grain = cv2.resize(
+            rng.standard_normal((int(height * 44 / face), int(width * 44 / face), 3), np.float32), (width, height)
+        )
         return np.clip(image + np.float32(130 * strength) * grain, 0, 255).astype(np.uint8)
     if kind == "compression":
         factor = 30.0 / face  # 8-pixel blocks of a face of fixed size
@@ -599,12 +775,16 @@ def degrade(image: np.ndarray, landmarks: np.ndarray, degradation: Degradation, 
         _, coded = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, round(45 * (1 / 45) ** strength)])
         return cv2.resize(cv2.imdecode(coded, cv2.IMREAD_COLOR), (width, height), interpolation=cv2.INTER_LINEAR)
     if kind == "darkness":
-        dark = image * np.float32(0.05 ** strength) + np.float32(4.0 * strength) * rng.standard_normal(image.shape, np.float32)
+        dark = image * np.float32(0.05**strength) + np.float32(4.0 * strength) * rng.standard_normal(
+            image.shape, np.float32
+        )
         return np.clip(dark, 0, 255).astype(np.uint8)
     return _occlude(image, landmarks, face, strength, rng)
 
 
-def _occlude(image: np.ndarray, landmarks: np.ndarray, face: float, strength: float, rng: np.random.Generator) -> np.ndarray:
+def _occlude(
+    image: np.ndarray, landmarks: np.ndarray, face: float, strength: float, rng: np.random.Generator
+) -> np.ndarray:
     """A hand, scarf or post of one colour before the face, larger and nearer to its middle with growing strength."""
     out = image.copy()
     across = (landmarks[1] - landmarks[0]) / max(np.linalg.norm(landmarks[1] - landmarks[0]), 1e-6)

@@ -62,8 +62,9 @@ class BenchmarkShard:
     compare: list[tuple[str, str]]
 
 
-def evaluate_steps(job: Job) -> Iterator[Step]:
+def evaluate_steps(job: Job) -> Iterator[list[Step]]:
     """One step per benchmark."""
+    steps = []
     for benchmark in job.settings.benchmarks:
         scorers, compare = {}, []
         for m in job.settings.methods:
@@ -88,7 +89,9 @@ def evaluate_steps(job: Job) -> Iterator[Step]:
         )
         dataset = job.evaluation(benchmark)
         n_pairs = len(read_pairs(benchmark.pairs).mated)
-        yield Step("evaluate", dataset, [shard], partial(_make_worker, dataset), n_pairs, unit="pairs")
+        steps.append(Step("evaluate", dataset, [shard], partial(_make_worker, dataset), n_pairs, unit="pairs"))
+    if steps:
+        yield steps
 
 
 def read_pairs(settings: PairListSettings) -> VerificationPairs:

@@ -43,9 +43,13 @@ class ModelCall:
     seed: int
     device: str
 
+    def place(self) -> str:
+        """The device of the worker that asks."""
+        return self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
     def load(self) -> Model:
         """Loads the model, once per worker."""
-        device = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        device = self.place()
         recognizer = None
         if self.recognizer is not None:
             r = self.recognizer
@@ -69,37 +73,40 @@ class ModelCall:
         return embed
 
 
-def embed_steps(job: Job) -> Iterator[Step]:
+def embed_steps(job: Job) -> Iterator[list[Step]]:
     """Embeddings of every face set."""
-    compute = job.settings.compute
-    for face_set in job.face_sets:
-        faces = job.faces(face_set)
-        manifest = faces.require()
-        call = ModelCall(job.settings.recognizer, None, None, {}, job.settings.seed, compute.device)
-        yield _model_step("embed", job.embeddings(face_set), faces, manifest.parts, manifest.n_rows, call, job)
+    call = ModelCall(job.settings.recognizer, None, None, {}, job.settings.seed, job.settings.compute.device)
+    yield [_model_step("embed", job.embeddings(s), job.faces(s), call, job) for s in job.face_sets]
 
 
-def score_steps(job: Job) -> Iterator[Step]:
-    """Prior scores of every method on every face set that it can be scored on."""
-    for face_set in job.face_sets:
-        for method in job.settings.methods:
-            if job.has_scores(face_set, method):
-                yield _score_step(job, face_set, method)
+def score_steps(job: Job) -> Iterator[list[Step]]:
+    """Prior scores of every method on every face set that it can be scored on; models first, then the rest."""
+    steps = [
+        _score_step(job, face_set, method)
+        for method in job.settings.methods
+        for face_set in job.face_sets
+        if job.has_scores(face_set, method)
+    ]
+    for engine in ("data", "tasks"):
+        group = [s for s in steps if s.engine == engine]
+        if group:
+            yield group
 
 
-def regressor_score_steps(job: Job) -> Iterator[Step]:
+def regressor_score_steps(job: Job) -> Iterator[list[Step]]:
     """Scores of the trained regressors on every benchmark: one forward pass each."""
-    for benchmark in job.settings.benchmarks:
-        faces = job.faces(benchmark.name)
-        manifest = faces.require()
-        for method, theta in job.label_sets():
-            regressor = job.regressor(method, theta)
-            regressor.require()
-            # the job's own settings name the code of a user's network, so importing it again is no news
-            options: dict[str, object] = {"allow_import": True}
-            call = ModelCall(None, regressor.uri, None, options, job.settings.seed, job.settings.compute.device)
+    steps = []
+    for method, theta in job.label_sets():
+        regressor = job.regressor(method, theta)
+        regressor.require()
+        # the job's own settings name the code of a user's network, so importing it again is no news
+        options: dict[str, object] = {"allow_import": True}
+        call = ModelCall(None, regressor.uri, None, options, job.settings.seed, job.settings.compute.device)
+        for benchmark in job.settings.benchmarks:
             dataset = job.regressor_scores(benchmark.name, method, theta)
-            yield _model_step("evaluate", dataset, faces, manifest.parts, manifest.n_rows, call, job)
+            steps.append(_model_step("evaluate", dataset, job.faces(benchmark.name), call, job))
+    if steps:
+        yield steps
 
 
 def _score_step(job: Job, face_set: str, method: MethodSettings) -> Step:
@@ -125,26 +132,26 @@ def _score_step(job: Job, face_set: str, method: MethodSettings) -> Step:
         job.settings.seed,
         job.settings.compute.device,
     )
-    return _model_step("score", dataset, faces, manifest.parts, manifest.n_rows, call, job)
+    return _model_step("score", dataset, faces, call, job)
 
 
-def _model_step(
-    stage: str, dataset: Dataset, faces: Dataset, parts: list[Part], n_rows: int, call: ModelCall, job: Job
-) -> Step:
+def _model_step(stage: str, dataset: Dataset, faces: Dataset, call: ModelCall, job: Job) -> Step:
+    manifest = faces.require()
     return Step(
         stage=stage,
         dataset=dataset,
-        shards=parts,
+        shards=manifest.parts,
         make_worker=partial(_make_model_worker, dataset, faces, call, job.settings.compute.batch_size),
-        n_rows=n_rows,
+        n_rows=manifest.n_rows,
         engine="data",
         uses_model=True,
         unit="images",
     )
 
 
-def _make_model_worker(dataset: Dataset, faces: Dataset, call: ModelCall, batch_size: int) -> Worker:
-    return partial(run_shard, dataset, faces, call.load(), call.scorer is None, batch_size)
+def _make_model_worker(dataset: Dataset, faces: Dataset, call: ModelCall, batch_size: int | None) -> Worker:
+    size = batch_size or (256 if call.place() == "cuda" else 8)
+    return partial(run_shard, dataset, faces, call.load(), call.scorer is None, size)
 
 
 def run_shard(dataset: Dataset, faces: Dataset, model: Model, embeds: bool, batch_size: int, shard: Part) -> Part:

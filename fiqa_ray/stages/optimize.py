@@ -23,16 +23,18 @@ from fiqa_ray.stages import Step, Worker
 from fiqa_ray.storage import Dataset, Part
 
 
-def optimize_steps(job: Job) -> Iterator[Step]:
+def optimize_steps(job: Job) -> Iterator[list[Step]]:
     """quality_index per method, optimized_index over the pairs, optimized_labels per method and theta."""
     settings = job.settings
     n_images = job.faces("train").require().n_rows
     indices = {m.label: job.quality_index(m) for m in settings.methods}
+    steps = []
     for method in settings.methods:
         priors = job.prior_scores("train", method)
         priors.require()
         dataset = indices[method.label]
-        yield Step("optimize", dataset, [priors], partial(_make_index_worker, dataset), n_images, unit="images")
+        steps.append(Step("optimize", dataset, [priors], partial(_make_index_worker, dataset), n_images, unit="images"))
+    yield steps
 
     pairs, ranks, dataset = job.pairs(), job.similarity_ranks(), job.optimized_index()
     ranks.require()
@@ -41,14 +43,16 @@ def optimize_steps(job: Job) -> Iterator[Step]:
     shards = [UpdateShard(p, first, first + p.n_rows) for p, first in zip(manifest.parts, first_rows[:-1], strict=True)]
     thetas = settings.optimize.theta
     worker = partial(_make_update_worker, dataset, pairs, ranks, indices, thetas, settings.optimize.index_scale)
-    yield Step("optimize", dataset, shards, worker, manifest.n_rows, unit="images")
+    yield [Step("optimize", dataset, shards, worker, manifest.n_rows, unit="images")]
 
+    steps = []
     for method in settings.methods:
         for theta in thetas:
             labels = job.optimized_labels(method, theta)
             label_worker = partial(_make_label_worker, labels, dataset, theta, settings.optimize.index_scale, ranks)
             shard = LabelShard(method.label, indices[method.label])
-            yield Step("optimize", labels, [shard], label_worker, n_images, unit="images")
+            steps.append(Step("optimize", labels, [shard], label_worker, n_images, unit="images"))
+    yield steps
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,9 @@ def part_bounds(identity_row: np.ndarray, rows_per_part: int) -> list[int]:
     return [*bounds, len(identity_row)] if len(identity_row) else [0]
 
 
-def pack_steps(job: Job) -> Iterator[Step]:
-    """One step per face set: the training faces and each benchmark."""
+def pack_steps(job: Job) -> Iterator[list[Step]]:
+    """One step per face set, the training faces and each benchmark, in one group."""
+    steps = []
     for face_set, source in job.face_sets.items():
         dataset = job.faces(face_set)
         source_list, plan = dataset.at("_source.parquet"), dataset.plan()
@@ -87,7 +88,7 @@ def pack_steps(job: Job) -> Iterator[Step]:
             PackShard(i, first, int(rows[first]), faces.slice(first, end - first))
             for i, (first, end) in enumerate(itertools.pairwise(bounds))
         ]
-        yield Step(
+        step = Step(
             stage="pack",
             dataset=dataset,
             shards=shards,
@@ -97,6 +98,8 @@ def pack_steps(job: Job) -> Iterator[Step]:
             unit="images",
             plan={"bounds": bounds, "n_identities": int(rows[-1]) + 1 if len(rows) else 0},
         )
+        steps.append(step)
+    yield steps
 
 
 def _make_worker(dataset: Dataset) -> partial[Part]:

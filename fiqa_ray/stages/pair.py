@@ -25,13 +25,13 @@ def repeat_suffix(repeat: int) -> str:
     return f".repeat-{repeat:02d}.parquet"
 
 
-def pair_steps(job: Job) -> Iterator[Step]:
+def pair_steps(job: Job) -> Iterator[list[Step]]:
     """One step: a part of pairs per part of embeddings."""
     embeddings = job.embeddings("train")
     manifest = embeddings.require()
     dataset = job.pairs()
     worker = partial(_make_worker, dataset, embeddings, job.settings.pair, job.settings.seed)
-    yield Step("pair", dataset, manifest.parts, worker, manifest.n_rows, unit="images")
+    yield [Step("pair", dataset, manifest.parts, worker, manifest.n_rows, unit="images")]
 
 
 def _make_worker(dataset: Dataset, embeddings: Dataset, settings: PairSettings, seed: int) -> Worker:

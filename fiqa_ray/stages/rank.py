@@ -30,7 +30,7 @@ def repeat_suffix(repeat: int) -> str:
     return f".repeat-{repeat:02d}.parquet"
 
 
-def rank_steps(job: Job) -> Iterator[Step]:
+def rank_steps(job: Job) -> Iterator[list[Step]]:
     """counting: histograms, ranks; sort: runs, merged ranges, ranks."""
     pairs = job.pairs()
     manifest = pairs.require()
@@ -45,19 +45,19 @@ def rank_steps(job: Job) -> Iterator[Step]:
         RankShard(r, job.key_counts(), job.settings.rank.engine, job.settings.rank.n_ranges) for r in range(n_repeats)
     ]
     n_pairs = sum(manifest.stats["n_pairs"].values())
-    yield Step("rank", ranks, shards, partial(_make_rank_worker, ranks), n_pairs, unit="pairs")
+    yield [Step("rank", ranks, shards, partial(_make_rank_worker, ranks), n_pairs, unit="pairs")]
 
 
-def _counting_steps(job: Job, pairs: Dataset, manifest: Manifest, n_repeats: int) -> Iterator[Step]:
+def _counting_steps(job: Job, pairs: Dataset, manifest: Manifest, n_repeats: int) -> Iterator[list[Step]]:
     counts = job.key_counts()
     worker = partial(_make_count_worker, counts, pairs, n_repeats)
-    yield Step("rank", counts, manifest.parts, worker, sum(manifest.stats["n_pairs"].values()), unit="pairs")
+    yield [Step("rank", counts, manifest.parts, worker, sum(manifest.stats["n_pairs"].values()), unit="pairs")]
 
 
-def _sort_steps(job: Job, pairs: Dataset, manifest: Manifest, n_repeats: int) -> Iterator[Step]:
+def _sort_steps(job: Job, pairs: Dataset, manifest: Manifest, n_repeats: int) -> Iterator[list[Step]]:
     n_pairs = sum(manifest.stats["n_pairs"].values())
     runs, counts, n_ranges = job.sorted_keys(), job.key_counts(), job.settings.rank.n_ranges
-    yield Step("rank", runs, manifest.parts, partial(_make_run_worker, runs, pairs, n_repeats), n_pairs, unit="pairs")
+    yield [Step("rank", runs, manifest.parts, partial(_make_run_worker, runs, pairs, n_repeats), n_pairs, unit="pairs")]
     shards = []
     for r in range(n_repeats):
         samples = [runs.read(p, suffix=".samples" + repeat_suffix(r)) for p in runs.require().parts]
@@ -67,7 +67,7 @@ def _sort_steps(job: Job, pairs: Dataset, manifest: Manifest, n_repeats: int) ->
         for j in range(n_ranges):
             live = j <= len(cuts)
             shards.append(RangeShard(r * n_ranges + j, r, bounds[j], bounds[j + 1], live))
-    yield Step("rank", counts, shards, partial(_make_range_worker, counts, runs), n_pairs, unit="pairs")
+    yield [Step("rank", counts, shards, partial(_make_range_worker, counts, runs), n_pairs, unit="pairs")]
 
 
 @dataclass(frozen=True)

@@ -38,10 +38,10 @@ N_SCATTER = 20_000
 N_FACES = 6
 
 
-def report_steps(job: Job) -> Iterator[Step]:
+def report_steps(job: Job) -> Iterator[list[Step]]:
     """One step: the page."""
     dataset = job.report()
-    yield Step("report", dataset, [job], partial(_make_worker, dataset), 1, engine="driver", unit="pages")
+    yield [Step("report", dataset, [job], partial(_make_worker, dataset), 1, engine="driver", unit="pages")]
 
 
 def _make_worker(dataset: Dataset) -> Worker:

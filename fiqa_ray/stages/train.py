@@ -81,7 +81,7 @@ class Plan:
     state_uri: str
 
 
-def train_steps(job: Job) -> Iterator[Step]:
+def train_steps(job: Job) -> Iterator[list[Step]]:
     """One step per regressor; the first that is missing trains all that are."""
     settings = job.settings.train
     default = RECIPES[settings.mode]
@@ -108,7 +108,7 @@ def train_steps(job: Job) -> Iterator[Step]:
     for i, task in enumerate(tasks):
         task.labels.require()
         worker = partial(_make_worker, plan, n_workers)
-        yield Step("train", task.regressor, [i], worker, n_rows, engine="driver", unit="images")
+        yield [Step("train", task.regressor, [i], worker, n_rows, engine="driver", unit="images")]
 
 
 def _task(job: Job, method: Any, theta: float | str) -> Task:

@@ -12,7 +12,7 @@ from fiqa_ray.config import make_settings
 from fiqa_ray.core.labels import optimize_labels
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.lineage import Job
-from fiqa_ray.run import local_map, run_step, stage_steps
+from fiqa_ray.run import local_map, run_steps, stage_steps
 from fiqa_ray.storage import read_bytes
 
 SIZES = [1, 3, 30, 12, 25, 2, 41]
@@ -76,8 +76,8 @@ def write_inputs(job, identity, embeddings, scores, bounds, bad=()):
 
 def run_stages(job, mapper=local_map, stages=("pair", "rank", "optimize")):
     for stage in stages:
-        for step in stage_steps(stage, job):
-            run_step(step, mapper)
+        for steps in stage_steps(stage, job):
+            run_steps(steps, mapper)
 
 
 def label_bytes(job):
@@ -186,10 +186,10 @@ def test_only_missing_parts_are_computed(tmp_path):
     ran = []
 
     def stops_after(n):
-        def mapper(step, shards):
-            for i, outcome in enumerate(local_map(step, shards)):
-                ran.append((step.dataset.uri, outcome[0].index))
-                yield outcome
+        def mapper(items):
+            for i, (item, outcome) in enumerate(local_map(items)):
+                ran.append((item[0].dataset.uri, item[1].index))
+                yield item, outcome
                 if i + 1 == n:
                     yield None, OSError("the machine is gone")
 
