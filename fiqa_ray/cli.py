@@ -179,7 +179,7 @@ def models() -> None:
 
     table = Table("FR model", "released file", "licence", title="recognizer.name")
     for name, fr in RECOGNIZERS.items():
-        table.add_row(name, fr.file or "", fr.licence)
+        table.add_row(name, fr.released_file, fr.licence)
     console.print(table)
     table = Table("FIQA method", "needs", "range", "licence", title="methods[].name")
     for name, method in METHODS.items():
@@ -190,7 +190,7 @@ def models() -> None:
             if method.needs_gradient
             else "faces"
         )
-        table.add_row(name, needs, str(method.native_range), method.licence)
+        table.add_row(name, needs, method.usual_range, method.licence)
     console.print(table)
 
 

@@ -116,8 +116,8 @@ class Job:
 
     def label_sets(self) -> list[tuple[MethodSettings, float | str]]:
         """The label sets that regressors are trained on: prior and, per theta, optimized ones, of every method."""
-        thetas = self.settings.optimize.theta
-        return [(m, t) for m in self.settings.methods for t in (PRIOR, *thetas)]
+        labels: list[float | str] = [PRIOR, *self.settings.optimize.theta]
+        return [(m, t) for m in self.settings.methods for t in labels]
 
     def labels(self, method: MethodSettings, theta: float | str) -> Dataset:
         """The dataset that holds a label set: prior labels stand beside the first theta's optimized ones."""

@@ -86,8 +86,11 @@ def run_steps(steps: Sequence[Step], mapper: Mapper, max_bad_fraction: float = 1
             unfinished.append(step)
     if items:
         total = sum(s.n_rows for s in unfinished)
-        with StepProgress(group_name(unfinished), total, steps[0].unit, n_done) as progress:
-            _map(items, mapper, progress)
+        if steps[0].engine == "driver":  # shows its own progress
+            _map(items, mapper, lambda _: None)
+        else:
+            with StepProgress(group_name(unfinished), total, steps[0].unit, n_done) as progress:
+                _map(items, mapper, progress.advance)
     committed = []
     for step, manifest in zip(steps, manifests, strict=True):
         whole = manifest if manifest and step not in unfinished else step.dataset.commit(len(step.shards))
@@ -96,7 +99,7 @@ def run_steps(steps: Sequence[Step], mapper: Mapper, max_bad_fraction: float = 1
     return committed
 
 
-def _map(items: list[Item], mapper: Mapper, progress: StepProgress) -> None:
+def _map(items: list[Item], mapper: Mapper, advance: Callable[[int], None]) -> None:
     failures: list[tuple[Item | None, Exception]] = []
     for item, outcome in mapper(items):
         if isinstance(outcome, Exception):
@@ -104,7 +107,7 @@ def _map(items: list[Item], mapper: Mapper, progress: StepProgress) -> None:
             if isinstance(outcome, FiqaRayError) or len(failures) >= MAX_FAILED_SHARDS:
                 break
         else:
-            progress.advance(outcome.n_rows)
+            advance(outcome.n_rows)
     if not failures:
         return
     item, first = failures[0]
@@ -303,7 +306,7 @@ def _ray_data(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tuple
     steps = list({id(step): step for step, _ in items}.values())
     number = {id(step): i for i, step in enumerate(steps)}
     shards = [(number[id(step)], ray.put(shard)) for step, shard in items]
-    data = ray.data.from_items([{"item": i} for i in range(len(items))], override_num_blocks=len(items))
+    data: ray.data.Dataset = ray.data.from_items([{"item": i} for i in range(len(items))], override_num_blocks=len(items))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # max_restarts has no named parameter yet
         data = data.map_batches(
@@ -351,12 +354,15 @@ def ray_session(compute: ComputeSettings) -> Iterator[None]:
     options: dict[str, Any] = {}
     if address == "local":
         options = {"include_dashboard": False}
+        # workers find the user's module:function where this process does; on a cluster the job's working_dir does it
+        paths = [os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(p for p in paths if p))
         if compute.object_store_bytes:
             options["object_store_memory"] = compute.object_store_bytes
         if compute.n_workers:
             options["num_cpus"] = max(compute.n_workers, 2)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, OSError, ValueError, RuntimeError) as exc:
         raise FiqaRayError(f"cannot start or join Ray at address {address!r}: {exc}") from exc
     try:

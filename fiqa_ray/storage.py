@@ -402,7 +402,8 @@ class Dataset:
             fs, path = filesystem(self.at(part_name(part.index) + ".parquet"))
             with fs.open(path, "rb") as f:
                 file = pq.ParquetFile(f)
-                groups, skip, at = [], 0, 0
+                groups: list[int] = []
+                skip = at = 0
                 for g in range(file.num_row_groups):
                     n = file.metadata.row_group(g).num_rows
                     if at < last and at + n > first:

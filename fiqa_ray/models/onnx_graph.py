@@ -132,7 +132,7 @@ def _slice(inputs: Sequence[Any], attributes: Attributes, batch: int | None) -> 
     axes = _ints(attributes.get("axes", _optional(inputs, 3))) or list(range(len(starts)))
     steps = _ints(_optional(inputs, 4)) or [1] * len(starts)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        kept = np.arange(x.shape[axis])[start:end:step]  # torch itself slices only forwards
+        kept = list(range(x.shape[axis]))[start:end:step]  # torch itself slices only forwards
         x = x.index_select(axis, torch.tensor(kept, device=x.device))
     return x
 
@@ -166,7 +166,7 @@ def _gather(inputs: Sequence[Any], attributes: Attributes, batch: int | None) ->
     axis = attributes.get("axis", 0) % x.ndim
     index = torch.where(index < 0, index + x.shape[axis], index)
     picked = x.index_select(axis, index.reshape(-1).to(x.device))
-    return picked.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+    return picked.reshape((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
 
 
 def _expand(inputs: Sequence[Any], attributes: Attributes, batch: int | None) -> Tensor:

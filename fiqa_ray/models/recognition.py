@@ -204,25 +204,25 @@ def check_faces(faces: Tensor) -> None:
         )
 
 
-def check_embeddings(embeddings: Any, dim: int, name: str, *, n_images: int | None = None) -> None:
-    """Check what a recogniser returned: ``(n_images, dim)`` floats, as a tensor or an array.
+def check_embeddings(embeddings: Any, dim: int | None, name: str, *, n_images: int | None = None) -> None:
+    """Check what a recogniser returned: ``(n_images, dim)`` floats, as a tensor or an array; None leaves a size open.
 
     Values that are not finite pass: they are a fault of single images, see ``finite_rows``.
 
     Raises:
         FiqaRayError: naming the recogniser, and the shape or dtype got and wanted.
     """
-    wanted = f"({'b' if n_images is None else n_images}, {dim}) floats"
+    wanted = f"({'b' if n_images is None else n_images}, {'dim' if dim is None else dim}) floats"
     if not isinstance(embeddings, Tensor | np.ndarray):
         kind = type(embeddings).__name__
         raise FiqaRayError(f"{name}: returned {kind}, wanted {wanted}; return the embeddings alone, as one tensor")
-    floating = (
-        embeddings.is_floating_point()
-        if isinstance(embeddings, Tensor)
-        else np.issubdtype(embeddings.dtype, np.floating)
-    )
+    if isinstance(embeddings, Tensor):
+        floating = embeddings.is_floating_point()
+    else:
+        floating = np.issubdtype(embeddings.dtype, np.floating)
     shape = tuple(embeddings.shape)
-    if not floating or len(shape) != 2 or shape[1] != dim or shape[0] != (shape[0] if n_images is None else n_images):
+    sizes_agree = len(shape) == 2 and n_images in (None, shape[0]) and dim in (None, shape[1])
+    if not floating or not sizes_agree:
         raise FiqaRayError(
             f"{name}: returned embeddings of shape {shape}, {embeddings.dtype}; wanted {wanted}, one row per face"
         )
@@ -310,10 +310,10 @@ def _from_onnx(name: str, weights: str | os.PathLike[str] | None, options: Mappi
             _called(name, backbone, preprocessing(probe)),
             _called(name, backbone, preprocessing(probe[:1])),
         )
-    dim = _probed_dim(name, together)
+    check_embeddings(together, None, name, n_images=len(probe))
     if not torch.allclose(together[:1], alone, rtol=1e-3, atol=1e-4 * float(alone.abs().max())):
         raise FiqaRayError(f"{name}: one face's embedding depends on the others in its batch; export it for inference")
-    return Recognizer(name, backbone, preprocessing, dim, sha256_of(data), options=options)
+    return Recognizer(name, backbone, preprocessing, together.shape[1], sha256_of(data), options=options)
 
 
 def _from_function(
@@ -323,23 +323,20 @@ def _from_function(
     if not isinstance(backbone, nn.Module):
         raise FiqaRayError(f"{name}: returned {type(backbone).__name__}, wanted a torch.nn.Module")
     backbone = backbone.to(place).eval()
+    x = _probe_faces().to(place).requires_grad_()
     with torch.enable_grad():
-        output = _called(name, backbone, _probe_faces().to(place).requires_grad_())
+        output = _called(name, backbone, x)
+        check_embeddings(output, None, name, n_images=len(x))
+        differentiable = output.requires_grad and torch.autograd.grad(output.sum(), x, allow_unused=True)[0] is not None
     return Recognizer(
         name,
         backbone,
         UNIT_PIXELS,
-        _probed_dim(name, output),
+        output.shape[1],
         sha256_of_state(backbone.state_dict()),
         options=options,
-        differentiable=output.requires_grad and _reaches_input(backbone, place),
+        differentiable=differentiable,
     )
-
-
-def _reaches_input(backbone: nn.Module, place: torch.device) -> bool:
-    x = _probe_faces().to(place).requires_grad_()
-    (gradient,) = torch.autograd.grad(backbone(x).sum(), x, allow_unused=True)
-    return gradient is not None
 
 
 def _probe_faces() -> Tensor:
@@ -357,12 +354,6 @@ def _called(name: str, network: nn.Module, x: Tensor) -> Any:
             f"{name}: fails on faces of shape {tuple(x.shape)}, {x.dtype}: {type(error).__name__}: {error}. "
             "It must take (b, 3, 112, 112) floats for any b"
         ) from error
-
-
-def _probed_dim(name: str, output: Any) -> int:
-    dim = output.shape[-1] if isinstance(output, Tensor) and output.ndim else 1
-    check_embeddings(output, dim, name, n_images=2)
-    return int(dim)
 
 
 def call_imported(name: str, weights: str | os.PathLike[str] | None, options: Mapping[str, Any]) -> Any:

@@ -113,7 +113,7 @@ def test_bad_files_give_one_clear_message(tmp_path):
         "page.pth": (b"<html>quota exceeded</html>", r"not a readable torch checkpoint \(27 bytes"),
         "empty.pth": (b"", r"\(0 bytes"),
         "code.pth": (saved({"state_dict": Evil()}), "could run code"),
-        "pickle.pth": (pickle.dumps(Evil()), "could run code"),
+        "pickle.pth": (pickle.dumps(Evil(), protocol=2), "could run code"),
         "module.pth": (saved(torch.nn.Linear(2, 2)), "pickled Python objects"),
         "number.pth": (saved(3), "no state dict of tensors inside .found int"),
         "training.pth": (saved({"epoch": 3, "optimizer": {}}), "no state dict of tensors inside .found keys epoch"),

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from released import fill, golden
+from torch import nn
+from torch.nn.functional import cosine_similarity
+
+from fiqa_ray.errors import FiqaRayError, UsageError
+from fiqa_ray.models.iresnet import IResNet
+from fiqa_ray.models.quality import (
+    METHODS,
+    embedding_norm,
+    faceqan_formula,
+    faceqan_noise,
+    faceqan_scores,
+    faceqan_similarities,
+    load_scorer,
+)
+from fiqa_ray.models.recognition import Preprocessing, Recognizer, load_recognizer
+
+SMALL = "curricularface_mobilefacenet"
+
+
+def some_faces(n: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, 3, 112, 112), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def small() -> Recognizer:
+    return load_recognizer(SMALL, weights="random:0")
+
+
+class TinyNet(nn.Module):
+    """A smooth float64 network, quick enough for loops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.net = nn.Sequential(nn.Conv2d(3, 8, 5, stride=4), nn.Tanh(), nn.Flatten(), nn.Linear(8 * 9, 6)).double()
+        self.n_embedded = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.n_embedded += len(x)
+        return self.net(x)
+
+
+def released_faceqan(embed, x, noise, epsilon, n_iterations, exponent):
+    """The released algorithm for one image as written: every gradient taken, nothing shared."""
+    clean = embed(x[None]).detach()
+    points = (x[None] + epsilon * noise).clamp(-1, 1)
+    recorded = []
+    for _ in range(n_iterations):
+        points = points.detach().requires_grad_()
+        cosines = cosine_similarity(embed(points), clean.expand(len(noise), -1), dim=1)
+        recorded += cosines.tolist()
+        (1 - cosines).mean().backward()
+        points = (points + epsilon * points.grad.sign()).clamp(-1, 1)
+    symmetry = cosine_similarity(embed(x[None]), embed(x.flip(-1)[None])).item()
+    spread = min(max(1 - np.std(recorded), 0), 1)
+    return ((1 + np.mean(recorded)) / 2 * spread * symmetry) ** exponent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("k", "n_iterations", "epsilon"), [(10, 5, 0.001), (4, 3, 0.01)])
+def test_faceqan_equals_the_released_code_on_iresnet18(k, n_iterations, epsilon):
+    wanted = golden("method_checks")[f"faceqan_iresnet18_k{k}_l{n_iterations}_eps{epsilon}"]
+    model = fill(IResNet(18).double()).requires_grad_(False)
+    x = torch.from_numpy(np.random.RandomState(4242).uniform(0, 1, (1, 3, 112, 112)))
+    noise = torch.from_numpy(np.random.RandomState(777).uniform(-1, 1, (1, k, 3, 112, 112)))
+    similarities, symmetry = faceqan_similarities(
+        lambda v: model((v - 0.5) / 0.5), x, noise, epsilon=epsilon, n_iterations=n_iterations
+    )
+    assert similarities.shape == (1, n_iterations, k)
+    near = {"rel": 1e-9, "abs": 0}
+    assert similarities[0].mean(dim=1).tolist() == pytest.approx(wanted["per_iteration_mean"], **near)
+    assert similarities[0, 0].tolist() == pytest.approx(wanted["first_row"], **near)
+    assert similarities[0, -1].tolist() == pytest.approx(wanted["last_row"], **near)
+    assert symmetry.item() == pytest.approx(wanted["symmetry"], **near)
+    assert faceqan_formula(similarities, symmetry, 5).item() == pytest.approx(wanted["score_p5"], **near)
+
+
+def test_faceqan_formula_golden():
+    wanted = golden("method_checks")["faceqan_F"]
+    s, q = torch.tensor([wanted["Si"]], dtype=torch.float64), torch.tensor([wanted["sf"]], dtype=torch.float64)
+    assert faceqan_formula(s, q, 5).item() == pytest.approx(wanted["value"], rel=1e-12)
+    assert faceqan_formula(s, q, 1).item() == pytest.approx(wanted["value_p1"], rel=1e-12)
+    # An odd power keeps the sign of the symmetry; a deviation of 1 or more gives 0.
+    assert faceqan_formula(s, -q, 5).item() == pytest.approx(-wanted["value"], rel=1e-12)
+    assert faceqan_formula(torch.tensor([[[-1.0, 1.0]]]), q, 5).item() == 0
+
+
+@pytest.mark.parametrize(("b", "k", "n_iterations", "epsilon", "exponent"), [(4, 3, 5, 0.02, 5), (2, 1, 1, 0.3, 1)])
+def test_faceqan_of_many_images_equals_slow_loops_over_one(b, k, n_iterations, epsilon, exponent):
+    net, rng = TinyNet(), np.random.default_rng(1)
+    x = torch.from_numpy(rng.uniform(0, 1, (b, 3, 16, 16)))
+    noise = torch.from_numpy(rng.uniform(-1, 1, (b, k, 3, 16, 16)))
+    options = {"epsilon": epsilon, "n_iterations": n_iterations, "exponent": exponent}
+    got = faceqan_scores(net, x, noise, **options)
+    assert got.shape == (b,)
+    assert net.n_embedded == b * (2 + k * n_iterations)  # clean, mirrored, and each copy once per iteration
+    wanted = [released_faceqan(net, x[i], noise[i], epsilon, n_iterations, exponent) for i in range(b)]
+    assert got.tolist() == pytest.approx(wanted, rel=1e-9)
+    scaled = faceqan_scores(lambda v: 37.5 * net(v), x, noise, **options)
+    torch.testing.assert_close(scaled, got, rtol=1e-9, atol=0)
+
+
+def test_faceqan_takes_one_gradient_less_than_iterations(monkeypatch):
+    calls = []
+    grad = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: calls.append(1) or grad(*a, **k))
+    net = TinyNet()
+    x, noise = torch.rand(1, 3, 16, 16).double(), torch.rand(1, 2, 3, 16, 16).double()
+    faceqan_scores(net, x, noise, epsilon=0.001, n_iterations=5, exponent=5)
+    assert len(calls) == 4
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_noise_is_a_pure_function_of_seed_and_image_row():
+    noise = faceqan_noise(3, 2**40, 4)
+    assert (noise.shape, noise.dtype) == ((4, 3, 112, 112), np.float32)
+    assert np.array_equal(noise, faceqan_noise(3, 2**40, 4))
+    assert np.array_equal(noise[:2], faceqan_noise(3, 2**40, 2))
+    for other in (faceqan_noise(4, 2**40, 4), faceqan_noise(3, 2**40 + 1, 4), faceqan_noise(2**40, 3, 4)):
+        assert abs(np.corrcoef(noise.ravel(), other.ravel())[0, 1]) < 0.02
+    assert -1 <= noise.min() < -0.999
+    assert 0.999 < noise.max() <= 1
+    assert abs(noise.mean()) < 0.01
+    assert abs(noise.std() - 1 / np.sqrt(3)) < 0.01
+
+
+def test_faceqan_scores_do_not_depend_on_the_batch(small):
+    faces, rows = some_faces(3), np.array([7, 0, 123456789])
+    options = {"n_iterations": 2, "n_samples": 2}
+    scorer = load_scorer("faceqan", small, seed=1, **options)
+    scores = scorer(faces, rows)
+    assert (scores.shape, scores.dtype) == ((3,), np.float32)
+    order = np.array([2, 0, 1])
+    with torch.inference_mode():  # as a caller may have it
+        assert np.array_equal(scorer(faces[order], torch.from_numpy(rows[order])), scores[order])
+    alone = np.concatenate([scorer(faces[i : i + 1], rows[i : i + 1]) for i in range(3)])
+    assert np.array_equal(alone, scores)
+    padded = scorer(faces[[0, 1, 1]], np.array([7, -1, 0]))
+    assert np.array_equal(padded[[0, 2]], scores[:2])
+    assert np.isnan(padded[1])
+    together = load_scorer("faceqan", small, seed=1, **options, images_per_pass=2)
+    np.testing.assert_allclose(together(faces, rows), scores, rtol=1e-3)
+    assert np.array_equal(together(faces[order], rows[order]), together(faces, rows)[order])
+    assert not np.array_equal(load_scorer("faceqan", small, seed=2, **options)(faces, rows), scores)
+
+
+def test_faceqan_through_a_recogniser_equals_the_pure_function(small):
+    faces, row = some_faces(1), 42
+    x = faces.float() / 255
+    noise = torch.from_numpy(faceqan_noise(9, row, 10))[None]
+    wanted = faceqan_scores(small.embed_unit, x, noise, epsilon=0.001, n_iterations=5, exponent=5)
+    got = load_scorer("faceqan", recognizer=small, seed=9)(faces, np.array([row]))
+    assert got[0] == np.float32(wanted.item())
+
+
+class Broken(nn.Module):
+    """Not finite for faces whose first pixel is white."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.where(x[:, :1, 0, 0] > 0.9, torch.nan, x.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_face_that_breaks_the_network_spoils_only_its_own_score(method):
+    recognizer = Recognizer("broken", Broken(), Preprocessing(), 3, "")
+    faces = some_faces(3)
+    faces[:, 0, 0, 0] = torch.tensor([0, 255, 0])
+    scores = load_scorer(method, recognizer)(faces, np.arange(3))
+    assert np.isfinite(scores).tolist() == [True, False, True]
+
+
+def test_embedding_norm():
+    assert embedding_norm(np.array([[3, 4], [0, 0], [-5, 12]], np.float32)).tolist() == [5, 0, 13]
+    model = fill(IResNet(18))
+    faces = some_faces(2)
+    plain = load_scorer("embedding_norm", Recognizer("r18", model, Preprocessing(), 512, ""))(faces)
+    with torch.no_grad():
+        wanted = np.sqrt((model(faces.double().float() / 127.5 - 1).double().numpy() ** 2).sum(axis=1))
+        np.testing.assert_allclose(plain, wanted, rtol=1e-4)
+        model.features.weight *= -3
+        model.features.bias *= -3
+    scaled = load_scorer("embedding_norm", Recognizer("r18", model, Preprocessing(), 512, ""))(faces)
+    np.testing.assert_allclose(scaled, 3 * plain, rtol=1e-5)
+
+
+def test_table():
+    faceqan, norm = METHODS["faceqan"], METHODS["embedding_norm"]
+    assert (faceqan.needs_gradient, faceqan.deterministic, faceqan.from_embedding) == (True, False, False)
+    assert (norm.needs_gradient, norm.deterministic, norm.from_embedding) == (False, True, True)
+    assert all(row.direction == "larger is better" and "licence" in row.licence for row in METHODS.values())
+
+
+OWN = """
+import torch
+def contrast(weights=None, factor=1.0, mode=""):
+    def score(faces):
+        if mode == "fail":
+            raise RuntimeError("no luck")
+        s = faces.float().std(dim=(1, 2, 3)) * factor
+        return {"two": torch.stack([s, s], 1), "text": ["a"] * len(s)}.get(mode, s)
+    return score
+def nothing(weights=None):
+    return None
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "my_quality.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_a_users_own_scorer(own):
+    faces = some_faces(3)
+    scores = load_scorer("my_quality:contrast", weights="w", factor=2.0)(faces)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, 2 * faces.numpy().astype(float).std(axis=(1, 2, 3), ddof=1), rtol=1e-5)
+    for mode, message in (
+        ("two", r"returned scores of shape \(3, 2\), float32 for 3 faces; wanted \(3,\) numbers"),
+        ("text", r"returned scores of shape \(3,\), <U1"),
+        ("fail", "fails on faces .* RuntimeError: no luck"),
+    ):
+        with pytest.raises(FiqaRayError, match=f"my_quality:contrast: {message}"):
+            load_scorer("my_quality:contrast", mode=mode)(faces)
+    with pytest.raises(FiqaRayError, match="my_quality:nothing: returned NoneType, wanted a callable"):
+        load_scorer("my_quality:nothing")
+
+
+class Opaque(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.detach().mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("faceqen", {}, r"'faceqen' is no FIQA method \(did you mean 'faceqan'\?\)"),
+        ("faceqan", {"recognizer": None}, "faceqan works on a recogniser"),
+        ("faceqan", {"weights": "x.pth"}, "leave out weights='x.pth'"),
+        ("faceqan", {"n_iteration": 3}, r"no option 'n_iteration' \(did you mean 'n_iterations'\?\)"),
+        ("faceqan", {"n_samples": 0}, "n_samples=0"),
+        ("faceqan", {"exponent": 2.5}, "exponent=2.5"),
+        ("faceqan", {"epsilon": 2}, "epsilon=2"),
+        ("faceqan", {"seed": -1}, "seed=-1"),
+        ("embedding_norm", {"epsilon": 1}, "embedding_norm: no option 'epsilon'; it has none"),
+        ("faceqan", {"recognizer": Recognizer("opaque", Opaque(), Preprocessing(), 3, "", differentiable=False)},
+         "faceqan needs gradients, and opaque has none"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(small, name, options, message):
+    with pytest.raises(UsageError, match=message):
+        load_scorer(name, **{"recognizer": small, **options})
+
+
+def test_calls_are_checked(small):
+    scorer = load_scorer("faceqan", SMALL, weights="random:0")
+    assert scorer.recognizer.weights_sha256 == small.weights_sha256
+    with pytest.raises(UsageError, match="give image_row"):
+        scorer(some_faces(1))
+    with pytest.raises(UsageError, match=r"image_row is \(2,\) float64; wanted \(1,\) integers"):
+        scorer(some_faces(1), np.zeros(2))
+    with pytest.raises(FiqaRayError, match="uint8"):
+        scorer(torch.zeros(1, 3, 112, 112), np.zeros(1, int))

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+from released import fill, golden, golden_input
+from torch import nn
+
+from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.models.quality import load_scorer
+from fiqa_ray.models.recognition import Preprocessing, Recognizer, load_recognizer
+from fiqa_ray.models.regressor import QualityHead, QualityRegressor, load_regressor, parameter_groups, save_regressor
+
+SMALL = "curricularface_mobilefacenet"
+
+
+def some_faces(n: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, 3, 112, 112), dtype=np.uint8))
+
+
+def made(recognizer: Recognizer) -> QualityRegressor:
+    torch.manual_seed(0)
+    return QualityRegressor(recognizer, QualityHead(recognizer.dim))
+
+
+def stored(uri: str, files: dict[str, bytes]) -> str:
+    for name, data in files.items():
+        with fsspec.open(f"{uri}/{name}", "wb", auto_mkdir=True) as file:
+            file.write(data)
+    return uri
+
+
+def test_iresnet100_regressor_equals_the_released_one():
+    model = made(load_recognizer("arcface_r100", weights="random:0"))
+    wanted = golden("forward_checks")["transfer_regressor_iresnet100"]
+    assert {k: list(v.shape) for k, v in model.state_dict().items()} == golden(
+        "state_dicts/transfer_regressor_iresnet100"
+    )
+    assert sum(p.numel() for p in model.parameters()) == wanted["params"]
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == wanted["trainable_at_init"]
+    assert [k for k, p in model.named_parameters() if not p.requires_grad] == wanted["frozen"]
+
+    names = {id(p): k.removeprefix("base_model.") for k, p in model.named_parameters()}
+    head, last_10, before_40, before_50 = parameter_groups(model)
+    sizes = golden("method_checks")["transfer_param_groups"]
+    for group, size, rate, decay, first, last in (
+        (head, sizes["regressor"], 1e-3, 1e-4, "regressor.weight", "regressor.bias"),
+        (last_10, sizes["base_last_10"], 1e-3, 1e-5, "layer4.2.prelu.weight", "features.bias"),
+        (before_40, sizes["base_50_to_10"], 1e-4, 1e-6, "layer3.28.bn2.bias", "layer4.2.bn2.bias"),
+        (before_50, sizes["base_100_to_50"], 1e-5, 1e-6, "layer3.22.bn3.bias", "layer3.28.bn2.weight"),
+    ):
+        assert sum(p.numel() for p in group["params"]) == size
+        assert (group["lr"], group["weight_decay"]) == (rate, decay)
+        assert (names[id(group["params"][0])], names[id(group["params"][-1])]) == (first, last)
+    rest = list(model.base_model.parameters())[:363]
+    assert sum(p.numel() for p in rest) == sizes["base_first_363"]
+    assert not any(p.requires_grad for p in rest)
+    assert names[id(rest[-1])] == "layer3.22.bn3.weight"
+
+    fill(model.double())
+    with torch.no_grad():
+        output = model.regressor(model.base_model(golden_input()))
+    assert output.abs()[:, 0].tolist() == pytest.approx(wanted["forward"][0]["l2"], rel=1e-9)
+    assert output.sum(dim=1).tolist() == pytest.approx(wanted["forward"][0]["sum"], rel=1e-9)
+
+
+class Tensors(nn.Module):
+    """A network of n parameter tensors."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.list = nn.ParameterList(nn.Parameter(torch.ones(3)) for _ in range(n))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(dim=(2, 3)) * sum(self.list)
+
+
+@pytest.mark.parametrize(
+    ("n", "sizes"), [(5, [5]), (10, [10]), (11, [10, 1]), (50, [10, 40]), (94, [10, 40, 44]), (130, [10, 40, 50])]
+)
+@pytest.mark.parametrize("freeze_rest", [True, False])
+def test_shorter_networks_fill_as_many_groups_as_they_can(n, sizes, freeze_rest):
+    model = made(Recognizer("tensors", Tensors(n), Preprocessing(), 3, ""))
+    groups = parameter_groups(model, freeze_rest=freeze_rest)[1:]
+    assert [len(g["params"]) for g in groups] == sizes
+    grouped = [p for g in reversed(groups) for p in g["params"]]
+    assert [id(p) for p in grouped] == [id(p) for p in model.base_model.list[n - sum(sizes) :]]
+    trained = [p.requires_grad for p in model.base_model.parameters()]
+    assert trained == [not freeze_rest] * (n - sum(sizes)) + [True] * sum(sizes)
+
+
+def test_a_training_step_moves_groups_and_statistics_only():
+    recognizer = load_recognizer(SMALL, weights="random:0")
+    model = made(recognizer)
+    groups = parameter_groups(model)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    optimizer = torch.optim.Adam(groups)
+    model.train()
+    (model(some_faces(4)) - torch.tensor([0.0, 0.3, 0.6, 1.0])).abs().mean().backward()
+    optimizer.step()
+    moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    names = {id(p): k for k, p in model.named_parameters()}
+    assert moved >= {names[id(p)] for p in groups[0]["params"] + groups[1]["params"]}
+    untouched = list(model.base_model.parameters())[: 183 - 100]
+    assert not moved & {names[id(p)] for p in untouched}
+    statistics = {k for k in before if k.endswith(("running_mean", "running_var"))}
+    assert statistics <= moved
+    # The recogniser itself is another copy.
+    assert all(torch.equal(v, before[f"base_model.{k}"]) for k, v in recognizer.backbone.state_dict().items())
+    assert not any(p.requires_grad for p in recognizer.parameters())
+
+
+def test_saved_regressor_loads_anywhere_and_is_a_scorer():
+    model = made(load_recognizer(SMALL, weights="random:4"))
+    fill(model)
+    files = save_regressor(model, {"method": "faceqan", "theta": 0.001})
+    assert list(files) == ["weights.pt", "card.json"]
+    assert files == save_regressor(model, {"theta": 0.001, "method": "faceqan"})
+    uri = stored("memory://regressors/a", files)
+    again, card = load_regressor(uri)
+    assert (card["method"], card["recognizer"], card["dim"]) == ("faceqan", SMALL, 512)
+    assert not again.training
+    assert not any(p.requires_grad for p in again.parameters())
+    faces = some_faces(3)
+    with torch.no_grad():
+        wanted = model.eval()(faces)
+        assert wanted.shape == (3,)
+        x = (faces.float() / 255 - 0.5) / 0.5
+        torch.testing.assert_close(wanted, model.base_model(x) @ model.regressor.weight[0] + model.regressor.bias)
+        assert torch.equal(again(faces), wanted)
+    scorer = load_scorer(uri)
+    assert np.array_equal(scorer(faces, np.arange(3)), wanted.numpy())
+    assert scorer.card == card
+    with pytest.raises(FiqaRayError, match="no option 'epsilon'"):
+        load_scorer(uri, epsilon=1)
+
+
+def test_a_regressor_on_an_onnx_file_needs_the_file_no_more(tmp_path):
+    helper = pytest.importorskip("onnx").helper
+    onnx = pytest.importorskip("onnx")
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.normal(size=(4, 3, 16, 16)).astype(np.float32), "s": np.array([1, -1], dtype=np.int64)}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"], strides=[16, 16]),
+            helper.make_node("Relu", ["c"], ["r"]),
+            helper.make_node("GlobalAveragePool", ["r"], ["p"]),
+            helper.make_node("Reshape", ["p", "s"], ["y"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", 1, [1, 3, 112, 112])],
+        [helper.make_tensor_value_info("y", 1, [1, 4])],
+        [onnx.numpy_helper.from_array(v, k) for k, v in weights.items()],
+    )
+    path = tmp_path / "net.onnx"
+    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString())
+    model = made(load_recognizer(str(path), mean=0, scale=255.0))
+    with torch.no_grad():
+        model.base_model.weights[0] += 0.1  # a trained backbone, not the file's
+    uri = stored(str(tmp_path / "regressor"), save_regressor(model, {}))
+    path.unlink()
+    faces = some_faces(3)
+    with torch.no_grad():
+        assert torch.equal(load_regressor(uri)[0](faces), model(faces))
+
+
+OWN = """
+from torch import nn
+calls = []
+class Net(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.linear = nn.Linear(3, dim)
+    def forward(self, x):
+        return self.linear(x.mean(dim=(2, 3)))
+def build(weights=None, dim=2):
+    calls.append(dim)
+    return Net(dim)
+"""
+
+
+def test_a_card_imports_code_only_when_allowed(tmp_path, monkeypatch):
+    (tmp_path / "my_backbone.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    import my_backbone
+
+    model = made(load_recognizer("my_backbone:build", dim=5))
+    uri = stored(str(tmp_path / "regressor"), save_regressor(model, {}))
+    my_backbone.calls.clear()
+    with pytest.raises(
+        FiqaRayError, match=r"card\.json: this regressor stands on 'my_backbone:build'.*allow_import=True"
+    ):
+        load_scorer(uri)
+    assert my_backbone.calls == []
+    faces = some_faces(2)
+    with torch.no_grad():
+        assert np.array_equal(load_scorer(uri, allow_import=True)(faces), model(faces).numpy())
+    assert my_backbone.calls == [5]
+
+
+def test_damaged_folders_are_refused(tmp_path):
+    files = save_regressor(made(load_recognizer(SMALL, weights="random:0")), {})
+    card = json.loads(files["card.json"])
+
+    def broken(**changes: object) -> str:
+        changed = {k: v for k, v in {**card, **changes}.items() if v is not None}
+        return stored(str(tmp_path / "r"), {**files, "card.json": json.dumps(changed).encode()})
+
+    for changes, message in (
+        ({"schema_version": 9}, r"card\.json: schema_version 9, wanted 1"),
+        ({"dim": None}, r"card\.json: dim is None, wanted int"),
+        ({"dim": 7}, r"weights\.pt: does not fit .*1 of another shape \(regressor\.weight"),
+        ({"preprocessing": {"mean": 1}}, r"preprocessing \{'mean': 1\} must have"),
+        ({"weights_sha256": "0"}, r"weights\.pt: not the file that .*card\.json belongs to"),
+        ({"recognizer": "arcface_r18"}, r"weights\.pt: does not fit .*regressor on curricularface_mobilefacenet"),
+    ):
+        with pytest.raises(FiqaRayError, match=message):
+            load_regressor(broken(**changes))
+    (Path(tmp_path) / "r" / "card.json").write_text("{")
+    with pytest.raises(FiqaRayError, match="not readable as JSON"):
+        load_regressor(str(tmp_path / "r"))
+    (Path(tmp_path) / "r" / "weights.pt").unlink()
+    stored(str(tmp_path / "r"), {"card.json": files["card.json"]})
+    with pytest.raises(FiqaRayError, match=r"weights\.pt"):
+        load_regressor(str(tmp_path / "r"))
+    with pytest.raises(FiqaRayError, match=r"no regressor's folder"):
+        load_scorer(str(tmp_path / "nowhere"))
+    with pytest.raises(FiqaRayError, match="cannot be written as JSON"):
+        save_regressor(made(load_recognizer(SMALL, weights="random:0")), {"loss": float("nan")})

@@ -1,0 +1,133 @@
+"""The whole job: same labels for any number of workers and shards, on any storage, after any interruption."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import smoke
+from fiqa_ray.lineage import Job
+from fiqa_ray.run import run_job
+from fiqa_ray.status import run_status
+from fiqa_ray.storage import read_bytes, sizes_below
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    return smoke.make_faces(tmp_path_factory.mktemp("faces") / "faces")
+
+
+def label_bytes(settings):
+    job = Job(settings)
+    return [
+        read_bytes(job.optimized_labels(m, t).at("part-00000.parquet"))
+        for m in settings.methods
+        for t in settings.optimize.theta
+    ]
+
+
+@pytest.fixture(scope="module")
+def expected(faces, tmp_path_factory):
+    """Labels of the job in one process and one shard."""
+    tmp = tmp_path_factory.mktemp("expected")
+    settings = smoke.settings(tmp, faces, str(tmp / "run"), "compute.rows_per_part=1000000")
+    run_job(settings)
+    return label_bytes(settings)
+
+
+def test_the_whole_job_and_its_page(faces, tmp_path):
+    settings = smoke.settings(tmp_path, faces, str(tmp_path / "run"))
+    job = run_job(settings)
+    page = read_bytes(job.report().at("report.html")).decode()
+    (part,) = job.evaluation(settings.benchmarks[0]).require().parts
+    auc = job.evaluation(settings.benchmarks[0]).read(part, suffix=".auc.parquet").to_pylist()
+    scorers = {r["scorer"] for r in auc}
+    assert scorers >= {"faceqan", "random", "embedding_norm, regressor on optimized labels"}
+    for scorer in scorers:
+        assert scorer in page
+    (sanity,) = job.evaluation(settings.benchmarks[0]).read(part, suffix=".verification.parquet").to_pylist()
+    assert sanity["tar_at_fmr"] > 0.9  # patterns are easily told apart
+    n_before = len(sizes_below(settings.run_uri))
+    run_job(settings)  # nothing is left to do: only a lock is added
+    names = sizes_below(settings.run_uri)
+    assert len([n for n in names if not n.startswith("_lock")]) == n_before - len(
+        [n for n in names if n.startswith("_lock/000001")]
+    )
+    assert all(r["finished"] for r in run_status(settings.run_uri))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("n_workers", "rows_per_part", "engine"), [(1, 20, "sort"), (2, 1000, "counting"), (4, 10, "sort")]
+)
+def test_labels_do_not_depend_on_workers_shards_or_engine(
+    faces, tmp_path, ray_cluster, expected, n_workers, rows_per_part, engine
+):
+    settings = smoke.settings(
+        tmp_path, faces, str(tmp_path / "run"), "compute.engine=ray", f"compute.n_workers={n_workers}",
+        f"compute.rows_per_part={rows_per_part}", f"rank.engine={engine}",
+    )  # fmt: skip
+    run_job(settings, ["pack", "embed", "score", "pair", "rank", "optimize"])
+    assert label_bytes(settings) == expected
+
+
+@pytest.mark.slow
+def test_whole_job_in_a_bucket_through_ray(faces, tmp_path, ray_cluster, bucket, expected):
+    """Source, run and report over HTTP, with a trainer of Ray Train's."""
+    import s3fs
+
+    fs = s3fs.S3FileSystem(endpoint_url=os.environ["AWS_ENDPOINT_URL"], use_listings_cache=False)
+    fs.put(str(faces), f"{bucket}/faces", recursive=True)
+    settings = smoke.settings(
+        tmp_path,
+        f"{bucket}/faces",
+        f"{bucket}/run",
+        "compute.engine=ray",
+        "compute.n_workers=2",
+        "compute.train_workers=1",
+    )
+    job = run_job(settings)
+    assert label_bytes(settings) == expected
+    assert b"<html" in read_bytes(job.report().at("report.html"))
+
+
+@pytest.mark.slow
+def test_killed_at_random_and_continued(faces, tmp_path, expected):
+    """SIGKILL at ten random moments; then the rest. No finished part is written twice; the labels are the same bytes."""
+    run_uri = tmp_path / "run"
+    job = smoke.write_job(tmp_path / "job.yaml", faces, str(run_uri))
+    command = [sys.executable, "-m", "fiqa_ray.cli", "run", job]
+    env = {**os.environ, "PYTHONPATH": str(TESTS)}
+    rng = random.Random(5)
+    written: dict[Path, tuple[int, int]] = {}
+    n_killed = 0
+    for _ in range(10):
+        process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        started = time.monotonic()
+        n_before = len(list(run_uri.rglob("part-*.json")))
+        while process.poll() is None:  # let it make a few more parts, so that the kills spread over the stages
+            if (
+                len(list(run_uri.rglob("part-*.json"))) >= n_before + rng.randint(1, 6)
+                or time.monotonic() - started > 30
+            ):
+                break
+            time.sleep(rng.uniform(0, 0.05))
+        n_killed += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        for record in run_uri.rglob("part-*.json"):
+            stamp = (record.stat().st_ino, record.stat().st_mtime_ns)
+            assert written.setdefault(record, stamp) == stamp, f"{record} was made twice"
+    assert n_killed >= 5
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for record, stamp in written.items():
+        assert (record.stat().st_ino, record.stat().st_mtime_ns) == stamp, f"{record} was made twice"
+    assert label_bytes(smoke.settings(tmp_path, faces, str(run_uri))) == expected
