@@ -20,6 +20,7 @@ from fiqa_ray.models.checkpoints import load_state_dict, load_strictly
 
 EMBEDDING_DIM = 128
 WIDTHS = (24, 32, 64)
+PATCH = 4
 
 
 class ConvNorm(nn.Module):
@@ -62,7 +63,7 @@ class CompactFaceNet(nn.Module):
         super().__init__()
         fine, middle, coarse = WIDTHS
         self.trunk = nn.Sequential(
-            ConvNorm(3, fine, 4, 4),  # 28x28
+            ConvNorm(3 * PATCH * PATCH, fine, 1, 1),  # 28x28
             nn.ReLU(),
             ConvNorm(fine, middle, 3, 2),  # 14x14
             nn.ReLU(),
@@ -78,7 +79,11 @@ class CompactFaceNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed faces, shapes as above."""
-        return self.norm(self.embed(self.trunk(x).flatten(1)))
+        b, _, height, width = x.shape
+        rows, columns = height // PATCH, width // PATCH
+        # A 4x4 convolution with stride 4 written as a 1x1 convolution of patches: its gradient is much faster on CPUs.
+        patches = x.reshape(b, 3, rows, PATCH, columns, PATCH).permute(0, 2, 4, 1, 3, 5).reshape(b, rows, columns, -1)
+        return self.norm(self.embed(self.trunk(patches.permute(0, 3, 1, 2)).flatten(1)))
 
 
 def build(weights: str | os.PathLike[str] | None = None, **options: object) -> CompactFaceNet:

@@ -157,20 +157,17 @@ def _faceqan(
     n_iterations: int = 5,
     n_samples: int = 10,
     exponent: int = 5,
-    images_per_pass: int = 1,
+    images_per_pass: int | None = None,
 ) -> ScoreFaces:
     """FaceQAN in passes of ``images_per_pass * n_samples`` copies, always full, so that neighbours do not matter.
 
-    Memory: the activations of one pass; with IResNet-100 about 0.15 GB a copy.
+    By default 1 image a pass on a CPU and 8 on a GPU. Memory: 0.15 GB a copy with IResNet-100 (measured on a CPU).
     """
     if not recognizer.differentiable:
         raise UsageError(f"faceqan needs gradients, and {recognizer.name} has none; give it as torch operations")
-    whole = {
-        "n_iterations": n_iterations,
-        "n_samples": n_samples,
-        "exponent": exponent,
-        "images_per_pass": images_per_pass,
-    }
+    whole = {"n_iterations": n_iterations, "n_samples": n_samples, "exponent": exponent}
+    if images_per_pass is not None:
+        whole["images_per_pass"] = images_per_pass
     for name, value in whole.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UsageError(f"faceqan: {name}={value!r} must be a whole number of at least 1")
@@ -182,9 +179,10 @@ def _faceqan(
     def score_faces(faces: Tensor, image_row: np.ndarray) -> np.ndarray:
         scores = np.full(len(faces), np.nan)
         wanted = np.flatnonzero(image_row >= 0)
-        for at in range(0, len(wanted), images_per_pass):
-            batch = wanted[at : at + images_per_pass]
-            padded = np.concatenate([batch, np.repeat(batch[:1], images_per_pass - len(batch))])
+        n_together = images_per_pass or (8 if faces.is_cuda else 1)
+        for at in range(0, len(wanted), n_together):
+            batch = wanted[at : at + n_together]
+            padded = np.concatenate([batch, np.repeat(batch[:1], n_together - len(batch))])
             noise = np.stack([faceqan_noise(seed, int(image_row[i]), n_samples) for i in padded])
             # A caller's inference mode would forbid gradients.
             with torch.inference_mode(False), torch.enable_grad():

@@ -13,22 +13,26 @@ Every image's draws depend only on (seed, part, identity, image), so the files d
 
 from __future__ import annotations
 
-import csv
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
 
 from fiqa_ray.errors import UsageError
+from fiqa_ray.images import align_face
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 DEGRADATION_KINDS = ("blur", "low_resolution", "noise", "occlusion", "compression", "darkness")
-TRAIN_PART, HELDOUT_PART, RECOGNIZER_PART, PAIRS_PART = 0, 1, 2, 3
+TRAIN_PART, HELDOUT_PART, RECOGNIZER_PART, COUNTS_PART, PAIRS_PART = range(5)
 MARKER_NAME = "synthetic_faces.json"
 GENERATOR_VERSION = 1
 
@@ -62,50 +66,8 @@ _HAIR_TONES = np.array(
 _IRIS_TONES = np.array(
     [[70, 42, 24], [104, 70, 34], [122, 108, 56], [70, 122, 92], [84, 132, 186], [120, 132, 146]], np.float64
 )
-_NAME_STARTS = (
-    "Al",
-    "Bre",
-    "Cor",
-    "Da",
-    "El",
-    "Fa",
-    "Gri",
-    "Ha",
-    "Il",
-    "Jo",
-    "Ka",
-    "Lo",
-    "Mi",
-    "No",
-    "Or",
-    "Pe",
-    "Ri",
-    "Sa",
-    "Ti",
-    "Vo",
-)
-_NAME_ENDS = (
-    "ba",
-    "dan",
-    "dric",
-    "fen",
-    "gar",
-    "la",
-    "lin",
-    "mar",
-    "na",
-    "nor",
-    "ra",
-    "ric",
-    "sa",
-    "ster",
-    "tha",
-    "ton",
-    "va",
-    "wen",
-    "win",
-    "zo",
-)
+_NAME_STARTS = "Al Bre Cor Da El Fa Gri Ha Il Jo Ka Lo Mi No Or Pe Ri Sa Ti Vo".split()
+_NAME_ENDS = "ba dan dric fen gar la lin mar na nor ra ric sa ster tha ton va wen win zo".split()
 
 
 @dataclass(frozen=True, eq=False)
@@ -752,51 +714,248 @@ def degrade(image: np.ndarray, landmarks: np.ndarray, degradation: Degradation, 
     if kind == "none" or strength == 0:
         return image
     height, width = image.shape[:2]
-    face = float(
-        np.linalg.norm((landmarks[0] + landmarks[1]) / 2 - (landmarks[3] + landmarks[4]) / 2)
-    )  # eyes to mouth: robust to yaw
+    # From between the eyes to between the mouth's corners, which turning the head hardly changes.
+    face = float(np.linalg.norm(landmarks[:2].mean(axis=0) - landmarks[3:].mean(axis=0)))
     if kind == "blur":
-        return cv2.GaussianBlur(image, (0, 0), max(0.26 * face * strength, 1e-3))
+        return cv2.GaussianBlur(image, (0, 0), 0.32 * face * strength + 1e-3)
     if kind == "low_resolution":
-        side = 32.0 * (2.5 / 32.0) ** strength  # pixels from eyes to mouth that remain
-        factor = min(1.0, side / face)
-        small = cv2.resize(
-            image, (max(2, round(width * factor)), max(2, round(height * factor))), interpolation=cv2.INTER_AREA
-        )
+        small = _resized(image, 16.0 * (1.8 / 16.0) ** strength / face)
         return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
     if kind == "noise":
-        grain = cv2.resize(
-            rng.standard_normal((int(height * 44 / face), int(width * 44 / face), 3), np.float32), (width, height)
-        )
-        return np.clip(image + np.float32(130 * strength) * grain, 0, 255).astype(np.uint8)
+        grain = rng.standard_normal((max(2, int(height * 28 / face)), max(2, int(width * 28 / face)), 3), np.float32)
+        noise = cv2.resize(grain, (width, height), interpolation=cv2.INTER_LINEAR)
+        return np.clip(image + np.float32(160 * strength) * noise, 0, 255).astype(np.uint8)
     if kind == "compression":
-        factor = 30.0 / face  # 8-pixel blocks of a face of fixed size
-        small = cv2.resize(image, (round(width * factor), round(height * factor)), interpolation=cv2.INTER_AREA)
-        _, coded = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, round(45 * (1 / 45) ** strength)])
+        quality = [cv2.IMWRITE_JPEG_QUALITY, round(50 * (1 / 50) ** strength)]
+        _, coded = cv2.imencode(".jpg", _resized(image, 24.0 / face), quality)
         return cv2.resize(cv2.imdecode(coded, cv2.IMREAD_COLOR), (width, height), interpolation=cv2.INTER_LINEAR)
     if kind == "darkness":
-        dark = image * np.float32(0.05**strength) + np.float32(4.0 * strength) * rng.standard_normal(
-            image.shape, np.float32
-        )
-        return np.clip(dark, 0, 255).astype(np.uint8)
+        grain = rng.standard_normal(image.shape, np.float32)
+        return np.clip(image * np.float32(0.04**strength) + np.float32(4 * strength) * grain, 0, 255).astype(np.uint8)
     return _occlude(image, landmarks, face, strength, rng)
+
+
+def _resized(image: np.ndarray, factor: float) -> np.ndarray:
+    height, width = image.shape[:2]
+    size = max(2, round(width * factor)), max(2, round(height * factor))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 def _occlude(
     image: np.ndarray, landmarks: np.ndarray, face: float, strength: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """A hand, scarf or post of one colour before the face, larger and nearer to its middle with growing strength."""
+    """A patterned cloth comes in from one side, the further the stronger."""
     out = image.copy()
-    across = (landmarks[1] - landmarks[0]) / max(np.linalg.norm(landmarks[1] - landmarks[0]), 1e-6)
+    across = (landmarks[1] - landmarks[0]) / max(float(np.linalg.norm(landmarks[1] - landmarks[0])), 1e-6)
     down = np.array([-across[1], across[0]])
-    centre = landmarks.mean(axis=0)
-    colour = rng.uniform(20, 220) + rng.normal(0, 25, 3)
     ring = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    size = 1.1 * face * strength**0.7
-    angle = rng.uniform(0, 2 * np.pi)
-    offset = (np.cos(angle) * across + np.sin(angle) * down) * face * (1.0 - 0.6 * strength)
-    bumps = 1 + 0.12 * np.sin(rng.integers(2, 6) * ring + rng.uniform(0, 6))
-    shape = (size * bumps * np.cos(ring))[:, None] * across + (0.8 * size * bumps * np.sin(ring))[:, None] * down
-    _fill(out, centre + offset + shape, colour)
-    _stroke(out, centre + offset + shape, colour * 0.6, 2, closed=True)
+    angle = rng.choice([0.0, np.pi]) + rng.uniform(-0.7, 0.7)
+    toward, along = np.cos(angle) * across + np.sin(angle) * down, np.cos(angle) * down - np.sin(angle) * across
+    # From just outside the features' box (strength 0) to nearly all of it (strength 1).
+    reach, colour = 1.6 * face, rng.uniform(20, 220) + rng.normal(0, 25, 3)
+    centre = landmarks.mean(axis=0) + toward * (reach + face * (0.75 - 1.45 * strength))
+    bumps = reach * (1 + 0.06 * np.sin(rng.integers(3, 7) * ring + rng.uniform(0, 6)))
+    shape = (bumps * np.cos(ring))[:, None] * toward + (bumps * np.sin(ring))[:, None] * along
+    _fill(out, centre + shape, colour)
+    for level in np.arange(-reach, reach, face * rng.uniform(0.2, 0.5)):
+        half = np.sqrt(max(reach**2 - level**2, 0.0)) * 0.97
+        stripe = np.stack([centre + level * along - half * toward, centre + level * along + half * toward])
+        _stroke(out, stripe, colour * 0.6, max(1, round(0.06 * face)))
     return out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data sets
+
+
+def identity_rng(seed: int, part: int, identity: int, image: int | None = None) -> np.random.Generator:
+    """The only source of random numbers of a person (``image`` None) or of one picture: independent of all others."""
+    key = (seed, part, identity) if image is None else (seed, part, identity, 1 + image)
+    return np.random.default_rng(key)
+
+
+@dataclass(frozen=True)
+class _PersonTask:
+    folder: Path
+    part: int
+    identity: int
+    seed: int
+    file_names: tuple[str, ...]
+
+
+def _write_person(task: _PersonTask) -> list[tuple[np.ndarray, Degradation, float]]:
+    """Write one person's pictures; return landmarks, damage and true quality of each."""
+    identity = draw_identity(identity_rng(task.seed, task.part, task.identity))
+    task.folder.mkdir(parents=True)
+    rows = []
+    for image, file_name in enumerate(task.file_names):
+        rng = identity_rng(task.seed, task.part, task.identity, image)
+        view, degradation = draw_view(rng), draw_degradation(rng)
+        picture, landmarks = render_face(identity, view, rng)
+        picture = degrade(picture, landmarks, degradation, rng)
+        _, coded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])
+        (task.folder / file_name).write_bytes(coded.tobytes())
+        rows.append((landmarks, degradation, true_quality(view, degradation)))
+    return rows
+
+
+def person_name(identity: int) -> str:
+    """A made-up name for a held-out person; distinct for the first 160,000."""
+    n_names = len(_NAME_STARTS) * len(_NAME_ENDS)
+    # Steps coprime to the number of names visit each of them before any comes back.
+    first, last = identity * 37 % n_names, (identity * 59 + identity // n_names) % n_names
+    return "_".join(_NAME_STARTS[i // len(_NAME_ENDS)] + _NAME_ENDS[i % len(_NAME_ENDS)] for i in (first, last))
+
+
+def map_in_processes(function: Callable[[_T], _R], tasks: Sequence[_T], n_workers: int) -> list[_R]:
+    """``[function(task) for task in tasks]``, in ``n_workers`` fresh processes."""
+    if n_workers == 1:
+        return [function(task) for task in tasks]
+    # Not forked: the caller may already run threads (torch, Ray), which a fork would leave in an unusable state.
+    with ProcessPoolExecutor(
+        n_workers, mp_context=get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)
+    ) as pool:
+        return list(pool.map(function, tasks, chunksize=max(1, len(tasks) // (8 * n_workers))))
+
+
+def write_synthetic_faces(
+    root: Path,
+    *,
+    n_identities: int = 60,
+    images_per_identity: int = 22,
+    n_heldout_identities: int = 50,
+    heldout_images_per_identity: int = 11,
+    n_folds: int = 5,
+    pairs_per_fold: int = 500,
+    seed: int = 0,
+    n_workers: int = 2,
+) -> None:
+    """Write a training set and a verification benchmark of people who are not in it.
+
+    Below ``root``::
+
+        train/n000001/0001_01.jpg             loose crops, as VGGFace2
+        bb_landmark/loose_landmark_train.csv  their landmarks, as VGGFace2
+        heldout/<Name>/<Name>_0001.jpg        loose crops, as LFW
+        heldout_faces.csv                     uri,identity,x1,y1,...,x5,y5 (left eye, right eye, nose, mouth corners)
+        heldout_pairs.txt                     LFW's pairs.txt, identity-disjoint folds
+        degradations.csv                      image_id,kind,strength,quality: the truth, see ``true_quality``
+
+    The set appears under ``root`` only when it is complete. An existing one with the same settings is kept as it is.
+
+    Args:
+        root: folder to be made; its parent may be missing too.
+        n_identities: people of the training set.
+        images_per_identity: mean number of pictures; it varies by a fifth either way from person to person.
+        n_heldout_identities: people of the benchmark.
+        heldout_images_per_identity: pictures of each of them.
+        n_folds: folds of the pair list.
+        pairs_per_fold: mated pairs in each fold, and as many non-mated ones.
+        seed: of all draws.
+        n_workers: processes; the files do not depend on it.
+
+    Raises:
+        UsageError: settings that cannot be met, or ``root`` holds something else.
+    """
+    settings = {
+        "n_identities": n_identities,
+        "images_per_identity": images_per_identity,
+        "n_heldout_identities": n_heldout_identities,
+        "heldout_images_per_identity": heldout_images_per_identity,
+        "n_folds": n_folds,
+        "pairs_per_fold": pairs_per_fold,
+        "seed": seed,
+    }
+    for name, value in (settings | {"n_workers": n_workers}).items():
+        if value < (0 if name == "seed" else 1):
+            raise UsageError(f"{name}={value} is too small; give at least {0 if name == 'seed' else 1}")
+    marker = json.dumps({"generator_version": GENERATOR_VERSION, **settings}, indent=1) + "\n"
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        found = root / MARKER_NAME
+        if found.is_file() and found.read_text() == marker:
+            return
+        what = "synthetic faces of other settings" if found.is_file() else "something else"
+        raise UsageError(f"{root} already holds {what}; name another folder, or remove this one yourself")
+    pairs = _draw_pairs(n_heldout_identities, heldout_images_per_identity, n_folds, pairs_per_fold, seed)
+
+    # Written beside its place and renamed at the end, so that an interrupted run leaves nothing that looks complete.
+    root.parent.mkdir(parents=True, exist_ok=True)
+    draft = root.with_name(f"{root.name}.incomplete-{os.getpid()}")
+    tasks = []
+    for identity in range(n_identities):
+        spread = images_per_identity // 5
+        n_images = images_per_identity + identity_rng(seed, COUNTS_PART, identity).integers(-spread, spread + 1)
+        names = tuple(f"{image + 1:04d}_01.jpg" for image in range(n_images))
+        tasks.append(_PersonTask(draft / "train" / f"n{identity + 1:06d}", TRAIN_PART, identity, seed, names))
+    for identity in range(n_heldout_identities):
+        person = person_name(identity)
+        names = tuple(f"{person}_{image + 1:04d}.jpg" for image in range(heldout_images_per_identity))
+        tasks.append(_PersonTask(draft / "heldout" / person, HELDOUT_PART, identity, seed, names))
+    results = map_in_processes(_write_person, tasks, n_workers)
+
+    train_rows, heldout_rows, truth_rows = [], [], []
+    for task, rows in zip(tasks, results, strict=True):
+        for file_name, (landmarks, degradation, quality) in zip(task.file_names, rows, strict=True):
+            image_id = f"{task.folder.name}/{file_name}"
+            coordinates = [f"{value:.4f}" for value in landmarks.ravel()]
+            truth_rows.append([image_id, degradation.kind, f"{degradation.strength:.6f}", f"{quality:.6f}"])
+            if task.part == TRAIN_PART:
+                train_rows.append([f'"{image_id.removesuffix(".jpg")}"', *coordinates])
+            else:
+                heldout_rows.append([f"heldout/{image_id}", task.folder.name, *coordinates])
+    (draft / "bb_landmark").mkdir()
+    corners = [f"P{point}{axis}" for point in range(1, 6) for axis in "XY"]
+    _write_csv(draft / "bb_landmark" / "loose_landmark_train.csv", ["NAME_ID", *corners], train_rows)
+    columns = [f"{axis}{point}" for point in range(1, 6) for axis in "xy"]
+    _write_csv(draft / "heldout_faces.csv", ["uri", "identity", *columns], heldout_rows)
+    _write_csv(draft / "degradations.csv", ["image_id", "kind", "strength", "quality"], truth_rows)
+    (draft / "heldout_pairs.txt").write_text(pairs)
+    (draft / MARKER_NAME).write_text(marker)
+    draft.rename(root)  # takes the place of an empty folder
+
+
+def _write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
+    path.write_text("".join(",".join(row) + "\n" for row in [header, *rows]))
+
+
+def _draw_pairs(n_people: int, n_images: int, n_folds: int, n_pairs: int, seed: int) -> str:
+    """A list in LFW's grammar: people are dealt out to the folds; within a fold no pair comes twice."""
+    rng = np.random.default_rng((seed, PAIRS_PART))
+    lines = [f"{n_folds}\t{n_pairs}"]
+    for people in np.array_split(rng.permutation(n_people), n_folds):
+        first, second = np.triu_indices(len(people) * n_images, k=1)
+        mated = first // n_images == second // n_images
+        for same in (True, False):
+            candidates = np.flatnonzero(mated == same)
+            if len(candidates) < n_pairs:
+                raise UsageError(
+                    f"pairs_per_fold={n_pairs}: a fold of {len(people)} people with {n_images} pictures each has only "
+                    f"{len(candidates)} {'mated' if same else 'non-mated'} pairs; ask for fewer, or for more pictures"
+                )
+            for pair in np.sort(rng.choice(candidates, n_pairs, replace=False)):
+                (person_a, image_a), (person_b, image_b) = divmod(first[pair], n_images), divmod(second[pair], n_images)
+                fields = [person_name(int(people[person_a])), str(image_a + 1)]
+                fields += [] if same else [person_name(int(people[person_b]))]
+                lines.append("\t".join([*fields, str(image_b + 1)]))
+    return "\n".join(lines) + "\n"
+
+
+def aligned_faces(task: tuple[int, int, int, int]) -> np.ndarray:
+    """Pictures of one person, aligned and in memory: each once undamaged and once damaged.
+
+    Args:
+        task: (seed, part, identity, n_views).
+
+    Returns:
+        (2 * n_views, 112, 112, 3) uint8 RGB.
+    """
+    seed, part, identity_number, n_views = task
+    identity = draw_identity(identity_rng(seed, part, identity_number))
+    faces = []
+    for image in range(n_views):
+        rng = identity_rng(seed, part, identity_number, image)
+        view = draw_view(rng)
+        picture, landmarks = render_face(identity, view, rng)
+        degradation = Degradation(DEGRADATION_KINDS[rng.integers(len(DEGRADATION_KINDS))], float(rng.uniform()))
+        faces += [align_face(p, landmarks) for p in (picture, degrade(picture, landmarks, degradation, rng))]
+    return np.stack(faces)
