@@ -89,6 +89,15 @@ class OptimizeSettings(_Settings):
     ] = (1e-3,)
     index_scale: Literal["raw", "normalized"] = "raw"
 
+    @field_validator("theta")
+    @classmethod
+    def _unlike(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        shown = [f"{t:g}" for t in value]  # as in paths and tables
+        twice = sorted({t for t in shown if shown.count(t) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} stands twice; give each theta once")
+        return value
+
 
 class TrainSettings(_Settings):
     """The regressor H on M. ``head``: a linear head on stored embeddings; ``finetune``: the released recipe.
@@ -154,6 +163,11 @@ class ComputeSettings(_Settings):
     object_store_bytes: int | None = Field(None, ge=80_000_000)
 
 
+def default_batch_size(device: str) -> int:
+    """Faces per forward pass where none is asked for: results depend on it in their last bits."""
+    return 256 if device.startswith("cuda") else 8
+
+
 class Settings(_Settings):
     """A whole job."""
 
@@ -208,7 +222,7 @@ def load_settings(job_uri: str, overrides: list[str] | tuple[str, ...] = ()) -> 
 def make_settings(values: dict[str, Any], place: str = "settings") -> Settings:
     """Settings from a nested dict; errors as in `load_settings`."""
     try:
-        return Settings(**values)
+        return Settings.model_validate(values)
     except ValidationError as exc:
         lines = [_explain(error, values) for error in exc.errors()]
         raise UsageError(

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -15,7 +16,7 @@ from fiqa_ray.config import ComputeSettings, Settings
 from fiqa_ray.errors import FiqaRayError, IncompleteError, UsageError
 from fiqa_ray.lineage import Job
 from fiqa_ray.progress import StepProgress
-from fiqa_ray.stages import Step, Worker
+from fiqa_ray.stages import Step, Worker, one_thread
 from fiqa_ray.storage import Manifest, Part, RunLock, fingerprint, join, put_if_absent, read_json, sizes_below
 
 Outcome = Part | Exception
@@ -114,9 +115,11 @@ def _map(items: list[Item], mapper: Mapper, advance: Callable[[int], None]) -> N
     if isinstance(first, FiqaRayError):
         raise first
     place = (item or items[0])[0]
+    line = "".join(f" ({note})" for note in getattr(first, "__notes__", []))
     raise IncompleteError(
         f"{place.stage}: {len(failures)} shard(s) of {place.dataset.uri} failed, the first with "
-        f"{type(first).__name__}: {first}; run the same command again to continue"
+        f"{type(first).__name__}: {first}{line}; mend the cause if it is in your model or data, and run the same "
+        "command again to continue"
     ) from first
 
 
@@ -146,7 +149,7 @@ def _reconcile(step: Step, manifest: Manifest, max_bad_fraction: float) -> None:
         raise FiqaRayError(
             f"{step.stage}: {n_bad} of {manifest.n_rows} images are bad ({counts}), more than "
             f"max_bad_fraction={max_bad_fraction:g}; their rows with status and error are in {step.dataset.uri}: "
-            "mend the source and choose another run_uri, or raise max_bad_fraction and run again"
+            "mend the source or the model and choose another run_uri, or raise max_bad_fraction and run again"
         )
 
 
@@ -204,6 +207,10 @@ def _outcome(call: Callable[[], Part]) -> Outcome:
     try:
         return call()
     except Exception as exc:
+        # the traceback does not survive the way back from a worker: the line nearest to the fault does, as a note
+        frames = traceback.extract_tb(exc.__traceback__)
+        own = [f for f in frames if "site-packages" not in f.filename] or frames
+        exc.add_note(f"at {own[-1].filename}:{own[-1].lineno}")
         return exc
 
 
@@ -220,19 +227,6 @@ class WorkerSlot:
             self._worker, self._made_by = None, None
             self._worker, self._made_by = make_worker(), make_worker
         return self._worker
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One torch thread, as in Ray's workers: the bits of a product may depend on the number of threads."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def ray_mapper(compute: ComputeSettings) -> Mapper:
@@ -306,7 +300,9 @@ def _ray_data(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tuple
     steps = list({id(step): step for step, _ in items}.values())
     number = {id(step): i for i, step in enumerate(steps)}
     shards = [(number[id(step)], ray.put(shard)) for step, shard in items]
-    data: ray.data.Dataset = ray.data.from_items([{"item": i} for i in range(len(items))], override_num_blocks=len(items))
+    data: ray.data.Dataset = ray.data.from_items(
+        [{"item": i} for i in range(len(items))], override_num_blocks=len(items)
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # max_restarts has no named parameter yet
         data = data.map_batches(

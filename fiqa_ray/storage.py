@@ -100,7 +100,13 @@ def _storage_hint(exc: BaseException) -> str | None:
         return f"cannot be reached ({exc}); check the network and AWS_ENDPOINT_URL"
     if isinstance(exc, FileNotFoundError):
         return "not found; check the path"
-    if isinstance(exc, NotADirectoryError | IsADirectoryError | OSError):
+    if isinstance(exc, IsADirectoryError):
+        return "is a folder; give a file"
+    if isinstance(exc, NotADirectoryError):
+        return "a part of this path is a file, not a folder; choose another place"
+    if name == "ParamValidationError":
+        return f"not a valid bucket or key; correct the name ({' '.join(str(exc).split())[:120]})"
+    if isinstance(exc, OSError):
         return str(exc) or name
     return None
 
@@ -125,6 +131,8 @@ def read_json(uri: str) -> Any | None:
             return json.loads(fs.cat_file(path))
         except FileNotFoundError:
             return None
+        except ValueError as exc:
+            raise FiqaRayError(f"{uri} is damaged ({exc}); remove this file and run again") from exc
 
 
 def exists(uri: str) -> bool:
@@ -161,12 +169,13 @@ def put_if_absent(uri: str, data: bytes) -> bool:
             if _is_local(fs):
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-                with open(temporary, "wb") as f:
-                    f.write(data)
                 try:
+                    with open(temporary, "wb") as f:
+                        f.write(data)
                     os.link(temporary, path)  # fails where the name is taken, and never shows half a file
                 finally:
-                    os.unlink(temporary)
+                    if os.path.exists(temporary):
+                        os.unlink(temporary)
             else:
                 fs.pipe_file(path, data, mode="create")
         except FileExistsError:
@@ -273,6 +282,23 @@ def table_bytes(table: pa.Table, row_group_rows: int = 1 << 20, **options: Any) 
     return sink.getvalue()
 
 
+MADE_BY = {
+    "faces": "pack",
+    "embeddings": "embed",
+    "quality_scores": "score",
+    "pairs": "pair",
+    "key_counts": "rank",
+    "sorted_keys": "rank",
+    "similarity_ranks": "rank",
+    "quality_index": "optimize",
+    "optimized_index": "optimize",
+    "optimized_labels": "optimize",
+    "regressor": "train",
+    "evaluation": "evaluate",
+}
+"""Which stage to run for a dataset that is missing, by the dataset's name."""
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A place for parts: ``uri`` ends in ``v=<fingerprint>``; picklable, holds no connection."""
@@ -356,7 +382,10 @@ class Dataset:
             contents = {"": contents}
         parts = {}
         for content in contents.values():
-            part = Part(**json.loads(content))
+            try:
+                part = Part(**json.loads(content))
+            except (ValueError, TypeError):
+                continue  # a damaged record: its part is made anew
             if not verify or all(sizes.get(name) == f["n_bytes"] for name, f in part.files.items()):
                 parts[part.index] = part
         return parts
@@ -374,7 +403,11 @@ class Dataset:
         """The manifest of an input; `IncompleteError` where the stage that makes it has not finished."""
         manifest = self.manifest()
         if manifest is None:
-            raise IncompleteError(f"{self.name} is not finished in {self.uri}; run the stages that make it first")
+            stage = MADE_BY.get(self.name, "")
+            raise IncompleteError(
+                f"the dataset {self.name} of stage {stage} is not finished in {self.uri}; run that stage first, "
+                "or the job without --stages"
+            )
         return manifest
 
     def read_file(self, part: Part, suffix: str = ".parquet") -> bytes:

@@ -2,7 +2,7 @@
 
 A closed set of operators, those of convolutional face recognisers. The file's weights become parameters, in the order
 in which the graph uses them, and its structure (the graph without weights) a small uint8 buffer: a state dict alone
-rebuilds the network.
+rebuilds the network. Batch-norm statistics stay as the file has them, also while training.
 """
 
 from __future__ import annotations
@@ -213,9 +213,9 @@ OPERATORS: dict[str, Operator] = {
 
 
 class Node(NamedTuple):
-    """One operation: ``output = operator(inputs, attributes)``; ``spent`` are the values no later node needs."""
+    """One operation, a key of ``OPERATORS``; ``spent`` are the values that no later node needs."""
 
-    operator: Operator
+    kind: str
     inputs: tuple[str, ...]
     output: str
     attributes: Attributes
@@ -259,6 +259,10 @@ class OnnxGraph(nn.Module):
             )
         self.nodes = _with_lifetimes(nodes, self.output_name, keep={*stored, *constants, self.input_name, ""})
 
+        # Not to be trained: batch-norm statistics, and single numbers such as the bounds of a Clip.
+        fixed = {name for node in self.nodes if node.kind == "BatchNormalization" for name in node.inputs[3:]}
+        fixed |= {name for name, tensor in stored.items() if not tensor.dims}
+
         self.weights = nn.ParameterList()
         self.weight_names: list[str] = []
         self.constant_names: dict[str, str] = {}
@@ -272,7 +276,7 @@ class OnnxGraph(nn.Module):
                 continue
             if not value.is_floating_point():
                 self.integers[used] = value
-            elif used in stored:
+            elif used in stored and used not in fixed:
                 self.weights.append(nn.Parameter(value))
                 self.weight_names.append(used)
             else:
@@ -286,7 +290,8 @@ class OnnxGraph(nn.Module):
         values.update(zip(self.weight_names, self.weights, strict=True))
         values.update((used, getattr(self, buffer)) for used, buffer in self.constant_names.items())
         for node in self.nodes:
-            values[node.output] = node.operator([values[i] for i in node.inputs], node.attributes, self.fixed_batch)
+            inputs = [values[name] for name in node.inputs]
+            values[node.output] = OPERATORS[node.kind](inputs, node.attributes, self.fixed_batch)
             for spent in node.spent:
                 del values[spent]
         return values[self.output_name]
@@ -305,7 +310,7 @@ def _with_lifetimes(nodes: list[tuple[Any, Attributes]], result: str, keep: set[
     for node, attributes in reversed(nodes):
         spent = tuple(dict.fromkeys(used for used in node.input if used not in needed))
         needed.update(spent)
-        done.append(Node(OPERATORS[node.op_type], tuple(node.input), node.output[0], attributes, spent))
+        done.append(Node(node.op_type, tuple(node.input), node.output[0], attributes, spent))
     return done[::-1]
 
 
@@ -333,7 +338,7 @@ def _as_tensor(array: np.ndarray) -> Tensor:
 
 
 def _structure(model: Any, weight_names: set[str]) -> Tensor:
-    """Serialise the graph without its weights' values as ``(n_bytes,)`` uint8."""
+    """Serialise the graph without the values of its trainable weights as ``(n_bytes,)`` uint8."""
     bare = type(model)()
     bare.CopyFrom(model)
     for tensor in bare.graph.initializer:

@@ -207,7 +207,7 @@ def _backbone(card: dict[str, Any], state: Mapping[str, Tensor], card_uri: str, 
     if not allow_import:
         raise FiqaRayError(
             f"{card_uri}: this regressor stands on {name!r}, whose code would have to be imported and run; "
-            "if you trust it, pass allow_import=True"
+            "if you trust it, pass allow_import=True (fiqa-ray score: --allow-import)"
         )
     backbone = call_imported(name, None, card["options"])
     if not isinstance(backbone, nn.Module):

@@ -27,18 +27,23 @@ def scores_by_id(scores_uri: str, image_id: pa.Array) -> np.ndarray:
             options = pacsv.ConvertOptions(column_types={"image_id": pa.string()})
             found = pacsv.read_csv(data, convert_options=options)
     except (pa.ArrowInvalid, pa.ArrowKeyError) as exc:
-        raise FiqaRayError(f"{scores_uri} cannot be read as a table of scores: {exc}") from exc
+        raise FiqaRayError(
+            f"{scores_uri} cannot be read as a table of scores: {str(exc).splitlines()[0]!a:.200}; "
+            "give a CSV or Parquet with the columns image_id and score"
+        ) from exc
     for column in ("image_id", "score"):
         if column not in found.column_names:
             raise FiqaRayError(
                 f"{scores_uri} has no column {column!r} (it has {', '.join(found.column_names)}); "
                 "a score file needs image_id and score"
             )
-    ids = found["image_id"].combine_chunks()
     try:
+        ids = found["image_id"].cast(pa.string()).combine_chunks()
         score = found["score"].cast(pa.float64()).to_numpy()
-    except pa.ArrowInvalid as exc:
-        raise FiqaRayError(f"{scores_uri}: column 'score' must hold numbers: {exc}") from exc
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
+        raise FiqaRayError(
+            f"{scores_uri}: column 'image_id' must hold text and column 'score' numbers: {exc}"
+        ) from exc
     counts = ids.value_counts()
     twice = [str(c["values"]) for c in counts.filter(pc.greater(counts.field("counts"), 1))]
     if twice:

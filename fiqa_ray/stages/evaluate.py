@@ -138,7 +138,7 @@ def run_shard(dataset: Dataset, shard: BenchmarkShard) -> Part:
     if not mated.any() or mated.all():
         raise FiqaRayError(
             f"benchmark {name}: {int(mated.sum())} mated and {int((~mated).sum())} non-mated pairs are usable "
-            f"({int((~kept).sum())} skipped for bad images); both kinds are needed"
+            f"({int((~kept).sum())} skipped for bad images); both kinds are needed, see {shard.benchmark.pairs.uri}"
         )
     units = unit_vectors(values)
     similarity = np.einsum("ij,ij->i", units[place[a]], units[place[b]], dtype=np.float64).clip(-1, 1)
@@ -287,16 +287,20 @@ def _correlations(shard: BenchmarkShard, image_id: pa.Array, scores: dict[str, n
     uri = shard.benchmark.degradations
     if uri is None:
         return []
-    table = pacsv.read_csv(
-        io.BytesIO(read_bytes(uri)), convert_options=pacsv.ConvertOptions(column_types={"image_id": "string"})
-    )
+    types = {"image_id": pa.string(), "kind": pa.string(), "quality": pa.float64()}
+    try:
+        table = pacsv.read_csv(io.BytesIO(read_bytes(uri)), convert_options=pacsv.ConvertOptions(column_types=types))
+    except pa.ArrowInvalid as exc:
+        raise FiqaRayError(
+            f"{uri}: {str(exc).splitlines()[0]}; degradations are a CSV of image_id, kind and quality, a number"
+        ) from exc
     for column in ("image_id", "kind", "quality"):
         if column not in table.column_names:
             raise FiqaRayError(f"{uri} has no column {column!r}; degradations need image_id, kind and quality")
     at = pc.index_in(image_id, value_set=table["image_id"].combine_chunks())
     known = at.is_valid().to_numpy(zero_copy_only=False)
     found = table.take(at.drop_null())
-    quality, kind = found["quality"].to_numpy().astype(np.float64), np.array(found["kind"].to_pylist())
+    quality, kind = found["quality"].to_numpy(), np.array(found["kind"].to_pylist())
     rows = []
     for scorer, score in scores.items():
         mine = score[known]

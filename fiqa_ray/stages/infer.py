@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import torch
 
 from fiqa_ray import schemas
-from fiqa_ray.config import MethodSettings, RecognizerSettings
+from fiqa_ray.config import MethodSettings, RecognizerSettings, default_batch_size
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.images import decode_faces
 from fiqa_ray.lineage import Job
@@ -150,7 +150,7 @@ def _model_step(stage: str, dataset: Dataset, faces: Dataset, call: ModelCall, j
 
 
 def _make_model_worker(dataset: Dataset, faces: Dataset, call: ModelCall, batch_size: int | None) -> Worker:
-    size = batch_size or (256 if call.place() == "cuda" else 8)
+    size = batch_size or default_batch_size(call.place())
     return partial(run_shard, dataset, faces, call.load(), call.scorer is None, size)
 
 
@@ -162,11 +162,11 @@ def run_shard(dataset: Dataset, faces: Dataset, model: Model, embeds: bool, batc
     good = np.flatnonzero(pc.equal(table["status"], "ok").to_numpy())
     encoded = table["face"].take(pa.array(good))
     outputs: list[np.ndarray] = []
-    batches = [slice(at, min(at + batch_size, len(good))) for at in range(0, len(good), batch_size)]
+    # a part without any good face has one empty batch: its output still says how long an embedding is
+    batches = [slice(at, min(at + batch_size, len(good))) for at in range(0, max(len(good), 1), batch_size)]
     with ThreadPoolExecutor(1) as pool:  # decodes the next batch while the model is at work on this one
-        ahead = pool.submit(_decode, encoded, batches[0], batch_size) if batches else None
+        ahead = pool.submit(_decode, encoded, batches[0], batch_size)
         for b, where in enumerate(batches):
-            assert ahead is not None
             batch = ahead.result()
             if b + 1 < len(batches):
                 ahead = pool.submit(_decode, encoded, batches[b + 1], batch_size)
@@ -174,8 +174,7 @@ def run_shard(dataset: Dataset, faces: Dataset, model: Model, embeds: bool, batc
             rows = np.full(batch_size, -1, np.int64)
             rows[:n] = image_row[good[where]]
             outputs.append(_checked(model(torch.from_numpy(batch), rows), batch_size, embeds, dataset.uri)[:n])
-    values = np.concatenate(outputs) if outputs else np.empty((0, 1) if embeds else 0, np.float32)
-    return _write(dataset, table, good, values, embeds, shard.index, started)
+    return _write(dataset, table, good, np.concatenate(outputs), embeds, shard.index, started)
 
 
 def _decode(encoded: pa.ChunkedArray, where: slice, batch_size: int) -> np.ndarray:

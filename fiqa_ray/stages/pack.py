@@ -80,7 +80,10 @@ def pack_steps(job: Job) -> Iterator[list[Step]]:
             faces = pq.read_table(io.BytesIO(read_bytes(source_list)))
             bounds = plan["bounds"]
         else:
-            faces = list_faces(source)
+            try:
+                faces = list_faces(source)
+            except FiqaRayError as exc:
+                raise FiqaRayError(f"{'source' if face_set == 'train' else f'source of {face_set}'}: {exc}") from exc
             write_atomic(source_list, table_bytes(faces))
             bounds = part_bounds(identity_rows(faces["identity"]), job.settings.compute.rows_per_part)
         rows = identity_rows(faces["identity"])

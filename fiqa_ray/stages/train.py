@@ -5,7 +5,7 @@ per epoch. ``finetune``: the released recipe (LSIbabnikz/Optimization-Based-Impr
 src/transfer_learning): H and the last layers of M, one network per label set. Validation images are every 20th of the
 images sorted by label, starting with the worst; the weights with the lowest validation loss are kept.
 
-The state is written to the run's storage at every validation; a trainer that is started again continues from there.
+The state is written to the run's storage at validations; a trainer that is started again continues from there.
 """
 
 from __future__ import annotations
@@ -35,11 +35,15 @@ from fiqa_ray.lineage import PRIOR, Job
 from fiqa_ray.models.recognition import load_recognizer
 from fiqa_ray.models.regressor import QualityHead, QualityRegressor, parameter_groups, save_regressor
 from fiqa_ray.progress import StepProgress
-from fiqa_ray.stages import Step, Worker
+from fiqa_ray.stages import Step, Worker, one_thread
 from fiqa_ray.storage import Dataset, Part, exists, fingerprint, join, read_bytes, read_json, write_atomic
 
 VALIDATION_EVERY = 20
 CLIP_NORM = 5.0
+SAVE_EVERY_S = 10.0
+"""Least time between two writes of the state: a restart repeats at most this much, and a validation."""
+
+_CACHE_BYTES = 1 << 30
 _PARTS_AT_ONCE = 8
 """Parts that are shuffled together: identities are contiguous, and a batch should hold many of them."""
 
@@ -225,7 +229,8 @@ def train_loop(
     device = plan.device if plan.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(plan.seed)
     if plan.settings.mode == "head":
-        _Run(plan, plan.tasks, _HeadTraining(plan, device, rank, world), rank, world, report, n_total=1).run(0)
+        with one_thread():  # products of a few rows: more threads only wait for one another
+            _Run(plan, plan.tasks, _HeadTraining(plan, device, rank, world), rank, world, report, n_total=1).run(0)
     else:
         for i, task in enumerate(plan.tasks):
             if not task.regressor.finished_parts():
@@ -245,7 +250,7 @@ class _Run:
         self.state_uri = join(plan.state_uri, f"state-{marks}.pt")
 
     def run(self, number: int) -> None:
-        started = time.monotonic()
+        started = saved = time.monotonic()
         t, recipe = self.training, self.plan.recipe
         per_epoch = int(_reduce(torch.tensor(t.n_train // t.batch_size), "min", self.world))
         n_steps = per_epoch * recipe.n_epochs
@@ -266,8 +271,9 @@ class _Run:
                     self._keep_best(state, epoch, mean, losses)
                     loss_sum.zero_()
                     n_summed = 0
-                    if self.rank == 0:
+                    if self.rank == 0 and (time.monotonic() - saved >= SAVE_EVERY_S or state.step == n_steps):
                         self._save(state, number * n_steps, n_steps * self.n_total)
+                        saved = time.monotonic()
                     self.report({"step": state.step, "validation_loss": float(np.mean(losses))})
         if self.rank == 0:
             for k, task in enumerate(self.tasks):
@@ -330,9 +336,12 @@ def _reduce(value: torch.Tensor, how: str, world: int) -> torch.Tensor:
 
 def _average_gradients(parameters: list[nn.Parameter], world: int) -> None:
     if world > 1:
+        import torch.distributed as dist
+
         for p in parameters:
             if p.grad is not None:
-                p.grad.copy_(_reduce(p.grad, "sum", world).to(p.grad.device) / world)
+                dist.all_reduce(p.grad)
+                p.grad /= world
 
 
 def load_targets(task: Task) -> tuple[np.ndarray, np.ndarray]:
@@ -390,6 +399,7 @@ class _HeadTraining:
         self.validation = np.stack([v for _, v in targets], axis=1)
         manifest = plan.embeddings.require()
         self.parts = list(zip(manifest.parts, manifest.first_rows[:-1], strict=True))[rank::world]
+        self.cache: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.mean, self.scale, self.n_train = self._moments()
         self.batch_size = max(1, min(plan.recipe.batch_size, int(_reduce(torch.tensor(self.n_train), "min", world))))
         self.head = nn.Linear(len(self.mean), len(plan.tasks))
@@ -399,10 +409,16 @@ class _HeadTraining:
         self.optimizer = torch.optim.Adam(self.head.parameters(), lr=plan.recipe.learning_rate)
 
     def _load(self, part: tuple[Part, int]) -> tuple[np.ndarray, np.ndarray]:
-        values, good = schemas.embedding_values(self.plan.embeddings.read(part[0], ["embedding"]))
-        rows = good + part[1]
-        usable = np.isfinite(self.label[rows]).any(axis=1)
-        return values[usable], rows[usable]
+        """Embeddings and rows of a part's labelled images; parts stay in memory while they fit into `_CACHE_BYTES`."""
+        if part[0].index not in self.cache:
+            values, good = schemas.embedding_values(self.plan.embeddings.read(part[0], ["embedding"]))
+            rows = good + part[1]
+            usable = np.isfinite(self.label[rows]).any(axis=1)
+            found = values[usable], rows[usable]
+            if sum(v.nbytes for v, _ in self.cache.values()) + found[0].nbytes > _CACHE_BYTES:
+                return found
+            self.cache[part[0].index] = found
+        return self.cache[part[0].index]
 
     def _moments(self) -> tuple[np.ndarray, np.ndarray, int]:
         total, squares, n = 0.0, 0.0, 0

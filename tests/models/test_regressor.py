@@ -144,10 +144,12 @@ def test_a_regressor_on_an_onnx_file_needs_the_file_no_more(tmp_path):
     onnx = pytest.importorskip("onnx")
     rng = np.random.default_rng(0)
     weights = {"w": rng.normal(size=(4, 3, 16, 16)).astype(np.float32), "s": np.array([1, -1], dtype=np.int64)}
+    weights |= {name: rng.uniform(0.5, 1, 4).astype(np.float32) for name in ("gain", "shift", "mean", "variance")}
     graph = helper.make_graph(
         [
             helper.make_node("Conv", ["x", "w"], ["c"], strides=[16, 16]),
-            helper.make_node("Relu", ["c"], ["r"]),
+            helper.make_node("BatchNormalization", ["c", "gain", "shift", "mean", "variance"], ["n"]),
+            helper.make_node("Relu", ["n"], ["r"]),
             helper.make_node("GlobalAveragePool", ["r"], ["p"]),
             helper.make_node("Reshape", ["p", "s"], ["y"]),
         ],
@@ -159,8 +161,11 @@ def test_a_regressor_on_an_onnx_file_needs_the_file_no_more(tmp_path):
     path = tmp_path / "net.onnx"
     path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString())
     model = made(load_recognizer(str(path), mean=0, scale=255.0))
-    with torch.no_grad():
-        model.base_model.weights[0] += 0.1  # a trained backbone, not the file's
+    assert model.base_model.weight_names == ["w", "gain", "shift"]
+    model.train()(some_faces(2)).sum().backward()
+    torch.optim.Adam(parameter_groups(model)).step()  # a trained backbone, not the file's
+    assert not np.array_equal(model.base_model.weights[0].detach().numpy(), weights["w"])
+    assert np.array_equal(model.base_model.constant_0.numpy(), weights["mean"])
     uri = stored(str(tmp_path / "regressor"), save_regressor(model, {}))
     path.unlink()
     faces = some_faces(3)

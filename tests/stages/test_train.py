@@ -1,0 +1,207 @@
+"""Training: what is learnt, what is left alone, and that an interrupted trainer ends with the same weights."""
+
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import smoke
+from fiqa_ray.config import load_settings
+from fiqa_ray.lineage import Job
+from fiqa_ray.models.recognition import load_recognizer
+from fiqa_ray.models.regressor import load_regressor
+from fiqa_ray.run import local_map, run_job, run_steps, stage_steps
+from fiqa_ray.stages import train as module
+from fiqa_ray.storage import read_bytes
+
+LABEL_STAGES = ["pack", "embed", "score", "pair", "rank", "optimize"]
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """A job up to its labels; tests train into folders of their own settings."""
+    tmp = tmp_path_factory.mktemp("labelled")
+    faces = smoke.make_faces(tmp / "faces", benchmark=False, per_identity=12)
+    job = smoke.write_job(
+        tmp / "job.yaml", faces, str(tmp / "run"), benchmarks=[], methods=[{"name": "embedding_norm"}]
+    )
+    run_job(load_settings(job), LABEL_STAGES)
+    return job
+
+
+def train(job_path, *overrides):
+    job = Job(load_settings(job_path, overrides))
+    for steps in stage_steps("train", job):
+        run_steps(steps, local_map)
+    return job
+
+
+def state_of(job, theta="prior"):
+    uri = job.regressor(job.settings.methods[0], theta).uri
+    return torch.load(f"{uri}/weights.pt", weights_only=True), json.loads(read_bytes(f"{uri}/card.json"))
+
+
+def test_head_learns_and_leaves_the_recogniser_alone(labelled):
+    job = train(labelled, "train.n_epochs=200", "train.batch_size=32")
+    state, card = state_of(job)
+    before = load_recognizer("smoke:tiny").backbone.state_dict()
+    assert all(torch.equal(state[f"base_model.{k}"], v) for k, v in before.items())
+    label, validation = module.load_targets(module._task(job, job.settings.methods[0], "prior"))
+    constant = np.abs(label[validation] - np.median(label)).mean()
+    assert card["metrics"]["validation_l1"] < 0.6 * constant  # far better than the best constant
+    model, _ = load_regressor(job.regressor(job.settings.methods[0], "prior").uri, allow_import=True)
+    embeddings = job.embeddings("train").read_all()
+    x = np.stack([np.frombuffer(e, "<f4") for e in embeddings["embedding"].to_pylist()])
+    predicted = x @ model.regressor.weight[0].numpy() + model.regressor.bias.item()
+    # the saved head works on raw embeddings: standardisation is folded in
+    assert np.abs(predicted[validation] - label[validation]).mean() == pytest.approx(
+        card["metrics"]["validation_l1"], rel=1e-3
+    )
+    assert (card["fiqa_method"], card["labels"], card["n_clusters"], card["n_repeats"], card["seed"]) == (
+        "embedding_norm", "prior", 4, 3, 3,
+    )  # fmt: skip
+    assert card["recognizer_sha256"]
+
+
+def test_validation_rule():
+    """Every 20th of the ascending order, starting with the worst; labels from 0 to 1; unknown scores in neither set."""
+    score = np.random.default_rng(0).permutation(101).astype(float)
+    score[7] = np.nan
+
+    class Labels:
+        def read_all(self, columns):
+            import pyarrow as pa
+
+            return pa.table({columns[0]: pa.array(score, mask=np.isnan(score))})
+
+    label, validation = module.load_targets(module.Task(None, Labels(), "prior_score", {}))
+    order = [i for i in np.argsort(score) if not np.isnan(score[i])]
+    assert sorted(np.flatnonzero(validation)) == sorted(order[::20])
+    assert np.nanmin(label) == 0
+    assert np.nanmax(label) == 1
+    assert np.isnan(label[7])
+
+
+def test_heads_trained_together_equal_heads_trained_alone(labelled):
+    job = train(labelled, "train.n_epochs=7")
+    together = [state_of(job, t)[0]["regressor.weight"] for t in ("prior", 0.05)]
+    for theta, weight in zip(("prior", 0.05), together, strict=True):
+        task = module._task(job, job.settings.methods[0], theta)
+        (step, *_), *_ = list(stage_steps("train", job))
+        plan = step.make_worker.args[0]
+        alone = module._HeadTraining(module.Plan(**{**plan.__dict__, "tasks": [task]}), "cpu", 0, 1)
+        per_epoch = alone.n_train // alone.batch_size
+        best, best_loss = None, np.inf
+        for epoch in range(7):
+            for batch in alone.batches(epoch, per_epoch, 0):
+                alone.train_step(batch)
+            loss = float(alone.validate()[0, 0])
+            if loss < best_loss:
+                best, best_loss = alone.weights(0)["weight"], loss
+        assert torch.allclose(best, weight, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["head", "finetune"])
+def test_interrupted_training_ends_with_the_same_weights(labelled, tmp_path, monkeypatch, mode):
+    options = [f"train.mode={mode}", "train.n_epochs=3", "train.batch_size=16", "train.validations_per_epoch=2"]
+    whole = train(labelled, *options, "train.learning_rate=0.01")
+    expected = [state_of(whole, t)[0] for t in ("prior", 0.05)]
+    # the same training under another fingerprint (a seed would change it; a label would not): copy of the run
+    import shutil
+
+    source = whole.settings.run_uri
+    copy = str(tmp_path / "copy")
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("regressor", "_training", "_lock"))
+    kind = module._HeadTraining if mode == "head" else module._FinetuneTraining
+    step = kind.train_step
+    calls = []
+
+    def dies(self, batch):
+        calls.append(1)
+        if len(calls) in (4, 9, 14):
+            raise OSError("the machine is gone")
+        return step(self, batch)
+
+    monkeypatch.setattr(kind, "train_step", dies)
+    monkeypatch.setattr(module, "SAVE_EVERY_S", 0.0)
+    failures = 0
+    for _ in range(5):
+        try:
+            again = train(labelled, *options, "train.learning_rate=0.01", f"run_uri={copy}")
+            break
+        except Exception as exc:
+            assert "run the same command again" in str(exc)
+            failures += 1
+    assert failures >= 2
+    for theta, state in zip(("prior", 0.05), expected, strict=True):
+        got = state_of(again, theta)[0]
+        assert all(torch.equal(got[k], state[k]) for k in state)
+
+
+def test_finetune_moves_the_last_layers(labelled):
+    job = train(labelled, "train.mode=finetune", "train.n_epochs=4", "train.batch_size=16", "train.learning_rate=0.1")
+    state, card = state_of(job)
+    before = load_recognizer("smoke:tiny").backbone.state_dict()
+    assert not torch.equal(state["base_model.linear.weight"], before["linear.weight"])
+    history = job.regressor(job.settings.methods[0], "prior").read_all().to_pylist()
+    assert card["metrics"]["validation_l1"] == min(r["validation_loss"] for r in history)
+    assert card["metrics"]["validation_l1"] < history[0]["validation_loss"] or len(history) == 1
+
+
+def test_only_the_last_hundred_tensors_are_trained(labelled, tmp_path):
+    """With 120 tensors the first 20 keep their values, also where their gradients count in the clipping norm."""
+    values = load_settings(labelled)
+    job_path = smoke.write_job(
+        tmp_path / "job.yaml", "unused", values.run_uri, benchmarks=[], methods=[{"name": "embedding_norm"}],
+        source=values.source.model_dump(mode="json"), recognizer={"name": "smoke:deep"},
+    )  # fmt: skip
+    common = ["train.mode=finetune", "train.n_epochs=1", "train.batch_size=16"]
+    run_job(load_settings(job_path, common), LABEL_STAGES, new_settings=True)
+    before = load_recognizer("smoke:deep").backbone.state_dict()
+    names = list(before)
+    clean = state_of(train(job_path, *common))[0]
+    published = state_of(train(job_path, *common, "train.gradients=published"))[0]
+    for state in (clean, published):
+        moved = [not torch.equal(state[f"base_model.{n}"], before[n]) for n in names]
+        assert moved == [False] * 20 + [True] * 100
+    # Adam is nearly blind to the clip factor, so the published steps differ, but little
+    gaps = [(clean[f"base_model.{n}"] - published[f"base_model.{n}"]).abs().max().item() for n in names[20:]]
+    assert 0 < max(gaps) < 1e-2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="kills a process")
+def test_ray_train_with_two_workers_goes_on_after_a_killed_one(labelled, tmp_path, ray_cluster, monkeypatch):
+    marker = tmp_path / "died"
+    job_path = smoke.write_job(
+        tmp_path / "job.yaml", "unused", load_settings(labelled).run_uri, benchmarks=[], methods=[{"name": "embedding_norm"}],
+        source=load_settings(labelled).source.model_dump(mode="json"),
+        recognizer={"name": "smoke:mortal", "options": {"marker": str(marker)}},
+    )  # fmt: skip
+    job = Job(
+        load_settings(job_path, ["train.mode=finetune", "train.batch_size=8", "train.n_epochs=2", "compute.engine=ray"])
+    )
+    run_job(job.settings, LABEL_STAGES, new_settings=True)
+    monkeypatch.setenv("X", "1")
+    from fiqa_ray.run import ray_mapper
+
+    settings = load_settings(
+        job_path,
+        [
+            "train.mode=finetune",
+            "train.batch_size=8",
+            "train.n_epochs=2",
+            "compute.engine=ray",
+            "compute.train_workers=2",
+        ],
+    )
+    for steps in stage_steps("train", Job(settings)):
+        run_steps(steps, ray_mapper(settings.compute))
+    assert marker.exists()
+    state, card = state_of(Job(settings))
+    assert np.isfinite(card["metrics"]["validation_l1"])
+    assert all(torch.isfinite(v).all() for v in state.values())
+    assert os.path.exists(job.settings.run_uri)
