@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -27,6 +26,7 @@ Job_ = Annotated[str, typer.Argument(metavar="JOB.yaml", help="a job's settings;
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="settings to change")]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 console = Console(width=None if sys.stdout.isatty() else 160)
+_ClickError: Any = typer.BadParameter.__mro__[2]  # ClickException: click's, or that of the click inside newer typers
 
 
 @app.command()
@@ -48,7 +48,7 @@ def run(
     wanted = [s.strip() for s in stages.split(",") if s.strip()] or list(STAGES)
     done = run_job(settings, wanted, new_settings=new_settings)
     if "report" in wanted:
-        console.print(f"report: {done.report().at('report.html')}", soft_wrap=True, highlight=False)
+        print(f"report: {done.report().at('report.html')}")
 
 
 @app.command()
@@ -114,23 +114,39 @@ def score(
     output: Annotated[str, typer.Option("-o", "--output", help=".parquet, .csv or .json")] = "scores.parquet",
     recognizer: Annotated[str | None, typer.Option(help="for a method: the FR model it needs")] = None,
     weights: Annotated[str | None, typer.Option(help="for a method: the FR model's checkpoint")] = None,
-    batch_size: Annotated[int, typer.Option(help="images per forward pass")] = 64,
+    allow_import: Annotated[
+        bool, typer.Option("--allow-import", help="let the regressor import the code of the FR model it was trained on")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=0, help="images per forward pass; 0: as in a job, 8 or on CUDA 256")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
 ) -> None:
     """Scores images, larger is better; needs neither YAML nor cluster."""
-    from fiqa_ray.models.quality import load_scorer
-    from fiqa_ray.models.recognition import load_recognizer
+    from fiqa_ray.config import default_batch_size
+    from fiqa_ray.models.quality import METHODS, load_scorer
+    from fiqa_ray.models.recognition import IMPORTED, load_recognizer
     from fiqa_ray.progress import StepProgress
-    from fiqa_ray.score import expand, score_images, write_scores
+    from fiqa_ray.score import check_output, expand, score_images, write_scores
 
+    check_output(output)
     uris = expand(images)
     fr = load_recognizer(recognizer, weights=weights, device=device) if recognizer else None
-    scorer = load_scorer(model, recognizer=fr, device=device)
+    is_regressor = model not in METHODS and not IMPORTED.fullmatch(model)
+    options: dict[str, Any] = {"allow_import": True} if allow_import and is_regressor else {}
+    scorer = load_scorer(model, recognizer=fr, device=device, **options)
+    # somebody's own code may not bear several threads at a time
+    own_code = allow_import or any(IMPORTED.fullmatch(name) for name in (model, recognizer or ""))
+    n_threads = 1 if own_code or device != "cpu" else os.cpu_count() or 1
     with StepProgress("score", len(uris), "images") as progress:
-        table = score_images(uris, scorer, batch_size=batch_size, advance=progress.advance)
+        table = score_images(
+            uris,
+            scorer,
+            batch_size=batch_size or default_batch_size(device),
+            n_threads=n_threads,
+            advance=progress.advance,
+        )
     write_scores(table, output)
     n_bad = table["score"].null_count
-    console.print(f"{len(table) - n_bad} scored, {n_bad} not; written to {output}", soft_wrap=True, highlight=False)
+    print(f"{len(table) - n_bad} scored, {n_bad} not; written to {output}")
 
 
 @app.command()
@@ -148,7 +164,7 @@ def report(
     place = run_job(settings, ["report"]).report().at("report.html")
     if output:
         write_atomic(output, read_bytes(place))
-    console.print(f"report: {output or place}", soft_wrap=True, highlight=False)
+    print(f"report: {output or place}")
 
 
 @app.command()
@@ -168,7 +184,7 @@ def submit(
         raise UsageError("no cluster: give --address http://HEAD:8265 or set RAY_API_SERVER_ADDRESS")
     load_settings(job, overrides or [])  # mistakes show here, not on the cluster
     command = shlex.join(["python", "-m", "fiqa_ray.cli", "run", job, *(overrides or [])])
-    submit_job(address, command, working_dir, wait=wait, say=lambda text: console.print(text, soft_wrap=True, end=""))
+    submit_job(address, command, working_dir, wait=wait, say=lambda text: print(text, end="", flush=True))
 
 
 @app.command()
@@ -225,10 +241,10 @@ def main(argv: list[str] | None = None) -> Any:
     except FiqaRayError as exc:
         print(f"error: {exc}", file=sys.stderr)
         sys.exit(exc.exit_code)
-    except click.exceptions.ClickException as exc:
+    except _ClickError as exc:
         exc.show()
         sys.exit(2)
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("stopped; run the same command again to continue", file=sys.stderr)
         sys.exit(3)
     sys.exit(code if isinstance(code, int) else 0)

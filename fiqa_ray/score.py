@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -25,13 +26,13 @@ def expand(places: Sequence[str]) -> list[str]:
     for place in places:
         with storage_errors(place):
             fs, path = filesystem(place)
-            if any(c in path for c in "*?["):
-                names = sorted(fs.glob(path))
-            elif fs.isdir(path):
+            if fs.isdir(path):
                 names = sorted(fs.find(path))
             elif fs.exists(path):
                 found[place] = None
                 continue
+            elif any(c in path for c in "*?["):
+                names = sorted(fs.glob(path))
             else:
                 raise FiqaRayError(f"{place}: not found; give image files, folders or globs")
             local = "://" not in place
@@ -46,15 +47,17 @@ def score_images(
     uris: Sequence[str],
     scorer: Callable[[torch.Tensor, np.ndarray], np.ndarray],
     *,
-    batch_size: int = 64,
+    batch_size: int = 8,
+    n_threads: int = 1,
     advance: Callable[[int], None] = lambda _: None,
 ) -> pa.Table:
     """One row of `SCORES` per image, in order; larger is better.
 
-    Images must be aligned 112x112 crops; others keep a row with status and error. Batches have one fixed shape.
+    Images must be aligned 112x112 crops; others keep a row with status and error. Batches have one fixed shape, and
+    each is one thread's work: with a job's batch size a trained regressor gives the job's scores bit for bit.
     """
-    tables = []
-    for at in range(0, len(uris), batch_size):
+
+    def score_batch(at: int) -> pa.Table:
         chunk = list(uris[at : at + batch_size])
         with storage_errors(chunk[0]):
             prepared = [prepare_face(content, None) for content in read_face_bytes(chunk)]
@@ -75,23 +78,36 @@ def score_images(
             "uri": chunk,
             "score": pa.array(score, mask=~np.isfinite(score)),
             "status": status,
-            "error": [p.error for p in prepared],
+            "error": [
+                "the model returned NaN or infinity for this face" if s == "non_finite" else p.error
+                for s, p in zip(status, prepared, strict=True)
+            ],
         }
-        tables.append(pa.table(columns, schema=SCORES))
-        advance(len(chunk))
+        return pa.table(columns, schema=SCORES)
+
+    tables = []
+    with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for table in pool.map(score_batch, range(0, len(uris), batch_size)):
+            tables.append(table)
+            advance(len(table))
     return pa.concat_tables(tables)
+
+
+def check_output(output: str) -> None:
+    """Raises `UsageError` unless `write_scores` knows the ending of ``output``."""
+    if not output.endswith((".parquet", ".pq", ".csv", ".json", ".jsonl")):
+        raise UsageError(f"output {output!r} must end in .parquet, .csv or .json")
 
 
 def write_scores(table: pa.Table, output: str) -> None:
     """Writes scores as Parquet, CSV or JSON lines, by the ending of ``output``; `UsageError` for another ending."""
+    check_output(output)
     if output.endswith((".parquet", ".pq")):
         data = table_bytes(table)
     elif output.endswith(".csv"):
         sink = io.BytesIO()
         pacsv.write_csv(table, sink)
         data = sink.getvalue()
-    elif output.endswith((".json", ".jsonl")):
-        data = "".join(json.dumps(row) + "\n" for row in table.to_pylist()).encode()
     else:
-        raise UsageError(f"output {output!r} must end in .parquet, .csv or .json")
+        data = "".join(json.dumps(row) + "\n" for row in table.to_pylist()).encode()
     write_atomic(output, data)

@@ -69,10 +69,18 @@ def plan_job(job: Job, measure: bool = True) -> list[dict[str, Any]]:
     n_train = n_images["train"]
     n_pairs = n_train * (settings.pair.n_clusters - 1) * settings.pair.n_repeats
     part_rows = min(settings.compute.rows_per_part, max(n_images.values()))
+    train_parts = int(np.ceil(n_train / settings.compute.rows_per_part))
     rows = []
 
     def add(
-        stage: str, what: str, dataset: Dataset, n: int, bytes_per_row: float, s_per_row: float, memory: float
+        stage: str,
+        what: str,
+        dataset: Dataset,
+        n: int,
+        bytes_per_row: float,
+        s_per_row: float,
+        memory: float,
+        n_shards: int = train_parts,
     ) -> None:
         manifest = dataset.manifest()
         done = n if manifest else sum(p.n_rows for p in dataset.finished_parts().values())
@@ -83,7 +91,7 @@ def plan_job(job: Job, measure: bool = True) -> list[dict[str, Any]]:
                 "what": what,
                 "state": "finished" if manifest else "partly done" if done else "to do",
                 "n_rows": n,
-                "n_shards": int(np.ceil(n_train / part_rows)),
+                "n_shards": len(manifest.parts) if manifest else n_shards,
                 "n_bytes": int(n * bytes_per_row),
                 "work_s": round(left * n * s_per_row, 1),
                 "memory_bytes": int(memory),
@@ -92,15 +100,17 @@ def plan_job(job: Job, measure: bool = True) -> list[dict[str, Any]]:
 
     face_memory = part_rows * 30_000.0
     for face_set, n in n_images.items():
-        add("pack", face_set, job.faces(face_set), n, 25_000, 1.2e-3, face_memory)
-        add("embed", face_set, job.embeddings(face_set), n, 4 * dim, rates.get("embed", 0.0), face_memory)
+        parts = int(np.ceil(n / settings.compute.rows_per_part))
+        add("pack", face_set, job.faces(face_set), n, 25_000, 1.2e-3, face_memory, parts)
+        add("embed", face_set, job.embeddings(face_set), n, 4 * dim, rates.get("embed", 0.0), face_memory, parts)
         for m in settings.methods:
             if job.has_scores(face_set, m):
-                what = f"{m.label}, {face_set}"
-                add("score", what, job.prior_scores(face_set, m), n, 12, rates.get(m.label, 1e-6), face_memory)
+                what, cost = f"{m.label}, {face_set}", rates.get(m.label, 1e-6)
+                n_parts = 1 if job.scores_uri(face_set, m) else parts
+                add("score", what, job.prior_scores(face_set, m), n, 12, cost, face_memory, n_parts)
     share = n_pairs / max(n_train, 1)
     add("pair", "mated pairs", job.pairs(), n_train, 8 * share, 2e-7 * share + 5e-5, part_rows * (4 * dim + 60 * share))
-    add("rank", settings.rank.engine, job.similarity_ranks(), n_pairs, 2, 1e-7, 400e6)
+    add("rank", settings.rank.engine, job.similarity_ranks(), n_pairs, 2, 1e-7, 400e6, settings.pair.n_repeats)
     n_label_sets = len(settings.methods) * len(settings.optimize.theta)
     add(
         "optimize", f"{n_label_sets} label set(s)", job.optimized_index(), n_train, 40 * n_label_sets, 2e-6 * share, 4e8
@@ -108,7 +118,7 @@ def plan_job(job: Job, measure: bool = True) -> list[dict[str, Any]]:
     epochs = settings.train.n_epochs or (20 if settings.train.mode == "head" else 1)
     cost = 2e-6 * epochs if settings.train.mode == "head" else 4 * rates.get("embed", 0.0) * epochs
     for m, theta in job.label_sets():
-        add("train", job.scorer_name(m, theta), job.regressor(m, theta), n_train, 0, cost, 8 * part_rows * 30_000.0)
+        add("train", job.scorer_name(m, theta), job.regressor(m, theta), n_train, 0, cost, 8 * part_rows * 30_000.0, 1)
     for b in settings.benchmarks:
         n_scores = n_images[b.name] * len(job.label_sets())
         add(
@@ -119,6 +129,7 @@ def plan_job(job: Job, measure: bool = True) -> list[dict[str, Any]]:
             100,
             rates.get("embed", 0.0) * n_scores / max(n_images[b.name], 1),
             3e8,
+            1,
         )
     return rows
 
@@ -146,18 +157,23 @@ def _measured_rates(job: Job) -> dict[str, Any]:
     faces = torch.randint(0, 256, (4, 3, 112, 112), dtype=torch.uint8)
     found: dict[str, Any] = {}
 
-    def time_of(call: ModelCall) -> tuple[float, Any]:
+    def time_of(name: str, call: ModelCall) -> tuple[float, Any]:
         model = call.load()
-        model(faces, np.arange(4))
-        started = time.monotonic()
-        output = model(faces, np.arange(4))
+        try:
+            model(faces, np.arange(4))
+            started = time.monotonic()
+            output = model(faces, np.arange(4))
+        except FiqaRayError:
+            raise
+        except Exception as exc:  # a user's network may raise anything
+            raise FiqaRayError(f"{name}: fails on four faces of random pixels: {type(exc).__name__}: {exc}") from exc
         return (time.monotonic() - started) / 4, output
 
     with one_thread():
-        found["embed"], output = time_of(ModelCall(s.recognizer, None, None, {}, s.seed, "cpu"))
+        found["embed"], output = time_of(s.recognizer.name, ModelCall(s.recognizer, None, None, {}, s.seed, "cpu"))
         found["dim"] = output.shape[1]
         for m in s.methods:
             if m.scores is None:
                 call = ModelCall(s.recognizer, m.name, m.weights, dict(m.options), s.seed, "cpu")
-                found[m.label], _ = time_of(call)
+                found[m.label], _ = time_of(m.name, call)
     return found
