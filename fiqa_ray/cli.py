@@ -45,6 +45,8 @@ def run(
     from fiqa_ray.run import STAGES, run_job
 
     settings = load_settings(job, [*(overrides or []), *([f"source.limit={limit}"] if limit else [])])
+    if limit:  # a trial has a folder of its own
+        settings = settings.model_copy(update={"run_uri": f"{settings.run_uri}-limit{limit}"})
     wanted = [s.strip() for s in stages.split(",") if s.strip()] or list(STAGES)
     done = run_job(settings, wanted, new_settings=new_settings)
     if "report" in wanted:
@@ -117,7 +119,9 @@ def score(
     allow_import: Annotated[
         bool, typer.Option("--allow-import", help="let the regressor import the code of the FR model it was trained on")
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=0, help="images per forward pass; 0: as in a job, 8 or on CUDA 256")] = 0,
+    batch_size: Annotated[
+        int, typer.Option(min=0, help="images per forward pass; 0: as in a job, 8 or on CUDA 256")
+    ] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
 ) -> None:
     """Scores images, larger is better; needs neither YAML nor cluster."""

@@ -156,7 +156,7 @@ class ComputeSettings(_Settings):
     n_workers: int | None = Field(None, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch_size: int | None = Field(
-        None, ge=1, description="default: 8 on a CPU, where small batches stay in cache; 256 on CUDA"
+        None, ge=1, description="default: 16 on a CPU, where small batches stay in cache; 256 on CUDA"
     )
     rows_per_part: int = Field(4096, ge=1, description="faces per shard; an identity never crosses shards")
     train_workers: int = Field(1, ge=0, description="Ray Train workers; 0 trains in this process")
@@ -165,7 +165,7 @@ class ComputeSettings(_Settings):
 
 def default_batch_size(device: str) -> int:
     """Faces per forward pass where none is asked for: results depend on it in their last bits."""
-    return 256 if device.startswith("cuda") else 8
+    return 256 if device.startswith("cuda") else 16
 
 
 class Settings(_Settings):

@@ -96,7 +96,7 @@ def _storage_hint(exc: BaseException) -> str | None:
         "ConnectTimeoutError",
         "ConnectionError",
         "ClientConnectorError",
-    ) or isinstance(exc, ConnectionError):
+    ) or isinstance(exc, ConnectionError | TimeoutError):
         return f"cannot be reached ({exc}); check the network and AWS_ENDPOINT_URL"
     if isinstance(exc, FileNotFoundError):
         return "not found; check the path"
@@ -108,6 +108,8 @@ def _storage_hint(exc: BaseException) -> str | None:
         return f"not a valid bucket or key; correct the name ({' '.join(str(exc).split())[:120]})"
     if isinstance(exc, OSError):
         return str(exc) or name
+    if type(exc).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp", "urllib3"):
+        return f"{name}: {exc}; check the network and AWS_ENDPOINT_URL, and run the same command again"
     return None
 
 

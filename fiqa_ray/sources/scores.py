@@ -41,9 +41,7 @@ def scores_by_id(scores_uri: str, image_id: pa.Array) -> np.ndarray:
         ids = found["image_id"].cast(pa.string()).combine_chunks()
         score = found["score"].cast(pa.float64()).to_numpy()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
-        raise FiqaRayError(
-            f"{scores_uri}: column 'image_id' must hold text and column 'score' numbers: {exc}"
-        ) from exc
+        raise FiqaRayError(f"{scores_uri}: column 'image_id' must hold text and column 'score' numbers: {exc}") from exc
     counts = ids.value_counts()
     twice = [str(c["values"]) for c in counts.filter(pc.greater(counts.field("counts"), 1))]
     if twice:

@@ -22,7 +22,7 @@ from fiqa_ray.config import MethodSettings, RecognizerSettings, default_batch_si
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.images import decode_faces
 from fiqa_ray.lineage import Job
-from fiqa_ray.models.quality import METHODS, load_scorer
+from fiqa_ray.models.quality import METHODS, embedding_norm, load_scorer
 from fiqa_ray.models.recognition import load_recognizer
 from fiqa_ray.sources.scores import scores_by_id
 from fiqa_ray.stages import Step, Worker
@@ -245,8 +245,7 @@ def norm_shard(dataset: Dataset, embeddings: Dataset, shard: Part) -> Part:
     started = time.monotonic()
     table = embeddings.read(shard, ["image_row", "embedding", "status", "error"])
     values, good = schemas.embedding_values(table)
-    norms = np.sqrt(np.einsum("ij,ij->i", values, values, dtype=np.float64))
-    return _write(dataset, table, good, norms, False, shard.index, started)
+    return _write(dataset, table, good, embedding_norm(values), False, shard.index, started)
 
 
 def _make_file_worker(dataset: Dataset, scores_uri: str) -> Worker:

@@ -1,13 +1,14 @@
+import itertools
 import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import reference
 from fiqa_ray.core.labels import optimize_from_pairs, optimize_labels, quality_index
 from fiqa_ray.errors import UsageError
 
@@ -57,7 +58,7 @@ def test_engine_equals_slow_loops(sizes, n_clusters, n_repeats, theta, n_scores,
     embeddings = exact_embeddings(rng, n_images)
     prior = rng.integers(0, n_scores, n_images).astype(np.float64)  # few distinct scores: ties
     bounds = np.concatenate([[0], np.cumsum(sizes)])
-    identities = [list(range(a, b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    identities = [list(range(a, b)) for a, b in itertools.pairwise(bounds)]
     names = np.repeat(np.arange(len(sizes)), sizes)
     got = optimize_labels(embeddings, names, prior, n_clusters=n_clusters, theta=theta, n_repeats=n_repeats, seed=seed)
     scores, index, means, owned = reference.whole(

@@ -1,6 +1,6 @@
 """A trial on real faces: CFP, with degraded copies whose kind and strength are recorded, held-out people, a job.
 
-python benchmarks/real_faces.py CFP_ROOT OUT
+python jobs/real_faces.py CFP_ROOT OUT
 fiqa-ray run OUT/job.yaml recognizer.name=FR.onnx 'recognizer.options={mean: 127.5, scale: 127.5}'
 
 CFP_ROOT holds Data/Images/<person>/{frontal,profile}/<nn>.jpg, already aligned to 112x112 (an own copy; the data set is for

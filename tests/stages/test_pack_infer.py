@@ -1,0 +1,142 @@
+import csv
+import itertools
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import smoke
+from fiqa_ray import schemas
+from fiqa_ray.core.align import TEMPLATE
+from fiqa_ray.lineage import Job
+from fiqa_ray.run import run_job
+from fiqa_ray.stages import infer
+from fiqa_ray.stages.pack import identity_rows, part_bounds
+
+
+@given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=30), rows=st.integers(1, 120))
+def test_parts_cover_all_rows_and_never_split_an_identity(sizes, rows):
+    identity = np.repeat(np.arange(len(sizes)), sizes)
+    bounds = part_bounds(identity, rows)
+    assert bounds[0] == 0
+    assert bounds[-1] == len(identity)
+    assert all(a < b for a, b in itertools.pairwise(bounds))
+    for a, b in itertools.pairwise(bounds):
+        whole = [n for k, n in enumerate(sizes) if a <= identity.searchsorted(k) < b]
+        assert sum(whole) == b - a
+        assert b - a <= max(rows, max(whole)) or len(whole) == 1
+    names = pa.chunked_array([pa.array([f"p{k:03d}" for k in identity])])
+    assert identity_rows(names).tolist() == identity.tolist()
+
+
+def test_faces_as_vggface2_distributes_them(tmp_path):
+    """Loose crops are aligned by their landmarks; a crop of 112x112 without landmarks keeps its bytes; rows are dense."""
+    rng = np.random.default_rng(0)
+    smooth = cv2.resize(rng.uniform(0, 255, (12, 12, 3)), (112, 112), interpolation=cv2.INTER_CUBIC)
+    face = smooth.clip(0, 255).astype(np.uint8)
+    rows = []
+    for k, turn in ((2, 0.0), (3, 0.4)):
+        folder = tmp_path / "train" / f"n{k:06d}"
+        folder.mkdir(parents=True)
+        # the same face, scaled by 2, turned and moved: alignment must undo it
+        c, s = 2 * np.cos(turn), 2 * np.sin(turn)
+        move = np.array([[c, -s, 60.0], [s, c, 40.0]])
+        loose = cv2.warpAffine(face, move, (330, 330), flags=cv2.INTER_CUBIC)
+        assert cv2.imwrite(str(folder / "0001_01.jpg"), loose, [cv2.IMWRITE_JPEG_QUALITY, 100])
+        points = TEMPLATE @ move[:, :2].T + move[:, 2]
+        rows.append([f"n{k:06d}/0001_01", *points.ravel()])
+    assert cv2.imwrite(str(tmp_path / "train" / "n000002" / "0002_01.jpg"), face)
+    assert cv2.imwrite(str(tmp_path / "train" / "n000002" / "0003_01.jpg"), cv2.resize(face, (90, 80)))
+    (tmp_path / "train" / "n000003" / "0002_01.jpg").write_bytes(b"")
+    (tmp_path / "bb_landmark").mkdir()
+    with open(tmp_path / "bb_landmark" / "loose_landmark_train.csv", "w", newline="") as f:
+        f.write("NAME_ID," + ",".join(f"P{i}{a}" for i in range(1, 6) for a in "XY") + "\n")
+        csv.writer(f, quoting=csv.QUOTE_NONNUMERIC).writerows(rows)
+    settings = smoke.settings(
+        tmp_path, tmp_path, str(tmp_path / "run"), "max_bad_fraction=0.5", benchmarks=[],
+        source={"kind": "vggface2", "uri": str(tmp_path), "splits": ["train"]},
+    )  # fmt: skip
+    run_job(settings, ["pack"])
+    table = Job(settings).faces("train").read_all()
+    got = {r["image_id"]: r for r in table.to_pylist()}
+    assert table["image_row"].to_pylist() == list(range(5))
+    assert table["identity_row"].to_pylist() == [0, 0, 0, 1, 1]
+    assert {k: r["status"] for k, r in got.items()} == {
+        "train/n000002/0001_01.jpg": "ok",
+        "train/n000002/0002_01.jpg": "ok",
+        "train/n000002/0003_01.jpg": "no_landmarks",
+        "train/n000003/0001_01.jpg": "ok",
+        "train/n000003/0002_01.jpg": "empty",
+    }
+    kept = got["train/n000002/0002_01.jpg"]["face"]
+    assert kept == (tmp_path / "train" / "n000002" / "0002_01.jpg").read_bytes()
+    for name in ("train/n000002/0001_01.jpg", "train/n000003/0001_01.jpg"):
+        aligned = cv2.imdecode(np.frombuffer(got[name]["face"], np.uint8), cv2.IMREAD_COLOR)
+        inner = np.s_[8:-8, 8:-8]
+        assert np.abs(aligned[inner].astype(int) - face[inner]).mean() < 3
+    assert Job(settings).faces("train").require().stats["status"] == {"ok": 3, "no_landmarks": 1, "empty": 1}
+
+
+def test_batches_have_one_shape_and_padding_changes_nothing(tmp_path):
+    """An embedding's bits do not depend on the part, the batch or the padding around it."""
+    faces = smoke.make_faces(tmp_path / "faces", n_identities=3, per_identity=7, benchmark=False)
+    seen = []
+
+    def spy(x, rows):
+        seen.append((tuple(x.shape), int((rows < 0).sum())))
+        with torch.inference_mode():
+            return model(x, rows)
+
+    call = infer.ModelCall(None, None, None, {}, 0, "cpu")
+    results = []
+    for i, rows_per_part in enumerate((1000, 7)):
+        settings = smoke.settings(
+            tmp_path, faces, str(tmp_path / f"run{i}"), f"compute.rows_per_part={rows_per_part}", benchmarks=[],
+            recognizer={"name": "curricularface_mobilefacenet", "weights": "random:0"},
+        )  # fmt: skip
+        run_job(settings, ["pack"])
+        job = Job(settings)
+        call = infer.ModelCall(settings.recognizer, None, None, {}, 0, "cpu")
+        model = call.load()
+        dataset, source = job.embeddings("train"), job.faces("train")
+        torch.set_num_threads(1)
+        for part in source.require().parts:
+            infer.run_shard(dataset, source, spy, True, 16, part)
+        dataset.write_plan({})
+        dataset.commit(len(source.require().parts))
+        results.append(schemas.embedding_values(dataset.read_all())[0])
+    assert {shape for shape, _ in seen} == {(16, 3, 112, 112)}
+    assert [n for _, n in seen] == [0, 11, 9, 9, 9]
+    assert np.array_equal(results[0].view(np.uint32), results[1].view(np.uint32))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_own_scores_reach_the_rows_they_name(tmp_path, kind):
+    faces = smoke.make_faces(tmp_path / "faces", n_identities=3, per_identity=4, benchmark=False)
+    with open(faces / "scores.csv", newline="") as f:
+        rows = list(csv.DictReader(f))[::-1]  # another order than the faces'
+    place = tmp_path / f"own.{kind}"
+    table = pa.table(
+        {"image_id": [r["image_id"] for r in rows], "score": [float(r["score"]) for r in rows], "more": [1] * 12}
+    )
+    if kind == "parquet":
+        import pyarrow.parquet as pq
+
+        pq.write_table(table, place)
+    else:
+        import pyarrow.csv as pacsv
+
+        pacsv.write_csv(table, place)
+    settings = smoke.settings(
+        tmp_path, faces, str(tmp_path / "run"), benchmarks=[], methods=[{"name": "mine", "scores": str(place)}]
+    )
+    run_job(settings, ["pack", "score"])
+    job = Job(settings)
+    ids = job.faces("train").read_all(["image_id"])["image_id"].to_pylist()
+    scores = job.prior_scores("train", settings.methods[0]).read_all()["score"].to_pylist()
+    expected = {r["image_id"]: float(r["score"]) for r in rows}
+    assert dict(zip(ids, scores, strict=True)) == expected
