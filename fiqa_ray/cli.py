@@ -119,9 +119,7 @@ def score(
     allow_import: Annotated[
         bool, typer.Option("--allow-import", help="let the regressor import the code of the FR model it was trained on")
     ] = False,
-    batch_size: Annotated[
-        int, typer.Option(min=0, help="images per forward pass; 0: as in a job, 8 or on CUDA 256")
-    ] = 0,
+    batch_size: Annotated[int, typer.Option(min=0, help="images per forward pass; 0: as in a job")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
 ) -> None:
     """Scores images, larger is better; needs neither YAML nor cluster."""
@@ -214,13 +212,19 @@ def models() -> None:
     console.print(table)
 
 
-@app.callback()
-def _version(
-    version: Annotated[bool, typer.Option("--version", help="print the version and stop", is_eager=True)] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         print(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version and stop", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Face-image-quality labels and scores at any scale."""
 
 
 def _bytes(n: float) -> str:
@@ -242,6 +246,8 @@ def main(argv: list[str] | None = None) -> Any:
     sys.path.insert(0, str(Path.cwd()))  # module:function names of the user's own models
     try:
         code = app(argv, standalone_mode=False)
+        if code == 130:  # so newer typers hand on Ctrl-C
+            raise KeyboardInterrupt
     except FiqaRayError as exc:
         print(f"error: {exc}", file=sys.stderr)
         sys.exit(exc.exit_code)

@@ -125,7 +125,7 @@ class PairListSettings(_Settings):
 class BenchmarkSettings(_Settings):
     """A verification benchmark: faces, pair list, and what is known about the faces.
 
-    ``scores``: label -> CSV/Parquet (image_id, score) of further quality scores to compare, an oracle for instance; a
+    ``scores``: label -> CSV/Parquet (image_id, score) of further quality scores to compare; a
     label of ``methods`` gives that method's own scores on this benchmark. ``degradations``: CSV (image_id, kind, quality).
     """
 

@@ -54,7 +54,6 @@ def prepare(root: Path, out: Path, n_train: int, n_test_folds: int, n_mated: int
                 recorded.append((face_set, image_id, damage.kind, damage.strength, quality))
     bench = [r[1:] for r in recorded if r[0] == "bench"]
     _write_csv(out / "degradations.csv", ["image_id", "kind", "strength", "quality"], bench)
-    _write_csv(out / "oracle.csv", ["image_id", "score"], [(r[0], r[3]) for r in bench])
     ids = {p: [r[0] for r in bench if r[0].startswith(f"{p}/")] for p in test}
     fold = {p: i // PEOPLE_PER_FOLD for i, p in enumerate(test)}
     mated = [(a, b, 1, fold[p]) for p in test for a, b in itertools.combinations(ids[p], 2)]
@@ -82,7 +81,6 @@ def prepare(root: Path, out: Path, n_train: int, n_test_folds: int, n_mated: int
                 "name": "cfp",
                 "source": {"kind": "folder", "uri": str(out / "bench")},
                 "pairs": {"kind": "table", "uri": str(out / "pairs.csv")},
-                "scores": {"oracle": str(out / "oracle.csv")},
                 "degradations": str(out / "degradations.csv"),
             }
         ],

@@ -102,10 +102,12 @@ def test_full_disk_is_one_clear_error(tmp_path):
     """A real full disk: /dev/full refuses every write with ENOSPC."""
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full here")
-    with pytest.raises(FiqaRayError, match=r"run/part.*the disk is full.*run the same command again"):
-        with storage.storage_errors("run/part"):
-            with open("/dev/full", "wb", buffering=0) as f:
-                f.write(b"x")
+    with (
+        pytest.raises(FiqaRayError, match=r"run/part.*the disk is full.*run the same command again"),
+        storage.storage_errors("run/part"),
+        open("/dev/full", "wb", buffering=0) as f,
+    ):
+        f.write(b"x")
 
 
 def test_bucket_errors_are_in_words(s3_server, bucket, monkeypatch):

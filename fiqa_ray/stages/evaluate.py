@@ -40,7 +40,9 @@ from fiqa_ray.sources.scores import scores_by_id
 from fiqa_ray.stages import Step, Worker
 from fiqa_ray.storage import Dataset, Part, read_bytes, storage_errors
 
-RANDOM = "random"
+RANDOM, ORACLE = "random", "oracle"
+"""Names of the floor, random numbers, and of the recorded truth, which is compared where it covers all images."""
+
 PAUC_LIMITS = (0.2, 0.3)
 """Discard limits of the partial areas that are reported beside the whole one."""
 
@@ -127,6 +129,9 @@ def run_shard(dataset: Dataset, shard: BenchmarkShard) -> Part:
     place[good] = np.arange(len(good))
     scores = {k: _scores(d) for k, d in shard.scorers.items()}
     scores |= {k: scores_by_id(uri, image_id) for k, uri in shard.files.items()}
+    truth = _recorded_truth(shard.benchmark.degradations, image_id)
+    if truth is not None and np.isfinite(truth.quality).all():
+        scores[ORACLE] = truth.quality
     random = counter_draws(shard.seed, _RANDOM_STREAM, np.arange(len(image_id))).astype(np.float64)
     scores[RANDOM] = random / 2.0**64
 
@@ -160,7 +165,7 @@ def run_shard(dataset: Dataset, shard: BenchmarkShard) -> Part:
         "auc": pa.Table.from_pylist(auc, schema=schemas.AUC),
         "differences": pa.Table.from_pylist(differences, schema=schemas.DIFFERENCES),
         "verification": pa.Table.from_pylist([verification], schema=schemas.VERIFICATION),
-        "correlations": pa.Table.from_pylist(_correlations(shard, image_id, scores), schema=schemas.CORRELATIONS),
+        "correlations": pa.Table.from_pylist(_correlations(shard, truth, scores), schema=schemas.CORRELATIONS),
         "scores": pa.table({"image_row": faces["image_row"], **scores}),
     }
     return dataset.write_part(
@@ -282,11 +287,17 @@ def _verification(shard: BenchmarkShard, similarity: np.ndarray, mated: np.ndarr
     }
 
 
-def _correlations(shard: BenchmarkShard, image_id: pa.Array, scores: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Spearman's rho of every scorer with the recorded true quality: all images, and the images of each kind."""
-    uri = shard.benchmark.degradations
+@dataclass(frozen=True)
+class Truth:
+    """What is recorded of the images: (n_images,) kind of degradation and true quality; None and NaN where nothing is."""
+
+    kind: np.ndarray
+    quality: np.ndarray
+
+
+def _recorded_truth(uri: str | None, image_id: pa.Array) -> Truth | None:
     if uri is None:
-        return []
+        return None
     types = {"image_id": pa.string(), "kind": pa.string(), "quality": pa.float64()}
     try:
         table = pacsv.read_csv(io.BytesIO(read_bytes(uri)), convert_options=pacsv.ConvertOptions(column_types=types))
@@ -297,26 +308,32 @@ def _correlations(shard: BenchmarkShard, image_id: pa.Array, scores: dict[str, n
     for column in ("image_id", "kind", "quality"):
         if column not in table.column_names:
             raise FiqaRayError(f"{uri} has no column {column!r}; degradations need image_id, kind and quality")
-    at = pc.index_in(image_id, value_set=table["image_id"].combine_chunks())
-    known = at.is_valid().to_numpy(zero_copy_only=False)
-    found = table.take(at.drop_null())
-    quality, kind = found["quality"].to_numpy(), np.array(found["kind"].to_pylist())
+    found = table.take(pc.index_in(image_id, value_set=table["image_id"].combine_chunks()))
+    quality = found["quality"].to_numpy(zero_copy_only=False)
+    return Truth(np.array(found["kind"].to_pylist(), dtype=object), quality)
+
+
+def _correlations(shard: BenchmarkShard, truth: Truth | None, scores: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Spearman's rho of every scorer with the recorded true quality: all images, and the images of each kind."""
+    if truth is None:
+        return []
+    kinds = sorted({k for k in truth.kind.tolist() if k is not None})
     rows = []
     for scorer, score in scores.items():
-        mine = score[known]
-        for k in ["all", *sorted(set(kind.tolist()))]:
-            chosen = np.isfinite(mine) & ((kind == k) | (k == "all"))
-            if chosen.sum() >= 3 and np.ptp(quality[chosen]) > 0 and np.ptp(mine[chosen]) > 0:
-                rho = float(spearmanr(mine[chosen], quality[chosen]).statistic)
-                rows.append(
-                    {
-                        "benchmark": shard.benchmark.name,
-                        "scorer": scorer,
-                        "kind": k,
-                        "spearman": rho,
-                        "n": int(chosen.sum()),
-                    }
-                )
+        known = np.isfinite(score) & np.isfinite(truth.quality)
+        for kind in ["all", *kinds]:
+            chosen = known & ((truth.kind == kind) | (kind == "all"))
+            quality, mine = truth.quality[chosen], score[chosen]
+            if len(mine) >= 3 and np.ptp(quality) > 0 and np.ptp(mine) > 0:
+                rho = float(spearmanr(mine, quality).statistic)
+                row = {
+                    "benchmark": shard.benchmark.name,
+                    "scorer": scorer,
+                    "kind": kind,
+                    "spearman": rho,
+                    "n": len(mine),
+                }
+                rows.append(row)
     return rows
 
 

@@ -1,8 +1,6 @@
 """Training: what is learnt, what is left alone, and that an interrupted trainer ends with the same weights."""
 
 import json
-import os
-import sys
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from fiqa_ray.errors import IncompleteError
 from fiqa_ray.lineage import Job
 from fiqa_ray.models.recognition import load_recognizer
 from fiqa_ray.models.regressor import load_regressor
-from fiqa_ray.run import local_map, run_job, run_steps, stage_steps
+from fiqa_ray.run import local_map, ray_mapper, run_job, run_steps, stage_steps
 from fiqa_ray.stages import train as module
 from fiqa_ray.storage import read_bytes
 
@@ -173,35 +171,25 @@ def test_only_the_last_hundred_tensors_are_trained(labelled, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="kills a process")
-def test_ray_train_with_two_workers_goes_on_after_a_killed_one(labelled, tmp_path, ray_cluster, monkeypatch):
+def test_ray_train_with_two_workers_goes_on_after_a_killed_one(labelled, tmp_path, ray_cluster):
     marker = tmp_path / "died"
+    values = load_settings(labelled)
     job_path = smoke.write_job(
-        tmp_path / "job.yaml", "unused", load_settings(labelled).run_uri, benchmarks=[], methods=[{"name": "embedding_norm"}],
-        source=load_settings(labelled).source.model_dump(mode="json"),
+        tmp_path / "job.yaml",
+        "unused",
+        values.run_uri,
+        benchmarks=[],
+        methods=[{"name": "embedding_norm"}],
+        source=values.source.model_dump(mode="json"),
         recognizer={"name": "smoke:mortal", "options": {"marker": str(marker)}},
-    )  # fmt: skip
-    job = Job(
-        load_settings(job_path, ["train.mode=finetune", "train.batch_size=8", "train.n_epochs=2", "compute.engine=ray"])
+        train={"mode": "finetune", "batch_size": 8, "n_epochs": 2},
     )
-    run_job(job.settings, LABEL_STAGES, new_settings=True)
-    monkeypatch.setenv("X", "1")
-    from fiqa_ray.run import ray_mapper
-
-    settings = load_settings(
-        job_path,
-        [
-            "train.mode=finetune",
-            "train.batch_size=8",
-            "train.n_epochs=2",
-            "compute.engine=ray",
-            "compute.train_workers=2",
-        ],
-    )
+    run_job(load_settings(job_path), LABEL_STAGES, new_settings=True)
+    settings = load_settings(job_path, ["compute.engine=ray", "compute.train_workers=2"])
     for steps in stage_steps("train", Job(settings)):
         run_steps(steps, ray_mapper(settings.compute))
-    assert marker.exists()
+    assert marker.exists()  # one worker died in the middle
     state, card = state_of(Job(settings))
+    assert card["metrics"]["n_steps"] > 8
     assert np.isfinite(card["metrics"]["validation_l1"])
     assert all(torch.isfinite(v).all() for v in state.values())
-    assert os.path.exists(job.settings.run_uri)

@@ -1,0 +1,315 @@
+"""The `fiqa-ray` command: what it prints, what it writes, how it ends."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import pytest
+
+import smoke
+from fiqa_ray import __version__
+from fiqa_ray.cli import main
+from fiqa_ray.config import load_settings
+from fiqa_ray.lineage import PRIOR, Job
+from fiqa_ray.models.quality import METHODS, load_scorer
+from fiqa_ray.models.recognition import RECOGNIZERS
+from fiqa_ray.run import STAGES, run_job
+from fiqa_ray.score import score_images
+from fiqa_ray.storage import RunLock
+
+
+@pytest.fixture
+def cli(capsys):
+    """Runs a command and returns exit code, output and messages."""
+
+    def call(*argv):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(a) for a in argv])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return end.value.code, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    """30 training faces of 6 people, a benchmark of 36."""
+    return smoke.make_faces(tmp_path_factory.mktemp("faces") / "faces", n_identities=6, per_identity=5)
+
+
+def write_job(folder, faces, **changes):
+    small = {
+        "methods": [{"name": "embedding_norm"}],
+        "pair": {"n_clusters": 3, "n_repeats": 2},
+        "train": {"n_epochs": 2},
+        "evaluate": {"fmr": 0.1, "n_bootstrap": 0},
+        "compute": {"engine": "local", "rows_per_part": 10, "train_workers": 0},
+    }
+    return smoke.write_job(folder / "job.yaml", faces, str(folder / "run"), **{**small, **changes})
+
+
+@pytest.fixture(scope="module")
+def done(faces, tmp_path_factory):
+    """The YAML of a finished job."""
+    path = write_job(tmp_path_factory.mktemp("done"), faces)
+    run_job(load_settings(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def convolutional(faces, tmp_path_factory):
+    """A job with a released network's architecture, up to its regressors' scores of the benchmark."""
+    recognizer = {"name": "curricularface_mobilefacenet", "weights": "random:1"}
+    path = write_job(tmp_path_factory.mktemp("conv"), faces, recognizer=recognizer)
+    job = run_job(load_settings(path, ["compute.rows_per_part=100"]), [s for s in STAGES if s != "report"])
+    return job, job.settings.methods[0]
+
+
+def run_uri(job_yaml):
+    return load_settings(job_yaml).run_uri
+
+
+def test_run_prints_where_the_report_lies(cli, done, tmp_path, faces):
+    code, out, _ = cli("run", done)
+    assert code == 0
+    (line,) = out.splitlines()
+    page = Path(line.removeprefix("report: "))
+    assert page.name == "report.html"
+    assert "<html" in page.read_text()
+    path = write_job(tmp_path, faces)
+    assert cli("run", path, "--stages", "pack, embed")[:2] == (0, "")
+    assert {r["stage"] for r in json.loads(cli("status", tmp_path / "run", "--json")[1])} == {"pack", "embed"}
+
+
+def test_a_trial_has_few_faces_and_a_folder_of_its_own(cli, faces, tmp_path):
+    path = write_job(tmp_path, faces)
+    assert cli("run", path, "--limit=2", "--stages=pack")[0] == 0
+    assert not (tmp_path / "run").exists()
+    (folder,) = (p for p in tmp_path.iterdir() if p.is_dir())
+    sets = {r["dataset"].split("/")[1]: r for r in json.loads(cli("status", folder, "--json")[1])}
+    assert (sets["set=train"]["n_rows"], sets["set=bench"]["n_rows"]) == (10, 36)
+
+
+def test_plan(cli, faces, tmp_path):
+    """Nothing is written; rows are those that a run then has; what is done needs no more work."""
+    path = write_job(tmp_path, faces)
+    code, out, _ = cli("plan", path, "--json")
+    assert code == 0
+    assert not (tmp_path / "run").exists()
+    rows = json.loads(out)
+    assert {r["state"] for r in rows} == {"to do"}
+    assert [r["stage"] for r in rows if r["what"] == "train"] == ["pack", "embed"]
+    planned = {(r["stage"], r["what"]): r for r in rows}
+    assert {s for s, _ in planned} == set(STAGES) - {"report"}
+    assert planned["pack", "train"]["n_rows"] == planned["pair", "mated pairs"]["n_rows"] == 30
+    assert planned["pack", "bench"]["n_rows"] == planned["evaluate", "bench"]["n_rows"] == 36
+    assert planned["embed", "train"]["n_bytes"] == 30 * 32 * 4
+    assert planned["rank", "counting"]["n_rows"] == 30 * 2 * 2
+    assert (planned["pack", "train"]["n_shards"], planned["pack", "bench"]["n_shards"]) == (3, 4)
+    assert all(r["n_rows"] > 0 and r["n_shards"] >= 1 and 0 < r["memory_bytes"] < 1e9 for r in rows)
+    assert all(0 <= r["work_s"] < 60 for r in rows)
+
+    assert cli("run", path, "--stages=pack,embed,score,pair,rank")[0] == 0
+    half = json.loads(cli("plan", path, "--json")[1])
+    assert {r["stage"] for r in half if r["state"] == "finished"} == {"pack", "embed", "score", "pair", "rank"}
+    assert {r["stage"] for r in half if r["state"] == "to do"} == {"optimize", "train", "evaluate"}
+    assert next(r["n_rows"] for r in half if r["stage"] == "rank") == sum(
+        Job(load_settings(path)).similarity_ranks().require().stats["n_pairs"].values()
+    )
+
+
+def test_plan_of_a_finished_job(cli, done):
+    code, out, _ = cli("plan", done, "--json")
+    assert code == 0
+    assert {(r["state"], r["work_s"]) for r in json.loads(out)} == {("finished", 0.0)}
+    code, out, _ = cli("plan", done)
+    assert code == 0
+    assert "embedding_norm, regressor on optimized labels" in out
+    assert "together 0.0 s of work" in out
+
+
+def test_status(cli, done, tmp_path):
+    code, out, _ = cli("status", run_uri(done), "--json")
+    assert code == 0
+    records = json.loads(out)
+    assert [r["stage"] for r in records] == sorted((r["stage"] for r in records), key=STAGES.index)
+    assert {r["stage"] for r in records} == set(STAGES)
+    for r in records:
+        assert r["finished"]
+        assert not r["failed"]
+        assert (r["n_parts_done"], r["n_rows_done"]) == (r["n_parts"], r["n_rows"])
+        assert r["n_bytes"] > 0
+    code, out, _ = cli("status", run_uri(done))
+    assert code == 0
+    assert "no run is at work" in out
+    assert "30/30 images" in out
+
+    part = Path(shutil.copytree(run_uri(done), tmp_path / "run"))
+    (folder,) = (part / "pairs").rglob("v=*")
+    for name in ("_manifest.json", "part-00002.json"):
+        (folder / name).unlink()
+    with RunLock(str(part)):
+        code, out, _ = cli("status", part)
+    assert code == 3
+    assert "2/3" in out
+    assert "20/30 images" in out
+    assert "a run is at work" in out
+    (record,) = (r for r in json.loads(cli("status", part, "--json")[1]) if not r["finished"])
+    assert (record["stage"], record["n_parts_done"], record["n_rows_done"]) == ("pair", 2, 20)
+
+    (tmp_path / "empty").mkdir()
+    for place in (tmp_path / "empty", tmp_path / "missing"):
+        code, out, err = cli("status", place)
+        assert (code, out) == (1, "")
+        assert f"{place} holds no run" in err
+
+
+def test_report(cli, done, tmp_path):
+    page = tmp_path / "new" / "page.html"
+    code, out, _ = cli("report", done, "-o", page)
+    assert (code, out) == (0, f"report: {page}\n")
+    job = Job(load_settings(done))
+    assert page.read_text() == Path(job.report().at("report.html")).read_text()
+    assert cli("report", done)[1] == f"report: {job.report().at('report.html')}\n"
+
+
+# --- score ---
+
+
+def job_scores(job, method, theta):
+    return job.regressor_scores("bench", method, theta).read_all()["score"].to_pylist()
+
+
+def test_scores_are_the_jobs_scores_bit_for_bit(cli, convolutional, faces, tmp_path):
+    """Of a trained regressor on the same faces, in other batches and beside a bad one."""
+    job, method = convolutional
+    folder = Path(shutil.copytree(faces / "bench", tmp_path / "bench"))
+    (folder / "Name_1" / "A_bad_one.jpg").write_bytes(b"no image")
+    for theta in (PRIOR, 0.05):
+        output = tmp_path / f"{theta}.parquet"
+        code, out, _ = cli("score", folder, "--model", job.regressor(method, theta).uri, "-o", output)
+        assert (code, out) == (0, f"36 scored, 1 not; written to {output}\n")
+        rows = pq.read_table(output).to_pylist()
+        assert [r["uri"] for r in rows] == sorted(str(p) for p in folder.rglob("*.jpg"))
+        good = [r for r in rows if r["status"] == "ok"]
+        assert [r["score"] for r in good] == job_scores(job, method, theta)
+        assert len({r["score"] for r in good}) > 30
+        (bad,) = (r for r in rows if r["status"] != "ok")
+        assert bad["uri"].endswith("A_bad_one.jpg")
+        assert (bad["score"], bad["status"]) == (None, "unreadable")
+        assert bad["error"]
+
+
+def test_score_takes_files_folders_and_globs(cli, convolutional, faces, tmp_path, monkeypatch):
+    job, method = convolutional
+    model = job.regressor(method, PRIOR).uri
+    monkeypatch.chdir(faces / "bench")
+    output = tmp_path / "scores.csv"
+    places = ["Name_3/Name_3_0002.jpg", "Name_1", "*/*_0004.jpg", "Name_1"]
+    assert cli("score", *places, "--model", model, "--output", output)[0] == 0
+    found = pacsv.read_csv(output).to_pydict()
+    names = [uri.removeprefix(str(faces / "bench") + "/") for uri in found["uri"]]
+    expected = ["Name_3/Name_3_0002.jpg", *(f"Name_1/Name_1_000{i}.jpg" for i in range(1, 7))]
+    expected += [f"Name_{k}/Name_{k}_0004.jpg" for k in (0, 2, 3, 4, 5)]
+    assert names == expected
+    by_name = dict(
+        zip(sorted(str(p.relative_to(".")) for p in Path().rglob("*.jpg")), job_scores(job, method, PRIOR), strict=True)
+    )
+    assert found["score"] == [by_name[n] for n in names]
+
+    output = tmp_path / "scores.json"
+    assert cli("score", *places, "--model", model, "-o", output)[0] == 0
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [r["score"] for r in rows] == found["score"]
+    assert rows[0].keys() == {"uri", "score", "status", "error"}
+
+
+def test_scores_do_not_depend_on_threads(convolutional, faces):
+    job, method = convolutional
+    scorer = load_scorer(job.regressor(method, PRIOR).uri)
+    uris = sorted(str(p) for p in (faces / "bench").rglob("*_000[12].jpg"))
+    one = score_images(uris, scorer, batch_size=4)
+    assert one == score_images(uris, scorer, batch_size=4, n_threads=3)
+
+
+def test_score_with_somebodys_own_network(cli, done, faces, tmp_path):
+    """Its code is imported only where that is allowed."""
+    job = Job(load_settings(done))
+    method = job.settings.methods[0]
+    argv = ["score", faces / "bench", "--model", job.regressor(method, 0.05).uri, "-o", tmp_path / "s.parquet"]
+    code, _, err = cli(*argv)
+    assert code == 1
+    assert "'smoke:tiny'" in err
+    assert "if you trust it" in err
+    assert "--allow-import" in err
+    assert not (tmp_path / "s.parquet").exists()
+    assert cli(*argv, "--allow-import")[0] == 0
+    assert pq.read_table(tmp_path / "s.parquet")["score"].to_pylist() == job_scores(job, method, 0.05)
+
+
+def test_score_with_a_method(cli, faces, tmp_path):
+    """A FIQA method needs its recogniser; the score is the job's for a method without random draws."""
+    argv = ["score", faces / "bench" / "Name_0", "-o", tmp_path / "s.parquet", "--model", "embedding_norm"]
+    code, _, err = cli(*argv)
+    assert code == 2
+    assert "embedding_norm works on a recogniser" in err
+    assert cli(*argv, "--recognizer", "smoke:tiny")[0] == 0
+    assert pq.read_table(tmp_path / "s.parquet").num_rows == 6
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "code", "words"),
+    [
+        (["nowhere"], [], 1, ["nowhere: not found", "files, folders or globs"]),
+        (["*.gif"], [], 1, ["no image (.jpg", "*.gif"]),
+        (["Name_0"], ["-o", "scores.txt"], 2, ["'scores.txt' must end in .parquet, .csv or .json"]),
+        (["Name_0"], ["--model", "faceqam"], 2, ["'faceqam' is no FIQA method (did you mean 'faceqan'?)"]),
+        (["Name_0"], ["--recognizer", "arcface_r55"], 2, ["did you mean 'arcface_r50'?"]),
+        (["Name_0"], ["--device", "tpu0"], 1, ["device 'tpu0'", "use cpu"]),
+        (["Name_0"], ["--batch-size", "-1"], 2, ["--batch-size"]),
+        ([], [], 2, ["IMAGES"]),
+    ],
+    ids=["missing", "no-match", "output", "model", "recognizer", "device", "batch", "no-images"],
+)
+def test_score_mistakes(cli, faces, monkeypatch, images, options, code, words):
+    monkeypatch.chdir(faces / "bench")
+    found, _, err = cli("score", *images, "--model", "embedding_norm", *options)
+    assert found == code
+    for word in words:
+        assert word in err
+    assert not list(Path().glob("scores.*"))
+
+
+# --- the rest ---
+
+
+def test_models_version_help(cli):
+    code, out, _ = cli("models")
+    assert code == 0
+    for name in (*RECOGNIZERS, *METHODS):
+        assert name in out
+    assert cli("--version")[:2] == (0, f"{__version__}\n")
+    code, out, _ = cli("--help")
+    assert code == 0
+    for command in ("run", "plan", "status", "score", "report", "submit", "models"):
+        assert command in out
+        assert cli(command, "--help")[0] == 0
+    assert cli()[0] == 2
+
+
+def test_submit_without_a_cluster(cli, done, monkeypatch):
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    code, _, err = cli("submit", done)
+    assert code == 2
+    assert "--address http://HEAD:8265" in err
+    assert "RAY_API_SERVER_ADDRESS" in err
+    code, _, err = cli("submit", done, "optimize.theta=2", "--address", "http://127.0.0.1:9")
+    assert code == 2
+    assert "optimize.theta" in err  # a mistake shows before anything is sent
+    code, _, err = cli("submit", done, "--address", "http://127.0.0.1:9")
+    assert code == 1
+    assert "the job server at http://127.0.0.1:9 did not take the job" in err
