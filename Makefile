@@ -4,7 +4,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # constraints.txt pins a CPU build of torch for local runs; GPU clusters install the package without it
 CONSTRAINTS ?= constraints.txt
-DEMO ?= runs/demo
 
 .PHONY: demo test lint bench
 
@@ -15,7 +14,8 @@ $(BIN)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(BIN)/.ready  ## synthetic faces, the whole job, a report; about four minutes on two cores
-	$(BIN)/python -m fiqa_ray.demo $(DEMO)
+	$(BIN)/python -m fiqa_ray.demo runs/demo
+	$(BIN)/fiqa-ray run jobs/demo.yaml
 
 test: $(BIN)/.ready
 	$(BIN)/python -m pytest

@@ -20,16 +20,16 @@ from torch.nn import functional
 from fiqa_ray.models.compact import EMBEDDING_DIM, CompactFaceNet
 from fiqa_ray.sources.synthetic import RECOGNIZER_PART, aligned_faces, map_in_processes, write_synthetic_faces
 
-SCALE, MARGIN = 24.0, 0.3
-LEARNING_RATE, WEIGHT_DECAY, BATCH_SIZE = 3e-3, 5e-4, 128
+SCALE, MARGIN = 20.0, 0.3
+LEARNING_RATE, WEIGHT_DECAY, BATCH_SIZE = 2e-3, 5e-4, 64
 
 
 def train_recognizer(
     out_path: Path,
     *,
-    n_identities: int = 800,
+    n_identities: int = 900,
     views_per_identity: int = 4,
-    n_epochs: int = 8,
+    n_epochs: int = 9,
     seed: int = 0,
     n_threads: int = 2,
 ) -> list[float]:

@@ -347,7 +347,10 @@ def test_checkpoint_of_another_architecture(cli, faces, tmp_path):
 
 def test_checkpoint_that_is_cut_off_or_missing(cli, faces, tmp_path):
     weights = tmp_path / "model.pt"
-    path = job(tmp_path, faces, recognizer={"name": "arcface_torch_mobilefacenet", "weights": str(weights)})
+    source = {"kind": "folder", "uri": f"{faces}/train", "limit": 1}
+    path = job(
+        tmp_path, faces, source=source, recognizer={"name": "arcface_torch_mobilefacenet", "weights": str(weights)}
+    )
     refused(cli("run", path, LABELS), 1, weights, "not found", "check the path")
     network = arcface_torch_mobilefacenet()
     torch.save(network.state_dict(), weights)

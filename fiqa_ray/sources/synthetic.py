@@ -44,7 +44,7 @@ _TEXTURE_HEIGHT = int(2 * _PX_PER_UNIT)
 _N_PROFILE = 512
 _PROFILE_HEIGHTS = np.linspace(-1, 1, _N_PROFILE)
 _SHIFT = 4  # fractional bits of OpenCV's drawing coordinates
-_CLEAN_FRACTION = 0.3
+_CLEAN_FRACTION = 0.35
 
 _SKIN_TONES = np.array(
     [[250, 222, 200], [240, 200, 172], [224, 176, 140], [200, 148, 110], [160, 110, 78], [122, 80, 56], [88, 58, 42]],
@@ -204,9 +204,9 @@ def draw_identity(rng: np.random.Generator) -> FaceIdentity:
 def draw_view(rng: np.random.Generator) -> FaceView:
     """Draw a picture's circumstances: mostly near-frontal, some strongly turned."""
     u = rng.uniform
-    yaw = float(np.clip(rng.normal(0, 0.3), -1.0, 1.0))
-    pitch = float(np.clip(rng.normal(0, 0.13), -0.4, 0.4))
-    warmth = rng.normal(0, 0.12)
+    yaw = float(np.clip(rng.normal(0, 0.26), -0.9, 0.9))
+    pitch = float(np.clip(rng.normal(0, 0.12), -0.36, 0.36))
+    warmth = rng.normal(0, 0.1)
     return FaceView(
         yaw=yaw,
         pitch=pitch,
@@ -230,7 +230,7 @@ def draw_view(rng: np.random.Generator) -> FaceView:
 
 
 def draw_degradation(rng: np.random.Generator) -> Degradation:
-    """Draw the damage of one picture: none for 30 % of them, else one kind with strength uniform in [0, 1]."""
+    """Draw the damage of one picture: none for 35 % of them, else one kind with strength uniform in [0, 1]."""
     if rng.uniform() < _CLEAN_FRACTION:
         return Degradation("none", 0.0)
     return Degradation(DEGRADATION_KINDS[rng.integers(len(DEGRADATION_KINDS))], float(rng.uniform()))
@@ -242,8 +242,8 @@ def true_quality(view: FaceView, degradation: Degradation) -> float:
     One minus the degradation's strength (the kinds are scaled to cost about the same similarity at equal strength), less a
     share for turning away from the camera.
     """
-    turn = (view.yaw / 1.0) ** 2 + (view.pitch / 0.4) ** 2
-    return float(1.0 - degradation.strength - 0.3 * turn)
+    turn = (view.yaw / 0.9) ** 2 + (view.pitch / 0.36) ** 2
+    return float(1.0 - degradation.strength - 0.6 * turn)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -717,9 +717,9 @@ def degrade(image: np.ndarray, landmarks: np.ndarray, degradation: Degradation, 
     # From between the eyes to between the mouth's corners, which turning the head hardly changes.
     face = float(np.linalg.norm(landmarks[:2].mean(axis=0) - landmarks[3:].mean(axis=0)))
     if kind == "blur":
-        return cv2.GaussianBlur(image, (0, 0), 0.32 * face * strength + 1e-3)
+        return cv2.GaussianBlur(image, (0, 0), 0.34 * face * strength**0.85 + 1e-3)
     if kind == "low_resolution":
-        small = _resized(image, 16.0 * (1.8 / 16.0) ** strength / face)
+        small = _resized(image, 16.0 * (1.8 / 16.0) ** strength**0.75 / face)
         return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
     if kind == "noise":
         grain = rng.standard_normal((max(2, int(height * 28 / face)), max(2, int(width * 28 / face)), 3), np.float32)
@@ -731,7 +731,7 @@ def degrade(image: np.ndarray, landmarks: np.ndarray, degradation: Degradation, 
         return cv2.resize(cv2.imdecode(coded, cv2.IMREAD_COLOR), (width, height), interpolation=cv2.INTER_LINEAR)
     if kind == "darkness":
         grain = rng.standard_normal(image.shape, np.float32)
-        return np.clip(image * np.float32(0.04**strength) + np.float32(4 * strength) * grain, 0, 255).astype(np.uint8)
+        return np.clip(image * np.float32(0.03 ** strength**0.7) + np.float32(4 * strength) * grain, 0, 255).astype(np.uint8)
     return _occlude(image, landmarks, face, strength, rng)
 
 
@@ -753,7 +753,7 @@ def _occlude(
     toward, along = np.cos(angle) * across + np.sin(angle) * down, np.cos(angle) * down - np.sin(angle) * across
     # From just outside the features' box (strength 0) to nearly all of it (strength 1).
     reach, colour = 1.6 * face, rng.uniform(20, 220) + rng.normal(0, 25, 3)
-    centre = landmarks.mean(axis=0) + toward * (reach + face * (0.75 - 1.45 * strength))
+    centre = landmarks.mean(axis=0) + toward * (reach + face * (0.95 - 1.6 * strength))
     bumps = reach * (1 + 0.06 * np.sin(rng.integers(3, 7) * ring + rng.uniform(0, 6)))
     shape = (bumps * np.cos(ring))[:, None] * toward + (bumps * np.sin(ring))[:, None] * along
     _fill(out, centre + shape, colour)
@@ -837,7 +837,7 @@ def write_synthetic_faces(
         train/n000001/0001_01.jpg             loose crops, as VGGFace2
         bb_landmark/loose_landmark_train.csv  their landmarks, as VGGFace2
         heldout/<Name>/<Name>_0001.jpg        loose crops, as LFW
-        heldout_faces.csv                     uri,identity,x1,y1,...,x5,y5 (left eye, right eye, nose, mouth corners)
+        heldout_faces.csv                     uri,image_id,identity,x1,y1,...,x5,y5 (eyes, nose, mouth)
         heldout_pairs.txt                     LFW's pairs.txt, identity-disjoint folds
         degradations.csv                      image_id,kind,strength,quality: the truth, see ``true_quality``
 
@@ -902,12 +902,12 @@ def write_synthetic_faces(
             if task.part == TRAIN_PART:
                 train_rows.append([f'"{image_id.removesuffix(".jpg")}"', *coordinates])
             else:
-                heldout_rows.append([f"heldout/{image_id}", task.folder.name, *coordinates])
+                heldout_rows.append([f"heldout/{image_id}", image_id, task.folder.name, *coordinates])
     (draft / "bb_landmark").mkdir()
     corners = [f"P{point}{axis}" for point in range(1, 6) for axis in "XY"]
     _write_csv(draft / "bb_landmark" / "loose_landmark_train.csv", ["NAME_ID", *corners], train_rows)
     columns = [f"{axis}{point}" for point in range(1, 6) for axis in "xy"]
-    _write_csv(draft / "heldout_faces.csv", ["uri", "identity", *columns], heldout_rows)
+    _write_csv(draft / "heldout_faces.csv", ["uri", "image_id", "identity", *columns], heldout_rows)
     _write_csv(draft / "degradations.csv", ["image_id", "kind", "strength", "quality"], truth_rows)
     (draft / "heldout_pairs.txt").write_text(pairs)
     (draft / MARKER_NAME).write_text(marker)
