@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -42,6 +43,8 @@ def prepare(root: Path, out: Path, n_train: int, n_test_folds: int, n_mated: int
             for path in sorted((root / "Data" / "Images" / person).rglob("*.jpg")):
                 image_id = f"{person}/{path.parent.name}_{path.stem}.png"
                 image = cv2.imread(str(path))
+                if image is None:
+                    raise SystemExit(f"cannot read {path}")
                 damage = Degradation("none", 0.0)
                 if rng.random() < 0.5:
                     damage = Degradation(str(rng.choice(KINDS)), float(rng.uniform(0.1, 0.9)))
@@ -90,7 +93,7 @@ def prepare(root: Path, out: Path, n_train: int, n_test_folds: int, n_mated: int
     print(f"{len(recorded)} faces, {len(pairs)} pairs; now: fiqa-ray run {out}/job.yaml recognizer.name=FR.onnx ...")
 
 
-def _write_csv(path: Path, header: list[str], rows: list[tuple[object, ...]]) -> None:
+def _write_csv(path: Path, header: list[str], rows: Sequence[tuple[object, ...]]) -> None:
     with open(path, "w", newline="") as f:
         writer = csv.writer(f)
         writer.writerow(header)

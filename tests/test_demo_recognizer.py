@@ -69,7 +69,9 @@ def test_a_short_training_lowers_the_loss_repeats_and_loads_by_name(tmp_path: Pa
     assert torch.equal(torch.get_rng_state(), random_state)
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["net.pt"]
 
-    first, second = (load_recognizer("fiqa_ray.models.compact:build", weights=tmp_path / name) for name in ("a/net.pt", "b.pt"))
+    first, second = (
+        load_recognizer("fiqa_ray.models.compact:build", weights=tmp_path / name) for name in ("a/net.pt", "b.pt")
+    )
     faces = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 3, 112, 112), np.uint8))
     embeddings = first(faces)
     assert embeddings.shape == (3, 128)

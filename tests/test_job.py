@@ -52,7 +52,7 @@ def test_the_whole_job_and_its_page(faces, tmp_path):
     assert scorers >= {"faceqan", "random", "embedding_norm, regressor on optimized labels"}
     for scorer in scorers:
         assert scorer in page
-    (sanity,) = job.evaluation(settings.benchmarks[0]).read(part, suffix=".verification.parquet").to_pylist()
+    sanity, *_ = job.evaluation(settings.benchmarks[0]).read(part, suffix=".verification.parquet").to_pylist()
     assert sanity["tar_at_fmr"] > 0.9  # patterns are easily told apart
     n_before = len(sizes_below(settings.run_uri))
     run_job(settings)  # nothing is left to do: only a lock is added

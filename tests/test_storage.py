@@ -131,7 +131,7 @@ def test_denied_credentials_are_in_words(root, monkeypatch):
         raise PermissionError("Access Denied")
 
     monkeypatch.setattr(fs, "cat_file", denied)
-    with pytest.raises(FiqaRayError, match="access denied.*check the credentials"):
+    with pytest.raises(FiqaRayError, match=r"access denied.*check the credentials"):
         read_bytes(join(root, "x"))
 
 
@@ -146,7 +146,10 @@ def test_second_run_is_refused_and_a_released_lock_is_free(root):
 
 
 def test_lock_of_a_killed_process_is_taken_over(tmp_path):
-    code = f"import time; from fiqa_ray.storage import RunLock; RunLock({str(tmp_path)!r}).__enter__(); print('in', flush=True); time.sleep(60)"
+    code = (
+        "import time; from fiqa_ray.storage import RunLock; "
+        f"RunLock({str(tmp_path)!r}).__enter__(); print('in', flush=True); time.sleep(60)"
+    )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "in\n"
     with pytest.raises(FiqaRayError, match=f"process {holder.pid}"):

@@ -731,7 +731,9 @@ def degrade(image: np.ndarray, landmarks: np.ndarray, degradation: Degradation, 
         return cv2.resize(cv2.imdecode(coded, cv2.IMREAD_COLOR), (width, height), interpolation=cv2.INTER_LINEAR)
     if kind == "darkness":
         grain = rng.standard_normal(image.shape, np.float32)
-        return np.clip(image * np.float32(0.03 ** strength**0.7) + np.float32(4 * strength) * grain, 0, 255).astype(np.uint8)
+        return np.clip(image * np.float32(0.03**strength**0.7) + np.float32(4 * strength) * grain, 0, 255).astype(
+            np.uint8
+        )
     return _occlude(image, landmarks, face, strength, rng)
 
 

@@ -80,7 +80,7 @@ def collect(job: Job) -> ReportData:
         edc=edc_lines(joined["edc"]) if "edc" in joined else [],
         auc=rows(AucRow, "auc"),
         differences=rows(DifferenceRow, "differences"),
-        verification=[_verification(job, b.name) for b in s.benchmarks],
+        verification=[row for b in s.benchmarks for row in _verification(job, b.name)],
         correlations=rows(CorrelationRow, "correlations"),
         faces=[strip for b in s.benchmarks for strip in _faces(job, b.name)],
         notes=_notes(job),
@@ -163,26 +163,28 @@ def _labels(job: Job, method: Any, theta: float) -> LabelSummary:
     )
 
 
-def _verification(job: Job, name: str) -> VerificationRow:
+def _verification(job: Job, name: str) -> list[VerificationRow]:
     dataset = job.evaluation(job.benchmark(name))
     (part,) = dataset.require().parts
-    (record,) = dataset.read(part, suffix=".verification.parquet").to_pylist()
     pairs = dataset.read(part, suffix=".comparisons.parquet")
     similarity, mated = pairs["similarity"].to_numpy(), pairs["mated"].to_numpy()
     edges = np.linspace(similarity.min(), similarity.max() + 1e-9, 61)
-    return VerificationRow(
-        benchmark=name,
-        fr=job.fr,
-        accuracy_mean=np.nan if record["accuracy_mean"] is None else record["accuracy_mean"],
-        accuracy_std=np.nan if record["accuracy_std"] is None else record["accuracy_std"],
-        tar_at_fmr=record["tar_at_fmr"],
-        fmr=record["fmr"],
-        eer=record["eer"],
-        threshold=threshold_at_fmr(similarity, mated, record["fmr"]),
-        edges=edges,
-        mated_counts=np.histogram(similarity[mated], edges)[0],
-        nonmated_counts=np.histogram(similarity[~mated], edges)[0],
-    )
+    return [
+        VerificationRow(
+            benchmark=name,
+            fr=job.fr,
+            accuracy_mean=np.nan if record["accuracy_mean"] is None else record["accuracy_mean"],
+            accuracy_std=np.nan if record["accuracy_std"] is None else record["accuracy_std"],
+            tar_at_fmr=record["tar_at_fmr"],
+            fmr=record["fmr"],
+            eer=record["eer"],
+            threshold=threshold_at_fmr(similarity, mated, record["fmr"]),
+            edges=edges if i == 0 else (),
+            mated_counts=np.histogram(similarity[mated], edges)[0] if i == 0 else (),
+            nonmated_counts=np.histogram(similarity[~mated], edges)[0] if i == 0 else (),
+        )
+        for i, record in enumerate(dataset.read(part, suffix=".verification.parquet").to_pylist())
+    ]
 
 
 def _faces(job: Job, name: str) -> list[FaceStrip]:

@@ -79,7 +79,9 @@ def test_the_files_do_not_depend_on_the_number_of_workers(written: Path, tmp_pat
     assert files_of(tmp_path / "again") == files_of(written)
 
 
-def test_another_seed_gives_other_faces_and_more_people_leave_the_first_ones_alone(written: Path, tmp_path: Path) -> None:
+def test_another_seed_gives_other_faces_and_more_people_leave_the_first_ones_alone(
+    written: Path, tmp_path: Path
+) -> None:
     before = files_of(written)
     write_synthetic_faces(tmp_path / "more", **(SMALL | {"n_identities": 4}), n_workers=1)
     more = files_of(tmp_path / "more")
@@ -222,7 +224,9 @@ def test_stronger_damage_is_farther_from_the_clean_picture(kind: str) -> None:
     distance, sharpness, brightness = np.zeros((3, len(levels)))
     for person in range(4):
         identity = draw_identity(identity_rng(1, 7, person))
-        clean, landmarks = render_face(identity, draw_view(identity_rng(1, 7, person, 0)), identity_rng(1, 7, person, 1))
+        clean, landmarks = render_face(
+            identity, draw_view(identity_rng(1, 7, person, 0)), identity_rng(1, 7, person, 1)
+        )
         for at, strength in enumerate(levels):
             damaged = degrade(clean, landmarks, Degradation(kind, strength), identity_rng(2, 7, person))
             assert damaged.shape == clean.shape
