@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.cluster import KMeans
 
-from fiqa_ray import optimize_labels
+from fiqa_ray import OptimizedLabels, optimize_labels
 
 N_IDENTITIES, MEAN_IMAGES, DIM, C, R, THETA = 9131, 363, 512, 20, 10, 1e-3
 
@@ -75,6 +75,7 @@ def main() -> None:
     started = time.perf_counter()
     ours = optimize_labels(x, identity, prior, n_clusters=C, n_repeats=R, theta=THETA)
     ours_s = time.perf_counter() - started
+    assert isinstance(ours, OptimizedLabels)
     started = time.perf_counter()
     theirs = loops(x, identity, prior)
     loops_s = time.perf_counter() - started

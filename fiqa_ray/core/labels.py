@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -151,21 +151,6 @@ def optimize_from_pairs(
     optimized = update.optimized_index(theta)
     score, label = reassign_scores(prior, index, optimized)
     return OptimizedLabels(label, score, optimized, index, update.mean_similarity_rank, update.n_owned_pairs)
-
-
-@overload
-def optimize_labels(
-    embeddings: np.ndarray, identities: Sequence[Any] | np.ndarray, prior_scores: np.ndarray, **options: Any
-) -> OptimizedLabels: ...
-
-
-@overload
-def optimize_labels(
-    embeddings: np.ndarray,
-    identities: Sequence[Any] | np.ndarray,
-    prior_scores: Mapping[str, np.ndarray],
-    **options: Any,
-) -> dict[str, OptimizedLabels]: ...
 
 
 def optimize_labels(
