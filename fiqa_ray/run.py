@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import socket
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -324,6 +325,19 @@ def _ray_data(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tuple
         yield None, exc
 
 
+def _check_address(address: str) -> None:
+    """Raises where nothing listens at host:port: Ray itself would wait for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except OSError as exc:
+            raise FiqaRayError(
+                f"no Ray cluster answers at address {address!r} ({exc}); correct compute.address or RAY_ADDRESS, or leave "
+                "both out for a Ray on this machine"
+            ) from exc
+
+
 @contextmanager
 def ray_session(compute: ComputeSettings) -> Iterator[None]:
     """Joins or starts Ray for the time of a run; nothing where the engine is local or Ray is up already."""
@@ -347,6 +361,7 @@ def ray_session(compute: ComputeSettings) -> Iterator[None]:
         yield
         return
     address = compute.address or os.environ.get("RAY_ADDRESS", "local")
+    _check_address(address)
     options: dict[str, Any] = {}
     if address == "local":
         options = {"include_dashboard": False}

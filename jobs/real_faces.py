@@ -25,6 +25,10 @@ from fiqa_ray.sources.synthetic import Degradation, degrade
 
 KINDS = ("blur", "low_resolution", "noise", "occlusion", "compression", "darkness")
 PEOPLE_PER_FOLD = 50
+MAX_STRENGTH = 0.35
+"""Stronger damage stays out of the pair list: faces that are hardly there resemble one another, and the few non-mated pairs
+of such faces would set the threshold for all."""
+
 PROFILE_COST = 0.25
 """What a profile takes from the recorded quality: a guess, so correlations within a kind mean more than over all."""
 
@@ -57,7 +61,7 @@ def prepare(root: Path, out: Path, n_train: int, n_test_folds: int, n_mated: int
                 recorded.append((face_set, image_id, damage.kind, damage.strength, quality))
     bench = [r[1:] for r in recorded if r[0] == "bench"]
     _write_csv(out / "degradations.csv", ["image_id", "kind", "strength", "quality"], bench)
-    ids = {p: [r[0] for r in bench if r[0].startswith(f"{p}/")] for p in test}
+    ids = {p: [r[0] for r in bench if r[0].startswith(f"{p}/") and r[2] <= MAX_STRENGTH] for p in test}
     fold = {p: i // PEOPLE_PER_FOLD for i, p in enumerate(test)}
     mated = [(a, b, 1, fold[p]) for p in test for a, b in itertools.combinations(ids[p], 2)]
     pairs = [mated[i] for i in np.sort(rng.permutation(len(mated))[:n_mated])]

@@ -476,13 +476,14 @@ def test_theta(cli, faces, tmp_path, value, words):
         (["--limit=-1"], 2, ["source.limit", "(found -1)"]),
         (["theta"], 2, ["'theta'", "key=value"]),
         (["compute.engine=ray", "run_uri=memory://x"], 2, ["memory://x", "compute.engine=local"]),
+        (["compute.engine=ray", "compute.address=127.0.0.1:9"], 1, ["'127.0.0.1:9'", "correct compute.address"]),
         (["run_uri=nas://x"], 1, ["nas://x", "Protocol not known", "use a local path"]),
     ],
     ids=lambda v: v[0] if isinstance(v, list) else "",
 )
 def test_command_line(cli, faces, tmp_path, argv, code, words):
     refused(cli("run", job(tmp_path, faces), *argv), code, *words)
-    assert not (tmp_path / "run").exists()
+    assert not stamps(tmp_path / "run")
 
 
 def test_unreadable_jobs(cli, tmp_path):
