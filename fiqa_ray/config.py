@@ -193,8 +193,9 @@ class Settings(_Settings):
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"{', '.join(twice)} stands twice; give each its own name or label")
-        if "train" in names:
-            raise ValueError("the name 'train' is taken by the training faces")
+        taken = sorted({"train", "random", "oracle"}.intersection(names))
+        if taken:
+            raise ValueError(f"the name {taken[0]!r} is taken; choose another name or label")
         return value
 
     def identity(self) -> dict[str, Any]:

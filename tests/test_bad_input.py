@@ -484,6 +484,7 @@ def test_theta(cli, faces, tmp_path, value, words):
 def test_command_line(cli, faces, tmp_path, argv, code, words):
     refused(cli("run", job(tmp_path, faces), *argv), code, *words)
     assert not stamps(tmp_path / "run")
+    assert code == 1 or not (tmp_path / "run").exists()
 
 
 def test_unreadable_jobs(cli, tmp_path):

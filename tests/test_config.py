@@ -49,6 +49,7 @@ def test_every_mistake_is_listed_with_value_and_hint(tmp_path):
         (["optimize.theta=2"], "less than or equal to 1"),
         (["methods=[]"], "methods:"),
         (["methods=[{name: a}, {name: a}]"], "a stands twice"),
+        (["methods=[{name: a, label: oracle}]"], "the name 'oracle' is taken"),
         (["name.x=1"], "'x' does not name a place"),
     ],
 )
