@@ -344,6 +344,8 @@ def ray_session(compute: ComputeSettings) -> Iterator[None]:
     if compute.engine != "ray":
         yield
         return
+    address = compute.address or os.environ.get("RAY_ADDRESS", "local")
+    _check_address(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -360,8 +362,6 @@ def ray_session(compute: ComputeSettings) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = compute.address or os.environ.get("RAY_ADDRESS", "local")
-    _check_address(address)
     options: dict[str, Any] = {}
     if address == "local":
         options = {"include_dashboard": False}

@@ -285,10 +285,9 @@ def _stroke(image: np.ndarray, points: np.ndarray, colour: np.ndarray, thickness
     cv2.polylines(image, [fixed], closed, _rgb(colour), max(1, thickness), cv2.LINE_AA, _SHIFT)
 
 
-def _blend(image: np.ndarray, mask: np.ndarray, colour: np.ndarray) -> None:
-    """``image`` (h, w, 3) uint8 moves towards ``colour`` by ``mask`` (h, w) float32 in [0, 1], in place."""
-    weight = mask[..., None]
-    image[:] = (image + weight * (colour.astype(np.float32) - image)).astype(np.uint8)
+def _blend(image: np.ndarray, mask: np.ndarray, other: np.ndarray) -> None:
+    """``image`` moves towards ``other``, both (h, w, 3) uint8, by ``mask`` (h, w) float32 in [0, 1], in place."""
+    cv2.blendLinear(other, image, mask, 1 - mask, image)
 
 
 def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cells: tuple[int, int]) -> np.ndarray:
@@ -297,22 +296,21 @@ def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cells: tuple
 
 
 def _paint_skin_and_hair(identity: FaceIdentity, rng: np.random.Generator) -> np.ndarray:
-    shape = (_TEXTURE_HEIGHT, _TEXTURE_WIDTH)
     u = rng.uniform
+    size = (_TEXTURE_WIDTH, _TEXTURE_HEIGHT)
+    # The skin's own changes are smooth: a third of the resolution will do.
+    shape = (_TEXTURE_HEIGHT // 3, _TEXTURE_WIDTH // 3)
     y = np.linspace(-1, 1, shape[0], dtype=np.float32)[:, None]
     longitude = np.linspace(-_MAX_LONGITUDE, _MAX_LONGITUDE, shape[1], dtype=np.float32)[None, :]
-    skin = np.empty((*shape, 3), np.float32)
-    skin[:] = identity.skin_rgb
     blotches = _smooth_noise(rng, shape, (9, 18)) * u(2, 9) + _smooth_noise(rng, shape, (40, 80)) * u(1, 5)
-    skin += blotches[..., None] * np.array([1.0, 0.8, 0.7], np.float32)
-    blush = u(0, 26)
-    cheek = np.exp(-(((np.abs(longitude) - 0.62) / 0.24) ** 2) - ((y - identity.nose_y) / 0.14) ** 2)
-    skin += (cheek * blush)[..., None] * np.array([0.5, -0.6, -0.5], np.float32)
-    socket = np.exp(
-        -(((np.abs(longitude) - identity.eye_x / identity.half_width) / 0.24) ** 2) - ((y - identity.eye_y) / 0.13) ** 2
-    )
+    skin = identity.skin_rgb.astype(np.float32) + blotches[..., None] * np.array([1.0, 0.8, 0.7], np.float32)
+    cheek = _bump(np.abs(longitude), 0.62, 0.24) * _bump(y, identity.nose_y, 0.14) * u(0, 26)
+    skin += cheek[..., None] * np.array([0.5, -0.6, -0.5], np.float32)
+    socket = _bump(np.abs(longitude), identity.eye_x / identity.half_width, 0.24) * _bump(y, identity.eye_y, 0.13)
     skin *= 1 - (u(0.0, 0.22) * socket)[..., None]
-    image = np.clip(skin, 0, 255).astype(np.uint8)
+    image = cv2.resize(np.clip(skin, 0, 255).astype(np.uint8), size, interpolation=cv2.INTER_LINEAR)
+    y = np.linspace(-1, 1, size[1], dtype=np.float32)[:, None]
+    longitude = np.linspace(-_MAX_LONGITUDE, _MAX_LONGITUDE, size[0], dtype=np.float32)[None, :]
 
     if u() < 0.35:  # freckles
         n_freckles, colour = rng.integers(40, 160), identity.skin_rgb * np.array([0.78, 0.66, 0.58])
@@ -332,27 +330,21 @@ def _paint_skin_and_hair(identity: FaceIdentity, rng: np.random.Generator) -> np
             down = np.linspace(0, 1, 7)
             _stroke(image, _at(side * (0.2 + 0.12 * down), identity.nose_y + 0.02 + 0.24 * down), dark, 2)
 
-    strands = cv2.resize(
-        rng.standard_normal((6, 150)).astype(np.float32), (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR
-    )
-    hair = np.clip(identity.hair_rgb + strands[..., None] * np.float32(u(6, 18)), 0, 255).astype(np.float32)
-    if u() < 0.3:  # beard and moustache
-        density, depth = u(0.3, 0.95), u(0.0, 0.2)
-        top = identity.mouth_y - 0.06 - depth
-        jaw = _soft_step(y - (top + 0.5 * np.clip(1.0 - np.abs(longitude), 0, 1) * u(0.1, 0.5))) * _soft_step(
-            1.35 - np.abs(longitude), 8
-        )
-        lip = np.exp(-((longitude / 0.34) ** 4) - ((y - (identity.nose_y + identity.mouth_y) / 2 - 0.02) / 0.07) ** 4)
-        choice = rng.integers(3)
-        mask = (jaw, lip, np.maximum(jaw, lip))[choice]
-        mask = mask * density * (0.75 + 0.25 * np.clip(strands, -1, 1))
-        _blend(image, mask.astype(np.float32), identity.hair_rgb * 0.9)
+    strands = rng.standard_normal((6, 150)).astype(np.float32)
+    tones = np.clip(identity.hair_rgb + strands[..., None] * u(6, 18), 0, 255).astype(np.uint8)
+    hair = cv2.resize(tones, size, interpolation=cv2.INTER_LINEAR)
+    strands = cv2.resize(strands, size, interpolation=cv2.INTER_LINEAR)
+    if u() < 0.3:  # beard, moustache or both
+        density, above = u(0.3, 0.95), u(0.06, 0.26)
+        cheek_line = identity.mouth_y - above + 0.5 * u(0.1, 0.5) * np.clip(1.0 - np.abs(longitude), 0, 1)
+        jaw = _soft_step(y - cheek_line, 9) * _soft_step(1.35 - np.abs(longitude), 8)
+        lip = _bump(longitude, 0, 0.32) * _bump(y, (identity.nose_y + identity.mouth_y) / 2 + 0.02, 0.07)
+        mask = (jaw, lip, np.maximum(jaw, lip))[rng.integers(3)]
+        _blend(image, mask * np.float32(density) * (0.75 + 0.25 * np.clip(strands, -1, 1)), (hair * 0.9).astype(np.uint8))
 
     style = rng.integers(6)
-    base, waves = (
-        u(-0.62, -0.45),
-        u(0, 0.09) * np.sin(longitude * u(3, 9) + u(0, 6.3)) + u(0, 0.03) * np.sin(longitude * u(12, 30)),
-    )
+    base = u(-0.62, -0.45)
+    waves = u(0, 0.09) * np.sin(longitude * u(3, 9) + u(0, 6.3)) + u(0, 0.03) * np.sin(longitude * u(12, 30))
     temple = u(0.75, 1.15)
     if style == 0:  # bald or shaven
         line = np.full_like(longitude, -2.0) if u() < 0.5 else -0.75 + 0.0 * longitude
@@ -370,9 +362,12 @@ def _paint_skin_and_hair(identity: FaceIdentity, rng: np.random.Generator) -> np
         sideburn = u(0.0, 0.5) if identity.hair_length == 0 else 1.2
         line = np.where(np.abs(longitude) > temple, np.maximum(line, line + (np.abs(longitude) - temple) * 6), line)
         line = np.minimum(line, np.where(np.abs(longitude) > 2.1, 0.9, sideburn + 0.0 * longitude))
-        mask = _soft_step(line + 0.015 * strands[:1] - y, 60)
-        image[:] = (image + mask[..., None] * (hair - image)).astype(np.uint8)
+        _blend(image, _soft_step(line + 0.01 * strands[:1] - y, 60).astype(np.float32), hair)
     return image
+
+
+def _bump(x: np.ndarray, centre: float, width: float) -> np.ndarray:
+    return np.exp(-(((x - centre) / width) ** 2))
 
 
 def _soft_step(x: np.ndarray, slope: float = 20.0) -> np.ndarray:
