@@ -46,7 +46,7 @@ def run(
 
     settings = load_settings(job, [*(overrides or []), *([f"source.limit={limit}"] if limit else [])])
     if limit:  # a trial has a folder of its own
-        settings = settings.model_copy(update={"run_uri": f"{settings.run_uri}-limit{limit}"})
+        settings = settings.model_copy(update={"run_uri": f"{settings.run_uri.rstrip('/')}-limit{limit}"})
     wanted = [s.strip() for s in stages.split(",") if s.strip()] or list(STAGES)
     done = run_job(settings, wanted, new_settings=new_settings)
     if "report" in wanted:

@@ -21,7 +21,7 @@ from fiqa_ray.models.compact import EMBEDDING_DIM, CompactFaceNet
 from fiqa_ray.sources.synthetic import RECOGNIZER_PART, aligned_faces, map_in_processes, write_synthetic_faces
 
 SCALE, MARGIN = 20.0, 0.3
-LEARNING_RATE, WEIGHT_DECAY, BATCH_SIZE = 2e-3, 5e-4, 64
+LEARNING_RATE, WEIGHT_DECAY, BATCH_SIZE = 6e-3, 5e-2, 64
 
 
 def train_recognizer(
@@ -29,7 +29,7 @@ def train_recognizer(
     *,
     n_identities: int = 900,
     views_per_identity: int = 4,
-    n_epochs: int = 9,
+    n_epochs: int = 8,
     seed: int = 0,
     n_threads: int = 2,
 ) -> list[float]:

@@ -22,3 +22,7 @@ class IncompleteError(FiqaRayError):
     """Some parts could not be made; running the same command again continues (exit code 3)."""
 
     exit_code = 3
+
+
+class StorageError(FiqaRayError):
+    """Storage that did not answer as it should; may pass, so one shard's fault does not end a step at once."""

@@ -1,7 +1,8 @@
 """Which datasets a job makes, where each lies, and the fingerprint of each: stages meet here and nowhere else.
 
 A fingerprint covers the stage's settings, the schema version and the fingerprints of its inputs; content hashes stand
-for weights, score files and pair lists. Worker counts, batch sizes and shard sizes stay out.
+for weights, score files, pair lists and listed sources. Folders and a user's own code are named, not hashed. Worker
+counts, batch sizes and shard sizes stay out.
 """
 
 from __future__ import annotations
@@ -32,8 +33,13 @@ class Job:
 
     def faces(self, face_set: str) -> Dataset:
         """Packed faces of a set."""
-        source = self.face_sets[face_set].model_dump(mode="json")
-        return self._dataset("faces", {"set": face_set}, source, {})
+        source = self.face_sets[face_set]
+        config = source.model_dump(mode="json")
+        if source.kind == "table":
+            config["list"] = content_hash(source.uri)
+        if source.landmarks_uri is not None:
+            config["landmarks"] = content_hash(source.landmarks_uri)
+        return self._dataset("faces", {"set": face_set}, config, {})
 
     # models
 

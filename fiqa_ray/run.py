@@ -14,7 +14,7 @@ from typing import Any
 
 from fiqa_ray import __version__
 from fiqa_ray.config import ComputeSettings, Settings
-from fiqa_ray.errors import FiqaRayError, IncompleteError, UsageError
+from fiqa_ray.errors import FiqaRayError, IncompleteError, StorageError, UsageError
 from fiqa_ray.lineage import Job
 from fiqa_ray.progress import StepProgress
 from fiqa_ray.stages import Step, Worker, one_thread
@@ -106,7 +106,8 @@ def _map(items: list[Item], mapper: Mapper, advance: Callable[[int], None]) -> N
     for item, outcome in mapper(items):
         if isinstance(outcome, Exception):
             failures.append((item, outcome))
-            if isinstance(outcome, FiqaRayError) or len(failures) >= MAX_FAILED_SHARDS:
+            hopeless = isinstance(outcome, FiqaRayError) and not isinstance(outcome, StorageError)
+            if hopeless or len(failures) >= MAX_FAILED_SHARDS:
                 break
         else:
             advance(outcome.n_rows)
@@ -211,6 +212,8 @@ def _outcome(call: Callable[[], Part]) -> Outcome:
         # the traceback does not survive the way back from a worker: the line nearest to the fault does, as a note
         frames = traceback.extract_tb(exc.__traceback__)
         own = [f for f in frames if "site-packages" not in f.filename] or frames
+        if type(exc).__module__ not in ("builtins", "fiqa_ray.errors"):  # others may not survive pickling
+            exc = RuntimeError(f"{type(exc).__name__}: {exc}")
         exc.add_note(f"at {own[-1].filename}:{own[-1].lineno}")
         return exc
 
@@ -295,9 +298,11 @@ def _ray_data(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tuple
     from ray import cloudpickle
 
     resources = ray.cluster_resources()
-    n_gpus = int(resources.get("GPU", 0)) if items[0][0].uses_model and compute.device != "cpu" else 0
-    n_slots = n_gpus or max(1, int(resources.get("CPU", 1)))
-    size = min(compute.n_workers or n_slots, n_slots, len(items))
+    n_gpus = int(resources.get("GPU", 0))
+    # "cuda" is a demand, which makes an autoscaled cluster start its GPU machines; "auto" takes what is there
+    on_gpu = items[0][0].uses_model and (compute.device == "cuda" or (compute.device == "auto" and n_gpus > 0))
+    n_present = n_gpus if on_gpu else int(resources.get("CPU", 1))
+    size = min(compute.n_workers or max(1, n_present), len(items))
     steps = list({id(step): step for step, _ in items}.values())
     number = {id(step): i for i, step in enumerate(steps)}
     shards = [(number[id(step)], ray.put(shard)) for step, shard in items]
@@ -312,7 +317,7 @@ def _ray_data(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tuple
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(size=size),
             fn_constructor_args=([s.make_worker for s in steps], shards),
-            num_gpus=1 if n_gpus else 0,
+            num_gpus=1 if on_gpu else 0,
             num_cpus=1,
             # a worker that dies for good must end the step: Ray Data's own default is to try for ever
             max_restarts=3,

@@ -65,6 +65,12 @@ PAIRS = pa.schema(  # one file per part and repeat; ordered by image_row
     ]
 )
 
+
+def repeat_suffix(repeat: int) -> str:
+    """Suffix of a part's file that holds one repeat."""
+    return f".repeat-{repeat:02d}.parquet"
+
+
 KEY_COUNTS = pa.schema(  # histogram of one shard or key range; similarity = key / 2^23
     [("similarity_key", pa.int32()), ("n_pairs", pa.int64())]
 )

@@ -13,16 +13,18 @@ Nothing is deleted; a part is only ever written again with the bytes it had, to 
 
 from __future__ import annotations
 
+import _thread
 import errno
 import hashlib
 import io
 import json
+import logging
 import os
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -32,7 +34,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fiqa_ray.errors import FiqaRayError, IncompleteError
+from fiqa_ray.errors import FiqaRayError, IncompleteError, StorageError
 
 _SLASH = "/"
 
@@ -69,7 +71,7 @@ def storage_errors(uri: str) -> Iterator[None]:
         hint = _storage_hint(exc)
         if hint is None:
             raise
-        raise FiqaRayError(f"{uri}: {hint}") from exc
+        raise StorageError(f"{uri}: {hint}") from exc
 
 
 def _storage_hint(exc: BaseException) -> str | None:
@@ -149,18 +151,22 @@ def write_atomic(uri: str, data: bytes) -> None:
     with storage_errors(uri):
         fs, path = filesystem(uri)
         if _is_local(fs):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-            try:
-                with open(temporary, "wb") as f:
-                    f.write(data)
-                os.replace(temporary, path)
-            except BaseException:
-                if os.path.exists(temporary):
-                    os.unlink(temporary)
-                raise
+            _write_local(path, data, os.replace)
         else:
             fs.pipe_file(path, data)
+
+
+def _write_local(path: str, data: bytes, name_it: Callable[[str, str], None]) -> None:
+    """Writes beside the place, then gives the file its name in one act."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    try:
+        with open(temporary, "wb") as f:
+            f.write(data)
+        name_it(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
 
 
 def put_if_absent(uri: str, data: bytes) -> bool:
@@ -169,15 +175,7 @@ def put_if_absent(uri: str, data: bytes) -> bool:
         fs, path = filesystem(uri)
         try:
             if _is_local(fs):
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-                temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-                try:
-                    with open(temporary, "wb") as f:
-                        f.write(data)
-                    os.link(temporary, path)  # fails where the name is taken, and never shows half a file
-                finally:
-                    if os.path.exists(temporary):
-                        os.unlink(temporary)
+                _write_local(path, data, os.link)  # fails where the name is taken
             else:
                 fs.pipe_file(path, data, mode="create")
         except FileExistsError:
@@ -341,12 +339,20 @@ class Dataset:
         ``files``: suffix (".parquet", appended to the part's name) or a whole name ("report.html") -> table or bytes.
         """
         name = part_name(index)
-        written = {}
+        made = {}
         for suffix, content in files.items():
             data = content if isinstance(content, bytes) else table_bytes(content, **parquet)
-            file_name = name + suffix if suffix.startswith(".") else suffix
+            made[name + suffix if suffix.startswith(".") else suffix] = data
+        written = {k: {"n_bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for k, d in made.items()}
+        manifest = self.manifest()
+        if manifest is not None and manifest.parts[index].files != written:
+            raise FiqaRayError(
+                f"{self.uri}: {name} was lost and made again, but with other bytes than before (another batch size, device "
+                "or library version?), so what was made from it no longer fits; remove this folder and run again, or choose "
+                "another run_uri"
+            )
+        for file_name, data in made.items():
             write_atomic(self.at(file_name), data)
-            written[file_name] = {"n_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         part = Part(index, n_rows, written, stats or {}, round(duration_s, 3))
         write_atomic(self.at(name + ".json"), _json(asdict(part)))
         return part
@@ -482,7 +488,7 @@ class RunLock:
                 self._refuse_unless_dead(newest)
             self._number = newest + 1
             content = {"host": socket.gethostname(), "pid": os.getpid(), "start": _process_start(os.getpid())}
-            if put_if_absent(self._at("json"), _json({**content, "token": self._token})):
+            if put_if_absent(self._at("json"), _json({**content, "token": self._token})) or self._is_mine():
                 break
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
@@ -492,7 +498,12 @@ class RunLock:
         self._stop.set()
         if self._thread:
             self._thread.join()
-        put_if_absent(self._at("released"), b"")
+        with storage_quiet():  # must not stand in for the run's own error
+            put_if_absent(self._at("released"), b"")
+
+    def _is_mine(self) -> bool:
+        """Whether the number is ours after all: the answer to a first try may have been lost."""
+        return (read_json(self._at("json")) or {}).get("token") == self._token
 
     def _at(self, suffix: str, number: int | None = None) -> str:
         return join(self.uri, f"{number or self._number:06d}.{suffix}")
@@ -503,6 +514,10 @@ class RunLock:
             n += 1
             with storage_quiet():
                 write_atomic(self._at("beat"), _json({"token": self._token, "beat": n}))
+                if exists(self._at("json", self._number + 1)):
+                    logging.getLogger("fiqa_ray").error("another run took over %s; this one stops", self.uri)
+                    _thread.interrupt_main()
+                    return
 
     def _refuse_unless_dead(self, number: int) -> None:
         holder = read_json(self._at("json", number)) or {}
@@ -536,10 +551,8 @@ def _process_start(pid: int) -> str | None:
 
 @contextmanager
 def storage_quiet() -> Iterator[None]:
-    """A missed beat is no reason to end a run: the next one follows."""
+    """For what is tried again anyway, such as a lock's beat: a fault is logged and passed over."""
     try:
         yield
     except Exception as exc:  # logged, not raised: storage may be back by the next beat
-        import logging
-
-        logging.getLogger("fiqa_ray").warning("could not renew the run's lock: %s", exc)
+        logging.getLogger("fiqa_ray").warning("storage did not answer: %s", exc)

@@ -27,10 +27,15 @@ _INIT_STREAM = 0x1217
 
 
 def unit_vectors(embeddings: np.ndarray) -> np.ndarray:
-    """``(n_images, dim)`` float32 embeddings scaled to length 1 (equation 1's denominators); a zero vector stays zero."""
+    """``(n_images, dim)`` float32 embeddings scaled to length 1 (equation 1's denominators); a zero vector stays zero.
+
+    Zeros fill the vectors up to a multiple of 16 values, so that every row is aligned alike.
+    """
     x = np.asarray(embeddings, dtype=np.float32)
     norm = np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64))
-    return (x / np.where(norm > 0, norm, 1.0)[:, None]).astype(np.float32)
+    units = np.zeros((len(x), -(-x.shape[1] // 16) * 16), np.float32)
+    units[:, : x.shape[1]] = x / np.where(norm > 0, norm, 1.0)[:, None]
+    return units
 
 
 def gram_keys(units: torch.Tensor) -> torch.Tensor:

@@ -65,22 +65,22 @@ def sum_owned_ranks(
 
 
 class IndexUpdate:
-    """Averages equation 3 over the repeats, for one method and several thetas: feed `add` in repeat order."""
+    """Averages equation 3 over the repeats, for one method and any theta: feed `add` in repeat order."""
 
-    def __init__(self, index: np.ndarray, thetas: Sequence[float], *, rank_scale: float = 1.0) -> None:
-        """``index``: (n_images,) int64 quality indices; ``rank_scale``: 1 for raw, N/L for normalized."""
-        self.index, self.thetas, self.rank_scale = index, list(thetas), rank_scale
+    def __init__(self, index: np.ndarray) -> None:
+        """``index``: (n_images,) int64 quality indices."""
+        self.index = index
         self._shift = np.zeros(len(index))
         self._mean_rank = np.zeros(len(index))
         self._n_owning_repeats = np.zeros(len(index), np.int64)
         self.n_owned_pairs = np.zeros(len(index), np.int64)
         self._n_repeats = 0
 
-    def add(self, rank2_sum: np.ndarray, n_owned: np.ndarray) -> None:
-        """Takes one repeat's `sum_owned_ranks`."""
+    def add(self, rank2_sum: np.ndarray, n_owned: np.ndarray, scale: float = 1.0) -> None:
+        """Takes one repeat's `sum_owned_ranks` and its `rank_scale`."""
         owns = n_owned > 0
         mean = rank2_sum / np.maximum(2 * n_owned, 1)
-        self._shift += np.where(owns, mean * self.rank_scale - self.index, 0.0)
+        self._shift += np.where(owns, mean * scale - self.index, 0.0)
         self._mean_rank += np.where(owns, mean, 0.0)
         self._n_owning_repeats += owns
         self.n_owned_pairs += n_owned
@@ -133,8 +133,7 @@ def optimize_from_pairs(
     prior = checked_scores(prior_scores)
     check_theta(theta, index_scale)
     index = quality_index(prior)
-    n_pairs = max((len(image) for image, _, _ in repeats), default=0)
-    update = IndexUpdate(index, [theta], rank_scale=rank_scale(index_scale, len(prior), n_pairs))
+    update = IndexUpdate(index)
     for r, (image, mate, similarity) in enumerate(repeats):
         image, mate = np.asarray(image, np.int64), np.asarray(mate, np.int64)
         for name, rows in (("image_row", image), ("mate_row", mate)):
@@ -147,7 +146,8 @@ def optimize_from_pairs(
             raise UsageError(f"repeat {r}: a similarity is NaN or infinite; drop the pairs of images without embedding")
         key = similarity_key(round_similarity(similarity))
         table_key, count = count_keys(key)
-        update.add(*sum_owned_ranks(index, image, mate, look_up(key, table_key, mean_ranks(count))))
+        owned = sum_owned_ranks(index, image, mate, look_up(key, table_key, mean_ranks(count)))
+        update.add(*owned, rank_scale(index_scale, len(prior), len(image)))
     optimized = update.optimized_index(theta)
     score, label = reassign_scores(prior, index, optimized)
     return OptimizedLabels(label, score, optimized, index, update.mean_similarity_rank, update.n_owned_pairs)

@@ -95,8 +95,9 @@ def mated_pairs(
     sizes = np.diff(bounds)
     grams: dict[int, torch.Tensor] = {}
     for k in np.flatnonzero((sizes > 1) & (sizes <= MAX_GRAM_IMAGES)):
-        # one product per identity with its own shape: its bits cannot depend on its neighbours
-        grams[int(k)] = gram_keys(torch.from_numpy(units[bounds[k] : bounds[k + 1]]).to(device))
+        # one product per identity, of its own shape and in memory of its own (a product's bits may depend on the
+        # alignment of its rows): an identity's similarities cannot depend on its neighbours
+        grams[int(k)] = gram_keys(torch.from_numpy(units[bounds[k] : bounds[k + 1]]).clone().to(device))
 
     cluster = np.zeros(len(units), np.int32)
     for repeat in range(n_repeats):

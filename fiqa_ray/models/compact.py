@@ -37,9 +37,12 @@ class ConvNorm(nn.Module):
         if self.training:
             return self.norm(self.conv(x))
         norm = self.norm
-        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # type: ignore[operator]
+        mean, variance = norm.running_mean, norm.running_var
+        assert mean is not None  # both are kept by default
+        assert variance is not None
+        scale = norm.weight * torch.rsqrt(variance + norm.eps)
         weight = self.conv.weight * scale[:, None, None, None]
-        bias = norm.bias - norm.running_mean * scale  # type: ignore[operator]
+        bias = norm.bias - mean * scale
         return functional.conv2d(x, weight, bias, self.conv.stride, self.conv.padding)
 
 
@@ -75,7 +78,7 @@ class CompactFaceNet(nn.Module):
         )
         self.embed = nn.Linear(coarse * 7 * 7, EMBEDDING_DIM, bias=False)
         self.norm = nn.BatchNorm1d(EMBEDDING_DIM)
-        self.to(memory_format=torch.channels_last)  # the faster order of pixels on CPUs
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the faster order of pixels on CPUs
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed faces, shapes as above."""

@@ -1,8 +1,8 @@
 """Synthetic faces with known quality, for trials without any download.
 
 A face is a surface with elliptical cross-sections: at height ``Y`` (down, skull top -1, chin +1) the points are
-``X = a r(Y) sin t``, ``Z = b r(Y) cos t`` with longitude ``t``. Features are painted on a ``(Y, t)`` texture. A view turns the surface
-by yaw and pitch, and every output pixel looks its texture position up in closed form:
+``X = a r(Y) sin t``, ``Z = b r(Y) cos t`` with longitude ``t``. Features are painted on a ``(Y, t)`` texture. A view
+turns the surface by yaw and pitch, and every output pixel looks its texture position up in closed form:
 
     x = r(Y) W sin(t + phi),   W = hypot(a cos yaw, b sin yaw),   phi = atan2(b sin yaw, a cos yaw),
     y = Y cos pitch - z sin pitch   (z: depth after yaw; solved for Y by fixed-point iteration)
@@ -66,13 +66,13 @@ _HAIR_TONES = np.array(
 _IRIS_TONES = np.array(
     [[70, 42, 24], [104, 70, 34], [122, 108, 56], [70, 122, 92], [84, 132, 186], [120, 132, 146]], np.float64
 )
-_NAME_STARTS = "Al Bre Cor Da El Fa Gri Ha Il Jo Ka Lo Mi No Or Pe Ri Sa Ti Vo".split()
-_NAME_ENDS = "ba dan dric fen gar la lin mar na nor ra ric sa ster tha ton va wen win zo".split()
+_NAME_STARTS = tuple("Al Bre Cor Da El Fa Gri Ha Il Jo Ka Lo Mi No Or Pe Ri Sa Ti Vo".split(" "))  # noqa: SIM905
+_NAME_ENDS = tuple("ba dan dric fen gar la lin mar na nor ra ric sa ster tha ton va wen win zo".split(" "))  # noqa: SIM905
 
 
 @dataclass(frozen=True, eq=False)
 class FaceIdentity:
-    """What stays the same in every picture of a person. Lengths are in units of half the head's height, colours are RGB 0..255."""
+    """What stays the same in every picture of a person. Lengths: half the head's height is 1; colours: RGB 0..255."""
 
     half_width: float
     depth: float
@@ -111,7 +111,7 @@ class FaceIdentity:
 
 @dataclass(frozen=True)
 class FaceView:
-    """What changes from picture to picture. Angles in radians: yaw > 0 turns the face to the image's right, pitch > 0 looks up."""
+    """What changes from picture to picture. Radians: yaw > 0 turns to the image's right, pitch > 0 looks up."""
 
     yaw: float
     pitch: float
@@ -333,21 +333,23 @@ def _paint_skin_and_hair(identity: FaceIdentity, rng: np.random.Generator) -> np
     strands = rng.standard_normal((6, 150)).astype(np.float32)
     tones = np.clip(identity.hair_rgb + strands[..., None] * u(6, 18), 0, 255).astype(np.uint8)
     hair = cv2.resize(tones, size, interpolation=cv2.INTER_LINEAR)
-    strands = cv2.resize(strands, size, interpolation=cv2.INTER_LINEAR)
+    strands = np.asarray(cv2.resize(strands, size, interpolation=cv2.INTER_LINEAR), np.float32)
     if u() < 0.3:  # beard, moustache or both
         density, above = u(0.3, 0.95), u(0.06, 0.26)
         cheek_line = identity.mouth_y - above + 0.5 * u(0.1, 0.5) * np.clip(1.0 - np.abs(longitude), 0, 1)
         jaw = _soft_step(y - cheek_line, 9) * _soft_step(1.35 - np.abs(longitude), 8)
         lip = _bump(longitude, 0, 0.32) * _bump(y, (identity.nose_y + identity.mouth_y) / 2 + 0.02, 0.07)
         mask = (jaw, lip, np.maximum(jaw, lip))[rng.integers(3)]
-        _blend(image, mask * np.float32(density) * (0.75 + 0.25 * np.clip(strands, -1, 1)), (hair * 0.9).astype(np.uint8))
+        _blend(
+            image, mask * np.float32(density) * (0.75 + 0.25 * np.clip(strands, -1, 1)), (hair * 0.9).astype(np.uint8)
+        )
 
     style = rng.integers(6)
     base = u(-0.62, -0.45)
     waves = u(0, 0.09) * np.sin(longitude * u(3, 9) + u(0, 6.3)) + u(0, 0.03) * np.sin(longitude * u(12, 30))
     temple = u(0.75, 1.15)
     if style == 0:  # bald or shaven
-        line = np.full_like(longitude, -2.0) if u() < 0.5 else -0.75 + 0.0 * longitude
+        line = np.full_like(longitude, -2.0 if u() < 0.5 else -0.75)
     elif style == 1:  # fringe
         line = u(-0.34, -0.22) + waves
     elif style == 2:  # side parting
@@ -361,7 +363,7 @@ def _paint_skin_and_hair(identity: FaceIdentity, rng: np.random.Generator) -> np
     if style != 0 or line.max() > -1:
         sideburn = u(0.0, 0.5) if identity.hair_length == 0 else 1.2
         line = np.where(np.abs(longitude) > temple, np.maximum(line, line + (np.abs(longitude) - temple) * 6), line)
-        line = np.minimum(line, np.where(np.abs(longitude) > 2.1, 0.9, sideburn + 0.0 * longitude))
+        line = np.minimum(line, np.where(np.abs(longitude) > 2.1, 0.9, sideburn))
         _blend(image, _soft_step(line + 0.01 * strands[:1] - y, 60).astype(np.float32), hair)
     return image
 
@@ -385,7 +387,7 @@ def _dot(image: np.ndarray, longitude: float, y: float, radius_px: float, colour
 
 
 def _paint_features(identity: FaceIdentity, view: FaceView) -> tuple[np.ndarray, np.ndarray]:
-    """The person's texture with eyes, brows, nose and mouth of one expression; and the landmarks ``(5, 2)`` as (longitude, Y)."""
+    """The person's texture with one expression painted on; and the landmarks ``(5, 2)``, frontal x and Y."""
     image = identity.texture.copy()
     arc = np.linspace(0, np.pi, 12)
     ring = np.linspace(0, 2 * np.pi, 20, endpoint=False)
@@ -433,7 +435,7 @@ def _paint_features(identity: FaceIdentity, view: FaceView) -> tuple[np.ndarray,
         centre = np.array([side * identity.eye_x, identity.eye_y])
         landmarks[index] = centre
         width, height = identity.eye_width, identity.eye_height * view.eye_open
-        turn = np.array([[1.0, side * -identity.eye_tilt], [side * identity.eye_tilt * 0.0, 1.0]]).T
+        turn = np.array([[1.0, side * -identity.eye_tilt], [0.0, 1.0]]).T
         upper = np.stack([width * np.cos(arc), -height * np.sin(arc) ** 0.8], 1)
         lower = np.stack([width * np.cos(arc[::-1]), 0.75 * height * np.sin(arc[::-1])], 1)
         lid = place(centre + upper @ turn)
@@ -565,8 +567,8 @@ def render_face(identity: FaceIdentity, view: FaceView, rng: np.random.Generator
         rng: background and clothes.
 
     Returns:
-        The loose crop, ``(side, side, 3)`` uint8 RGB, and the landmarks ``(5, 2)`` float64 in its pixels (left eye, right eye,
-        nose tip, left and right mouth corner; left is the smaller x of an upright face).
+        The loose crop, ``(side, side, 3)`` uint8 RGB, and the landmarks ``(5, 2)`` float64 in its pixels (left eye,
+        right eye, nose tip, left and right mouth corner; left is the smaller x of an upright face).
     """
     texture, feature_points = _paint_features(identity, view)
     scale = view.face_height / 2  # pixels per head unit
@@ -630,7 +632,7 @@ def render_face(identity: FaceIdentity, view: FaceView, rng: np.random.Generator
     ramp = np.linspace(0, 1, 256, dtype=np.float32)
     image *= gain
     picture = np.clip(image, 0, 255, out=image).astype(np.uint8)
-    picture = cv2.LUT(picture, np.round(255 * ramp**view.gamma).astype(np.uint8))
+    picture = np.round(255 * ramp**view.gamma).astype(np.uint8)[picture]
 
     landmark_radius = _radius(identity, feature_points[:, 1])
     landmark_longitude = np.arcsin(np.clip(feature_points[:, 0] / (a * landmark_radius), -0.99, 0.99))
@@ -643,7 +645,12 @@ def render_face(identity: FaceIdentity, view: FaceView, rng: np.random.Generator
 
 
 def _paint_background(
-    identity: FaceIdentity, view: FaceView, rng: np.random.Generator, side: int, to_picture, reach: float
+    identity: FaceIdentity,
+    view: FaceView,
+    rng: np.random.Generator,
+    side: int,
+    to_picture: Callable[[np.ndarray], np.ndarray],
+    reach: float,
 ) -> np.ndarray:
     cells = rng.integers(2, 7)
     grey, tint = rng.uniform(40, 220), rng.normal(0, 14, 3)
@@ -666,15 +673,11 @@ def _paint_background(
         identity.skin_rgb * 0.72,
     )
     _fill(image, to_picture(np.stack([1.6 * np.cos(ring), 2.15 + 0.95 * np.sin(ring)], 1)), clothes)
-    if (
-        identity.hair_volume > 0
-        and identity.texture[2, _TEXTURE_WIDTH // 2].astype(float).sum() != identity.skin_rgb.sum()
-    ):
-        volume = identity.hair_volume
-        cap = np.stack([reach * (1.02 + 0.8 * volume) * np.cos(ring), -0.2 + (0.82 + volume) * np.sin(ring)], 1)
-        _fill(image, to_picture(cap - [0.08 * turn, 0.12 * view.pitch]), identity.hair_rgb * 0.85)
+    volume = identity.hair_volume
+    cap = np.stack([reach * (1.02 + 0.8 * volume) * np.cos(ring), -0.2 + (0.82 + volume) * np.sin(ring)], 1)
+    _fill(image, to_picture(cap - [0.08 * turn, 0.12 * view.pitch]), identity.hair_rgb * 0.85)
     for ear_side in (-1, 1):
-        ear_x = ear_side * identity.half_width * np.cos(view.yaw) * 1.0
+        ear_x = ear_side * identity.half_width * np.cos(view.yaw)
         if ear_side * turn < 0.35:  # the far ear hides behind the head
             ear = np.stack(
                 [
@@ -723,7 +726,9 @@ def degrade(image: np.ndarray, landmarks: np.ndarray, degradation: Degradation, 
     if kind == "compression":
         quality = [cv2.IMWRITE_JPEG_QUALITY, round(50 * (1 / 50) ** strength)]
         _, coded = cv2.imencode(".jpg", _resized(image, 24.0 / face), quality)
-        return cv2.resize(cv2.imdecode(coded, cv2.IMREAD_COLOR), (width, height), interpolation=cv2.INTER_LINEAR)
+        decoded = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+        assert decoded is not None  # encoded just above
+        return cv2.resize(decoded, (width, height), interpolation=cv2.INTER_LINEAR)
     if kind == "darkness":
         grain = rng.standard_normal(image.shape, np.float32)
         return np.clip(image * np.float32(0.03**strength**0.7) + np.float32(4 * strength) * grain, 0, 255).astype(
@@ -820,9 +825,9 @@ def write_synthetic_faces(
     *,
     n_identities: int = 60,
     images_per_identity: int = 22,
-    n_heldout_identities: int = 50,
-    heldout_images_per_identity: int = 11,
-    n_folds: int = 5,
+    n_heldout_identities: int = 60,
+    heldout_images_per_identity: int = 9,
+    n_folds: int = 4,
     pairs_per_fold: int = 500,
     seed: int = 0,
     n_workers: int = 2,

@@ -132,16 +132,16 @@ def update_shard(
     """Optimized indices of the shard's images: all methods, all thetas. Memory: one repeat's pairs and rank table."""
     started = time.monotonic()
     rank_parts = ranks.require().parts
-    updates = {}
+    updates, n_scored = {}, {}
     for method, source in indices.items():
         manifest = source.require()
         index = source.read_rows(manifest.parts[0], shard.first, shard.last, ["quality_index"])[
             "quality_index"
         ].to_numpy()
-        scale = rank_scale(index_scale, manifest.stats["n_scored"], rank_parts[0].n_rows)
-        updates[method] = IndexUpdate(index, thetas, rank_scale=scale)
+        updates[method] = IndexUpdate(index)
+        n_scored[method] = manifest.stats["n_scored"]
     for r, rank_part in enumerate(rank_parts):
-        table = pairs.read(shard.pairs, suffix=f".repeat-{r:02d}.parquet")
+        table = pairs.read(shard.pairs, suffix=schemas.repeat_suffix(r))
         lookup = ranks.read(rank_part)
         rank2 = look_up(
             similarity_key(table["similarity"].to_numpy()),
@@ -149,8 +149,9 @@ def update_shard(
             lookup["rank2"].to_numpy(),
         )
         image, mate = table["image_row"].to_numpy() - shard.first, table["mate_row"].to_numpy() - shard.first
-        for update in updates.values():
-            update.add(*sum_owned_ranks(update.index, image, mate, rank2))
+        for method, update in updates.items():
+            scale = rank_scale(index_scale, n_scored[method], rank_part.n_rows)
+            update.add(*sum_owned_ranks(update.index, image, mate, rank2), scale)
     files, without = {}, {}
     for method, update in updates.items():
         scored = update.index >= 0

@@ -20,11 +20,6 @@ from fiqa_ray.stages import Step, Worker
 from fiqa_ray.storage import Dataset, Part
 
 
-def repeat_suffix(repeat: int) -> str:
-    """Suffix of the file that holds one repeat."""
-    return f".repeat-{repeat:02d}.parquet"
-
-
 def pair_steps(job: Job) -> Iterator[list[Step]]:
     """One step: a part of pairs per part of embeddings."""
     embeddings = job.embeddings("train")
@@ -63,7 +58,7 @@ def run_shard(dataset: Dataset, embeddings: Dataset, settings: PairSettings, see
             "mate_row": image_row[pairs.mate],
             "similarity": pairs.similarity,
         }
-        files[repeat_suffix(pairs.repeat)] = pa.table(columns, schema=schemas.PAIRS)
+        files[schemas.repeat_suffix(pairs.repeat)] = pa.table(columns, schema=schemas.PAIRS)
         n_pairs[str(pairs.repeat)] = len(pairs.image)
     sizes = np.diff(bounds)
     stats = {

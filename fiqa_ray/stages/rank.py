@@ -25,11 +25,6 @@ from fiqa_ray.storage import Dataset, Manifest, Part
 _SAMPLES_PER_RUN = 1024
 
 
-def repeat_suffix(repeat: int) -> str:
-    """Suffix of the file that holds one repeat."""
-    return f".repeat-{repeat:02d}.parquet"
-
-
 def rank_steps(job: Job) -> Iterator[list[Step]]:
     """counting: histograms, ranks; sort: runs, merged ranges, ranks."""
     pairs = job.pairs()
@@ -60,7 +55,7 @@ def _sort_steps(job: Job, pairs: Dataset, manifest: Manifest, n_repeats: int) ->
     yield [Step("rank", runs, manifest.parts, partial(_make_run_worker, runs, pairs, n_repeats), n_pairs, unit="pairs")]
     shards = []
     for r in range(n_repeats):
-        samples = [runs.read(p, suffix=".samples" + repeat_suffix(r)) for p in runs.require().parts]
+        samples = [runs.read(p, suffix=".samples" + schemas.repeat_suffix(r)) for p in runs.require().parts]
         cuts = range_cuts(np.concatenate([s["similarity_key"].to_numpy() for s in samples]), n_ranges)
         # fewer cuts than asked for (ties): the ranges above them stay empty
         bounds = [None, *cuts.tolist(), *[None] * (n_ranges - len(cuts))]
@@ -92,7 +87,7 @@ class RangeShard:
 
 
 def _keys(pairs: Dataset, part: Part, repeat: int) -> np.ndarray:
-    return similarity_key(pairs.read(part, ["similarity"], repeat_suffix(repeat))["similarity"].to_numpy())
+    return similarity_key(pairs.read(part, ["similarity"], schemas.repeat_suffix(repeat))["similarity"].to_numpy())
 
 
 def _counts_table(key: np.ndarray, count: np.ndarray) -> pa.Table:
@@ -109,7 +104,7 @@ def count_shard(dataset: Dataset, pairs: Dataset, n_repeats: int, shard: Part) -
     files, n_pairs = {}, 0
     for r in range(n_repeats):
         key, count = count_keys(_keys(pairs, shard, r))
-        files[repeat_suffix(r)] = _counts_table(key, count)
+        files[schemas.repeat_suffix(r)] = _counts_table(key, count)
         n_pairs += int(count.sum())
     return dataset.write_part(shard.index, files, n_rows=n_pairs, duration_s=time.monotonic() - started)
 
@@ -124,9 +119,9 @@ def run_of_shard(dataset: Dataset, pairs: Dataset, n_repeats: int, shard: Part) 
     files, n_pairs = {}, 0
     for r in range(n_repeats):
         key = np.sort(_keys(pairs, shard, r), kind="stable")
-        files[repeat_suffix(r)] = pa.table({"similarity_key": key}, schema=schemas.SORTED_KEYS)
+        files[schemas.repeat_suffix(r)] = pa.table({"similarity_key": key}, schema=schemas.SORTED_KEYS)
         samples = key[:: max(1, len(key) // _SAMPLES_PER_RUN)]
-        files[".samples" + repeat_suffix(r)] = pa.table({"similarity_key": samples}, schema=schemas.SORTED_KEYS)
+        files[".samples" + schemas.repeat_suffix(r)] = pa.table({"similarity_key": samples}, schema=schemas.SORTED_KEYS)
         n_pairs += len(key)
     return dataset.write_part(
         shard.index,
@@ -147,7 +142,7 @@ def merge_shard(dataset: Dataset, runs: Dataset, shard: RangeShard) -> Part:
     started = time.monotonic()
     pieces = []
     for part in runs.require().parts if shard.live else []:
-        key = runs.read(part, suffix=repeat_suffix(shard.repeat))["similarity_key"].to_numpy()
+        key = runs.read(part, suffix=schemas.repeat_suffix(shard.repeat))["similarity_key"].to_numpy()
         low = 0 if shard.low is None else np.searchsorted(key, shard.low)
         high = len(key) if shard.high is None else np.searchsorted(key, shard.high)
         pieces.append(key[low:high].copy())
@@ -165,14 +160,14 @@ def _make_rank_worker(dataset: Dataset) -> Worker:
 
 
 def rank_shard(dataset: Dataset, shard: RankShard) -> Part:
-    """The table similarity -> rank of one repeat. Memory: 24 bytes per entry of all its histograms."""
+    """The table similarity -> rank of one repeat. Memory: 134 MB, and one histogram at a time."""
     started = time.monotonic()
     parts = shard.counts.require().parts
-    suffix = repeat_suffix(shard.repeat)
+    suffix = schemas.repeat_suffix(shard.repeat)
     if shard.engine == "sort":
         parts, suffix = parts[shard.repeat * shard.n_ranges : (shard.repeat + 1) * shard.n_ranges], ".parquet"
-    tables = [shard.counts.read(p, suffix=suffix) for p in parts]
-    key, count = add_counts([(t["similarity_key"].to_numpy(), t["n_pairs"].to_numpy()) for t in tables])
+    tables = (shard.counts.read(p, suffix=suffix) for p in parts)
+    key, count = add_counts((t["similarity_key"].to_numpy(), t["n_pairs"].to_numpy()) for t in tables)
     table = pa.table({"similarity_key": key, "rank2": mean_ranks(count)}, schema=schemas.SIMILARITY_RANKS)
     n_pairs = int(count.sum())
     return dataset.write_part(

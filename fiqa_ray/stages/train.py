@@ -14,7 +14,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -29,14 +29,24 @@ from torch import nn
 from fiqa_ray import __version__, schemas
 from fiqa_ray.config import RecognizerSettings, TrainSettings
 from fiqa_ray.core.labels import scale_to_unit
-from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.errors import FiqaRayError, StorageError
 from fiqa_ray.images import decode_faces
 from fiqa_ray.lineage import PRIOR, Job
 from fiqa_ray.models.recognition import load_recognizer
 from fiqa_ray.models.regressor import QualityHead, QualityRegressor, parameter_groups, save_regressor
 from fiqa_ray.progress import StepProgress
 from fiqa_ray.stages import Step, Worker, one_thread
-from fiqa_ray.storage import Dataset, Part, exists, fingerprint, join, read_bytes, read_json, write_atomic
+from fiqa_ray.storage import (
+    Dataset,
+    Part,
+    exists,
+    fingerprint,
+    join,
+    read_bytes,
+    read_json,
+    storage_quiet,
+    write_atomic,
+)
 
 VALIDATION_EVERY = 20
 CLIP_NORM = 5.0
@@ -167,7 +177,9 @@ def _show_progress(plan: Plan, thread: threading.Thread) -> None:
     bar: StepProgress | None = None
     while thread.is_alive():
         thread.join(1.0)
-        state = read_json(join(plan.state_uri, "progress.json"))
+        state = None
+        with storage_quiet():
+            state = read_json(join(plan.state_uri, "progress.json"))
         if state is None:
             continue
         if bar is None:
@@ -185,9 +197,10 @@ def _fit_with_ray(plan: Plan, n_workers: int) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    use_gpu = plan.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= n_workers
-    TorchTrainer(
-        train_loop_in_ray,
+    # "cuda" is a demand, which makes an autoscaled cluster start its GPU machines; "auto" takes what is there
+    use_gpu = plan.device == "cuda" or (plan.device == "auto" and ray.cluster_resources().get("GPU", 0) >= n_workers)
+    result = TorchTrainer(
+        train_loop_in_ray,  # type: ignore[arg-type]  # what it returns is the result's return_value
         train_loop_config={"plan": plan},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
@@ -196,14 +209,23 @@ def _fit_with_ray(plan: Plan, n_workers: int) -> None:
         # the loop restores from the run's own storage, so a worker that is started again goes on from there
         run_config=RunConfig(failure_config=FailureConfig(max_failures=5)),
     ).fit()
+    fault = getattr(result, "return_value", None)
+    if isinstance(fault, str):
+        raise FiqaRayError(fault)
 
 
-def train_loop_in_ray(config: dict[str, Any]) -> None:
-    """The same loop inside Ray Train's workers."""
+def train_loop_in_ray(config: dict[str, Any]) -> str | None:
+    """The same loop inside Ray Train's workers; a fault that trying again cannot mend is returned as its message."""
     from ray.train import get_context, report
 
     context = get_context()
-    train_loop(config["plan"], context.get_world_rank(), context.get_world_size(), report)
+    try:
+        train_loop(config["plan"], context.get_world_rank(), context.get_world_size(), report)
+    except StorageError:
+        raise
+    except FiqaRayError as exc:
+        return str(exc)
+    return None
 
 
 # --- the loop: the same in one process and in Ray Train's workers ---
@@ -227,13 +249,13 @@ def train_loop(
 ) -> None:
     """Trains the plan's tasks; rank 0 writes state and results."""
     device = plan.device if plan.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(plan.seed)
     if plan.settings.mode == "head":
         with one_thread():  # products of a few rows: more threads only wait for one another
             _Run(plan, plan.tasks, _HeadTraining(plan, device, rank, world), rank, world, report, n_total=1).run(0)
     else:
         for i, task in enumerate(plan.tasks):
-            if not task.regressor.finished_parts():
+            if not task.regressor.finished_parts(verify=True):
+                torch.manual_seed(plan.seed)  # every network starts from the same head, also after a restart
                 training = _FinetuneTraining(plan, task, device, rank, world)
                 _Run(plan, [task], training, rank, world, report, n_total=len(plan.tasks)).run(i)
 
@@ -246,7 +268,9 @@ class _Run:
     ) -> None:
         self.plan, self.tasks, self.training = plan, tasks, training
         self.rank, self.world, self.report, self.n_total = rank, world, report, n_total
-        marks = fingerprint([t.regressor.fingerprint for t in tasks])
+        # a state fits only the same division of the rows: with another number of workers training starts afresh
+        division = [world, training.batch_size, len(plan.embeddings.require().parts)]
+        marks = fingerprint([*(t.regressor.fingerprint for t in tasks), *division])
         self.state_uri = join(plan.state_uri, f"state-{marks}.pt")
 
     def run(self, number: int) -> None:
@@ -265,6 +289,7 @@ class _Run:
                 n_summed += 1
                 state.step += 1
                 if state.step % every == 0 or state.step == n_steps:
+                    _broadcast(t.buffers(), self.world)  # what is judged is what rank 0 saves
                     validation = _reduce(t.validate(), "sum", self.world)
                     mean = (_reduce(loss_sum, "sum", self.world) / (n_summed * self.world)).tolist()
                     losses = (validation[:, 0] / validation[:, 1].clamp(min=1)).tolist()
@@ -334,6 +359,20 @@ def _reduce(value: torch.Tensor, how: str, world: int) -> torch.Tensor:
     return value.clone()
 
 
+def _broadcast(tensors: Iterable[torch.Tensor], world: int) -> None:
+    """Rank 0's values for all workers."""
+    if world > 1:
+        import torch.distributed as dist
+
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
+def _share(batch_size: int, n_train: int, world: int) -> int:
+    """Rows per step of one worker: the workers' shares add up to the recipe's batch."""
+    return max(1, min(batch_size // world, int(_reduce(torch.tensor(n_train), "min", world))))
+
+
 def _average_gradients(parameters: list[nn.Parameter], world: int) -> None:
     if world > 1:
         import torch.distributed as dist
@@ -401,7 +440,7 @@ class _HeadTraining:
         self.parts = list(zip(manifest.parts, manifest.first_rows[:-1], strict=True))[rank::world]
         self.cache: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.mean, self.scale, self.n_train = self._moments()
-        self.batch_size = max(1, min(plan.recipe.batch_size, int(_reduce(torch.tensor(self.n_train), "min", world))))
+        self.batch_size = _share(plan.recipe.batch_size, self.n_train, world)
         self.head = nn.Linear(len(self.mean), len(plan.tasks))
         nn.init.zeros_(self.head.weight)
         nn.init.constant_(self.head.bias, 0.5)
@@ -461,6 +500,10 @@ class _HeadTraining:
         self.optimizer.step()
         return error.detach().double().cpu()
 
+    def buffers(self) -> Iterable[torch.Tensor]:
+        """A linear head has none."""
+        return []
+
     @torch.no_grad()
     def validate(self) -> torch.Tensor:
         """(k, 2): sum of absolute errors and number of validation images."""
@@ -507,7 +550,7 @@ class _FinetuneTraining:
         known = np.isfinite(self.label)
         spans = [np.arange(first, first + p.n_rows) for p, first in self.parts]
         self.n_train = int(sum((known[s] & ~self.validation[s]).sum() for s in spans))
-        self.batch_size = max(1, min(plan.recipe.batch_size, int(_reduce(torch.tensor(self.n_train), "min", world))))
+        self.batch_size = _share(plan.recipe.batch_size, self.n_train, world)
         r = plan.recognizer
         recognizer = load_recognizer(r.name, weights=r.weights, device=device, **r.options)
         self.model = QualityRegressor(recognizer, QualityHead(recognizer.dim)).to(device)
@@ -519,11 +562,9 @@ class _FinetuneTraining:
         self.clipped = list(self.model.parameters()) if published else self.trained
         self.optimizer = torch.optim.Adam(groups)
         self.scaler = torch.amp.GradScaler("cuda", enabled=device.startswith("cuda"))
-        if world > 1:
-            import torch.distributed as dist
-
-            for tensor in self.model.state_dict().values():
-                dist.broadcast(tensor, 0)
+        _broadcast(self.model.state_dict().values(), world)
+        self.validation_faces: list[bytes] | None = None
+        self.validation_labels = np.empty(0, np.float32)
 
     def _load(self, part: tuple[Part, int]) -> tuple[pa.ChunkedArray, np.ndarray]:
         table = self.plan.faces.read(part[0], ["face", "status"])
@@ -554,17 +595,21 @@ class _FinetuneTraining:
     def _decode(self, batch: list[Any]) -> tuple[torch.Tensor, ...]:
         faces, _ = decode_faces([item[0][p].as_py() for item, p in batch], n_threads=2)
         label = self.label[[item[1][p] for item, p in batch]]
-        return torch.from_numpy(faces).to(self.device), torch.from_numpy(label).to(self.device)
+        return torch.from_numpy(faces), torch.from_numpy(label)  # a thread has no current GPU: the caller moves them
+
+    def buffers(self) -> Iterable[torch.Tensor]:
+        """Batch-norm statistics, which each worker moves by its own batches."""
+        return self.model.buffers()
 
     def train_step(self, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        faces, label = batch
+        faces, label = (t.to(self.device) for t in batch)
         self.model.train()
         with torch.autocast("cuda", torch.float16, enabled=self.device.startswith("cuda")):
             loss = (self.model(faces) - label).abs().mean()
         self.optimizer.zero_grad()  # published: clears only the optimizer's parameters, as the released code does
         self.scaler.scale(loss).backward()
+        _average_gradients(self.clipped, self.world)  # before unscaling: an overflow anywhere is seen by all
         self.scaler.unscale_(self.optimizer)
-        _average_gradients(self.trained, self.world)
         nn.utils.clip_grad_norm_(self.clipped, CLIP_NORM)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -573,16 +618,27 @@ class _FinetuneTraining:
     @torch.no_grad()
     def validate(self) -> torch.Tensor:
         """(1, 2): sum of absolute errors and number of validation images; full precision, eval mode."""
+        if self.validation_faces is None:
+            self._collect_validation()
+        assert self.validation_faces is not None
         self.model.eval()
         sums = torch.zeros(1, 2, dtype=torch.float64)
+        for at in range(0, len(self.validation_faces), self.batch_size):
+            faces, _ = decode_faces(self.validation_faces[at : at + self.batch_size], n_threads=2)
+            label = torch.from_numpy(self.validation_labels[at : at + self.batch_size]).to(self.device)
+            sums[0, 0] += (self.model(torch.from_numpy(faces).to(self.device)) - label).abs().sum().double().cpu()
+            sums[0, 1] += len(label)
+        return sums
+
+    def _collect_validation(self) -> None:
+        """Reads this worker's validation images once. Memory: their encoded bytes, a twentieth of its faces."""
+        self.validation_faces, labels = [], []
         for part in self.parts:
             faces, rows = self._load(part)
             chosen = np.flatnonzero((rows >= 0) & self.validation[np.maximum(rows, 0)])
-            for at in range(0, len(chosen), self.batch_size):
-                batch, label = self._decode([((faces, rows), int(p)) for p in chosen[at : at + self.batch_size]])
-                sums[0, 0] += (self.model(batch) - label).abs().sum().double().cpu()
-                sums[0, 1] += len(label)
-        return sums
+            self.validation_faces += faces.take(pa.array(chosen)).to_pylist()
+            labels.append(self.label[rows[chosen]])
+        self.validation_labels = np.concatenate(labels) if labels else np.empty(0, np.float32)
 
     def weights(self, _: int) -> dict[str, torch.Tensor]:
         """A copy of the network."""

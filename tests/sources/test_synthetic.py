@@ -12,7 +12,6 @@ import pytest
 
 from fiqa_ray.core.align import TEMPLATE, similarity_matrix
 from fiqa_ray.errors import UsageError
-from fiqa_ray.sources import synthetic
 from fiqa_ray.sources.synthetic import (
     DEGRADATION_KINDS,
     Degradation,
@@ -172,10 +171,9 @@ def test_made_up_names_are_distinct() -> None:
     assert all(name.count("_") == 1 and name.replace("_", "").isalpha() for name in names)
 
 
-def with_green_marks(monkeypatch: pytest.MonkeyPatch, view: FaceView, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A rendered face whose irises and nostrils are replaced by pure green eyes only: an independent sight of the eyes."""
-    rng = identity_rng(seed, 7, 0)
-    identity = draw_identity(rng)
+def with_green_eyes(view: FaceView, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A face without glasses whose irises are pure green, to be found in the picture by their colour alone."""
+    identity = draw_identity(identity_rng(seed, 7, 0))
     for name, value in (("iris_rgb", np.array([0.0, 255.0, 0.0])), ("glasses", 0)):
         object.__setattr__(identity, name, value)
     return render_face(identity, view, identity_rng(seed, 7, 0, 0))
@@ -184,11 +182,9 @@ def with_green_marks(monkeypatch: pytest.MonkeyPatch, view: FaceView, seed: int)
 @pytest.mark.parametrize("yaw", [-0.6, 0.0, 0.5])
 @pytest.mark.parametrize("pitch", [-0.25, 0.2])
 @pytest.mark.parametrize("roll", [-0.3, 0.15])
-def test_eye_landmarks_lie_in_the_middle_of_the_eyes(
-    monkeypatch: pytest.MonkeyPatch, yaw: float, pitch: float, roll: float
-) -> None:
+def test_eye_landmarks_lie_in_the_middle_of_the_eyes(yaw: float, pitch: float, roll: float) -> None:
     view = FaceView(**(FRONTAL.__dict__ | {"yaw": yaw, "pitch": pitch, "roll": roll}))
-    picture, landmarks = with_green_marks(monkeypatch, view, 5)
+    picture, landmarks = with_green_eyes(view, 5)
     colours = picture.astype(int)
     green = (colours[..., 1] > 90) & (colours[..., 1] > 2 * np.maximum(colours[..., 0], colours[..., 2]))
     rows, columns = np.nonzero(green)
@@ -249,4 +245,3 @@ def test_true_quality_falls_with_strength_and_with_turning_away() -> None:
     assert true_quality(FRONTAL, Degradation("none", 0.0)) == 1.0
     assert true_quality(FRONTAL, Degradation("blur", 0.3)) > true_quality(FRONTAL, Degradation("noise", 0.5))
     assert true_quality(turned, Degradation("none", 0.0)) < 1.0
-    assert synthetic.MARKER_NAME.endswith(".json")
