@@ -183,3 +183,18 @@ def test_lock_of_a_living_machine_holds(tmp_path, monkeypatch):
     with pytest.raises(FiqaRayError, match="on elsewhere"):
         RunLock(str(tmp_path)).__enter__()
     other.join()
+
+
+def test_a_part_made_again_with_other_bytes_is_an_error(root):
+    """What was made from the lost part would no longer fit: nothing is written."""
+    d = dataset(root)
+    d.write_plan({"n_parts": 1})
+    d.write_part(0, {".parquet": table(4)}, n_rows=4)
+    d.commit(1)
+    d.write_part(0, {".parquet": table(4)}, n_rows=4)  # the same bytes mend a lost file
+    before = read_bytes(d.at("part-00000.parquet"))
+    with pytest.raises(
+        FiqaRayError, match=r"part-00000 was lost and made again, but with other bytes.*remove this folder"
+    ):
+        d.write_part(0, {".parquet": table(4, 1)}, n_rows=4)
+    assert read_bytes(d.at("part-00000.parquet")) == before

@@ -1,12 +1,17 @@
 """Training: what is learnt, what is left alone, and that an interrupted trainer ends with the same weights."""
 
 import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import smoke
+from conftest import free_port
 from fiqa_ray.config import load_settings
 from fiqa_ray.errors import IncompleteError
 from fiqa_ray.lineage import Job
@@ -109,8 +114,6 @@ def test_interrupted_training_ends_with_the_same_weights(labelled, tmp_path, mon
     whole = train(labelled, *options, "train.learning_rate=0.01")
     expected = [state_of(whole, t)[0] for t in ("prior", 0.05)]
     # the same training under another fingerprint (a seed would change it; a label would not): copy of the run
-    import shutil
-
     source = whole.settings.run_uri
     copy = str(tmp_path / "copy")
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns("regressor", "_training", "_lock"))
@@ -193,3 +196,69 @@ def test_ray_train_with_two_workers_goes_on_after_a_killed_one(labelled, tmp_pat
     assert card["metrics"]["n_steps"] > 8
     assert np.isfinite(card["metrics"]["validation_l1"])
     assert all(torch.isfinite(v).all() for v in state.values())
+
+
+def test_a_lost_regressor_is_trained_again(labelled, tmp_path):
+    """Its record alone does not count: the file must be there, with the size it had."""
+    copy = str(tmp_path / "copy")
+    shutil.copytree(load_settings(labelled).run_uri, copy, ignore=shutil.ignore_patterns("_lock"))
+    options = ["train.mode=finetune", "train.n_epochs=1", "train.batch_size=16", f"run_uri={copy}"]
+    job = train(labelled, *options)
+    weights = Path(job.regressor(job.settings.methods[0], 0.05).at("weights.pt"))
+    before = weights.read_bytes()
+    weights.unlink()
+    shutil.rmtree(Path(copy) / "_training")
+    train(labelled, *options)
+    assert weights.read_bytes() == before
+
+
+def test_a_restart_between_two_regressors_changes_nothing(labelled, tmp_path):
+    """Every network starts from the same head, whether it is the first of its process or not."""
+    options = ["train.mode=finetune", "train.n_epochs=2", "train.batch_size=16", "train.learning_rate=0.5"]
+    whole = train(labelled, *options)
+    copy = str(tmp_path / "copy")
+    shutil.copytree(whole.settings.run_uri, copy, ignore=shutil.ignore_patterns("_lock", "_training"))
+    shutil.rmtree(whole.regressor(whole.settings.methods[0], 0.05).uri.replace(whole.settings.run_uri, copy))
+    again = train(labelled, *options, f"run_uri={copy}")
+    state, expected = state_of(again, 0.05)[0], state_of(whole, 0.05)[0]
+    assert all(torch.equal(state[k], expected[k]) for k in state)
+
+
+TWO_WORKERS = """
+import sys, torch, torch.distributed as dist
+from fiqa_ray.stages import train as module
+from fiqa_ray.config import load_settings
+from fiqa_ray.lineage import Job
+from fiqa_ray.run import stage_steps
+rank, port, job, out = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+(step, *_), *_ = list(stage_steps("train", Job(load_settings(job, sys.argv[5:]))))
+plan = step.make_worker.args[0]
+torch.manual_seed(rank)
+training = module._FinetuneTraining(plan, plan.tasks[0], "cpu", rank, 2)
+assert training.batch_size == plan.recipe.batch_size // 2
+for batch in training.batches(0, 2, 0):
+    training.train_step(batch)
+torch.save([p.detach().clone() for p in training.model.parameters()], f"{out}/{rank}.pt")
+dist.barrier()
+"""
+
+
+@pytest.mark.parametrize("gradients", ["clean", "published"])
+def test_workers_hold_the_same_weights_after_every_step(labelled, tmp_path, gradients):
+    """Two processes with unequal shares of the rows; gradients are averaged before they are clipped."""
+    options = ["train.mode=finetune", "train.batch_size=16", f"train.gradients={gradients}"]
+    port = str(free_port())
+    command = [sys.executable, "-c", TWO_WORKERS]
+    workers = [
+        subprocess.Popen(
+            [*command, str(rank), port, labelled, str(tmp_path), *options], stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    for worker in workers:
+        _, errors = worker.communicate(timeout=120)
+        assert worker.returncode == 0, errors
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
