@@ -21,6 +21,9 @@ from fiqa_ray.core.draws import counter_draws
 SIMILARITY_STEPS = 1 << 23
 """Similarities are multiples of 1/SIMILARITY_STEPS: float32's own resolution just below 1."""
 
+TIE_STEPS = 1 << 10
+"""Distances that agree to 1/TIE_STEPS of a similarity step tie; the image joins the cluster of the lower number."""
+
 MAX_ITERATIONS = 50
 _BATCH_BYTES = 128 << 20
 _INIT_STREAM = 0x1217
@@ -78,6 +81,8 @@ def lloyd_batch(
         within = (one_hot * to_cluster).sum(1)
         size = count.clamp(min=1)
         distance = (within / size / size)[:, None, :] - 2 * to_cluster / size[:, None, :]
+        # equal distances of clusters of different sizes may differ in the last bit of a division: here they tie
+        distance = (distance * TIE_STEPS).round_()
         distance.masked_fill_((count == 0)[:, None, :], torch.inf)
         new = torch.where(valid, distance.argmin(2), -1)
         if torch.equal(new, member):
