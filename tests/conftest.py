@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,8 @@ import uuid
 
 import hypothesis
 import pytest
+
+import smoke
 
 hypothesis.settings.register_profile("shared", deadline=None)  # machines are shared: one slow call means nothing
 hypothesis.settings.load_profile("shared")
@@ -34,16 +35,10 @@ for name in ("RAY_ADDRESS", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
     os.environ.pop(name, None)
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 @pytest.fixture(scope="session")
 def s3_server():
     """A moto server in a process of its own, so that Ray's workers and subprocesses reach it; sets AWS_ENDPOINT_URL."""
-    port = free_port()
+    port = smoke.free_port()
     url = f"http://127.0.0.1:{port}"
     server = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import socket
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,13 @@ import yaml
 from torch import nn
 
 from fiqa_ray.config import load_settings
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody uses."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def make_faces(root: Path, *, n_identities=8, per_identity=9, seed=0, benchmark=True) -> Path:

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import smoke
-from conftest import free_port
 from fiqa_ray.config import load_settings
 from fiqa_ray.errors import IncompleteError
 from fiqa_ray.lineage import Job
@@ -249,7 +248,7 @@ dist.barrier()
 def test_workers_hold_the_same_weights_after_every_step(labelled, tmp_path, gradients):
     """Two processes with unequal shares of the rows; gradients are averaged before they are clipped."""
     options = ["train.mode=finetune", "train.batch_size=16", f"train.gradients={gradients}"]
-    port = str(free_port())
+    port = str(smoke.free_port())
     command = [sys.executable, "-c", TWO_WORKERS]
     workers = [
         subprocess.Popen(
