@@ -14,6 +14,9 @@ from fiqa_ray.config import BenchmarkSettings, MethodSettings, RecognizerSetting
 from fiqa_ray.schemas import SCHEMA_VERSION
 from fiqa_ray.storage import Dataset, content_hash, fingerprint, join
 
+DRAWS_VERSION = 2
+"""Raise it when the same seed gives other clusters or partners than before."""
+
 PRIOR = "prior"
 """Stands for a theta where labels are the prior scores themselves."""
 
@@ -82,7 +85,7 @@ class Job:
 
     def pairs(self) -> Dataset:
         """Mated pairs of all repeats."""
-        config = {**self.settings.pair.model_dump(mode="json"), "seed": self.settings.seed}
+        config = {**self.settings.pair.model_dump(mode="json"), "seed": self.settings.seed, "draws": DRAWS_VERSION}
         return self._dataset("pairs", {"fr": self.fr}, config, {"embeddings": self.embeddings("train")})
 
     def key_counts(self) -> Dataset:

@@ -17,7 +17,7 @@ from fiqa_ray.config import ComputeSettings, Settings
 from fiqa_ray.errors import FiqaRayError, IncompleteError, StorageError, UsageError
 from fiqa_ray.lineage import Job
 from fiqa_ray.progress import StepProgress
-from fiqa_ray.stages import Step, Worker, one_thread
+from fiqa_ray.stages import Step, Worker
 from fiqa_ray.storage import Manifest, Part, RunLock, fingerprint, join, put_if_absent, read_json, sizes_below
 
 Outcome = Part | Exception
@@ -199,6 +199,8 @@ def _differences(before: Any, now: Any, place: str = "") -> list[str]:
 
 def local_map(items: Sequence[Item]) -> Iterator[tuple[Item | None, Outcome]]:
     """Runs shards one by one in this process."""
+    from fiqa_ray.core.threads import one_thread
+
     workers = WorkerSlot()
     for step, shard in items:
         with one_thread() if step.engine != "driver" else nullcontext():
@@ -249,6 +251,8 @@ def _ray_tasks(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tupl
     import ray
 
     def run_shard(make_worker: Any, shard: Any) -> Outcome:
+        from fiqa_ray.core.threads import one_thread
+
         with one_thread():
             return _outcome(lambda: make_worker()(shard))
 

@@ -150,7 +150,7 @@ def _measured_rates(job: Job) -> dict[str, Any]:
     """Seconds per image of the recogniser and of each method, from one small batch each on one thread."""
     import torch
 
-    from fiqa_ray.stages import one_thread
+    from fiqa_ray.core.threads import one_thread
     from fiqa_ray.stages.infer import ModelCall
 
     s = job.settings

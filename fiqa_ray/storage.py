@@ -16,7 +16,6 @@ from __future__ import annotations
 import _thread
 import errno
 import hashlib
-import io
 import json
 import logging
 import os
@@ -146,17 +145,17 @@ def exists(uri: str) -> bool:
         return fs.exists(path)
 
 
-def write_atomic(uri: str, data: bytes) -> None:
+def write_atomic(uri: str, data: bytes | pa.Buffer) -> None:
     """Writes a whole object by one act: readers see all of it or nothing."""
     with storage_errors(uri):
         fs, path = filesystem(uri)
         if _is_local(fs):
             _write_local(path, data, os.replace)
         else:
-            fs.pipe_file(path, data)
+            fs.pipe_file(path, bytes(data))
 
 
-def _write_local(path: str, data: bytes, name_it: Callable[[str, str], None]) -> None:
+def _write_local(path: str, data: bytes | pa.Buffer, name_it: Callable[[str, str], None]) -> None:
     """Writes beside the place, then gives the file its name in one act."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
@@ -270,13 +269,14 @@ def add_stats(all_stats: Iterator[Mapping[str, Any]] | list[Mapping[str, Any]]) 
     return dict(sorted(total.items()))
 
 
-def table_bytes(table: pa.Table, row_group_rows: int = 1 << 20, **options: Any) -> bytes:
-    """A table as Parquet (zstd): equal tables give equal bytes with one pyarrow version."""
-    sink = io.BytesIO()
+def table_bytes(table: pa.Table, row_group_rows: int = 1 << 20, **options: Any) -> pa.Buffer:
+    """A table as Parquet (zstd, a checksum per page): equal tables give equal bytes with one pyarrow version."""
+    sink = pa.BufferOutputStream()
     pq.write_table(
         table.replace_schema_metadata(None),
         sink,
         row_group_size=row_group_rows,
+        write_page_checksum=True,
         **{"compression": "zstd", "store_schema": True, **options},
     )
     return sink.getvalue()
@@ -327,7 +327,7 @@ class Dataset:
     def write_part(
         self,
         index: int,
-        files: Mapping[str, pa.Table | bytes],
+        files: Mapping[str, pa.Table | pa.Buffer | bytes],
         *,
         n_rows: int,
         stats: dict[str, Any] | None = None,
@@ -339,9 +339,9 @@ class Dataset:
         ``files``: suffix (".parquet", appended to the part's name) or a whole name ("report.html") -> table or bytes.
         """
         name = part_name(index)
-        made = {}
+        made: dict[str, bytes | pa.Buffer] = {}
         for suffix, content in files.items():
-            data = content if isinstance(content, bytes) else table_bytes(content, **parquet)
+            data = table_bytes(content, **parquet) if isinstance(content, pa.Table) else content
             made[name + suffix if suffix.startswith(".") else suffix] = data
         written = {k: {"n_bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for k, d in made.items()}
         manifest = self.manifest()
@@ -423,15 +423,13 @@ class Dataset:
         name = part_name(part.index) + suffix
         data = read_bytes(self.at(name))
         if hashlib.sha256(data).hexdigest() != part.files[name]["sha256"]:
-            raise FiqaRayError(
-                f"{self.at(name)} is damaged: {len(data)} bytes that do not match the checksum of its record "
-                f"{part_name(part.index)}.json; remove this file and run again, and its part is made anew"
-            )
+            raise self._damaged(part, name, f"{len(data)} bytes that do not match the checksum of its record")
         return data
 
     def read(self, part: Part, columns: list[str] | None = None, suffix: str = ".parquet") -> pa.Table:
-        """A part's table, checked against its checksum."""
-        return pq.read_table(io.BytesIO(self.read_file(part, suffix)), columns=columns)
+        """A part's table or some columns of it, checked page by page; from a local disk only those are read."""
+        with self._table(part, suffix) as file:
+            return file.read(columns)
 
     def read_all(self, columns: list[str] | None = None, suffix: str = ".parquet") -> pa.Table:
         """All parts in order as one table: for per-image vectors and small results."""
@@ -439,19 +437,39 @@ class Dataset:
 
     def read_rows(self, part: Part, first: int, last: int, columns: list[str]) -> pa.Table:
         """Rows first:last of a large part; reads only the row groups that hold them."""
-        with storage_errors(self.uri):
-            fs, path = filesystem(self.at(part_name(part.index) + ".parquet"))
-            with fs.open(path, "rb") as f:
-                file = pq.ParquetFile(f)
-                groups: list[int] = []
-                skip = at = 0
-                for g in range(file.num_row_groups):
-                    n = file.metadata.row_group(g).num_rows
-                    if at < last and at + n > first:
-                        skip = first - at if not groups else skip
-                        groups.append(g)
-                    at += n
-                return file.read_row_groups(groups, columns=columns).slice(skip, last - first)
+        with self._table(part, ".parquet", whole=False) as file:
+            groups: list[int] = []
+            skip = at = 0
+            for g in range(file.num_row_groups):
+                n = file.metadata.row_group(g).num_rows
+                if at < last and at + n > first:
+                    skip = first - at if not groups else skip
+                    groups.append(g)
+                at += n
+            return file.read_row_groups(groups, columns=columns).slice(skip, last - first)
+
+    @contextmanager
+    def _table(self, part: Part, suffix: str, whole: bool = True) -> Iterator[pq.ParquetFile]:
+        """Opens a part's table; what proves damaged while it is open is reported with the remedy."""
+        name = part_name(part.index) + suffix
+        uri = self.at(name)
+        with storage_errors(uri):
+            fs, path = filesystem(uri)
+            if _is_local(fs):
+                source: Any = pa.memory_map(path)
+            else:  # one request, unless only a little is wanted
+                source = pa.BufferReader(fs.cat_file(path)) if whole else fs.open(path, "rb")
+        try:
+            with source, pq.ParquetFile(source, page_checksum_verification=True) as file:
+                yield file
+        except (pa.ArrowException, OSError) as exc:
+            raise self._damaged(part, name, f"{' '.join(str(exc).split())[:120]}; see its record") from exc
+
+    def _damaged(self, part: Part, name: str, how: str) -> FiqaRayError:
+        return FiqaRayError(
+            f"{self.at(name)} is damaged: {how} {part_name(part.index)}.json; remove this file and run again, and its part "
+            "is made anew"
+        )
 
 
 def _json(value: Any) -> bytes:

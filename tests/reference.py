@@ -1,13 +1,16 @@
 """The paper's section III-C as slow loops over Python numbers: the second implementation that the engine must equal.
 
-Everything is exact where the engine is exact: similarities are whole multiples of 2^-23, ranks are fractions, centroid
-distances are fractions of whole numbers. Only the last steps (means of indices) are float64, as they are in the engine.
+Everything is exact where the engine is exact: similarities are whole multiples of 2^-23, ranks are fractions, the sums
+behind centroid distances are whole numbers. The distance itself takes three roundings to float32, as in the engine, and the
+last steps (means of indices) are float64.
 """
 
 from __future__ import annotations
 
 import math
 from fractions import Fraction
+
+import numpy as np
 
 MASK = (1 << 64) - 1
 STEPS = 1 << 23
@@ -36,7 +39,10 @@ def key(a, b):
 def kmeans(vectors, identity_row, n_clusters, seed, repeat=0):
     """Lloyd from random images, with distances to the mean of each cluster's members as exact fractions."""
     n = len(vectors)
-    gram = [[key(a, b) for b in vectors] for a in vectors]
+    coarse = 1  # the largest power of two with which n keys of up to 2^23 / coarse sum to no more than 2^24
+    while n * STEPS // coarse > 1 << 24:
+        coarse *= 2
+    gram = [[round(Fraction(key(a, b), coarse)) for b in vectors] for a in vectors]  # halves to even
     order = sorted(range(n), key=lambda i: (draw(seed, 0x1217, repeat, identity_row, i), i))
     members = [[i] for i in order[: min(n_clusters, n)]]
     assigned = None
@@ -48,9 +54,8 @@ def kmeans(vectors, identity_row, n_clusters, seed, repeat=0):
                 if not ms:
                     continue
                 m = len(ms)
-                distance = Fraction(sum(gram[a][b] for a in ms for b in ms), m * m) - Fraction(
-                    2 * sum(gram[i][j] for j in ms), m
-                )
+                within = np.float32(sum(gram[a][b] for a in ms for b in ms) / (m * m))
+                distance = np.float32(sum(gram[i][j] for j in ms)) * np.float32(-2 / m) + within
                 if best_distance is None or distance < best_distance:
                     best, best_distance = c, distance
             new.append(best)
@@ -66,12 +71,16 @@ def draw_pairs(clusters, identity_row, seed, repeat):
     """(image, mate) of one identity: each image with one image of every other cluster."""
     pairs = []
     for i, own in enumerate(clusters):
+        word = draw(seed, 0x9A17, repeat, identity_row, i) >> 32
         for other in range(max(clusters) + 1):
             if other == own:
                 continue
             members = [j for j, c in enumerate(clusters) if c == other]
-            bits = draw(seed, 0x9A17, repeat, identity_row, i, other)
-            pairs.append((i, members[((bits >> 32) * len(members)) >> 32]))
+            x = (word + other * 0x9E3779B9) & 0xFFFFFFFF
+            x = ((x ^ (x >> 16)) * 0x21F0AAAD) & 0xFFFFFFFF
+            x = ((x ^ (x >> 15)) * 0x735A2D97) & 0xFFFFFFFF
+            fraction = (x ^ (x >> 15)) >> 8  # of 2^24
+            pairs.append((i, members[int(np.float32(fraction) * np.float32(len(members) / 2**24))]))
     return pairs
 
 

@@ -5,8 +5,7 @@ Stages do not import each other; they meet through the datasets of `fiqa_ray.lin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -33,16 +32,3 @@ class Step:
     uses_model: bool = False
     unit: str = "rows"
     plan: dict[str, Any] = field(default_factory=dict)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One torch thread, as in Ray's workers: the bits of a product may depend on the number of threads."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from fiqa_ray import schemas
 from fiqa_ray.core.labels import IndexUpdate, quality_index, rank_scale, reassign_scores, sum_owned_ranks
-from fiqa_ray.core.ranking import look_up, similarity_key
+from fiqa_ray.core.ranking import RankTable, similarity_key
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.lineage import Job
 from fiqa_ray.stages import Step, Worker
@@ -142,12 +142,9 @@ def update_shard(
         n_scored[method] = manifest.stats["n_scored"]
     for r, rank_part in enumerate(rank_parts):
         table = pairs.read(shard.pairs, suffix=schemas.repeat_suffix(r))
-        lookup = ranks.read(rank_part)
-        rank2 = look_up(
-            similarity_key(table["similarity"].to_numpy()),
-            lookup["similarity_key"].to_numpy(),
-            lookup["rank2"].to_numpy(),
-        )
+        ranking = ranks.read(rank_part)
+        lookup = RankTable.of(ranking["similarity_key"].to_numpy(), ranking["rank2"].to_numpy())
+        rank2 = lookup.look_up(similarity_key(table["similarity"].to_numpy()))
         image, mate = table["image_row"].to_numpy() - shard.first, table["mate_row"].to_numpy() - shard.first
         for method, update in updates.items():
             scale = rank_scale(index_scale, n_scored[method], rank_part.n_rows)

@@ -29,13 +29,14 @@ from torch import nn
 from fiqa_ray import __version__, schemas
 from fiqa_ray.config import RecognizerSettings, TrainSettings
 from fiqa_ray.core.labels import scale_to_unit
+from fiqa_ray.core.threads import one_thread
 from fiqa_ray.errors import FiqaRayError, StorageError
 from fiqa_ray.images import decode_faces
 from fiqa_ray.lineage import PRIOR, Job
 from fiqa_ray.models.recognition import load_recognizer
 from fiqa_ray.models.regressor import QualityHead, QualityRegressor, parameter_groups, save_regressor
 from fiqa_ray.progress import StepProgress
-from fiqa_ray.stages import Step, Worker, one_thread
+from fiqa_ray.stages import Step, Worker
 from fiqa_ray.storage import (
     Dataset,
     Part,
@@ -299,7 +300,8 @@ class _Run:
                     if self.rank == 0 and (time.monotonic() - saved >= SAVE_EVERY_S or state.step == n_steps):
                         self._save(state, number * n_steps, n_steps * self.n_total)
                         saved = time.monotonic()
-                    self.report({"step": state.step, "validation_loss": float(np.mean(losses))})
+                    if state.step == n_steps:  # once: Ray Train takes about 2 s for each report
+                        self.report({"step": state.step, "validation_loss": float(np.mean(losses))})
         if self.rank == 0:
             for k, task in enumerate(self.tasks):
                 self._finish(task, state, k, time.monotonic() - started)

@@ -2,10 +2,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from fiqa_ray.core.clustering import faiss_clusters, gram_keys, lloyd_batch, unit_vectors
-from fiqa_ray.core.pairs import mated_pairs, sample_partners
+from fiqa_ray.core.pairs import list_partners, mated_pairs, partner_words
 
 
 def shard(rng, sizes, dim=32):
@@ -47,6 +48,12 @@ def test_an_identity_does_not_see_its_neighbours():
             assert np.array_equal(p.similarity[mine].view(np.uint32), q.similarity.view(np.uint32))
 
 
+def sample_partners(cluster, bounds, identity_rows, *, seed, repeat):
+    partners = list_partners(cluster, bounds)
+    words = torch.from_numpy(partner_words(bounds, identity_rows, seed=seed, repeat=repeat))
+    return partners.image.numpy(), partners.draw(words).numpy()
+
+
 def test_partners_are_uniform_and_independent():
     """Chi-square of the partner's place within each other cluster, over repeats and identities of one shape."""
     cluster = np.repeat([0, 1, 2], [4, 5, 6]).astype(np.int32)
@@ -71,7 +78,6 @@ def test_partners_are_uniform_and_independent():
 @pytest.mark.parametrize("engine", ["lloyd", "faiss"])
 def test_clusters_are_as_good_as_scikit_learn(engine):
     """Same start, same data: inertia within 1 % of scikit-learn's Lloyd (it may stop at another local optimum)."""
-    import torch
     from sklearn.cluster import KMeans
 
     from fiqa_ray.core.draws import counter_draws
@@ -82,7 +88,10 @@ def test_clusters_are_as_good_as_scikit_learn(engine):
     start = np.argsort(counter_draws(9, 0x1217, 0, 4, np.arange(300)), kind="stable")[:20]
     other = KMeans(20, init=units[start], n_init=1, max_iter=50, tol=0).fit(units)
     if engine == "lloyd":
-        labels = lloyd_batch([gram_keys(torch.from_numpy(units))], [4], 20, seed=9)[0]
+        gram = torch.empty(300, 300)
+        gram_keys(units, gram)
+        assert torch.equal(gram, gram.T)
+        labels = lloyd_batch([gram], [4], 20, seed=9)[0]
     else:
         labels = faiss_clusters(units, 4, 20, seed=9)
     inertia = sum(((units[labels == c] - units[labels == c].mean(0)) ** 2).sum() for c in np.unique(labels))

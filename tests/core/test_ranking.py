@@ -4,7 +4,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 
-from fiqa_ray.core.ranking import add_counts, count_keys, look_up, mean_ranks, merge_range, range_cuts, similarity_key
+from fiqa_ray.core.ranking import (
+    RankTable,
+    add_counts,
+    count_keys,
+    mean_ranks,
+    merge_range,
+    range_cuts,
+    similarity_key,
+)
 
 
 @settings(max_examples=100, deadline=None)
@@ -20,7 +28,8 @@ def test_both_engines_equal_scipy(n_shards, n_ranges, spread, seed):
     everything = np.concatenate(shards)
     expected = rankdata(everything, method="average") - 1 if len(everything) else np.empty(0)
 
-    counted = add_counts([count_keys(s) for s in shards])
+    counted = add_counts([count_keys([s]) for s in shards])
+    at_once = count_keys(shards)
     runs = [np.sort(s) for s in shards]
     cuts = range_cuts(np.concatenate([r[:: max(1, len(r) // 16)] for r in runs]), n_ranges)
     pieces = [np.split(r, np.searchsorted(r, cuts)) for r in runs]
@@ -28,8 +37,9 @@ def test_both_engines_equal_scipy(n_shards, n_ranges, spread, seed):
     merged = tuple(np.concatenate(column) for column in zip(*ranges, strict=True))
 
     for key, count in (counted, merged):
-        assert np.array_equal(look_up(everything, key, mean_ranks(count)) / 2, expected)
+        assert np.array_equal(RankTable.of(key, mean_ranks(count)).look_up(everything) / 2, expected)
     assert all(np.array_equal(a, b) for a, b in zip(counted, merged, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(counted, at_once, strict=True))
 
 
 def test_keys_are_exact():
@@ -37,4 +47,12 @@ def test_keys_are_exact():
     with pytest.raises(ValueError, match="multiples"):
         similarity_key(np.array([2.0**-24]))
     with pytest.raises(ValueError, match="missing"):
-        look_up(np.array([3]), np.array([1, 2]), np.array([0, 2]))
+        RankTable.of(np.array([1, 2]), np.array([0, 2])).look_up(np.array([3], np.int32))
+    with pytest.raises(ValueError, match="missing"):
+        RankTable.of(np.array([1, 4]), np.array([0, 2])).look_up(np.array([3], np.int32))
+
+
+def test_ranks_beyond_32_bits():
+    """A repeat of 3 thousand million pairs at two similarities: places need int64."""
+    table = RankTable.of(np.array([5, 9], np.int32), mean_ranks(np.array([2 * 10**9, 10**9])))
+    assert table.look_up(np.array([5, 9, 5], np.int32)).tolist() == [2 * 10**9 - 1, 5 * 10**9 - 1, 2 * 10**9 - 1]
