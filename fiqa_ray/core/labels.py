@@ -171,7 +171,7 @@ def optimize_from_pairs(
 
 def rank_keys(key: np.ndarray) -> np.ndarray:
     """rank2 (n_pairs,) of one repeat's keys: equation 2 in memory."""
-    distinct, count = count_keys([key])
+    distinct, count = count_keys(key)
     return RankTable.of(distinct, mean_ranks(count)).look_up(key)
 
 
@@ -198,8 +198,8 @@ def optimize_labels(
     ``embeddings``: (n_images, dim) float32; ``identities``: (n_images,) of anything hashable, in any order;
     ``prior_scores``: (n_images,) floats, larger is better, or {method: (n_images,)}, which gives {method: labels}.
     Identity rows count in order of first appearance. Errors: `UsageError` for arrays that do not fit together or values
-    that are not finite. Uses all of this process's torch threads. Memory: the pairs of all repeats, 12 bytes each (1.9
-    bytes x 10^3 per image at the defaults), one copy of the embeddings where identities are scattered.
+    that are not finite. Uses all of this process's torch threads. Memory: the pairs of all repeats, up to 17
+    bytes each (3.2 kB per image at the defaults), one copy of the embeddings where identities are scattered.
     """
     embeddings = np.asarray(embeddings)
     if embeddings.ndim != 2 or not np.isfinite(embeddings).all():

@@ -28,7 +28,7 @@ MAX_GRAM_IMAGES = 16_384
 _PARTNER_STREAM = 0x9A17
 _BLOCK_IMAGES = 4096
 _BLOCK_ENTRIES = 1 << 21
-_CHUNK_PAIRS = 1 << 16
+_CHUNK_PAIRS = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,7 @@ def list_partners(cluster: np.ndarray, bounds: np.ndarray, device: str = "cpu") 
     n_partners = n_cells[identity] - 1
     n_pairs = int(n_partners.sum())
 
-    def put(values: np.ndarray, kind: torch.dtype = torch.int32) -> torch.Tensor:
-        return torch.from_numpy(values).to(device, kind)
-
+    put = partial(_put, device)
     image = torch.repeat_interleave(
         torch.arange(len(identity), dtype=torch.int32, device=device), put(n_partners, torch.int64), output_size=n_pairs
     )
@@ -123,14 +121,13 @@ def mated_pairs(
     clustering: str = "lloyd",
     device: str = "cpu",
     n_threads: int = 1,
-    clusters: np.ndarray | None = None,
 ) -> list[Pairs]:
     """Clusters every identity and draws the pairs of all repeats.
 
     ``embeddings``: (n_images, dim) float32, identity k in rows bounds[k]:bounds[k+1]. ``recluster`` fits the clusters anew
     for each repeat (the paper's text); the default fits them once (its authors' code). ``clustering``: "lloyd" or "faiss".
-    ``clusters``: (n_images,) found before, instead of fitting. Memory: the pairs, 8 bytes each (12 with ``recluster``), and
-    per thread a block: 12 bytes per Gram entry of 4,096 images or of one identity of up to `MAX_GRAM_IMAGES`.
+    Memory: the pairs, 8 bytes each (12 with ``recluster``), twice that while blocks are put together, and per thread a
+    block: 12 bytes per Gram entry of 4,096 images or of one identity of up to `MAX_GRAM_IMAGES`.
     """
     bounds = np.asarray(bounds, np.int64)
     call = partial(
@@ -145,8 +142,7 @@ def mated_pairs(
 
     def run(block: slice) -> list[Pairs]:
         own = bounds[block.start : block.stop + 1]
-        given = None if clusters is None else clusters[own[0] : own[-1]]
-        return call(embeddings[own[0] : own[-1]], own - own[0], identity_rows[block], given)
+        return call(embeddings[own[0] : own[-1]], own - own[0], identity_rows[block])
 
     blocks = list(identity_blocks(np.diff(bounds)))
     with one_thread():
@@ -195,7 +191,6 @@ def _block_pairs(
     embeddings: np.ndarray,
     bounds: np.ndarray,
     identity_rows: np.ndarray,
-    clusters: np.ndarray | None,
     *,
     n_clusters: int,
     n_repeats: int,
@@ -218,18 +213,15 @@ def _block_pairs(
     found: list[Pairs] = []
     for repeat in range(n_repeats):
         if repeat == 0 or recluster:
-            if clusters is not None:
-                cluster = clusters
-            else:
-                by_faiss = large or clustering == "faiss"
-                fit = partial(_fit_faiss, units) if by_faiss else partial(_fit_lloyd, grams)
-                cluster = np.concatenate(fit(identity_rows, n_clusters, seed, repeat))
+            by_faiss = large or clustering == "faiss"
+            fit = partial(_fit_faiss, units) if by_faiss else partial(_fit_lloyd, grams)
+            cluster = np.concatenate(fit(identity_rows, n_clusters, seed, repeat))
             partners = list_partners(cluster, bounds, device)
             image = partners.image.cpu().numpy()
             # the Gram row of each pair's image: its first entry, less the identity's first image
             row_at = np.arange(bounds[-1]) - np.repeat(bounds[:-1], sizes)
             row_at = np.repeat(np.cumsum(sizes**2) - sizes**2 - bounds[:-1], sizes) + row_at * np.repeat(sizes, sizes)
-            gram_row = None if large else _to(row_at, device).index_select(0, partners.image)
+            gram_row = None if large else _put(device, row_at).index_select(0, partners.image)
         words = torch.from_numpy(partner_words(bounds, identity_rows, seed=seed, repeat=repeat)).to(device)
         mate = partners.draw(words)
         if gram_row is None:
@@ -269,15 +261,15 @@ def _fit_faiss(
 def _multiply_out(units: np.ndarray, image: np.ndarray, mate: np.ndarray) -> np.ndarray:
     """Similarities of an identity without Gram matrix, 32 MB at a time."""
     similarity = np.empty(len(image), np.float32)
-    for at in range(0, len(image), _CHUNK_PAIRS // 8):
-        chunk = slice(at, at + _CHUNK_PAIRS // 8)
+    for at in range(0, len(image), _CHUNK_PAIRS):
+        chunk = slice(at, at + _CHUNK_PAIRS)
         dot = np.einsum("ij,ij->i", units[image[chunk]], units[mate[chunk]])
         similarity[chunk] = round_similarity(dot)
     return similarity
 
 
-def _to(values: np.ndarray, device: str) -> torch.Tensor:
-    return torch.from_numpy(values).to(device, torch.int32)
+def _put(device: str, values: np.ndarray, kind: torch.dtype = torch.int32) -> torch.Tensor:
+    return torch.from_numpy(values).to(device, kind)
 
 
 def round_similarity(cosine: np.ndarray) -> np.ndarray:

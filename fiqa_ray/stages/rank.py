@@ -103,7 +103,7 @@ def count_shard(dataset: Dataset, pairs: Dataset, n_repeats: int, shard: Part) -
     started = time.monotonic()
     files, n_pairs = {}, 0
     for r in range(n_repeats):
-        key, count = count_keys([_keys(pairs, shard, r)])
+        key, count = count_keys(_keys(pairs, shard, r))
         files[schemas.repeat_suffix(r)] = _counts_table(key, count)
         n_pairs += int(count.sum())
     return dataset.write_part(shard.index, files, n_rows=n_pairs, duration_s=time.monotonic() - started)

@@ -28,8 +28,8 @@ def test_both_engines_equal_scipy(n_shards, n_ranges, spread, seed):
     everything = np.concatenate(shards)
     expected = rankdata(everything, method="average") - 1 if len(everything) else np.empty(0)
 
-    counted = add_counts([count_keys([s]) for s in shards])
-    at_once = count_keys(shards)
+    counted = add_counts([count_keys(s) for s in shards])
+    at_once = count_keys(everything)
     runs = [np.sort(s) for s in shards]
     cuts = range_cuts(np.concatenate([r[:: max(1, len(r) // 16)] for r in runs]), n_ranges)
     pieces = [np.split(r, np.searchsorted(r, cuts)) for r in runs]
@@ -50,6 +50,14 @@ def test_keys_are_exact():
         RankTable.of(np.array([1, 2]), np.array([0, 2])).look_up(np.array([3], np.int32))
     with pytest.raises(ValueError, match="missing"):
         RankTable.of(np.array([1, 4]), np.array([0, 2])).look_up(np.array([3], np.int32))
+
+
+def test_many_keys_are_counted_like_few():
+    key = np.random.default_rng(0).integers(-(2**23), 2**23 + 1, 1_200_000).astype(np.int32)
+    distinct, count = np.unique(key, return_counts=True)
+    found = count_keys(key)
+    assert np.array_equal(found[0], distinct)
+    assert np.array_equal(found[1], count)
 
 
 def test_ranks_beyond_32_bits():
