@@ -72,6 +72,7 @@ class PairSettings(_Settings):
     n_repeats: int = Field(10, ge=1, le=100)
     recluster: bool = Field(False, description="fit the clusters anew for each repeat, as the paper's text reads")
     clustering: Literal["lloyd", "faiss"] = "lloyd"
+    keep: bool = Field(True, description="store the pairs; false: make them again from the clusters where needed")
 
 
 class RankSettings(_Settings):

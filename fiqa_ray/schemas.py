@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Part of every fingerprint: raise it when a column or its meaning changes."""
 
 ROW = ("image_row", pa.int64())
@@ -57,13 +57,28 @@ QUALITY_SCORES = pa.schema(  # prior scores, and scores of regressors
     [ROW, ("score", pa.float64()), *STATUS]  # larger is better, the method's own range
 )
 
-PAIRS = pa.schema(  # one file per part and repeat; ordered by image_row
+# every image of a part of pairs; one file per part, or one per repeat where clusters are fitted anew
+CLUSTERS = pa.schema(
     [
         ROW,
-        ("mate_row", pa.int64()),
+        ("identity_row", pa.int32()),
+        ("cluster", pa.int32()),  # dense from 0 within the identity; -1 where the image has no embedding
+        ("n_pairs", pa.int32()),  # pairs that the image opens in a repeat: one per other cluster of its identity
+    ]
+)
+
+# one file per part and repeat: for each image of CLUSTERS its n_pairs, ordered by the mate's cluster
+PAIRS = pa.schema(
+    [
+        ("mate_row", pa.int32()),
         ("similarity", pa.float32()),  # cosine, a multiple of 2^-23 in [-1, 1]
     ]
 )
+
+
+def cluster_suffix(fit: int) -> str:
+    """Suffix of a part's file of clusters: fit 0, or one fit per repeat."""
+    return f".clusters-{fit:02d}.parquet"
 
 
 def repeat_suffix(repeat: int) -> str:
@@ -71,11 +86,13 @@ def repeat_suffix(repeat: int) -> str:
     return f".repeat-{repeat:02d}.parquet"
 
 
-KEY_COUNTS = pa.schema(  # histogram of one shard or key range; similarity = key / 2^23
+KEY_COUNTS = pa.schema(  # histogram of some parts of pairs or of a key range; similarity = key / 2^23
     [("similarity_key", pa.int32()), ("n_pairs", pa.int64())]
 )
 
-SORTED_KEYS = pa.schema([("similarity_key", pa.int32())])  # a shard's sorted run
+SORTED_KEYS = pa.schema([("similarity_key", pa.int32())])  # a sorted run: the keys of some parts of pairs
+
+KEY_SAMPLES = pa.schema([("repeat", pa.int32()), ("similarity_key", pa.int32())])  # evenly spaced keys of sorted runs
 
 SIMILARITY_RANKS = pa.schema(  # one part per repeat: twice the mean place (from 0) of all pairs with this similarity
     [("similarity_key", pa.int32()), ("rank2", pa.int64())]

@@ -448,6 +448,16 @@ class Dataset:
                 at += n
             return file.read_row_groups(groups, columns=columns).slice(skip, last - first)
 
+    def read_range(self, part: Part, low: int | None, high: int | None, suffix: str) -> pa.Table:
+        """The row groups of a sorted table whose first column meets [low, high); None is open."""
+        with self._table(part, suffix, whole=False) as file:
+            groups = []
+            for g in range(file.num_row_groups):
+                found = file.metadata.row_group(g).column(0).statistics
+                if (high is None or found.min < high) and (low is None or found.max >= low):
+                    groups.append(g)
+            return file.read_row_groups(groups)
+
     @contextmanager
     def _table(self, part: Part, suffix: str, whole: bool = True) -> Iterator[pq.ParquetFile]:
         """Opens a part's table; what proves damaged while it is open is reported with the remedy."""

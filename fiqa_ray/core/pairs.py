@@ -9,7 +9,7 @@ the similarities of all repeats by look-up.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -119,6 +119,7 @@ def mated_pairs(
     seed: int = 0,
     recluster: bool = False,
     clustering: str = "lloyd",
+    clusters: Sequence[np.ndarray] = (),
     device: str = "cpu",
     n_threads: int = 1,
 ) -> list[Pairs]:
@@ -126,6 +127,7 @@ def mated_pairs(
 
     ``embeddings``: (n_images, dim) float32, identity k in rows bounds[k]:bounds[k+1]. ``recluster`` fits the clusters anew
     for each repeat (the paper's text); the default fits them once (its authors' code). ``clustering``: "lloyd" or "faiss".
+    ``clusters``: what an earlier call found, one array (n_images,) per fit; nothing is fitted then.
     Memory: the pairs, 8 bytes each (12 with ``recluster``), twice that while blocks are put together, and per thread a
     block: 12 bytes per Gram entry of 4,096 images or of one identity of up to `MAX_GRAM_IMAGES`.
     """
@@ -142,7 +144,8 @@ def mated_pairs(
 
     def run(block: slice) -> list[Pairs]:
         own = bounds[block.start : block.stop + 1]
-        return call(embeddings[own[0] : own[-1]], own - own[0], identity_rows[block])
+        known = [c[own[0] : own[-1]] for c in clusters]
+        return call(embeddings[own[0] : own[-1]], own - own[0], identity_rows[block], known)
 
     blocks = list(identity_blocks(np.diff(bounds)))
     with one_thread():
@@ -191,6 +194,7 @@ def _block_pairs(
     embeddings: np.ndarray,
     bounds: np.ndarray,
     identity_rows: np.ndarray,
+    clusters: list[np.ndarray],
     *,
     n_clusters: int,
     n_repeats: int,
@@ -215,7 +219,7 @@ def _block_pairs(
         if repeat == 0 or recluster:
             by_faiss = large or clustering == "faiss"
             fit = partial(_fit_faiss, units) if by_faiss else partial(_fit_lloyd, grams)
-            cluster = np.concatenate(fit(identity_rows, n_clusters, seed, repeat))
+            cluster = clusters[repeat] if clusters else np.concatenate(fit(identity_rows, n_clusters, seed, repeat))
             partners = list_partners(cluster, bounds, device)
             image = partners.image.cpu().numpy()
             # the Gram row of each pair's image: its first entry, less the identity's first image

@@ -8,7 +8,7 @@ repeat has at most 2^24 + 1 distinct ones, and its ranking is the table (key, co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,33 +33,58 @@ def similarity_key(similarity: np.ndarray) -> np.ndarray:
     return key
 
 
-def count_keys(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Histogram of int32 keys: the distinct ones, ascending int32, and their counts int64.
+class KeyCounter:
+    """Histogram of similarity keys, fed bit by bit.
 
-    Many keys are counted in a table of all possible ones, few are sorted. Memory: 134 MB, or about 16 bytes per key.
+    Few keys are kept and sorted at the end, many are counted in a table of all possible ones. Memory: 67 MB (the pages of
+    it that are touched), 134 MB where histograms of more than 2^31 pairs are added up.
     """
-    if len(key) < N_KEYS >> 4:
-        distinct, count = np.unique(key, return_counts=True)
-        return distinct.astype(np.int32), count.astype(np.int64)
-    at = as_tensor(key) + SIMILARITY_STEPS
-    table = torch.zeros(N_KEYS, dtype=torch.int64)
-    table.scatter_add_(0, at.long(), torch.ones(1, dtype=torch.int64).expand(len(key)))
-    count = table.numpy()
-    found = np.flatnonzero(count)
-    return (found - SIMILARITY_STEPS).astype(np.int32), count[found]
 
+    def __init__(self) -> None:
+        self.n_pairs = 0
+        self._few: list[tuple[np.ndarray, np.ndarray | None]] = []
+        self._n_few = 0
+        self._table: np.ndarray | None = None
+        self._low, self._high = N_KEYS, -1
 
-def add_counts(histograms: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Sum of histograms, as `count_keys` gives them. Memory: 134 MB for all possible keys, and one histogram at a time."""
-    total = np.zeros(N_KEYS, np.int64)
-    low, high = N_KEYS, -1
-    for keys, counts in histograms:
-        if len(keys):
-            at = keys + np.int32(SIMILARITY_STEPS)
-            low, high = min(low, int(at[0])), max(high, int(at[-1]))
-            total[at] += counts  # keys of one histogram are distinct
-    found = np.flatnonzero(total[low : high + 1]) + low if high >= low else np.empty(0, np.int64)
-    return (found - SIMILARITY_STEPS).astype(np.int32), total[found]
+    def add(self, key: np.ndarray, count: np.ndarray | None = None) -> None:
+        """Takes (n,) int32 keys, each counted once, or ``count`` (n,) int64 times."""
+        if len(key) == 0:
+            return
+        self.n_pairs += len(key) if count is None else int(count.sum())
+        if self._table is None and self._n_few + len(key) <= N_KEYS >> 5:
+            self._few.append((key, count))
+            self._n_few += len(key)
+            return
+        for few in self._few:
+            self._count(*few)
+        self._few = []
+        self._count(key, count)
+
+    def _count(self, key: np.ndarray, count: np.ndarray | None) -> None:
+        if self._table is None:
+            self._table = np.zeros(N_KEYS, np.int32)
+        if self.n_pairs >= 2**31 and self._table.dtype == np.int32:
+            self._table = self._table.astype(np.int64)
+        at = as_tensor(key) + SIMILARITY_STEPS
+        low, high = torch.aminmax(at)
+        self._low, self._high = min(self._low, int(low)), max(self._high, int(high))
+        table = torch.from_numpy(self._table)
+        times = torch.ones(1, dtype=table.dtype).expand(len(at)) if count is None else as_tensor(count).to(table.dtype)
+        table.index_add_(0, at, times)
+
+    def histogram(self) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct keys, ascending int32, and their counts int64."""
+        if self._table is None:
+            keys = [k for k, _ in self._few]
+            counts = [np.ones(len(k), np.int64) if c is None else c for k, c in self._few]
+            distinct, at = np.unique(np.concatenate([np.empty(0, np.int32), *keys]), return_inverse=True)
+            # float64 sums of whole numbers below 2^53 are exact
+            total = np.bincount(at, weights=np.concatenate([np.empty(0), *counts]), minlength=len(distinct))
+            return distinct.astype(np.int32), total.astype(np.int64)
+        touched = self._table[self._low : self._high + 1]
+        found = np.flatnonzero(touched)
+        return (found + (self._low - SIMILARITY_STEPS)).astype(np.int32), touched[found].astype(np.int64)
 
 
 def range_cuts(samples: np.ndarray, n_ranges: int) -> np.ndarray:
@@ -103,14 +128,13 @@ class RankTable:
         table[key - key[0]] = rank2
         return RankTable(int(key[0]), torch.from_numpy(table))
 
-    def look_up(self, key: np.ndarray) -> np.ndarray:
+    def look_up(self, key: np.ndarray) -> torch.Tensor:
         """rank2 (int32 or int64) of every pair's int32 key; every key must stand in the table."""
-        if len(key) == 0:
-            return np.empty(0, np.int64)
         at = as_tensor(key) - self.first
-        found = None
-        if len(self.rank2) and int(at.min()) >= 0 and int(at.max()) < len(self.rank2):
-            found = self.rank2.index_select(0, at)
-        if found is None or int(found.min()) < 0:
+        if len(key) == 0:
+            return at
+        low, high = torch.aminmax(at)
+        found = self.rank2.index_select(0, at) if low >= 0 and high < len(self.rank2) else None
+        if found is None or found.min() < 0:
             raise ValueError("a pair's similarity is missing from the ranking: pairs and ranks are of different runs")
-        return found.numpy()
+        return found

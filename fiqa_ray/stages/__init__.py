@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from fiqa_ray.storage import Dataset, Part
@@ -32,3 +33,8 @@ class Step:
     uses_model: bool = False
     unit: str = "rows"
     plan: dict[str, Any] = field(default_factory=dict)
+
+
+def ready(run: Callable[..., Part], *settings: Any) -> Callable[[], Worker]:
+    """The ``make_worker`` of a worker that has nothing to load: ``run(*settings, shard)`` is the worker."""
+    return partial(partial, run, *settings)

@@ -10,7 +10,6 @@ import io
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,7 @@ from fiqa_ray.sources.protocols import (
     read_pairs_table,
 )
 from fiqa_ray.sources.scores import scores_by_id
-from fiqa_ray.stages import Step, Worker
+from fiqa_ray.stages import Step, ready
 from fiqa_ray.storage import Dataset, Part, read_bytes, storage_errors
 
 RANDOM, ORACLE = "random", "oracle"
@@ -92,7 +91,7 @@ def evaluate_steps(job: Job) -> Iterator[list[Step]]:
         )
         dataset = job.evaluation(benchmark)
         n_pairs = len(read_pairs(benchmark.pairs).mated)
-        steps.append(Step("evaluate", dataset, [shard], partial(_make_worker, dataset), n_pairs, unit="pairs"))
+        steps.append(Step("evaluate", dataset, [shard], ready(run_shard, dataset), n_pairs, unit="pairs"))
     if steps:
         yield steps
 
@@ -109,10 +108,6 @@ def read_pairs(settings: PairListSettings) -> VerificationPairs:
         if settings.kind == "cfp":
             return read_cfp_pairs(settings.uri, part=settings.part)
         return read_pairs_table(settings.uri)
-
-
-def _make_worker(dataset: Dataset) -> Worker:
-    return partial(run_shard, dataset)
 
 
 def run_shard(dataset: Dataset, shard: BenchmarkShard) -> Part:

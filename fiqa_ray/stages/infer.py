@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,7 @@ from fiqa_ray.lineage import Job
 from fiqa_ray.models.quality import METHODS, embedding_norm, load_scorer
 from fiqa_ray.models.recognition import load_recognizer
 from fiqa_ray.sources.scores import scores_by_id
-from fiqa_ray.stages import Step, Worker
+from fiqa_ray.stages import Step, Worker, ready
 from fiqa_ray.storage import Dataset, Part
 
 Model = Callable[[torch.Tensor, np.ndarray], np.ndarray]
@@ -115,14 +116,12 @@ def _score_step(job: Job, face_set: str, method: MethodSettings) -> Step:
     manifest = faces.require()
     scores_uri = job.scores_uri(face_set, method)
     if scores_uri is not None:
-        return Step(
-            "score", dataset, [faces], partial(_make_file_worker, dataset, scores_uri), manifest.n_rows, unit="images"
-        )
+        return Step("score", dataset, [faces], ready(file_shard, dataset, scores_uri), manifest.n_rows, unit="images")
     row = METHODS.get(method.name)
     if row is not None and row.from_embedding:
         embeddings = job.embeddings(face_set)
         parts = embeddings.require().parts
-        worker = partial(_make_norm_worker, dataset, embeddings)
+        worker = ready(norm_shard, dataset, embeddings)
         return Step("score", dataset, parts, worker, manifest.n_rows, unit="images")
     call = ModelCall(
         job.settings.recognizer,
@@ -211,6 +210,7 @@ def _write(
     status[good[~finite]] = "non_finite"
     error[good[~finite]] = "the model returned NaN or infinity for this face"
     columns = {"image_row": table["image_row"], "status": status.tolist(), "error": error.tolist()}
+    plain: dict[str, Any] = {}
     if embeds:
         dim = values.shape[1]
         stored = [None] * n
@@ -218,6 +218,9 @@ def _write(
         for i in np.flatnonzero(finite):
             stored[good[i]] = flat[i].tobytes()
         schema = schemas.embeddings(dim)
+        # digits of embeddings are noise: packing them costs time and saves nothing
+        plain = {"compression": {n: "NONE" if n == "embedding" else "zstd" for n in schema.names}}
+        plain |= {"use_dictionary": [n for n in schema.names if n != "embedding"]}
         columns |= {"identity_row": table["identity_row"], "embedding": pa.array(stored, pa.binary(4 * dim))}
     else:
         score = np.full(n, np.nan)
@@ -230,14 +233,11 @@ def _write(
         n_rows=n,
         stats={"status": dict(Counter(status.tolist()))},
         duration_s=time.monotonic() - started,
+        **plain,
     )
 
 
 # --- scores without a model ---
-
-
-def _make_norm_worker(dataset: Dataset, embeddings: Dataset) -> Worker:
-    return partial(norm_shard, dataset, embeddings)
 
 
 def norm_shard(dataset: Dataset, embeddings: Dataset, shard: Part) -> Part:
@@ -246,10 +246,6 @@ def norm_shard(dataset: Dataset, embeddings: Dataset, shard: Part) -> Part:
     table = embeddings.read(shard, ["image_row", "embedding", "status", "error"])
     values, good = schemas.embedding_values(table)
     return _write(dataset, table, good, embedding_norm(values), False, shard.index, started)
-
-
-def _make_file_worker(dataset: Dataset, scores_uri: str) -> Worker:
-    return partial(file_shard, dataset, scores_uri)
 
 
 def file_shard(dataset: Dataset, scores_uri: str, faces: Dataset) -> Part:

@@ -1,7 +1,7 @@
 """optimize: equation 3 for all FIQA methods and thetas in one pass over the pairs, then the scores dealt out anew.
 
 Three steps: the place of every prior score (one task per method), the optimized index of every image (one task per part of
-pairs; a pair's owner is always in its own shard), the final sort and labels (one task per method and theta).
+pairs; a pair's owner is always in its own part), the final sort and labels (one task per method and theta).
 """
 
 from __future__ import annotations
@@ -9,17 +9,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
 
 from fiqa_ray import schemas
 from fiqa_ray.core.labels import IndexUpdate, quality_index, rank_scale, reassign_scores, sum_owned_ranks
-from fiqa_ray.core.ranking import RankTable, similarity_key
+from fiqa_ray.core.ranking import RankTable
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.lineage import Job
-from fiqa_ray.stages import Step, Worker
+from fiqa_ray.pair_parts import PairReader, StoredPairs
+from fiqa_ray.stages import Step, ready
 from fiqa_ray.storage import Dataset, Part
 
 
@@ -33,23 +34,21 @@ def optimize_steps(job: Job) -> Iterator[list[Step]]:
         priors = job.prior_scores("train", method)
         priors.require()
         dataset = indices[method.label]
-        steps.append(Step("optimize", dataset, [priors], partial(_make_index_worker, dataset), n_images, unit="images"))
+        steps.append(Step("optimize", dataset, [priors], ready(index_shard, dataset), n_images, unit="images"))
     yield steps
 
-    pairs, ranks, dataset = job.pairs(), job.similarity_ranks(), job.optimized_index()
+    ranks, dataset, reader = job.similarity_ranks(), job.optimized_index(), PairReader.of(job)
     ranks.require()
-    manifest = pairs.require()
-    first_rows = manifest.first_rows
-    shards = [UpdateShard(p, first, first + p.n_rows) for p, first in zip(manifest.parts, first_rows[:-1], strict=True)]
     thetas = settings.optimize.theta
-    worker = partial(_make_update_worker, dataset, pairs, ranks, indices, thetas, settings.optimize.index_scale)
-    yield [Step("optimize", dataset, shards, worker, manifest.n_rows, unit="images")]
+    worker = ready(update_shard, dataset, reader, ranks, indices, thetas, settings.optimize.index_scale)
+    shards = [UpdateShard(s.shard.index, s) for s in reader.stored()]
+    yield [Step("optimize", dataset, shards, worker, n_images, unit="images")]
 
     steps = []
     for method in settings.methods:
         for theta in thetas:
             labels = job.optimized_labels(method, theta)
-            label_worker = partial(_make_label_worker, labels, dataset, theta, settings.optimize.index_scale, ranks)
+            label_worker = ready(label_shard, labels, dataset, theta, settings.optimize.index_scale, ranks)
             shard = LabelShard(method.label, indices[method.label])
             steps.append(Step("optimize", labels, [shard], label_worker, n_images, unit="images"))
     yield steps
@@ -57,16 +56,10 @@ def optimize_steps(job: Job) -> Iterator[list[Step]]:
 
 @dataclass(frozen=True)
 class UpdateShard:
-    """A part of pairs and its images' rows."""
+    """A part of pairs."""
 
-    pairs: Part
-    first: int
-    last: int
-
-    @property
-    def index(self) -> int:
-        """Part number."""
-        return self.pairs.index
+    index: int
+    stored: StoredPairs
 
 
 @dataclass(frozen=True)
@@ -80,10 +73,6 @@ class LabelShard:
 def index_suffix(method: str, theta: float) -> str:
     """Suffix of the file with one method's and theta's optimized indices."""
     return f".{method}.theta-{theta!r}.parquet"
-
-
-def _make_index_worker(dataset: Dataset) -> Worker:
-    return partial(index_shard, dataset)
 
 
 def index_shard(dataset: Dataset, priors: Dataset) -> Part:
@@ -109,46 +98,40 @@ def index_shard(dataset: Dataset, priors: Dataset) -> Part:
     )
 
 
-def _make_update_worker(
-    dataset: Dataset,
-    pairs: Dataset,
-    ranks: Dataset,
-    indices: dict[str, Dataset],
-    thetas: tuple[float, ...],
-    index_scale: str,
-) -> Worker:
-    return partial(update_shard, dataset, pairs, ranks, indices, thetas, index_scale)
+@lru_cache(maxsize=10)
+def _rank_table(ranks: Dataset, repeat: int) -> RankTable:
+    """A repeat's table, kept for the worker's next shards: the paper's ten repeats take 700 MB at most."""
+    table = ranks.read(ranks.require().parts[repeat])
+    return RankTable.of(table["similarity_key"].to_numpy(), table["rank2"].to_numpy())
 
 
 def update_shard(
     dataset: Dataset,
-    pairs: Dataset,
+    reader: PairReader,
     ranks: Dataset,
     indices: dict[str, Dataset],
     thetas: tuple[float, ...],
     index_scale: str,
     shard: UpdateShard,
 ) -> Part:
-    """Optimized indices of the shard's images: all methods, all thetas. Memory: one repeat's pairs and rank table."""
+    """Optimized indices of the part's images: all methods, all thetas.
+
+    Memory: one repeat's pairs as read, 60 bytes per image and method, and up to ten rank tables.
+    """
     started = time.monotonic()
-    rank_parts = ranks.require().parts
+    first, n_images = shard.stored.shard.first, shard.stored.shard.n_rows
+    n_pairs = [p.n_rows for p in ranks.require().parts]
     updates, n_scored = {}, {}
     for method, source in indices.items():
         manifest = source.require()
-        index = source.read_rows(manifest.parts[0], shard.first, shard.last, ["quality_index"])[
-            "quality_index"
-        ].to_numpy()
-        updates[method] = IndexUpdate(index)
+        table = source.read_rows(manifest.parts[0], first, first + n_images, ["quality_index"])
+        updates[method] = IndexUpdate(table["quality_index"].to_numpy())
         n_scored[method] = manifest.stats["n_scored"]
-    for r, rank_part in enumerate(rank_parts):
-        table = pairs.read(shard.pairs, suffix=schemas.repeat_suffix(r))
-        ranking = ranks.read(rank_part)
-        lookup = RankTable.of(ranking["similarity_key"].to_numpy(), ranking["rank2"].to_numpy())
-        rank2 = lookup.look_up(similarity_key(table["similarity"].to_numpy()))
-        image, mate = table["image_row"].to_numpy() - shard.first, table["mate_row"].to_numpy() - shard.first
+    places = {method: update.index for method, update in updates.items()}
+    for p in reader.read(shard.stored, range(len(n_pairs))):
+        owned = sum_owned_ranks(places, p.image, p.mate, p.similarity, _rank_table(ranks, p.repeat))
         for method, update in updates.items():
-            scale = rank_scale(index_scale, n_scored[method], rank_part.n_rows)
-            update.add(*sum_owned_ranks(update.index, image, mate, rank2), scale)
+            update.add(*owned[method], rank_scale(index_scale, n_scored[method], n_pairs[p.repeat]))
     files, without = {}, {}
     for method, update in updates.items():
         scored = update.index >= 0
@@ -158,7 +141,7 @@ def update_shard(
         for theta in thetas:
             files[index_suffix(method, theta)] = pa.table(
                 {
-                    "image_row": rows + shard.first,
+                    "image_row": rows + first,
                     "optimized_index": update.optimized_index(theta)[rows],
                     "mean_similarity_rank": pa.array(mean, mask=np.isnan(mean)),
                     "n_owned_pairs": update.n_owned_pairs[rows],
@@ -168,14 +151,10 @@ def update_shard(
     return dataset.write_part(
         shard.index,
         files,
-        n_rows=shard.last - shard.first,
+        n_rows=n_images,
         stats={"n_without_pairs": without},
         duration_s=time.monotonic() - started,
     )
-
-
-def _make_label_worker(dataset: Dataset, updates: Dataset, theta: float, index_scale: str, ranks: Dataset) -> Worker:
-    return partial(label_shard, dataset, updates, theta, index_scale, ranks)
 
 
 def label_shard(

@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +22,7 @@ from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.images import prepare_face
 from fiqa_ray.lineage import Job
 from fiqa_ray.sources.faces import list_folder, list_table, list_vggface2, read_face_bytes
-from fiqa_ray.stages import Step
+from fiqa_ray.stages import Step, ready
 from fiqa_ray.storage import Dataset, Part, exists, read_bytes, storage_errors, table_bytes, write_atomic
 
 _READ_AT_ONCE = 256
@@ -95,7 +94,7 @@ def pack_steps(job: Job) -> Iterator[list[Step]]:
             stage="pack",
             dataset=dataset,
             shards=shards,
-            make_worker=partial(_make_worker, dataset),
+            make_worker=ready(run_shard, dataset),
             n_rows=len(faces),
             engine="data",
             unit="images",
@@ -103,10 +102,6 @@ def pack_steps(job: Job) -> Iterator[list[Step]]:
         )
         steps.append(step)
     yield steps
-
-
-def _make_worker(dataset: Dataset) -> partial[Part]:
-    return partial(run_shard, dataset)
 
 
 def run_shard(dataset: Dataset, shard: PackShard) -> Part:

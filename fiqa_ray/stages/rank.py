@@ -1,9 +1,9 @@
 """rank: the global place of every pair's similarity, per repeat (paper equation 2), by one of two engines.
 
-``counting``: each shard's histogram of similarity keys; the histograms of a repeat are added and summed along. Pairs never
-move. ``sort``: a range-partitioned sample sort: each shard's keys are sorted (a run), cuts are taken from samples of all
-runs, each key range is merged by a task of its own, and the ranges' counts give the offsets. Both end in the same table
-similarity -> rank, byte for byte.
+Both begin with runs of many parts of pairs. ``counting``: each run's histogram of similarity keys; the histograms of a
+repeat are added and summed along, pairs never move. ``sort``: a range-partitioned sample sort: each run's keys are sorted,
+cuts are taken from samples of all runs, each key range is merged by a task of its own, and the ranges' counts give the
+offsets. Both end in the same table similarity -> rank, byte for byte.
 """
 
 from __future__ import annotations
@@ -11,68 +11,91 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from fiqa_ray import schemas
-from fiqa_ray.core.ranking import add_counts, count_keys, mean_ranks, merge_range, range_cuts, similarity_key
+from fiqa_ray.core.ranking import KeyCounter, mean_ranks, merge_range, range_cuts, similarity_key
 from fiqa_ray.lineage import Job
-from fiqa_ray.stages import Step, Worker
-from fiqa_ray.storage import Dataset, Manifest, Part
+from fiqa_ray.pair_parts import PairReader, StoredPairs
+from fiqa_ray.stages import Step, ready
+from fiqa_ray.storage import Dataset, Part, part_name
 
+RUN_PAIRS = 1 << 26
+"""Pairs per run and repeat: so many that a histogram, of at most 2^24 + 1 keys, is small against them."""
+RUN_PAIRS_NOT_KEPT = 1 << 24
+"""The same where pairs are made anew: a run then holds all repeats."""
 _SAMPLES_PER_RUN = 1024
+_DELTAS: dict[str, Any] = {"use_dictionary": False, "column_encoding": {"similarity_key": "DELTA_BINARY_PACKED"}}
 
 
 def rank_steps(job: Job) -> Iterator[list[Step]]:
     """counting: histograms, ranks; sort: runs, merged ranges, ranks."""
-    pairs = job.pairs()
-    manifest = pairs.require()
-    n_repeats = job.settings.pair.n_repeats
     ranks = job.similarity_ranks()
+    reader = PairReader.of(job)
+    stored = reader.stored()
+    n_repeats = job.settings.pair.n_repeats
+    n_pairs = sum(s.n_pairs(r) for s in stored for r in range(n_repeats))
     if ranks.manifest() is None:  # finished ranks need no histograms
+        runs = plan_runs(stored, n_repeats, job.settings.pair.keep)
         if job.settings.rank.engine == "counting":
-            yield from _counting_steps(job, pairs, manifest, n_repeats)
+            counts = job.key_counts()
+            yield [Step("rank", counts, runs, ready(count_run, counts, reader), n_pairs, unit="pairs")]
         else:
-            yield from _sort_steps(job, pairs, manifest, n_repeats)
-    shards = [
-        RankShard(r, job.key_counts(), job.settings.rank.engine, job.settings.rank.n_ranges) for r in range(n_repeats)
-    ]
-    n_pairs = sum(manifest.stats["n_pairs"].values())
-    yield [Step("rank", ranks, shards, partial(_make_rank_worker, ranks), n_pairs, unit="pairs")]
+            yield from _sort_steps(job, reader, runs, n_pairs)
+    shards = [RankShard(r, r, job.key_counts()) for r in range(n_repeats)]
+    yield [Step("rank", ranks, shards, ready(rank_shard, ranks), n_pairs, unit="pairs")]
 
 
-def _counting_steps(job: Job, pairs: Dataset, manifest: Manifest, n_repeats: int) -> Iterator[list[Step]]:
-    counts = job.key_counts()
-    worker = partial(_make_count_worker, counts, pairs, n_repeats)
-    yield [Step("rank", counts, manifest.parts, worker, sum(manifest.stats["n_pairs"].values()), unit="pairs")]
-
-
-def _sort_steps(job: Job, pairs: Dataset, manifest: Manifest, n_repeats: int) -> Iterator[list[Step]]:
-    n_pairs = sum(manifest.stats["n_pairs"].values())
-    runs, counts, n_ranges = job.sorted_keys(), job.key_counts(), job.settings.rank.n_ranges
-    yield [Step("rank", runs, manifest.parts, partial(_make_run_worker, runs, pairs, n_repeats), n_pairs, unit="pairs")]
+def _sort_steps(job: Job, reader: PairReader, runs: list[PairRun], n_pairs: int) -> Iterator[list[Step]]:
+    keys, counts, n_ranges = job.sorted_keys(), job.key_counts(), job.settings.rank.n_ranges
+    yield [Step("rank", keys, runs, ready(sort_run, keys, reader), n_pairs, unit="pairs")]
+    samples = keys.read_all(suffix=".samples.parquet")
+    sampled_repeat, sampled_key = samples["repeat"].to_numpy(), samples["similarity_key"].to_numpy()
     shards = []
-    for r in range(n_repeats):
-        samples = [runs.read(p, suffix=".samples" + schemas.repeat_suffix(r)) for p in runs.require().parts]
-        cuts = range_cuts(np.concatenate([s["similarity_key"].to_numpy() for s in samples]), n_ranges)
+    for r in range(job.settings.pair.n_repeats):
+        cuts = range_cuts(sampled_key[sampled_repeat == r], n_ranges)
         # fewer cuts than asked for (ties): the ranges above them stay empty
         bounds = [None, *cuts.tolist(), *[None] * (n_ranges - len(cuts))]
         for j in range(n_ranges):
             live = j <= len(cuts)
             shards.append(RangeShard(r * n_ranges + j, r, bounds[j], bounds[j + 1], live))
-    yield [Step("rank", counts, shards, partial(_make_range_worker, counts, runs), n_pairs, unit="pairs")]
+    yield [Step("rank", counts, shards, ready(merge_shard, counts, keys), n_pairs, unit="pairs")]
+
+
+@dataclass(frozen=True)
+class PairRun:
+    """Neighbouring parts of pairs and the repeats of them that one task takes."""
+
+    index: int
+    repeats: tuple[int, ...]
+    stored: tuple[StoredPairs, ...]
+
+
+def plan_runs(stored: list[StoredPairs], n_repeats: int, keep: bool) -> list[PairRun]:
+    """One repeat per run; all of them where each part's pairs are made anew. Depends on the pairs alone."""
+    limit = RUN_PAIRS if keep else RUN_PAIRS_NOT_KEPT
+    groups: list[list[StoredPairs]] = [[]]
+    n = 0
+    for s in stored:
+        if groups[-1] and n + s.n_pairs(0) > limit:
+            groups.append([])
+            n = 0
+        groups[-1].append(s)
+        n += s.n_pairs(0)
+    repeats = [(r,) for r in range(n_repeats)] if keep else [tuple(range(n_repeats))]
+    return [PairRun(i, r, tuple(g)) for i, (r, g) in enumerate((r, g) for r in repeats for g in groups)]
 
 
 @dataclass(frozen=True)
 class RankShard:
     """One repeat, and where its counts lie."""
 
+    index: int
     repeat: int
     counts: Dataset
-    engine: str
-    n_ranges: int
 
 
 @dataclass(frozen=True)
@@ -86,95 +109,85 @@ class RangeShard:
     live: bool
 
 
-def _keys(pairs: Dataset, part: Part, repeat: int) -> np.ndarray:
-    return similarity_key(pairs.read(part, ["similarity"], schemas.repeat_suffix(repeat))["similarity"].to_numpy())
-
-
-def _counts_table(key: np.ndarray, count: np.ndarray) -> pa.Table:
+def _counts_table(counter: tuple[np.ndarray, np.ndarray]) -> pa.Table:
+    key, count = counter
     return pa.table({"similarity_key": key, "n_pairs": count}, schema=schemas.KEY_COUNTS)
 
 
-def _make_count_worker(dataset: Dataset, pairs: Dataset, n_repeats: int) -> Worker:
-    return partial(count_shard, dataset, pairs, n_repeats)
-
-
-def count_shard(dataset: Dataset, pairs: Dataset, n_repeats: int, shard: Part) -> Part:
-    """A shard's histograms, one per repeat. Memory: one repeat's pairs of the shard."""
+def count_run(dataset: Dataset, reader: PairReader, run: PairRun) -> Part:
+    """Histograms of a run. Memory: a part's pairs as read, and 67 MB per repeat of the run."""
     started = time.monotonic()
-    files, n_pairs = {}, 0
-    for r in range(n_repeats):
-        key, count = count_keys(_keys(pairs, shard, r))
-        files[schemas.repeat_suffix(r)] = _counts_table(key, count)
-        n_pairs += int(count.sum())
-    return dataset.write_part(shard.index, files, n_rows=n_pairs, duration_s=time.monotonic() - started)
+    counters = {r: KeyCounter() for r in run.repeats}
+    for stored in run.stored:
+        for r, similarity in reader.similarities(stored, run.repeats):
+            counters[r].add(similarity_key(similarity))
+    files = {schemas.repeat_suffix(r): _counts_table(c.histogram()) for r, c in counters.items()}
+    n_pairs = sum(c.n_pairs for c in counters.values())
+    return dataset.write_part(run.index, files, n_rows=n_pairs, duration_s=time.monotonic() - started, **_DELTAS)
 
 
-def _make_run_worker(dataset: Dataset, pairs: Dataset, n_repeats: int) -> Worker:
-    return partial(run_of_shard, dataset, pairs, n_repeats)
-
-
-def run_of_shard(dataset: Dataset, pairs: Dataset, n_repeats: int, shard: Part) -> Part:
-    """A shard's sorted keys and evenly spaced samples of them, per repeat. Memory: one repeat's keys of the shard."""
+def sort_run(dataset: Dataset, reader: PairReader, run: PairRun) -> Part:
+    """Sorted keys of a run and evenly spaced samples of them. Memory: 12 bytes per pair of the run, and a part as read."""
     started = time.monotonic()
-    files, n_pairs = {}, 0
-    for r in range(n_repeats):
-        key = np.sort(_keys(pairs, shard, r), kind="stable")
+    keys: dict[int, list[np.ndarray]] = {r: [] for r in run.repeats}
+    for stored in run.stored:
+        for r, similarity in reader.similarities(stored, run.repeats):
+            keys[r].append(similarity_key(similarity))
+    files, samples, n_pairs = {}, [], 0
+    for r in run.repeats:
+        key = np.concatenate(keys.pop(r))
+        key.sort()
         files[schemas.repeat_suffix(r)] = pa.table({"similarity_key": key}, schema=schemas.SORTED_KEYS)
-        samples = key[:: max(1, len(key) // _SAMPLES_PER_RUN)]
-        files[".samples" + schemas.repeat_suffix(r)] = pa.table({"similarity_key": samples}, schema=schemas.SORTED_KEYS)
+        chosen = key[:: max(1, len(key) // _SAMPLES_PER_RUN)]
+        samples.append(
+            pa.table({"repeat": np.full(len(chosen), r), "similarity_key": chosen}, schema=schemas.KEY_SAMPLES)
+        )
         n_pairs += len(key)
-    return dataset.write_part(
-        shard.index,
-        files,
-        n_rows=n_pairs,
-        duration_s=time.monotonic() - started,
-        use_dictionary=False,
-        column_encoding={"similarity_key": "DELTA_BINARY_PACKED"},
-    )
+    files[".samples.parquet"] = pa.concat_tables(samples)
+    return dataset.write_part(run.index, files, n_rows=n_pairs, duration_s=time.monotonic() - started, **_DELTAS)
 
 
-def _make_range_worker(dataset: Dataset, runs: Dataset) -> Worker:
-    return partial(merge_shard, dataset, runs)
-
-
-def merge_shard(dataset: Dataset, runs: Dataset, shard: RangeShard) -> Part:
-    """Merges one key range of one repeat from all runs. Memory: the range's keys, and one run at a time."""
+def merge_shard(dataset: Dataset, keys: Dataset, shard: RangeShard) -> Part:
+    """Merges one key range of one repeat from all runs. Memory: 12 bytes per key of the range."""
     started = time.monotonic()
     pieces = []
-    for part in runs.require().parts if shard.live else []:
-        key = runs.read(part, suffix=schemas.repeat_suffix(shard.repeat))["similarity_key"].to_numpy()
+    for part in _parts_of(keys, shard.repeat) if shard.live else []:
+        table = keys.read_range(part, shard.low, shard.high, schemas.repeat_suffix(shard.repeat))
+        key = table["similarity_key"].to_numpy()
         low = 0 if shard.low is None else np.searchsorted(key, shard.low)
         high = len(key) if shard.high is None else np.searchsorted(key, shard.high)
-        pieces.append(key[low:high].copy())
-    key, count = merge_range(pieces)
+        pieces.append(key[low:high])
+    table = _counts_table(merge_range(pieces))
+    n_pairs = sum(len(p) for p in pieces)
     return dataset.write_part(
         shard.index,
-        {".parquet": _counts_table(key, count)},
-        n_rows=int(count.sum()),
+        {schemas.repeat_suffix(shard.repeat): table},
+        n_rows=n_pairs,
         duration_s=time.monotonic() - started,
+        **_DELTAS,
     )
 
 
-def _make_rank_worker(dataset: Dataset) -> Worker:
-    return partial(rank_shard, dataset)
+def _parts_of(dataset: Dataset, repeat: int) -> list[Part]:
+    """The parts that hold something of a repeat."""
+    suffix = schemas.repeat_suffix(repeat)
+    return [p for p in dataset.require().parts if part_name(p.index) + suffix in p.files]
 
 
 def rank_shard(dataset: Dataset, shard: RankShard) -> Part:
     """The table similarity -> rank of one repeat. Memory: 134 MB, and one histogram at a time."""
     started = time.monotonic()
-    parts = shard.counts.require().parts
-    suffix = schemas.repeat_suffix(shard.repeat)
-    if shard.engine == "sort":
-        parts, suffix = parts[shard.repeat * shard.n_ranges : (shard.repeat + 1) * shard.n_ranges], ".parquet"
-    tables = (shard.counts.read(p, suffix=suffix) for p in parts)
-    key, count = add_counts((t["similarity_key"].to_numpy(), t["n_pairs"].to_numpy()) for t in tables)
+    counter = KeyCounter()
+    for part in _parts_of(shard.counts, shard.repeat):
+        table = shard.counts.read(part, suffix=schemas.repeat_suffix(shard.repeat))
+        counter.add(table["similarity_key"].to_numpy(), table["n_pairs"].to_numpy())
+    key, count = counter.histogram()
     table = pa.table({"similarity_key": key, "rank2": mean_ranks(count)}, schema=schemas.SIMILARITY_RANKS)
-    n_pairs = int(count.sum())
     return dataset.write_part(
-        shard.repeat,
+        shard.index,
         {".parquet": table},
-        n_rows=n_pairs,
-        stats={"n_pairs": {str(shard.repeat): n_pairs}, "n_distinct": {str(shard.repeat): len(key)}},
+        n_rows=counter.n_pairs,
+        stats={"n_pairs": {str(shard.repeat): counter.n_pairs}, "n_distinct": {str(shard.repeat): len(key)}},
         duration_s=time.monotonic() - started,
         use_dictionary=False,
         column_encoding={"similarity_key": "DELTA_BINARY_PACKED", "rank2": "DELTA_BINARY_PACKED"},

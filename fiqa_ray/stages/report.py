@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ from fiqa_ray.report import (
     render_report,
     rows_from,
 )
-from fiqa_ray.stages import Step, Worker
+from fiqa_ray.stages import Step, ready
 from fiqa_ray.storage import Dataset, Part
 
 N_SCATTER = 20_000
@@ -41,11 +40,7 @@ N_FACES = 6
 def report_steps(job: Job) -> Iterator[list[Step]]:
     """One step: the page."""
     dataset = job.report()
-    yield [Step("report", dataset, [job], partial(_make_worker, dataset), 1, engine="driver", unit="pages")]
-
-
-def _make_worker(dataset: Dataset) -> Worker:
-    return partial(write_report, dataset)
+    yield [Step("report", dataset, [job], ready(write_report, dataset), 1, engine="driver", unit="pages")]
 
 
 def write_report(dataset: Dataset, job: Job) -> Part:

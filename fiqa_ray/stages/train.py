@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ from fiqa_ray.lineage import PRIOR, Job
 from fiqa_ray.models.recognition import load_recognizer
 from fiqa_ray.models.regressor import QualityHead, QualityRegressor, parameter_groups, save_regressor
 from fiqa_ray.progress import StepProgress
-from fiqa_ray.stages import Step, Worker
+from fiqa_ray.stages import Step, ready
 from fiqa_ray.storage import (
     Dataset,
     Part,
@@ -122,7 +121,7 @@ def train_steps(job: Job) -> Iterator[list[Step]]:
     n_workers = job.settings.compute.train_workers if job.settings.compute.engine == "ray" else 0
     for i, task in enumerate(tasks):
         task.labels.require()
-        worker = partial(_make_worker, plan, n_workers)
+        worker = ready(run_task, plan, n_workers)
         yield [Step("train", task.regressor, [i], worker, n_rows, engine="driver", unit="images")]
 
 
@@ -144,10 +143,6 @@ def _task(job: Job, method: Any, theta: float | str) -> Task:
     }
     column = "prior_score" if isinstance(theta, str) else "optimized_score"
     return Task(job.regressor(method, theta), job.labels(method, theta), column, card)
-
-
-def _make_worker(plan: Plan, n_workers: int) -> Worker:
-    return partial(run_task, plan, n_workers)
 
 
 def run_task(plan: Plan, n_workers: int, i: int) -> Part:

@@ -13,6 +13,7 @@ from fiqa_ray.core.labels import optimize_labels
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.lineage import Job
 from fiqa_ray.run import local_map, run_steps, stage_steps
+from fiqa_ray.stages import rank
 from fiqa_ray.storage import read_bytes
 
 SIZES = [1, 3, 30, 12, 25, 2, 41]
@@ -127,22 +128,29 @@ def test_job_equals_in_memory(tmp_path, engine, bounds, index_scale):
             np.testing.assert_array_equal(means, expected.mean_similarity_rank)
 
 
-def test_bytes_do_not_depend_on_shards_engine_or_storage(tmp_path):
+@pytest.mark.parametrize("recluster", [False, True])
+def test_bytes_do_not_depend_on_shards_runs_engine_storage_or_keeping(tmp_path, monkeypatch, recluster):
     identity, embeddings, scores = data(1)
     found = []
-    for i, (engine, bounds, root) in enumerate(
+    for i, (engine, bounds, root, keep, run_pairs) in enumerate(
         [
-            ("counting", ONE_SHARD, str(tmp_path / "a")),
-            ("sort", SHARDS, str(tmp_path / "b")),
-            ("sort", [0, 34, sum(SIZES)], "memory://labels"),
+            ("counting", ONE_SHARD, str(tmp_path / "a"), True, 10**6),
+            ("sort", SHARDS, str(tmp_path / "b"), True, 120),
+            ("sort", [0, 34, sum(SIZES)], "memory://labels", False, 120),
+            ("counting", SHARDS, str(tmp_path / "c"), False, 120),
         ]
     ):
-        job = Job(settings(root, rank={"engine": engine, "n_ranges": 2 + i}))
-        write_inputs(job, identity, embeddings, scores, bounds)
+        monkeypatch.setattr(rank, "RUN_PAIRS", run_pairs)
+        monkeypatch.setattr(rank, "RUN_PAIRS_NOT_KEPT", run_pairs)
+        pair = {"n_clusters": 6, "n_repeats": 3, "keep": keep, "recluster": recluster}
+        job = Job(settings(root, pair=pair, rank={"engine": engine, "n_ranges": 2 + i}))
+        write_inputs(job, identity, embeddings, scores, bounds, bad={40})
         run_stages(job)
+        n_files = len(job.pairs().require().parts[0].files)
+        assert n_files == (3 if recluster else 1) + 3 * keep
         ranks = [read_bytes(job.similarity_ranks().at(f"part-{r:05d}.parquet")) for r in range(3)]
         found.append((label_bytes(job), ranks))
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1] == found[2] == found[3]
 
 
 def test_images_without_embedding_or_score_keep_a_row(tmp_path):
