@@ -24,7 +24,6 @@ from fiqa_ray.storage import Dataset, Manifest, Part, table_bytes
 MAX_PART_IMAGES = 262_144
 _N_PARTS = 64
 _PLAIN: dict[str, Any] = {
-    "use_dictionary": False,
     "compression": "NONE",
     "write_statistics": False,
     "data_page_size": 1 << 20,

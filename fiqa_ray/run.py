@@ -252,7 +252,9 @@ def _ray_tasks(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tupl
 
     def run_shard(make_worker: Any, shard: Any) -> Outcome:
         from fiqa_ray.core.threads import one_thread
+        from fiqa_ray.memory import reuse_memory
 
+        reuse_memory()
         with one_thread():
             return _outcome(lambda: make_worker()(shard))
 

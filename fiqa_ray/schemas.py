@@ -45,7 +45,7 @@ def embedding_values(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """(n_ok, dim) float32 embeddings of a table and the (n_ok,) positions of their rows; nulls are left out."""
     column = table["embedding"].combine_chunks()
     good = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
-    kept = column.drop_null()
+    kept = column.drop_null() if column.null_count else column
     dim = column.type.byte_width // 4
     if len(kept) == 0:
         return np.empty((0, dim), np.float32), good

@@ -220,7 +220,6 @@ def _write(
         schema = schemas.embeddings(dim)
         # digits of embeddings are noise: packing them costs time and saves nothing
         plain = {"compression": {n: "NONE" if n == "embedding" else "zstd" for n in schema.names}}
-        plain |= {"use_dictionary": [n for n in schema.names if n != "embedding"]}
         columns |= {"identity_row": table["identity_row"], "embedding": pa.array(stored, pa.binary(4 * dim))}
     else:
         score = np.full(n, np.nan)

@@ -94,7 +94,7 @@ def test_heads_trained_together_equal_heads_trained_alone(labelled):
     for theta, weight in zip(("prior", 0.05), together, strict=True):
         task = module._task(job, job.settings.methods[0], theta)
         (step, *_), *_ = list(stage_steps("train", job))
-        plan = step.make_worker.args[0]
+        _, plan, _ = step.make_worker.args
         alone = module._HeadTraining(module.Plan(**{**plan.__dict__, "tasks": [task]}), "cpu", 0, 1)
         per_epoch = alone.n_train // alone.batch_size
         best, best_loss = None, np.inf
@@ -233,7 +233,7 @@ rank, port, job, out = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
 (step, *_), *_ = list(stage_steps("train", Job(load_settings(job, sys.argv[5:]))))
-plan = step.make_worker.args[0]
+_, plan, _ = step.make_worker.args
 torch.manual_seed(rank)
 training = module._FinetuneTraining(plan, plan.tasks[0], "cpu", rank, 2)
 assert training.batch_size == plan.recipe.batch_size // 2

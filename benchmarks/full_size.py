@@ -1,0 +1,161 @@
+"""Label optimization through Ray, from Parquet embeddings to Parquet labels, at a database's size, against its floor.
+
+python benchmarks/full_size.py WORK_DIR [--shape vggface2|webface42m] [--share 1] [--engine counting|sort] [--json FILE]
+
+WORK_DIR takes 2 kB per image for the embeddings, made up once and kept, and 1.5 kB per image for the pairs. The floor,
+measured in the same run on the same cores, is the bare Gram products of all identities and one vectorised sort of all keys.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from shapes import DIM, SHAPES, label_settings, memory_watch, write_inputs
+
+from fiqa_ray.core.threads import one_thread
+from fiqa_ray.lineage import Job
+from fiqa_ray.run import group_name, local_map, ray_mapper, ray_session, run_steps, stage_steps
+from fiqa_ray.status import run_status
+from fiqa_ray.storage import join, read_bytes
+
+STAGES = ("pair", "rank", "optimize")
+
+
+def floor_gram(sizes: list[int]) -> float:
+    """Seconds of one core for the Gram products alone, on data that stay in cache."""
+    x = np.random.default_rng(0).standard_normal((max(sizes), DIM), np.float32)
+    out = np.empty(max(sizes) ** 2, np.float32)
+    with one_thread():
+        started = time.perf_counter()
+        for n in sizes:
+            np.matmul(x[:n], x[:n].T, out=out[: n * n].reshape(n, n))
+        return time.perf_counter() - started
+
+
+def floor_sort(n_keys: int, n_repeats: int) -> float:
+    """Seconds of one core to sort the keys of some repeats."""
+    key = (np.random.default_rng(0).standard_normal(n_keys, np.float32) * (0.15 * 2**23)).astype(np.int32)
+    total = 0.0
+    for _ in range(n_repeats):
+        copy = key.copy()
+        started = time.perf_counter()
+        copy.sort()
+        total += time.perf_counter() - started
+    return total
+
+
+def measure_floor(sizes: np.ndarray, n_pairs: int, n_repeats: int, n_workers: int) -> dict[str, float]:
+    """Wall seconds of the Gram products and of the sort with all cores at work."""
+    with ProcessPoolExecutor(n_workers, get_context("spawn")) as pool:
+        list(pool.map(floor_gram, [[10]] * n_workers))  # starts the processes
+        gram = max(pool.map(floor_gram, [sizes[w::n_workers].tolist() for w in range(n_workers)]))
+        turns = -(-n_repeats // n_workers)
+        sort = max(pool.map(floor_sort, [n_pairs] * n_workers, [turns] * n_workers)) * n_repeats / (turns * n_workers)
+    return {"gram_s": round(gram, 2), "sort_s": round(sort, 2), "total_s": round(gram + sort, 2)}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work_dir", type=Path)
+    parser.add_argument("--shape", choices=SHAPES, default="vggface2")
+    parser.add_argument("--share", type=float, default=1.0, help="share of the database's identities")
+    parser.add_argument("--engine", choices=["counting", "sort"], default="counting")
+    parser.add_argument("--no-keep", action="store_true", help="pairs are made again instead of stored")
+    parser.add_argument("--methods", type=int, default=1, help="FIQA methods optimized in the same pass")
+    parser.add_argument("--theta", type=float, nargs="+", default=[0.001])
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--in-process", action="store_true", help="without Ray, in this process: for profiling")
+    parser.add_argument("--keep-results", action="store_true", help="leave pairs and labels in WORK_DIR")
+    parser.add_argument("--json", type=Path)
+    a = parser.parse_args()
+    sizes = SHAPES[a.shape].sizes(a.share)
+    run_uri = str(a.work_dir / f"{a.shape}-{a.share:g}")
+    settings = label_settings(
+        run_uri,
+        a.methods,
+        a.theta,
+        pair={"keep": not a.no_keep},
+        rank={"engine": a.engine},
+        compute={
+            "n_workers": a.workers,
+            "engine": "local" if a.in_process else "ray",
+            "object_store_bytes": 200_000_000,
+        },
+    )
+    job = Job(settings)
+    started = time.perf_counter()
+    if any(job.prior_scores("train", m).manifest() is None for m in settings.methods):
+        write_inputs(job, sizes, a.workers)
+        os.sync()
+    inputs_s = time.perf_counter() - started
+    n_images, n_repeats = int(sizes.sum()), settings.pair.n_repeats
+    n_pairs = int((sizes * (np.minimum(sizes, settings.pair.n_clusters) - 1)).sum())
+    floor = measure_floor(sizes, n_pairs, n_repeats, a.workers)
+
+    for made in (
+        "pairs",
+        "key_counts",
+        "sorted_keys",
+        "similarity_ranks",
+        "quality_index",
+        "optimized_index",
+        "optimized_labels",
+    ):
+        shutil.rmtree(join(run_uri, made), ignore_errors=True)
+    seconds: dict[str, float] = {}
+    started = time.perf_counter()
+    with memory_watch() as memory, ray_session(settings.compute):
+        ray_start_s = time.perf_counter() - started
+        mapper = local_map if a.in_process else ray_mapper(settings.compute)
+        for stage in STAGES:
+            for steps in stage_steps(stage, job):
+                at = time.perf_counter()
+                run_steps(steps, mapper)
+                seconds[group_name(steps)] = round(time.perf_counter() - at, 2)
+    total_s = sum(seconds.values())
+    files = [job.optimized_labels(m, t).at("part-00000.parquet") for m in settings.methods for t in a.theta]
+    result = {
+        "shape": a.shape,
+        "share": a.share,
+        "engine": a.engine,
+        "pairs_kept": not a.no_keep,
+        "n_workers": a.workers,
+        "n_label_sets": len(files),
+        "n_images": n_images,
+        "n_pairs": n_pairs * n_repeats,
+        "total_s": round(total_s, 2),
+        "floor": floor,
+        "ratio_to_floor": round(total_s / floor["total_s"], 2),
+        "ns_per_pair": round(1e9 * total_s / (n_pairs * n_repeats), 1),
+        "images_per_s": round(n_images / total_s),
+        "ray_start_s": round(ray_start_s, 2),
+        "inputs_s": round(inputs_s, 1),
+        "seconds": seconds,
+        "core_seconds": {r["dataset"].split("/")[0]: r["work_s"] for r in run_status(run_uri) if r["stage"] in STAGES},
+        "megabytes": {
+            r["dataset"].split("/")[0]: round(r["n_bytes"] / 1e6, 1)
+            for r in run_status(run_uri)
+            if r["stage"] in STAGES
+        },
+        "peak_memory_mb": memory.megabytes(),
+        "labels_sha256": hashlib.sha256(b"".join(read_bytes(f) for f in files)).hexdigest(),
+    }
+    print(json.dumps(result, indent=1))
+    if a.json:
+        a.json.write_text(json.dumps(result, indent=1) + "\n")
+    if not a.keep_results:
+        shutil.rmtree(join(run_uri, "pairs"))
+
+
+if __name__ == "__main__":
+    main()
