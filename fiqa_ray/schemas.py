@@ -43,7 +43,8 @@ def embeddings(dim: int) -> pa.Schema:
 
 def embedding_values(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """(n_ok, dim) float32 embeddings of a table and the (n_ok,) positions of their rows; nulls are left out."""
-    column = table["embedding"].combine_chunks()
+    chunks = table["embedding"]
+    column = chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()  # which copies
     good = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
     kept = column.drop_null() if column.null_count else column
     dim = column.type.byte_width // 4

@@ -24,6 +24,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -36,6 +37,7 @@ import pyarrow.parquet as pq
 from fiqa_ray.errors import FiqaRayError, IncompleteError, StorageError
 
 _SLASH = "/"
+_READS_AT_ONCE = 8
 
 
 # --- file systems and errors ---
@@ -434,7 +436,9 @@ class Dataset:
 
     def read_all(self, columns: list[str] | None = None, suffix: str = ".parquet") -> pa.Table:
         """All parts in order as one table: for per-image vectors and small results."""
-        return pa.concat_tables(self.read(p, columns, suffix) for p in self.require().parts)
+        parts = self.require().parts
+        with ThreadPoolExecutor(_READS_AT_ONCE) as pool:  # many small parts: storage answers them side by side
+            return pa.concat_tables(pool.map(lambda p: self.read(p, columns, suffix), parts))
 
     def read_rows(self, part: Part, first: int, last: int, columns: list[str]) -> pa.Table:
         """Rows first:last of a large part; reads only the row groups that hold them."""

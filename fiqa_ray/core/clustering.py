@@ -84,21 +84,21 @@ def lloyd_batch(
         return [np.zeros(n, np.int32) for n in sizes]
     gram = torch.zeros((n_identities, n_max, n_max), device=device)
     nobody = n_clusters  # the number that stands for "in no cluster": padding, and images before the first step
-    start = torch.full((n_identities, n_max), nobody, dtype=torch.int64)
-    for b, (g, n, row) in enumerate(zip(grams, sizes, identity_rows, strict=True)):
+    start = np.full((n_identities, n_max), nobody, np.int64)
+    draws = counter_draws(seed, _INIT_STREAM, repeat, np.asarray(identity_rows)[:, None], np.arange(n_max))
+    for b, (g, n) in enumerate(zip(grams, sizes, strict=True)):
         # n numbers of up to 2^23 / 2^shift sum to no more than 2^24, which float32 holds exactly
         shift = max(0, (n - 1).bit_length() - 1)
         torch.mul(g, 0.5**shift, out=gram[b, :n, :n])
-        order = np.argsort(counter_draws(seed, _INIT_STREAM, repeat, row, np.arange(n)), kind="stable")
-        chosen = torch.from_numpy(order[: min(n_clusters, n)])
-        start[b, chosen] = torch.arange(len(chosen))
+        chosen = np.argsort(draws[b, :n], kind="stable")[:n_clusters]
+        start[b, chosen] = np.arange(len(chosen))
     gram.round_()
     padding = (torch.arange(n_max) >= torch.tensor(sizes)[:, None]).to(device)
     first_row = (torch.arange(n_identities, device=device) * n_max)[:, None]
     first_cell = (torch.arange(n_identities, device=device) * (n_clusters + 1))[:, None]
     clusters = torch.arange(n_clusters, device=device)[:, None]
-    member = torch.full_like(start, nobody, device=device)
-    new = start.to(device)
+    member = torch.full((n_identities, n_max), nobody, device=device)
+    new = torch.from_numpy(start).to(device)
     to_cluster = torch.zeros((n_identities, n_clusters, n_max), device=device)  # T
     for _ in range(MAX_ITERATIONS + 1):
         changed = new != member

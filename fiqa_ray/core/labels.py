@@ -123,19 +123,20 @@ class IndexUpdate:
 
 def reassign_scores(
     prior_scores: np.ndarray, index: np.ndarray, optimized_index: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Deals the prior scores out anew by ascending optimized index (ties: by quality index).
 
-    Returns ``score`` (n_images,) float64, a permutation of the prior scores, and ``label`` (n_images,) float32: the score
-    scaled to [0, 1] over all images (0 where all scores are equal).
+    Returns ``score`` (n_images,) float64, a permutation of the prior scores; ``label`` (n_images,) float32: the score scaled
+    to [0, 1] over all images (0 where all scores are equal); ``place`` (n_images,) int64, by optimized index.
     """
     prior = np.asarray(prior_scores, np.float64)
     by_quality = np.empty(len(prior), np.int64)
     by_quality[index] = np.arange(len(prior))
     order = by_quality[np.argsort(optimized_index[by_quality], kind="stable")]
-    score = np.empty_like(prior)
-    score[order] = np.sort(prior)
-    return score, scale_to_unit(score)
+    score, place = np.empty_like(prior), np.empty(len(prior), np.int64)
+    score[order] = prior[by_quality]
+    place[order] = np.arange(len(prior))
+    return score, scale_to_unit(score), place
 
 
 def scale_to_unit(score: np.ndarray) -> np.ndarray:
@@ -188,7 +189,7 @@ def rank_table(similarity: np.ndarray) -> RankTable:
 
 def _deal_out(prior: np.ndarray, update: IndexUpdate, theta: float) -> OptimizedLabels:
     optimized = update.optimized_index(theta)
-    score, label = reassign_scores(prior, update.index, optimized)
+    score, label, _ = reassign_scores(prior, update.index, optimized)
     return OptimizedLabels(label, score, optimized, update.index, update.mean_similarity_rank, update.n_owned_pairs)
 
 

@@ -78,7 +78,7 @@ def index_suffix(method: str, theta: float) -> str:
 def index_shard(dataset: Dataset, priors: Dataset) -> Part:
     """Place of every prior score of one method. Memory: about 40 bytes per image."""
     started = time.monotonic()
-    table = priors.read_all(["image_row", "score"])
+    table = priors.read_all(["image_row", "score"]).combine_chunks()
     valid = table["score"].is_valid().to_numpy()
     score = table["score"].to_numpy()
     index = np.full(len(score), -1, np.int64)
@@ -168,7 +168,7 @@ def label_shard(
     index = source["quality_index"].to_numpy()
     prior = source["prior_score"].to_numpy()
     optimized = found["optimized_index"].to_numpy()
-    score, label = reassign_scores(prior[rows], index[rows], optimized)
+    score, label, place = reassign_scores(prior[rows], index[rows], optimized)
 
     def spread(values: np.ndarray | pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
         """Values of the scored rows, null elsewhere."""
@@ -187,7 +187,6 @@ def label_shard(
         "optimized_score": spread(score, pa.float64()),
         "label": spread(label, pa.float32()),
     }
-    moved = np.abs(quality_index(score) - index[rows]) if len(rows) else np.zeros(0)
     n_pairs = ranks.require().parts[0].n_rows
     raw = index_scale == "raw"
     summary = {
@@ -195,7 +194,7 @@ def label_shard(
         "n_without_pairs": int((found["n_owned_pairs"].to_numpy() == 0).sum()),
         "n_pairs_per_repeat": n_pairs,
         "theta_effective": theta * (n_pairs / len(rows) if raw and len(rows) else 1.0),
-        "mean_move_fraction": float(moved.mean() / len(rows)) if len(rows) else 0.0,
+        "mean_move_fraction": float(np.abs(place - index[rows]).mean() / len(rows)) if len(rows) else 0.0,
     }
     return dataset.write_part(
         0,
