@@ -22,8 +22,9 @@ from fiqa_ray.lineage import Job
 from fiqa_ray.storage import Dataset, Manifest, Part, table_bytes
 
 MAX_PART_IMAGES = 262_144
-_N_PARTS = 64
-_PLAIN: dict[str, Any] = {
+N_PARTS = 64
+PLAIN: dict[str, Any] = {
+    "column_encoding": None,
     "compression": "NONE",
     "write_statistics": False,
     "data_page_size": 1 << 20,
@@ -49,7 +50,7 @@ def pair_shards(embeddings: Manifest) -> list[PairShard]:
 
     Depends on the embeddings alone, so that any cluster continues what another began.
     """
-    target = min(MAX_PART_IMAGES, -(-embeddings.n_rows // _N_PARTS))
+    target = min(MAX_PART_IMAGES, -(-embeddings.n_rows // N_PARTS))
     shards: list[PairShard] = []
     pending: list[Part] = []
     first = n = 0
@@ -218,5 +219,5 @@ def pair_files(made: MadePairs, settings: PairSettings) -> dict[str, pa.Buffer]:
             mate = made.mate(r)
             mate += np.int32(first)
             table = pa.table({"mate_row": mate, "similarity": made.similarity(r)}, schema=schemas.PAIRS)
-            files[schemas.repeat_suffix(r)] = table_bytes(table, **_PLAIN)
+            files[schemas.repeat_suffix(r)] = table_bytes(table, **PLAIN)
     return files

@@ -29,7 +29,8 @@ def similarity_key(similarity: np.ndarray) -> np.ndarray:
     """(n_pairs,) float32 similarities -> int32 keys in [-2^23, 2^23]; anything between two steps is an error."""
     scaled = np.asarray(similarity) * np.float32(SIMILARITY_STEPS)  # a power of two: exact
     key = scaled.astype(np.int32)
-    if len(key) and not (np.array_equal(key, scaled) and np.abs(scaled).max() <= SIMILARITY_STEPS):
+    exact = (key.astype(np.float32) == scaled).all()
+    if len(key) and not (exact and scaled.min() >= -SIMILARITY_STEPS and scaled.max() <= SIMILARITY_STEPS):
         raise ValueError("similarities must be multiples of 2^-23 in [-1, 1]; pass them through round_similarity first")
     return key
 

@@ -138,6 +138,5 @@ def run_shard(dataset: Dataset, shard: PackShard) -> Part:
         stats=stats,
         duration_s=time.monotonic() - started,
         row_group_rows=4096,
-        use_dictionary=["identity", "status"],
         compression={"face": "NONE"} | {c: "zstd" for c in schemas.FACES.names if c != "face"},
     )

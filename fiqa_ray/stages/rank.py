@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,11 +27,10 @@ RUN_PAIRS = 1 << 26
 RUN_PAIRS_NOT_KEPT = 1 << 24
 """The same where pairs are made anew: a run then holds all repeats."""
 _SAMPLES_PER_RUN = 1024
-_DELTAS: dict[str, Any] = {"column_encoding": {"similarity_key": "DELTA_BINARY_PACKED"}}
 
 
 def rank_steps(job: Job) -> Iterator[list[Step]]:
-    """counting: histograms, ranks; sort: runs, merged ranges, ranks."""
+    """counting: histograms, ranks (at once where each repeat is one run); sort: runs, merged ranges, ranks."""
     ranks = job.similarity_ranks()
     reader = PairReader.of(job)
     stored = reader.stored()
@@ -40,12 +38,15 @@ def rank_steps(job: Job) -> Iterator[list[Step]]:
     n_pairs = sum(s.n_pairs(r) for s in stored for r in range(n_repeats))
     if ranks.manifest() is None:  # finished ranks need no histograms
         runs = plan_runs(stored, n_repeats, job.settings.pair.keep)
+        if job.settings.rank.engine == "counting" and [r.repeats for r in runs] == [(r,) for r in range(n_repeats)]:
+            yield [Step("rank", ranks, runs, ready(rank_run, ranks, reader), n_pairs, unit="pairs")]
+            return
         if job.settings.rank.engine == "counting":
             counts = job.key_counts()
             yield [Step("rank", counts, runs, ready(count_run, counts, reader), n_pairs, unit="pairs")]
         else:
             yield from _sort_steps(job, reader, runs, n_pairs)
-    shards = [RankShard(r, r, job.key_counts()) for r in range(n_repeats)]
+    shards = [RankShard(r, job.key_counts()) for r in range(n_repeats)]
     yield [Step("rank", ranks, shards, ready(rank_shard, ranks), n_pairs, unit="pairs")]
 
 
@@ -93,7 +94,6 @@ def plan_runs(stored: list[StoredPairs], n_repeats: int, keep: bool) -> list[Pai
 class RankShard:
     """One repeat, and where its counts lie."""
 
-    index: int
     repeat: int
     counts: Dataset
 
@@ -117,13 +117,25 @@ def _counts_table(counter: tuple[np.ndarray, np.ndarray]) -> pa.Table:
 def count_run(dataset: Dataset, reader: PairReader, run: PairRun) -> Part:
     """Histograms of a run. Memory: a part's pairs as read, and 67 MB per repeat of the run."""
     started = time.monotonic()
+    counters = _count(reader, run)
+    files = {schemas.repeat_suffix(r): _counts_table(c.histogram()) for r, c in counters.items()}
+    n_pairs = sum(c.n_pairs for c in counters.values())
+    return dataset.write_part(run.index, files, n_rows=n_pairs, duration_s=time.monotonic() - started)
+
+
+def rank_run(dataset: Dataset, reader: PairReader, run: PairRun) -> Part:
+    """The table similarity -> rank of a run that holds a whole repeat. Memory: as `count_run`."""
+    started = time.monotonic()
+    (repeat,) = run.repeats
+    return _write_ranks(dataset, repeat, _count(reader, run)[repeat].histogram(), started)
+
+
+def _count(reader: PairReader, run: PairRun) -> dict[int, KeyCounter]:
     counters = {r: KeyCounter() for r in run.repeats}
     for stored in run.stored:
         for r, similarity in reader.similarities(stored, run.repeats):
             counters[r].add(similarity_key(similarity))
-    files = {schemas.repeat_suffix(r): _counts_table(c.histogram()) for r, c in counters.items()}
-    n_pairs = sum(c.n_pairs for c in counters.values())
-    return dataset.write_part(run.index, files, n_rows=n_pairs, duration_s=time.monotonic() - started, **_DELTAS)
+    return counters
 
 
 def sort_run(dataset: Dataset, reader: PairReader, run: PairRun) -> Part:
@@ -144,7 +156,7 @@ def sort_run(dataset: Dataset, reader: PairReader, run: PairRun) -> Part:
         )
         n_pairs += len(key)
     files[".samples.parquet"] = pa.concat_tables(samples)
-    return dataset.write_part(run.index, files, n_rows=n_pairs, duration_s=time.monotonic() - started, **_DELTAS)
+    return dataset.write_part(run.index, files, n_rows=n_pairs, duration_s=time.monotonic() - started)
 
 
 def merge_shard(dataset: Dataset, keys: Dataset, shard: RangeShard) -> Part:
@@ -164,7 +176,6 @@ def merge_shard(dataset: Dataset, keys: Dataset, shard: RangeShard) -> Part:
         {schemas.repeat_suffix(shard.repeat): table},
         n_rows=n_pairs,
         duration_s=time.monotonic() - started,
-        **_DELTAS,
     )
 
 
@@ -179,14 +190,18 @@ def rank_shard(dataset: Dataset, shard: RankShard) -> Part:
     started = time.monotonic()
     suffix = schemas.repeat_suffix(shard.repeat)
     tables = (shard.counts.read(p, suffix=suffix) for p in _parts_of(shard.counts, shard.repeat))
-    key, count = add_histograms((t["similarity_key"].to_numpy(), t["n_pairs"].to_numpy()) for t in tables)
+    counts = add_histograms((t["similarity_key"].to_numpy(), t["n_pairs"].to_numpy()) for t in tables)
+    return _write_ranks(dataset, shard.repeat, counts, started)
+
+
+def _write_ranks(dataset: Dataset, repeat: int, counts: tuple[np.ndarray, np.ndarray], started: float) -> Part:
+    key, count = counts
     n_pairs = int(count.sum())
     table = pa.table({"similarity_key": key, "rank2": mean_ranks(count)}, schema=schemas.SIMILARITY_RANKS)
     return dataset.write_part(
-        shard.index,
+        repeat,
         {".parquet": table},
         n_rows=n_pairs,
-        stats={"n_pairs": {str(shard.repeat): n_pairs}, "n_distinct": {str(shard.repeat): len(key)}},
+        stats={"n_pairs": {str(repeat): n_pairs}, "n_distinct": {str(repeat): len(key)}},
         duration_s=time.monotonic() - started,
-        column_encoding={"similarity_key": "DELTA_BINARY_PACKED", "rank2": "DELTA_BINARY_PACKED"},
     )

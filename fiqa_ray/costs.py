@@ -1,0 +1,278 @@
+"""What label optimization costs: time, memory and bytes of each step, from counts and from unit costs measured here.
+
+Unit costs come from running the steps' own functions on a small made-up sample (`measure_units`, a few seconds). A step's
+work is shared out by shards, so its time is that of the busiest worker; steps follow one another. On a cluster each worker
+also waits for its share of the bytes. benchmarks/cost_model.py checks the predictions against runs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from fiqa_ray import schemas
+from fiqa_ray.core.labels import reassign_scores, scale_to_unit, sum_owned_ranks
+from fiqa_ray.core.labels import quality_index as place_scores
+from fiqa_ray.core.pairs import mated_pairs
+from fiqa_ray.core.ranking import KeyCounter, RankTable, mean_ranks, merge_range, similarity_key
+from fiqa_ray.core.threads import one_thread
+from fiqa_ray.memory import reuse_memory
+from fiqa_ray.pair_parts import MAX_PART_IMAGES, N_PARTS, PLAIN
+from fiqa_ray.stages.rank import RUN_PAIRS, RUN_PAIRS_NOT_KEPT
+from fiqa_ray.storage import Dataset
+
+PROCESS_BYTES = 350e6
+"""A worker before its first shard: Python, torch, Arrow."""
+_KEY_SPAN = 1.2e7  # steps of 2^-23 between the least and the greatest mated similarity of a real database
+_SAMPLE_IMAGES = 2048
+_SAMPLE_KEYS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The size of a task. ``n_pairs``: per repeat; ``n_methods`` priors, each with ``n_thetas`` label sets."""
+
+    n_images: int
+    n_identities: int
+    dim: int = 512
+    n_clusters: int = 20
+    n_repeats: int = 10
+    n_methods: int = 1
+    n_thetas: int = 1
+    engine: str = "counting"
+    n_ranges: int = 8
+    keep: bool = True
+    rows_per_part: int = 4096
+
+    @property
+    def mean_images(self) -> float:
+        """Images per identity."""
+        return self.n_images / max(self.n_identities, 1)
+
+    @property
+    def n_pairs(self) -> float:
+        """Pairs per repeat, as if all identities were of the mean size."""
+        return self.n_images * max(0.0, min(self.n_clusters, self.mean_images) - 1)
+
+
+@dataclass(frozen=True)
+class Units:
+    """Seconds of one core: per image, pair or byte as named; ``start``: for a worker to be ready."""
+
+    pair_image: float
+    count_pair: float
+    sort_pair: float
+    merge_pair: float
+    sum_pair: float
+    sum_pair_method: float
+    index_image: float
+    label_image: float
+    read_byte: float
+    write_byte: float
+    start: float
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """One step: seconds of work and of the clock, bytes per worker in memory, bytes read from and written to storage,
+    bytes through Ray (records of parts: the pairs themselves never pass through its object store)."""
+
+    stage: str
+    what: str
+    n_shards: int
+    work_s: float
+    wall_s: float
+    memory_bytes: float
+    read_bytes: float
+    written_bytes: float
+    ray_bytes: float
+
+
+def label_costs(scale: Scale, units: Units, n_workers: int, bandwidth: float | None = None) -> list[StepCost]:
+    """Predicts pair, rank and optimize. ``bandwidth``: bytes/s between each worker and storage that is not a local disk."""
+    s, n, r = scale, scale.n_images, scale.n_repeats
+    pairs = s.n_pairs * r
+    part_images = max(min(MAX_PART_IMAGES, n / N_PARTS), min(n, s.rows_per_part))
+    n_parts = math.ceil(n / part_images)
+    pairs_per_image = s.n_pairs / max(n, 1)
+    part_pairs = part_images * pairs_per_image
+    embeddings = n * (4.0 * s.dim + 8)
+    again = 0.0 if s.keep else n * units.pair_image  # pairs are made once more by who needs them
+    reread = 8 * pairs if s.keep else embeddings
+    steps: list[StepCost] = []
+
+    def add(
+        stage: str, what: str, shards: int, work: float, read: float, written: float, memory: float, io: bool = True
+    ) -> None:
+        work += (read * units.read_byte + written * units.write_byte) if io else 0.0
+        turns = math.ceil(shards / n_workers) / shards  # the share of the busiest worker
+        wall = work * turns + ((read + written) * turns / bandwidth if bandwidth else 0.0)
+        steps.append(StepCost(stage, what, shards, work, wall, memory + PROCESS_BYTES, read, written, 4000.0 * shards))
+
+    part_memory = 16 * part_pairs * r + s.rows_per_part * s.dim * 8
+    kept = 8 * pairs if s.keep else 0.0
+    add("pair", "mated pairs", n_parts, n * units.pair_image, embeddings, kept + 3 * n, part_memory)
+
+    run_pairs = min(s.n_pairs, RUN_PAIRS if s.keep else RUN_PAIRS_NOT_KEPT)
+    n_runs = max(1, math.ceil(s.n_pairs / max(run_pairs, 1)))
+    run_shards = n_runs * r if s.keep else n_runs
+    distinct = _n_distinct(s.n_pairs)
+    similarities = 4 * pairs if s.keep else embeddings
+    at_once = 1 if s.keep else r
+    table = 0.5 * distinct * r
+    if s.engine == "counting":
+        memory = 151e6 * at_once + 4 * run_pairs + 8 * part_pairs
+        histograms = 0.5 * _n_distinct(run_pairs) * n_runs * r
+        work = pairs * units.count_pair + again
+        if n_runs == 1 and s.keep:
+            add("rank", "counting", run_shards, work, similarities, table, memory)
+        else:
+            add("rank", "counting: histograms", run_shards, work, similarities, histograms, memory)
+            add("rank", "ranks", r, n_runs * r * 0.1, histograms, table, 2.7e8)
+    else:
+        runs = pairs * _sorted_key_bytes(run_pairs)
+        work = pairs * units.sort_pair + again
+        add("rank", "sort: runs", run_shards, work, similarities, runs, (12 * run_pairs + 8 * part_pairs) * at_once)
+        ranges = s.n_ranges * r
+        add("rank", "sort: ranges", ranges, pairs * units.merge_pair, runs, table, 12 * s.n_pairs / s.n_ranges)
+        add("rank", "ranks", r, r * 0.3, table, table, 2.7e8)
+
+    add(
+        "optimize",
+        "places of prior scores",
+        s.n_methods,
+        n * s.n_methods * units.index_image,
+        9 * n,
+        13 * n,
+        60 * n,
+        io=False,
+    )
+    work = pairs * (units.sum_pair + s.n_methods * units.sum_pair_method) + again
+    tables = 4 * _KEY_SPAN * min(r, 10)
+    n_sets = s.n_methods * s.n_thetas
+    add(
+        "optimize",
+        "optimized indices",
+        n_parts,
+        work + n_workers * tables * 4e-9,
+        reread + n_workers * table,
+        17 * n * n_sets,
+        tables + 24 * part_pairs * (1 if s.keep else r) + 60 * part_images * s.n_methods,
+    )
+    add(
+        "optimize",
+        "labels",
+        n_sets,
+        n * n_sets * units.label_image,
+        30 * n * n_sets,
+        40 * n * n_sets,
+        150 * n,
+        io=False,
+    )
+    first = steps[0]
+    steps[0] = StepCost(**{**first.__dict__, "wall_s": first.wall_s + units.start})
+    return steps
+
+
+def _n_distinct(n_pairs: float) -> float:
+    """Similarities that occur among so many pairs."""
+    return _KEY_SPAN * -math.expm1(-n_pairs / _KEY_SPAN)
+
+
+def _sorted_key_bytes(n_pairs: float) -> float:
+    """Bytes per key of a sorted run: the differences of neighbours, packed in as many bits as they need."""
+    return max(0.12, math.log2(1 + 4 * _KEY_SPAN / max(n_pairs, 1)) / 8)
+
+
+def measure_units(scale: Scale) -> Units:
+    """Measures this machine on a sample of the given shape: one core, about five seconds."""
+    reuse_memory()
+    rng = np.random.default_rng(0)
+    size = max(2, round(scale.mean_images))
+    n_identities = max(1, _SAMPLE_IMAGES // size)
+    n = n_identities * size
+    centres = rng.standard_normal((n_identities, scale.dim), np.float32)
+    x = np.repeat(centres, size, axis=0) + 0.7 * rng.standard_normal((n, scale.dim), np.float32)
+    similarity = (np.rint(np.clip(0.45 + 0.15 * rng.standard_normal(_SAMPLE_KEYS), -1, 1) * 2**23) / 2**23).astype(
+        np.float32
+    )
+    image = np.sort(rng.integers(0, n, _SAMPLE_KEYS)).astype(np.int32)
+    mate = ((image // size) * size + rng.integers(0, size, _SAMPLE_KEYS)).astype(np.int32)
+    prior = rng.standard_normal(1 << 20)
+
+    def make() -> object:
+        return mated_pairs(
+            x,
+            np.arange(n_identities + 1) * size,
+            np.arange(n_identities),
+            n_clusters=scale.n_clusters,
+            n_repeats=scale.n_repeats,
+        )
+
+    with one_thread():
+        make()  # the first call loads libraries
+        pair_s = _seconds(make, 2)
+        key = similarity_key(similarity)
+        counter = KeyCounter()
+        count_s = _seconds(lambda: counter.add(similarity_key(similarity)), 4)
+        distinct, count = counter.histogram()
+        ranks = RankTable.of(distinct, mean_ranks(count))
+        sort_s = _seconds(lambda: np.sort(key), 2) * math.log2(RUN_PAIRS) / math.log2(len(key))
+        merge_s = _seconds(lambda: merge_range([np.sort(key)]), 1) - _seconds(lambda: np.sort(key), 1)
+        places = {str(i): rng.permutation(n) for i in range(3)}
+        one_s = _seconds(lambda: sum_owned_ranks({"0": places["0"]}, image, mate, similarity, ranks), 2)
+        three_s = _seconds(lambda: sum_owned_ranks(places, image, mate, similarity, ranks), 2)
+        method_s = max(0.0, three_s - one_s) / 2
+        index_s = _seconds(lambda: place_scores(prior), 1)
+        places_1m = place_scores(prior)
+        label_s = _seconds(lambda: scale_to_unit(reassign_scores(prior, places_1m, places_1m + prior)[0]), 1)
+        read_s, write_s, row_s = _measure_storage(similarity)
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import fiqa_ray.stages.pair"], check=True, env=dict(os.environ))
+    start_s = time.perf_counter() - started
+    keys, million = float(_SAMPLE_KEYS), float(1 << 20)
+    return Units(
+        pair_image=pair_s / n,
+        count_pair=count_s / keys,
+        sort_pair=sort_s / keys,
+        merge_pair=sort_s / keys + max(0.0, merge_s) / keys,
+        sum_pair=max(0.0, one_s - method_s) / keys,
+        sum_pair_method=method_s / keys,
+        index_image=index_s / million + row_s,
+        label_image=label_s / million + 4 * row_s,
+        read_byte=read_s,
+        write_byte=write_s,
+        start=start_s,
+    )
+
+
+def _seconds(call: Callable[[], object], n_calls: int) -> float:
+    started = time.perf_counter()
+    for _ in range(n_calls):
+        call()
+    return (time.perf_counter() - started) / n_calls
+
+
+def _measure_storage(similarity: np.ndarray) -> tuple[float, float, float]:
+    """Seconds per byte read and written as pairs are, and per row and column as labels are, on the local disk."""
+    pairs = pa.table({"mate_row": np.arange(len(similarity)), "similarity": similarity}, schema=schemas.PAIRS)
+    rows = pa.table({"score": np.random.default_rng(0).random(1 << 20)})
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = Dataset(f"{folder}/v=0", "pairs")
+        started = time.perf_counter()
+        part = dataset.write_part(0, {".parquet": pairs}, n_rows=len(pairs), **PLAIN)
+        write_s = time.perf_counter() - started
+        read_s = _seconds(lambda: dataset.read(part), 2)
+        started = time.perf_counter()
+        dataset.write_part(1, {".parquet": rows}, n_rows=len(rows))
+        row_s = time.perf_counter() - started
+    return read_s / pairs.nbytes, write_s / pairs.nbytes, row_s / len(rows)
