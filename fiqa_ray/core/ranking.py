@@ -18,6 +18,7 @@ from fiqa_ray.core.clustering import SIMILARITY_STEPS
 
 N_KEYS = 2 * SIMILARITY_STEPS + 1
 _STRETCH_PAIRS = 1 << 24
+_FEW_PAIRS = 1 << 17
 
 
 def as_tensor(values: np.ndarray) -> torch.Tensor:
@@ -40,16 +41,16 @@ class KeyCounter:
 
     Few keys are kept and sorted at the end; many are counted in a table of all possible ones. That table is far larger than
     a processor's cache, and most keys of a stretch of pairs occur once or twice: so stretches are counted in single bytes
-    first, and again in the table itself where a byte overflowed (many pairs of copies of one image). Memory: 67 MB for the
-    table, 17 MB for the bytes, 67 MB for the stretch at hand; another 67 MB where more than 2^31 pairs are counted.
+    first, and again in the table itself where a byte overflowed (many pairs of copies of one image). Memory: 17 MB for the
+    bytes, 67 MB for the stretch at hand; 67 MB for the table after the first stretch, 134 MB beyond 2^31 pairs.
     """
 
     def __init__(self) -> None:
         self.n_pairs = 0
         self._pending: list[np.ndarray] = []
         self._n_pending = 0
+        self._bytes: torch.Tensor | None = None
         self._table: torch.Tensor | None = None
-        self._bytes = torch.empty(0, dtype=torch.uint8)
 
     def add(self, key: np.ndarray) -> None:
         """Takes (n,) int32 keys."""
@@ -57,37 +58,50 @@ class KeyCounter:
         self._pending.append(key)
         self._n_pending += len(key)
         if self._n_pending >= _STRETCH_PAIRS:
-            self._count_pending()
+            self._add_to_table()
 
-    def _count_pending(self) -> torch.Tensor:
+    def histogram(self) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct keys, ascending int32, and their counts int64."""
+        if self._table is None and self._n_pending <= _FEW_PAIRS:
+            key = np.concatenate([np.empty(0, np.int32), *self._pending])
+            distinct, count = np.unique(key, return_counts=True)
+            return distinct, count.astype(np.int64)
         if self._table is None:
-            self._table = torch.zeros(N_KEYS, dtype=torch.int32)
-            self._bytes = torch.zeros(N_KEYS, dtype=torch.uint8)
-        if self.n_pairs >= 2**31 and self._table.dtype == torch.int32:
-            self._table = self._table.long()
-        table = self._table
+            key, count = _distinct(self._count_bytes())
+            if count.sum() == self._n_pending:
+                return key, count
+        return _distinct(self._add_to_table())
+
+    def _count_bytes(self) -> torch.Tensor:
+        """Counts modulo 256 of what is pending."""
+        if self._bytes is None:
+            self._bytes = torch.empty(N_KEYS, dtype=torch.uint8)
+        self._bytes.zero_()
         one = torch.ones(1, dtype=torch.uint8)
         for key in self._pending:
             for place in _place(key).split(1 << 16):
                 self._bytes.scatter_add_(0, place.long(), one.expand(len(place)))
-        if int(self._bytes.numpy().sum(dtype=np.int64)) == self._n_pending:
-            table += self._bytes
+        return self._bytes
+
+    def _add_to_table(self) -> torch.Tensor:
+        if self._table is None:
+            self._table = torch.zeros(N_KEYS, dtype=torch.int32)
+        if self.n_pairs >= 2**31 and self._table.dtype == torch.int32:
+            self._table = self._table.long()
+        some = self._count_bytes()
+        if int(some.numpy().sum(dtype=np.int64)) == self._n_pending:
+            self._table += some
         else:
             for key in self._pending:
-                table.index_add_(0, _place(key), torch.ones(1, dtype=table.dtype).expand(len(key)))
-        self._bytes.zero_()
+                self._table.index_add_(0, _place(key), torch.ones(1, dtype=self._table.dtype).expand(len(key)))
         self._pending, self._n_pending = [], 0
-        return table
+        return self._table
 
-    def histogram(self) -> tuple[np.ndarray, np.ndarray]:
-        """The distinct keys, ascending int32, and their counts int64."""
-        if self._table is None and self._n_pending <= N_KEYS >> 5:
-            key = np.concatenate([np.empty(0, np.int32), *self._pending])
-            distinct, count = np.unique(key, return_counts=True)
-            return distinct, count.astype(np.int64)
-        table = self._count_pending().numpy()
-        found = np.flatnonzero(table)
-        return (found - SIMILARITY_STEPS).astype(np.int32), table[found].astype(np.int64)
+
+def _distinct(table: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    counts = table.numpy()
+    found = np.flatnonzero(counts != 0)
+    return (found - SIMILARITY_STEPS).astype(np.int32), counts[found].astype(np.int64)
 
 
 def add_histograms(histograms: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -104,8 +118,7 @@ def add_histograms(histograms: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple
         total[key + np.int32(SIMILARITY_STEPS)] += count  # the keys of one histogram are distinct
     if total is None:
         return alone or (np.empty(0, np.int32), np.empty(0, np.int64))
-    found = np.flatnonzero(total)
-    return (found - SIMILARITY_STEPS).astype(np.int32), total[found]
+    return _distinct(torch.from_numpy(total))
 
 
 def _place(key: np.ndarray) -> torch.Tensor:
@@ -135,22 +148,22 @@ def mean_ranks(count: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class RankTable:
-    """rank2 by key, for look-up: a plain array over the keys that occur, from ``first`` on; -1 where none does.
+    """rank2 by key, for look-up: a plain array over the keys that occur, from ``first`` on, of rank2 + 1; 0 where none does.
 
     Memory: 4 bytes for each step between the least and the greatest similarity, at most 67 MB; 8 where ranks need int64.
     """
 
     first: int
-    rank2: torch.Tensor
+    rank2_plus_1: torch.Tensor
 
     @staticmethod
     def of(key: np.ndarray, rank2: np.ndarray) -> RankTable:
         """From the ascending distinct keys and their rank2."""
         if len(key) == 0:
             return RankTable(0, torch.empty(0, dtype=torch.int32))
-        kind = np.int32 if rank2[-1] < 2**31 else np.int64
-        table = np.full(int(key[-1]) - int(key[0]) + 1, -1, kind)
-        table[key - key[0]] = rank2
+        kind = np.int32 if rank2[-1] < 2**31 - 1 else np.int64
+        table = np.zeros(int(key[-1]) - int(key[0]) + 1, kind)
+        table[key - key[0]] = rank2 + 1
         return RankTable(int(key[0]), torch.from_numpy(table))
 
     def look_up(self, key: np.ndarray) -> torch.Tensor:
@@ -159,7 +172,7 @@ class RankTable:
         if len(key) == 0:
             return at
         low, high = torch.aminmax(at)
-        found = self.rank2.index_select(0, at) if low >= 0 and high < len(self.rank2) else None
-        if found is None or found.min() < 0:
+        found = self.rank2_plus_1.index_select(0, at) if low >= 0 and high < len(self.rank2_plus_1) else None
+        if found is None or found.min() < 1:
             raise ValueError("a pair's similarity is missing from the ranking: pairs and ranks are of different runs")
-        return found
+        return found.sub_(1)

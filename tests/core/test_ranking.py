@@ -16,6 +16,11 @@ from fiqa_ray.core.ranking import (
 )
 
 
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    monkeypatch.setattr(ranking, "_FEW_PAIRS", 300)  # both ways of counting are met
+
+
 def histogram_of(*pieces):
     counter = KeyCounter()
     for key in pieces:
