@@ -54,17 +54,28 @@ def run(
 
 
 @app.command()
-def plan(job: Job_, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Shows what a run would do: shards, bytes, time and memory per step."""
+def plan(
+    job: Job_,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    workers: Annotated[int, typer.Option(min=1, help="for how many workers to predict the time")] = os.cpu_count() or 1,
+    bandwidth: Annotated[
+        float | None, typer.Option(min=1.0, help="MB/s between a worker and storage, where that is no local disk")
+    ] = None,
+) -> None:
+    """Shows what a run would do: shards, bytes, time and memory per step, measured on a sample here."""
     from fiqa_ray.config import load_settings
     from fiqa_ray.lineage import Job
     from fiqa_ray.status import plan_job
 
-    rows = plan_job(Job(load_settings(job, overrides or [])))
+    rows = plan_job(Job(load_settings(job, overrides or [])), workers, bandwidth and 1e6 * bandwidth)
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    table = Table("stage", "what", "state", "rows", "shards", "output", "work, 1 CPU", "memory/worker")
+    time_column = f"time, {workers} worker{'s' if workers > 1 else ''}"
+    table = Table(
+        "stage", "what", "state", "rows", "shards", "read", "written", "work, 1 CPU", time_column, "memory/worker"
+    )
     for r in rows:
         table.add_row(
             r["stage"],
@@ -72,12 +83,18 @@ def plan(job: Job_, overrides: Overrides = None, as_json: Json = False) -> None:
             r["state"],
             f"{r['n_rows']:,}",
             f"{r['n_shards']:,}",
-            _bytes(r["n_bytes"]),
+            _bytes(r["read_bytes"]),
+            _bytes(r["written_bytes"]),
             _seconds(r["work_s"]),
+            _seconds(r["time_s"]),
             _bytes(r["memory_bytes"]),
         )
     console.print(table)
-    console.print(f"together {_seconds(sum(r['work_s'] for r in rows))} of work; it divides among the workers")
+    total = {key: sum(r[key] for r in rows) for key in ("work_s", "time_s", "read_bytes", "written_bytes")}
+    console.print(
+        f"together {_seconds(total['work_s'])} of work on this machine's CPU, {_seconds(total['time_s'])} on {workers} "
+        f"worker(s); {_bytes(total['read_bytes'])} read from storage and {_bytes(total['written_bytes'])} written"
+    )
 
 
 @app.command()

@@ -8,20 +8,18 @@ also waits for its share of the bytes. benchmarks/cost_model.py checks the predi
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
 
 from fiqa_ray import schemas
-from fiqa_ray.core.labels import reassign_scores, scale_to_unit, sum_owned_ranks
 from fiqa_ray.core.labels import quality_index as place_scores
+from fiqa_ray.core.labels import reassign_scores, scale_to_unit, sum_owned_ranks
 from fiqa_ray.core.pairs import mated_pairs
 from fiqa_ray.core.ranking import KeyCounter, RankTable, mean_ranks, merge_range, similarity_key
 from fiqa_ray.core.threads import one_thread
@@ -32,9 +30,11 @@ from fiqa_ray.storage import Dataset
 
 PROCESS_BYTES = 350e6
 """A worker before its first shard: Python, torch, Arrow."""
+START_S = 3.0
+"""Before a worker's first shard: its imports."""
 _KEY_SPAN = 1.2e7  # steps of 2^-23 between the least and the greatest mated similarity of a real database
 _SAMPLE_IMAGES = 2048
-_SAMPLE_KEYS = 1 << 22
+_SAMPLE_KEYS = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Units:
-    """Seconds of one core: per image, pair or byte as named; ``start``: for a worker to be ready."""
+    """Seconds of one core: per image, pair or byte as named."""
 
     pair_image: float
     count_pair: float
@@ -78,7 +78,6 @@ class Units:
     label_image: float
     read_byte: float
     write_byte: float
-    start: float
 
 
 @dataclass(frozen=True)
@@ -178,8 +177,7 @@ def label_costs(scale: Scale, units: Units, n_workers: int, bandwidth: float | N
         150 * n,
         io=False,
     )
-    first = steps[0]
-    steps[0] = StepCost(**{**first.__dict__, "wall_s": first.wall_s + units.start})
+    steps[0] = replace(steps[0], wall_s=steps[0].wall_s + START_S)
     return steps
 
 
@@ -193,8 +191,9 @@ def _sorted_key_bytes(n_pairs: float) -> float:
     return max(0.12, math.log2(1 + 4 * _KEY_SPAN / max(n_pairs, 1)) / 8)
 
 
+@lru_cache(maxsize=8)
 def measure_units(scale: Scale) -> Units:
-    """Measures this machine on a sample of the given shape: one core, about five seconds."""
+    """Measures this machine on a sample of the given shape: one core, two or three seconds."""
     reuse_memory()
     rng = np.random.default_rng(0)
     size = max(2, round(scale.mean_images))
@@ -236,9 +235,6 @@ def measure_units(scale: Scale) -> Units:
         places_1m = place_scores(prior)
         label_s = _seconds(lambda: scale_to_unit(reassign_scores(prior, places_1m, places_1m + prior)[0]), 1)
         read_s, write_s, row_s = _measure_storage(similarity)
-    started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import fiqa_ray.stages.pair"], check=True, env=dict(os.environ))
-    start_s = time.perf_counter() - started
     keys, million = float(_SAMPLE_KEYS), float(1 << 20)
     return Units(
         pair_image=pair_s / n,
@@ -251,7 +247,6 @@ def measure_units(scale: Scale) -> Units:
         label_image=label_s / million + 4 * row_s,
         read_byte=read_s,
         write_byte=write_s,
-        start=start_s,
     )
 
 

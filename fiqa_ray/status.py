@@ -56,94 +56,153 @@ def run_is_held(run_uri: str) -> bool:
     return newest is not None and f"{newest}.released" not in names
 
 
-def plan_job(job: Job, measure: bool = True) -> list[dict[str, Any]]:
-    """What a run of the job would do: per step its state, shards and rows, with estimated bytes, seconds and memory.
+def plan_job(job: Job, n_workers: int = 1, bandwidth: float | None = None) -> list[dict[str, Any]]:
+    """What a run of the job would do: per step its state, shards, rows, bytes, work, memory, and time on ``n_workers``.
 
-    Lists the source unless the faces are packed. Seconds come from running each model once on this machine's CPU
-    (``measure``) and from unit costs of the numerics; they hold for one worker and fall with their number.
+    Lists the source unless the faces are packed. Work comes from running each model and the numerics on a small
+    sample on this machine's CPU. ``bandwidth``: bytes/s between each worker and storage; None where it is a local disk.
     """
+    from fiqa_ray.costs import PROCESS_BYTES, Scale, label_costs, measure_units
+
     settings = job.settings
-    n_images = {s: _count_images(job, s) for s in job.face_sets}
-    rates = _measured_rates(job) if measure else {}
-    dim = rates.get("dim", 512)
-    n_train = n_images["train"]
-    n_pairs = n_train * (settings.pair.n_clusters - 1) * settings.pair.n_repeats
+    sizes = {s: _count_faces(job, s) for s in job.face_sets}
+    n_images = {s: n for s, (n, _) in sizes.items()}
+    rates = _measured_rates(job)
+    dim = rates["dim"]
+    n_train, n_identities = sizes["train"]
     part_rows = min(settings.compute.rows_per_part, max(n_images.values()))
-    train_parts = int(np.ceil(n_train / settings.compute.rows_per_part))
-    rows = []
+    rows: list[dict[str, Any]] = []
 
     def add(
         stage: str,
         what: str,
-        dataset: Dataset,
+        datasets: list[Dataset],
         n: int,
-        bytes_per_row: float,
-        s_per_row: float,
+        n_shards: int,
+        *,
+        work_s: float,
+        wall_s: float,
         memory: float,
-        n_shards: int = train_parts,
+        read: float,
+        written: float,
     ) -> None:
-        manifest = dataset.manifest()
-        done = n if manifest else sum(p.n_rows for p in dataset.finished_parts().values())
-        left = 0.0 if manifest else max(0.0, 1 - done / max(n, 1))
+        manifests = [d.manifest() for d in datasets]
+        finished = all(m is not None for m in manifests)
+        done = 0 if finished else sum(p.n_rows for d in datasets for p in d.finished_parts().values())
+        left = 0.0 if finished else max(0.0, 1 - done / max(n * len(datasets), 1))
         rows.append(
             {
                 "stage": stage,
                 "what": what,
-                "state": "finished" if manifest else "partly done" if done else "to do",
+                "state": "finished" if finished else "partly done" if done else "to do",
                 "n_rows": n,
-                "n_shards": len(manifest.parts) if manifest else n_shards,
-                "n_bytes": int(n * bytes_per_row),
-                "work_s": round(left * n * s_per_row, 1),
+                "n_shards": sum(len(m.parts) for m in manifests if m) if finished else n_shards,
+                "read_bytes": int(read),
+                "written_bytes": int(written),
+                "work_s": round(left * work_s, 1),
+                "time_s": round(left * wall_s, 1),
                 "memory_bytes": int(memory),
             }
         )
 
-    face_memory = part_rows * 30_000.0
+    def add_per_row(
+        stage: str,
+        what: str,
+        dataset: Dataset,
+        n: int,
+        n_shards: int,
+        s_per_row: float,
+        *,
+        read: float,
+        written: float,
+        memory: float,
+    ) -> None:
+        turns = int(np.ceil(n_shards / n_workers)) / max(n_shards, 1)
+        wait = (read + written) * n * turns / bandwidth if bandwidth else 0.0
+        add(
+            stage,
+            what,
+            [dataset],
+            n,
+            n_shards,
+            work_s=n * s_per_row,
+            wall_s=n * s_per_row * turns + wait,
+            memory=memory + PROCESS_BYTES,
+            read=read * n,
+            written=written * n,
+        )
+
+    face, face_memory = 25_000.0, part_rows * 30_000.0
     for face_set, n in n_images.items():
         parts = int(np.ceil(n / settings.compute.rows_per_part))
-        add("pack", face_set, job.faces(face_set), n, 25_000, 1.2e-3, face_memory, parts)
-        add("embed", face_set, job.embeddings(face_set), n, 4 * dim, rates.get("embed", 0.0), face_memory, parts)
+        embedding = rates["embed"]
+        faces, embeddings = job.faces(face_set), job.embeddings(face_set)
+        add_per_row("pack", face_set, faces, n, parts, 1.2e-3, read=face, written=face, memory=face_memory)
+        add_per_row("embed", face_set, embeddings, n, parts, embedding, read=face, written=4 * dim, memory=face_memory)
         for m in settings.methods:
             if job.has_scores(face_set, m):
                 what, cost = f"{m.label}, {face_set}", rates.get(m.label, 1e-6)
                 n_parts = 1 if job.scores_uri(face_set, m) else parts
-                add("score", what, job.prior_scores(face_set, m), n, 12, cost, face_memory, n_parts)
-    share = n_pairs / max(n_train, 1)
-    add("pair", "mated pairs", job.pairs(), n_train, 8 * share, 2e-7 * share + 5e-5, part_rows * (4 * dim + 60 * share))
-    add("rank", settings.rank.engine, job.similarity_ranks(), n_pairs, 2, 1e-7, 400e6, settings.pair.n_repeats)
-    n_label_sets = len(settings.methods) * len(settings.optimize.theta)
-    add(
-        "optimize", f"{n_label_sets} label set(s)", job.optimized_index(), n_train, 40 * n_label_sets, 2e-6 * share, 4e8
+                scores = job.prior_scores(face_set, m)
+                add_per_row("score", what, scores, n, n_parts, cost, read=face, written=12, memory=face_memory)
+    scale = Scale(
+        n_train,
+        n_identities,
+        dim=dim,
+        n_clusters=settings.pair.n_clusters,
+        n_repeats=settings.pair.n_repeats,
+        n_methods=len(settings.methods),
+        n_thetas=len(settings.optimize.theta),
+        engine=settings.rank.engine,
+        n_ranges=settings.rank.n_ranges,
+        keep=settings.pair.keep,
+        rows_per_part=settings.compute.rows_per_part,
     )
-    epochs = settings.train.n_epochs or (20 if settings.train.mode == "head" else 1)
-    cost = 2e-6 * epochs if settings.train.mode == "head" else 4 * rates.get("embed", 0.0) * epochs
-    for m, theta in job.label_sets():
-        add("train", job.scorer_name(m, theta), job.regressor(m, theta), n_train, 0, cost, 8 * part_rows * 30_000.0, 1)
-    for b in settings.benchmarks:
-        n_scores = n_images[b.name] * len(job.label_sets())
+    thetas = settings.optimize.theta
+    made = {
+        "pair": [job.pairs()],
+        "rank": [job.similarity_ranks()],
+        "places of prior scores": [job.quality_index(m) for m in settings.methods],
+        "optimized indices": [job.optimized_index()],
+        "labels": [job.optimized_labels(m, t) for m in settings.methods for t in thetas],
+    }
+    for step in label_costs(scale, measure_units(scale), n_workers, bandwidth):
         add(
-            "evaluate",
-            b.name,
-            job.evaluation(b),
-            n_images[b.name],
-            100,
-            rates.get("embed", 0.0) * n_scores / max(n_images[b.name], 1),
-            3e8,
-            1,
+            step.stage,
+            step.what,
+            made.get(step.stage) or made[step.what],
+            int(scale.n_pairs * scale.n_repeats) if step.stage == "rank" else n_train,
+            step.n_shards,
+            work_s=step.work_s,
+            wall_s=step.wall_s,
+            memory=step.memory_bytes,
+            read=step.read_bytes,
+            written=step.written_bytes,
         )
+    epochs = settings.train.n_epochs or (20 if settings.train.mode == "head" else 1)
+    head = settings.train.mode == "head"
+    cost = 2e-6 * epochs if head else 4 * rates["embed"] * epochs
+    read = 4.0 * dim if head else face * epochs
+    for m, theta in job.label_sets():
+        name, regressor = job.scorer_name(m, theta), job.regressor(m, theta)
+        add_per_row("train", name, regressor, n_train, 1, cost, read=read, written=0, memory=8 * part_rows * 30_000.0)
+    for b in settings.benchmarks:
+        n = n_images[b.name]
+        cost = rates["embed"] * len(job.label_sets())
+        add_per_row("evaluate", b.name, job.evaluation(b), n, 1, cost, read=face, written=100, memory=3e8)
     return rows
 
 
-def _count_images(job: Job, face_set: str) -> int:
-    manifest = job.faces(face_set).manifest()
-    if manifest is not None:
-        return manifest.n_rows
+def _count_faces(job: Job, face_set: str) -> tuple[int, int]:
+    """Images and identities of a face set."""
     plan = job.faces(face_set).plan()
     if plan is not None:
-        return int(plan["n_rows"])
-    from fiqa_ray.stages.pack import list_faces
+        return int(plan["n_rows"]), int(plan["n_identities"])
+    from fiqa_ray.stages.pack import identity_rows, list_faces
 
-    return len(list_faces(job.face_sets[face_set]))
+    faces = list_faces(job.face_sets[face_set])
+    rows = identity_rows(faces["identity"])
+    return len(faces), int(rows[-1]) + 1 if len(rows) else 0
 
 
 def _measured_rates(job: Job) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from fiqa_ray.core.clustering import SIMILARITY_STEPS, faiss_clusters, gram_keys
 from fiqa_ray.core.draws import LANE_STEP, counter_draws, lane_draws
 from fiqa_ray.core.threads import one_thread
 
-MAX_GRAM_IMAGES = 16_384
+MAX_GRAM_IMAGES = 4096
 """Identities with more images than this are clustered by faiss: their Gram matrix would not fit comfortably."""
 
 _PARTNER_STREAM = 0x9A17

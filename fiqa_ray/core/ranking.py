@@ -162,9 +162,9 @@ class RankTable:
         if len(key) == 0:
             return RankTable(0, torch.empty(0, dtype=torch.int32))
         kind = np.int32 if rank2[-1] < 2**31 - 1 else np.int64
-        table = np.zeros(int(key[-1]) - int(key[0]) + 1, kind)
-        table[key - key[0]] = rank2 + 1
-        return RankTable(int(key[0]), torch.from_numpy(table))
+        table = torch.from_numpy(np.zeros(int(key[-1]) - int(key[0]) + 1, kind))
+        table.scatter_(0, as_tensor(key - key[0]).long(), torch.from_numpy((rank2 + 1).astype(kind)))
+        return RankTable(int(key[0]), table)
 
     def look_up(self, key: np.ndarray) -> torch.Tensor:
         """rank2 (int32 or int64) of every pair's int32 key; every key must stand in the table."""

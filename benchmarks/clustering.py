@@ -1,0 +1,116 @@
+"""K-Means of identities alone: Gram-space Lloyd against faiss and scikit-learn from the same initial centres, one core.
+
+python benchmarks/clustering.py [--images 8192] [--device cpu] [--json FILE]
+
+For each size n, as many identities of n images as make up --images. Ours includes the Gram products, which the pairs need
+anyway. Prints milliseconds per identity and the inertia against scikit-learn's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+from shapes import make_identities
+from sklearn.cluster import KMeans
+
+from fiqa_ray.core.clustering import _INIT_STREAM, MAX_ITERATIONS, gram_keys, lloyd_batch, unit_vectors
+from fiqa_ray.core.draws import counter_draws
+from fiqa_ray.core.threads import one_thread
+
+SIZES, K = (20, 100, 363, 843, 5000), 20
+
+
+def ours(units: list[np.ndarray], device: str) -> list[np.ndarray]:
+    """Batches of about 4,096 images, as the pair stage makes them."""
+    n, found = len(units[0]), []
+    together = max(1, 4096 // n)
+    for at in range(0, len(units), together):
+        grams = []
+        for u in units[at : at + together]:
+            grams.append(torch.empty((n, n), device=device))
+            gram_keys(u, grams[-1])
+        found += lloyd_batch(grams, list(range(at, at + len(grams))), K, seed=0)
+    return found
+
+
+def by_faiss(units: list[np.ndarray], starts: list[np.ndarray]) -> list[np.ndarray]:
+    """faiss.Kmeans, the same centres and number of iterations."""
+    found = []
+    for u, start in zip(units, starts, strict=True):
+        k = len(start)
+        kmeans = faiss.Kmeans(
+            u.shape[1], k, niter=MAX_ITERATIONS, min_points_per_centroid=1, max_points_per_centroid=len(u)
+        )
+        kmeans.train(u, init_centroids=np.ascontiguousarray(u[start]))
+        found.append(kmeans.index.search(u, 1)[1][:, 0])
+    return found
+
+
+def by_scikit_learn(units: list[np.ndarray], starts: list[np.ndarray]) -> list[np.ndarray]:
+    """KMeans, the same centres and number of iterations."""
+    return [
+        KMeans(len(s), init=u[s], n_init=1, max_iter=MAX_ITERATIONS, tol=0).fit(u).labels_
+        for u, s in zip(units, starts, strict=True)
+    ]
+
+
+def inertia(units: list[np.ndarray], labels: list[np.ndarray]) -> float:
+    """Sum of squared distances to the cluster means."""
+    total = 0.0
+    for u, own in zip(units, labels, strict=True):
+        x = u.astype(np.float64)
+        total += sum(float(((x[own == c] - x[own == c].mean(0)) ** 2).sum()) for c in np.unique(own))
+    return total
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=8192)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda, for ours")
+    parser.add_argument("--json", type=Path)
+    a = parser.parse_args()
+    faiss.omp_set_num_threads(1)
+    rows = []
+    for n in SIZES:
+        m = max(1, a.images // n)
+        x = make_identities(range(m), np.full(m, n))
+        units = [unit_vectors(x[i * n : (i + 1) * n]) for i in range(m)]
+        draws = [counter_draws(0, _INIT_STREAM, 0, i, np.arange(n)) for i in range(m)]
+        starts = [np.argsort(d, kind="stable")[:K] for d in draws]
+        seconds, labels = {}, {}
+        with one_thread():
+            ours(units[:1], a.device)  # the first call loads libraries
+            for name, call in (
+                ("ours", lambda units=units: ours(units, a.device)),
+                ("faiss", lambda units=units, starts=starts: by_faiss(units, starts)),
+                ("scikit-learn", lambda units=units, starts=starts: by_scikit_learn(units, starts)),
+            ):
+                started = time.perf_counter()
+                labels[name] = call()
+                seconds[name] = (time.perf_counter() - started) / m
+        best = inertia(units, labels["scikit-learn"])
+        rows.append(
+            {
+                "n": n,
+                "ms_per_identity": {k: round(1e3 * s, 3) for k, s in seconds.items()},
+                "ratio_to_ours": {k: round(s / seconds["ours"], 1) for k, s in seconds.items() if k != "ours"},
+                "inertia_to_scikit_learn": {
+                    k: round(inertia(units, labels[k]) / best, 5) if best > 1e-6 else 1.0 for k in ("ours", "faiss")
+                },
+            }
+        )
+    result = {"device": a.device, "rows": rows}
+    print(json.dumps(result, indent=1))
+    if a.json:
+        a.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Ranking alone: the mean place of every similarity among all, by this project's two engines and by well-known tools.
+
+python benchmarks/ranking.py [--keys 20000000] [--ray-keys 5000000] [--json FILE]
+
+All get the same keys and must give the same ranks. Ray Data only sorts (it has no ranks with ties), on fewer keys. DuckDB and
+Polars use all cores, the others one. numpy's vectorised sort is slow on some processors (AMD's Zen 4): compare a run with
+NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL" in the environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from scipy.stats import rankdata
+
+from fiqa_ray.core.labels import rank_table
+from fiqa_ray.core.pairs import round_similarity
+from fiqa_ray.core.ranking import RankTable, add_histograms, mean_ranks, merge_range, range_cuts, similarity_key
+from fiqa_ray.core.threads import one_thread
+from fiqa_ray.memory import reuse_memory
+
+
+def counting(similarity: np.ndarray) -> np.ndarray:
+    """This project's histograms."""
+    table = rank_table(similarity)
+    return _look_up(table, similarity)
+
+
+def sorting(similarity: np.ndarray) -> np.ndarray:
+    """This project's sample sort: 8 sorted runs, 8 ranges."""
+    runs = [np.sort(part) for part in np.array_split(similarity_key(similarity), 8)]
+    cuts = range_cuts(np.concatenate([r[:: max(1, len(r) // 1024)] for r in runs]), 8)
+    pieces = [np.split(r, np.searchsorted(r, cuts)) for r in runs]
+    key, count = add_histograms(merge_range([p[j] for p in pieces]) for j in range(len(cuts) + 1))
+    return _look_up(RankTable.of(key, mean_ranks(count)), similarity)
+
+
+def _look_up(table: RankTable, similarity: np.ndarray) -> np.ndarray:
+    parts = [
+        table.look_up(similarity_key(s)).numpy() for s in np.array_split(similarity, max(1, len(similarity) >> 16))
+    ]
+    return np.concatenate(parts) / 2
+
+
+def by_numpy(similarity: np.ndarray) -> np.ndarray:
+    """argsort, then the mean over ties."""
+    order = np.argsort(similarity)
+    ordered = similarity[order]
+    first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    count = np.diff(first, append=len(ordered))
+    rank = np.empty(len(order))
+    rank[order] = np.repeat(first + (count - 1) / 2, count)
+    return rank
+
+
+def by_duckdb(similarity: np.ndarray) -> np.ndarray:
+    """A histogram by SQL, its running sum, and a join."""
+    con = duckdb.connect()
+    con.register("pairs", pa.table({"row": np.arange(len(similarity)), "s": similarity}))
+    con.execute("create table k as select s, count(*) as n from pairs group by s")
+    con.execute("create table r as select s, sum(n) over (order by s) - n + (n - 1) / 2 as rank from k")
+    found = con.execute("select p.row, r.rank from pairs p join r on p.s = r.s").to_arrow_table()
+    rank = np.empty(len(similarity))
+    rank[found["row"].to_numpy()] = found["rank"].to_numpy()
+    return rank
+
+
+def by_polars(similarity: np.ndarray) -> np.ndarray:
+    """`rank(method="average")`."""
+    return pl.Series(similarity).rank(method="average").to_numpy() - 1
+
+
+def seconds_of(call: Callable[[np.ndarray], np.ndarray], similarity: np.ndarray, expected: np.ndarray | None) -> float:
+    """Best of two runs; the ranks must be the expected ones."""
+    best = np.inf
+    for _ in range(2):
+        started = time.perf_counter()
+        rank = call(similarity)
+        best = min(best, time.perf_counter() - started)
+    if expected is not None:
+        np.testing.assert_array_equal(rank, expected)
+    return best
+
+
+def ray_data_sort(similarity: np.ndarray) -> float:
+    """Seconds of Ray Data's distributed sort, once Ray is up."""
+    from fiqa_ray.config import ComputeSettings
+    from fiqa_ray.run import ray_session
+
+    with ray_session(ComputeSettings()):
+        import ray
+
+        data = ray.data.from_arrow([pa.table({"s": p}) for p in np.array_split(similarity, 8)])
+        started = time.perf_counter()
+        found = data.sort("s").materialize()
+        seconds = time.perf_counter() - started
+        assert found.count() == len(similarity)
+    return seconds
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keys", type=int, default=20_000_000)
+    parser.add_argument("--ray-keys", type=int, default=5_000_000)
+    parser.add_argument("--json", type=Path)
+    a = parser.parse_args()
+    reuse_memory()
+    rng = np.random.default_rng(0)
+    similarity = round_similarity(0.45 + 0.15 * rng.standard_normal(a.keys))
+    few = similarity[: a.ray_keys]
+    with one_thread():
+        started = time.perf_counter()
+        expected = rankdata(similarity, method="average") - 1
+        seconds = {"scipy rankdata": time.perf_counter() - started}
+        for name, call in (
+            ("counting", counting),
+            ("sort", sorting),
+            ("numpy argsort", by_numpy),
+            ("duckdb", by_duckdb),
+            ("polars", by_polars),
+        ):
+            seconds[name] = seconds_of(call, similarity, expected)
+        counting_few = seconds_of(counting, few, None)
+    ray_s = ray_data_sort(few)
+    result = {
+        "n_keys": a.keys,
+        "seconds": {k: round(v, 2) for k, v in seconds.items()},
+        "ratio_to_counting": {k: round(v / seconds["counting"], 1) for k, v in seconds.items()},
+        "ray_data_sort": {
+            "n_keys": len(few),
+            "seconds": round(ray_s, 2),
+            "ratio_to_counting": round(ray_s / counting_few, 1),
+        },
+    }
+    print(json.dumps(result, indent=1))
+    if a.json:
+        a.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
