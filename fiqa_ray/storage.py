@@ -274,7 +274,7 @@ def add_stats(all_stats: Iterator[Mapping[str, Any]] | list[Mapping[str, Any]]) 
 def table_bytes(table: pa.Table, row_group_rows: int = 1 << 20, **options: Any) -> pa.Buffer:
     """A table as Parquet with a checksum per page: equal tables give equal bytes with one pyarrow version.
 
-    Whole numbers are stored as differences, which need no further packing; floats byte by byte and the rest as it is, by zstd.
+    Whole numbers are stored as differences, which need no more packing; floats byte by byte, the rest as it is, by zstd.
     """
     sink = pa.BufferOutputStream()
     encodings = {f.name: _ENCODING[f.type] for f in table.schema if f.type in _ENCODING}
