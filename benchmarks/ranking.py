@@ -3,7 +3,7 @@
 python benchmarks/ranking.py [--keys 20000000] [--ray-keys 5000000] [--json FILE]
 
 All get the same keys and must give the same ranks. Ray Data only sorts (it has no ranks with ties), on fewer keys. DuckDB
-and Polars use all cores, the others one. numpy's vectorised sort is slow on some processors (AMD's Zen 4): compare a run with
+and Polars use all cores, the others one. numpy's vectorised sort is slow on some processors (AMD's Zen 4): compare with
 NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL" in the environment.
 """
 

@@ -69,7 +69,7 @@ def make_identities(rows: range, sizes: np.ndarray, seed: int = 0) -> np.ndarray
 
 
 def write_inputs(job: Job, sizes: np.ndarray, n_workers: int) -> None:
-    """What pack, embed and score would leave for identities of these sizes: faces (only their number), embeddings, scores."""
+    """What pack, embed and score would leave for identities of these sizes; of faces only their number."""
     starts = np.concatenate([[0], np.cumsum(sizes)])
     cuts, first = [], 0
     while first < len(sizes):

@@ -23,7 +23,7 @@ from fiqa_ray.core.draws import LANE_STEP, counter_draws, lane_draws
 from fiqa_ray.core.threads import one_thread
 
 MAX_GRAM_IMAGES = 4096
-"""Identities with more images than this are clustered by faiss, which is several times faster there, and without a Gram matrix."""
+"""Identities with more images than this go without a Gram matrix: faiss, several times faster there, clusters them."""
 
 _PARTNER_STREAM = 0x9A17
 _BLOCK_IMAGES = 4096

@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,40 @@ def test_properties(seed, theta):
     stretched = run(np.exp(prior), theta)  # a strictly increasing map moves values, not order
     assert np.array_equal(quality_index(stretched.score), quality_index(got.score))
     assert np.array_equal(run(prior, 0.0).score, prior)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32), theta=st.floats(0, 1))
+def test_order_of_images_and_names_of_people_do_not_matter(seed, theta):
+    """Given pairs, permuted images get permuted labels. Whole runs: other names change nothing; nor do shuffled people whose
+    rows keep their order and first appearance, for an identity's draws depend on its own images alone."""
+    rng = np.random.default_rng(seed)
+    n = 40
+    prior = rng.normal(size=n)  # no ties: with ties the row order decides
+    image = rng.integers(0, n, 150)
+    mate = (image + rng.integers(1, n, 150)) % n
+    similarity = rng.integers(-50, 51, 150) / 2.0**7
+    got = optimize_from_pairs(prior, [(image, mate, similarity)], theta=theta)
+    order = rng.permutation(n)  # new row i holds the old image order[i]
+    place = np.argsort(order)
+    shuffled = rng.permutation(150)
+    moved = (place[image][shuffled], place[mate][shuffled], similarity[shuffled])
+    permuted = optimize_from_pairs(prior[order], [moved], theta=theta)
+    assert np.array_equal(permuted.optimized_index, got.optimized_index[order])
+    if len(set(got.optimized_index)) == n:  # ties of the index fall to the quality index, which is permuted alike
+        assert np.array_equal(permuted.label, got.label[order])
+
+    people = np.repeat(np.arange(5), rng.integers(1, 20, 5))
+    embeddings, prior = exact_embeddings(rng, len(people)), rng.normal(size=len(people))
+    run = partial(optimize_labels, n_clusters=4, n_repeats=2, theta=theta, seed=seed)
+    plain = run(embeddings, people, prior)
+    names = [f"person {9 - k}" for k in people]
+    assert np.array_equal(run(embeddings, names, prior).score, plain.score)
+    # people mixed with one another, each one's images in their own order, and first seen in the same order
+    slots = np.concatenate([np.arange(5), rng.permutation(np.repeat(np.arange(5), np.bincount(people) - 1))])
+    own = {k: iter(np.flatnonzero(people == k)) for k in range(5)}
+    mixed = np.array([next(own[k]) for k in slots])
+    assert np.array_equal(run(embeddings[mixed], people[mixed], prior[mixed]).score, plain.score[mixed])
 
 
 def test_normalized_scale_is_n_over_l():
