@@ -25,5 +25,11 @@ lint: $(BIN)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(BIN)/.ready
-	@for b in benchmarks/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+bench: $(BIN)/.ready  ## every benchmark, scaled down to a few minutes; the README's figures name their own commands
+	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e '.[bench]'
+	$(BIN)/python benchmarks/label_optimization.py --share 0.002
+	$(BIN)/python benchmarks/full_size.py runs/benchmark --share 0.02
+	$(BIN)/python benchmarks/ranking.py --keys 2000000 --ray-keys 500000
+	$(BIN)/python benchmarks/clustering.py --images 1024
+	$(BIN)/python benchmarks/ray_nodes.py --share 0.001 --nodes 1 2
+	$(BIN)/python benchmarks/cost_model.py

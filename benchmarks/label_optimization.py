@@ -39,7 +39,7 @@ def loops(x: np.ndarray, identity: np.ndarray, prior: np.ndarray) -> list[float]
     place = {name: p for p, name in enumerate(sorted(names, key=lambda n: quality[n]))}
     total = dict.fromkeys(names, 0.0)
     for _ in range(R):
-        pairs = set()
+        pairs: set[tuple[str, str]] = set()
         for groups in clusters.values():
             for c, group in groups.items():
                 for a in group:

@@ -67,7 +67,7 @@ def by_duckdb(similarity: np.ndarray) -> np.ndarray:
     con.register("pairs", pa.table({"row": np.arange(len(similarity)), "s": similarity}))
     con.execute("create table k as select s, count(*) as n from pairs group by s")
     con.execute("create table r as select s, sum(n) over (order by s) - n + (n - 1) / 2 as rank from k")
-    found = con.execute("select p.row, r.rank from pairs p join r on p.s = r.s").to_arrow_table()
+    found: pa.Table = con.execute("select p.row, r.rank from pairs p join r on p.s = r.s").to_arrow_table()
     rank = np.empty(len(similarity))
     rank[found["row"].to_numpy()] = found["rank"].to_numpy()
     return rank

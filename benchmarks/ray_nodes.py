@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import logging
 import os
 import time
 from pathlib import Path
@@ -70,7 +71,7 @@ def main() -> None:
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100_000_000})
         for _ in range(n_nodes - 1):
             cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         for engine in ("counting", "sort"):
             bucket = f"nodes-{n_nodes}-{engine}"
             fs, _ = filesystem(f"s3://{bucket}")

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -103,7 +104,7 @@ def _write_part(job: Job, sizes: np.ndarray, starts: np.ndarray, index: int, row
     own["embedding"] = pa.FixedSizeBinaryArray.from_buffers(pa.binary(4 * DIM), n, [None, buffer])
     job.faces("train").write_part(index, {}, n_rows=n, stats=stats)
     schema = schemas.embeddings(DIM)
-    plain = {"compression": {name: "NONE" if name == "embedding" else "zstd" for name in schema.names}}
+    plain: dict[str, Any] = {"compression": {name: "NONE" if name == "embedding" else "zstd" for name in schema.names}}
     table = pa.table({name: own[name] for name in schema.names}, schema=schema)
     job.embeddings("train").write_part(index, {".parquet": table}, n_rows=n, stats=stats, **plain)
     for i, dataset in enumerate(_scores(job)):

@@ -32,6 +32,10 @@ PROCESS_BYTES = 350e6
 """A worker before its first shard: Python, torch, Arrow."""
 START_S = 3.0
 """Before a worker's first shard: its imports."""
+CONTENTION = 1.25
+"""How much slower a core works when the others, with whom it shares memory and cache, work too (benchmarks/full_size.py)."""
+TABLE_S = 0.12
+"""To make or to load one table of ranks, or one histogram, of a repeat with some 10 million distinct similarities."""
 _KEY_SPAN = 1.2e7  # steps of 2^-23 between the least and the greatest mated similarity of a real database
 _SAMPLE_IMAGES = 2048
 _SAMPLE_KEYS = 1 << 21
@@ -114,7 +118,8 @@ def label_costs(scale: Scale, units: Units, n_workers: int, bandwidth: float | N
     ) -> None:
         work += (read * units.read_byte + written * units.write_byte) if io else 0.0
         turns = math.ceil(shards / n_workers) / shards  # the share of the busiest worker
-        wall = work * turns + ((read + written) * turns / bandwidth if bandwidth else 0.0)
+        slow = CONTENTION if n_workers > 1 else 1.0
+        wall = slow * work * turns + ((read + written) * turns / bandwidth if bandwidth else 0.0)
         steps.append(StepCost(stage, what, shards, work, wall, memory + PROCESS_BYTES, read, written, 4000.0 * shards))
 
     part_memory = 16 * part_pairs * r + s.rows_per_part * s.dim * 8
@@ -131,19 +136,19 @@ def label_costs(scale: Scale, units: Units, n_workers: int, bandwidth: float | N
     if s.engine == "counting":
         memory = 151e6 * at_once + 4 * run_pairs + 8 * part_pairs
         histograms = 0.5 * _n_distinct(run_pairs) * n_runs * r
-        work = pairs * units.count_pair + again
+        work = pairs * units.count_pair + again + n_runs * r * TABLE_S
         if n_runs == 1 and s.keep:
             add("rank", "counting", run_shards, work, similarities, table, memory)
         else:
             add("rank", "counting: histograms", run_shards, work, similarities, histograms, memory)
-            add("rank", "ranks", r, n_runs * r * 0.1, histograms, table, 2.7e8)
+            add("rank", "ranks", r, n_runs * r * TABLE_S, histograms, table, 2.7e8)
     else:
         runs = pairs * _sorted_key_bytes(run_pairs)
         work = pairs * units.sort_pair + again
         add("rank", "sort: runs", run_shards, work, similarities, runs, (12 * run_pairs + 8 * part_pairs) * at_once)
         ranges = s.n_ranges * r
         add("rank", "sort: ranges", ranges, pairs * units.merge_pair, runs, table, 12 * s.n_pairs / s.n_ranges)
-        add("rank", "ranks", r, r * 0.3, table, table, 2.7e8)
+        add("rank", "ranks", r, s.n_ranges * r * TABLE_S, table, table, 2.7e8)
 
     add(
         "optimize",
@@ -162,7 +167,7 @@ def label_costs(scale: Scale, units: Units, n_workers: int, bandwidth: float | N
         "optimize",
         "optimized indices",
         n_parts,
-        work + n_workers * tables * 4e-9,
+        work + n_workers * r * TABLE_S,
         reread + n_workers * table,
         17 * n * n_sets,
         tables + 24 * part_pairs * (1 if s.keep else r) + 60 * part_images * s.n_methods,
@@ -226,7 +231,8 @@ def measure_units(scale: Scale) -> Units:
         distinct, count = counter.histogram()
         ranks = RankTable.of(distinct, mean_ranks(count))
         sort_s = _seconds(lambda: np.sort(key), 2) * math.log2(RUN_PAIRS) / math.log2(len(key))
-        merge_s = _seconds(lambda: merge_range([np.sort(key)]), 1) - _seconds(lambda: np.sort(key), 1)
+        runs = [np.sort(k) for k in np.array_split(key, 4)]
+        merge_s = _seconds(lambda: merge_range(runs), 2)
         places = {str(i): rng.permutation(n) for i in range(3)}
         one_s = _seconds(lambda: sum_owned_ranks({"0": places["0"]}, image, mate, similarity, ranks), 2)
         three_s = _seconds(lambda: sum_owned_ranks(places, image, mate, similarity, ranks), 2)
@@ -240,7 +246,7 @@ def measure_units(scale: Scale) -> Units:
         pair_image=pair_s / n,
         count_pair=count_s / keys,
         sort_pair=sort_s / keys,
-        merge_pair=sort_s / keys + max(0.0, merge_s) / keys,
+        merge_pair=merge_s / keys,
         sum_pair=max(0.0, one_s - method_s) / keys,
         sum_pair_method=method_s / keys,
         index_image=index_s / million + row_s,

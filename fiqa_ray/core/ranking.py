@@ -136,7 +136,9 @@ def range_cuts(samples: np.ndarray, n_ranges: int) -> np.ndarray:
 
 def merge_range(runs: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Merges the sorted runs of one key range into its histogram. Memory: about 16 bytes per key of the range."""
-    key = np.sort(np.concatenate([np.empty(0, np.int32), *runs]))
+    key = np.concatenate([np.empty(0, np.int32), *runs])
+    if len(runs) > 1:
+        key.sort(kind="stable")  # which finds the runs and merges them
     first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])) if len(key) else np.empty(0, np.int64)
     return key[first], np.diff(first, append=len(key))
 
