@@ -90,10 +90,12 @@ def plan(
             _bytes(r["memory_bytes"]),
         )
     console.print(table)
-    total = {key: sum(r[key] for r in rows) for key in ("work_s", "time_s", "read_bytes", "written_bytes")}
+    keys = ("work_s", "time_s", "read_bytes", "written_bytes", "object_store_bytes")
+    total = {key: sum(r[key] for r in rows) for key in keys}
     console.print(
         f"together {_seconds(total['work_s'])} of work on this machine's CPU, {_seconds(total['time_s'])} on {workers} "
-        f"worker(s); {_bytes(total['read_bytes'])} read from storage and {_bytes(total['written_bytes'])} written"
+        f"worker(s); {_bytes(total['read_bytes'])} read from storage, {_bytes(total['written_bytes'])} written, "
+        f"{_bytes(total['object_store_bytes'])} through Ray's object store"
     )
 
 

@@ -30,6 +30,8 @@ from fiqa_ray.storage import Dataset
 
 PROCESS_BYTES = 350e6
 """A worker before its first shard: Python, torch, Arrow."""
+RECORD_BYTES = 4000
+"""What a shard sends through Ray and its object store: its part's record. Data go between tasks by storage alone."""
 START_S = 3.0
 """Before a worker's first shard: its imports."""
 CONTENTION = 1.25
@@ -86,8 +88,7 @@ class Units:
 
 @dataclass(frozen=True)
 class StepCost:
-    """One step: seconds of work and of the clock, bytes per worker in memory, bytes read from and written to storage,
-    bytes through Ray (records of parts: the pairs themselves never pass through its object store)."""
+    """One step: seconds of work and of the clock, bytes of a worker's memory, bytes read from and written to storage."""
 
     stage: str
     what: str
@@ -97,7 +98,6 @@ class StepCost:
     memory_bytes: float
     read_bytes: float
     written_bytes: float
-    ray_bytes: float
 
 
 def label_costs(scale: Scale, units: Units, n_workers: int, bandwidth: float | None = None) -> list[StepCost]:
@@ -120,7 +120,7 @@ def label_costs(scale: Scale, units: Units, n_workers: int, bandwidth: float | N
         turns = math.ceil(shards / n_workers) / shards  # the share of the busiest worker
         slow = CONTENTION if n_workers > 1 else 1.0
         wall = slow * work * turns + ((read + written) * turns / bandwidth if bandwidth else 0.0)
-        steps.append(StepCost(stage, what, shards, work, wall, memory + PROCESS_BYTES, read, written, 4000.0 * shards))
+        steps.append(StepCost(stage, what, shards, work, wall, memory + PROCESS_BYTES, read, written))
 
     part_memory = 16 * part_pairs * r + s.rows_per_part * s.dim * 8
     kept = 8 * pairs if s.keep else 0.0

@@ -62,7 +62,7 @@ def plan_job(job: Job, n_workers: int = 1, bandwidth: float | None = None) -> li
     Lists the source unless the faces are packed. Work comes from running each model and the numerics on a small
     sample on this machine's CPU. ``bandwidth``: bytes/s between each worker and storage; None where it is a local disk.
     """
-    from fiqa_ray.costs import PROCESS_BYTES, Scale, label_costs, measure_units
+    from fiqa_ray.costs import PROCESS_BYTES, RECORD_BYTES, Scale, label_costs, measure_units
 
     settings = job.settings
     sizes = {s: _count_faces(job, s) for s in job.face_sets}
@@ -99,6 +99,7 @@ def plan_job(job: Job, n_workers: int = 1, bandwidth: float | None = None) -> li
                 "n_shards": sum(len(m.parts) for m in manifests if m) if finished else n_shards,
                 "read_bytes": int(read),
                 "written_bytes": int(written),
+                "object_store_bytes": RECORD_BYTES * n_shards,
                 "work_s": round(left * work_s, 1),
                 "time_s": round(left * wall_s, 1),
                 "memory_bytes": int(memory),
