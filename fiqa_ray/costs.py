@@ -37,7 +37,7 @@ START_S = 3.0
 CONTENTION = 1.25
 """How much slower a core works when the others, with whom it shares memory and cache, work too (benchmarks/full_size.py)."""
 TABLE_S = 0.12
-"""To make or to load one table of ranks, or one histogram, of a repeat with some 10 million distinct similarities."""
+"""To make or to load one table of ranks, or one histogram, of a repeat with `_KEY_SPAN` distinct similarities."""
 _KEY_SPAN = 1.2e7  # steps of 2^-23 between the least and the greatest mated similarity of a real database
 _SAMPLE_IMAGES = 2048
 _SAMPLE_KEYS = 1 << 21
@@ -133,22 +133,23 @@ def label_costs(scale: Scale, units: Units, n_workers: int, bandwidth: float | N
     similarities = 4 * pairs if s.keep else embeddings
     at_once = 1 if s.keep else r
     table = 0.5 * distinct * r
+    table_s = TABLE_S * distinct / _KEY_SPAN
     if s.engine == "counting":
         memory = 151e6 * at_once + 4 * run_pairs + 8 * part_pairs
         histograms = 0.5 * _n_distinct(run_pairs) * n_runs * r
-        work = pairs * units.count_pair + again + n_runs * r * TABLE_S
+        work = pairs * units.count_pair + again + n_runs * r * table_s
         if n_runs == 1 and s.keep:
             add("rank", "counting", run_shards, work, similarities, table, memory)
         else:
             add("rank", "counting: histograms", run_shards, work, similarities, histograms, memory)
-            add("rank", "ranks", r, n_runs * r * TABLE_S, histograms, table, 2.7e8)
+            add("rank", "ranks", r, n_runs * r * table_s, histograms, table, 2.7e8)
     else:
         runs = pairs * _sorted_key_bytes(run_pairs)
         work = pairs * units.sort_pair + again
         add("rank", "sort: runs", run_shards, work, similarities, runs, (12 * run_pairs + 8 * part_pairs) * at_once)
         ranges = s.n_ranges * r
         add("rank", "sort: ranges", ranges, pairs * units.merge_pair, runs, table, 12 * s.n_pairs / s.n_ranges)
-        add("rank", "ranks", r, s.n_ranges * r * TABLE_S, table, table, 2.7e8)
+        add("rank", "ranks", r, s.n_ranges * r * table_s, table, table, 2.7e8)
 
     add(
         "optimize",
@@ -167,8 +168,8 @@ def label_costs(scale: Scale, units: Units, n_workers: int, bandwidth: float | N
         "optimize",
         "optimized indices",
         n_parts,
-        work + n_workers * r * TABLE_S,
-        reread + n_workers * table,
+        work + min(n_workers, n_parts) * r * table_s,
+        reread + min(n_workers, n_parts) * table,
         17 * n * n_sets,
         tables + 24 * part_pairs * (1 if s.keep else r) + 60 * part_images * s.n_methods,
     )
