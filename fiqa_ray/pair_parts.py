@@ -101,8 +101,8 @@ class PairReader:
 
     def stored(self) -> list[StoredPairs]:
         """All parts; `IncompleteError` where the stage that makes them has not finished."""
-        shards = pair_shards(self.embeddings.require())
-        return [StoredPairs(s, p) for s, p in zip(shards, self.pairs.require().parts, strict=True)]
+        parts = self.pairs.require().parts
+        return [StoredPairs(s, p) for s, p in zip(pair_shards(self.embeddings.require()), parts, strict=True)]
 
     def similarities(self, stored: StoredPairs, repeats: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Each repeat's (n_pairs,) float32 similarities. Memory: as `read`."""

@@ -36,11 +36,11 @@ def rank_steps(job: Job) -> Iterator[list[Step]]:
     stored = reader.stored()
     n_repeats = job.settings.pair.n_repeats
     n_pairs = sum(s.n_pairs(r) for s in stored for r in range(n_repeats))
-    if ranks.manifest() is None:  # finished ranks need no histograms
-        runs = plan_runs(stored, n_repeats, job.settings.pair.keep)
-        if job.settings.rank.engine == "counting" and [r.repeats for r in runs] == [(r,) for r in range(n_repeats)]:
-            yield [Step("rank", ranks, runs, ready(rank_run, ranks, reader), n_pairs, unit="pairs")]
-            return
+    runs = plan_runs(stored, n_repeats, job.settings.pair.keep)
+    if job.settings.rank.engine == "counting" and [r.repeats for r in runs] == [(r,) for r in range(n_repeats)]:
+        yield [Step("rank", ranks, runs, ready(rank_run, ranks, reader), n_pairs, unit="pairs")]
+        return
+    if len(ranks.finished_parts(verify=True)) < n_repeats:  # ranks that are there need no histograms
         if job.settings.rank.engine == "counting":
             counts = job.key_counts()
             yield [Step("rank", counts, runs, ready(count_run, counts, reader), n_pairs, unit="pairs")]

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -185,6 +186,24 @@ def test_a_damaged_part_is_named_and_a_lost_one_made_again(tmp_path):
         f.write(whole[:-20] + b"x" * 20)  # same size: the checksum tells, to whoever reads it
     with pytest.raises(FiqaRayError, match=r"part-00002.repeat-01.parquet is damaged.*remove this file"):
         job.pairs().read(job.pairs().require().parts[2], suffix=".repeat-01.parquet")
+
+
+@pytest.mark.parametrize("engine", ["counting", "sort"])
+@pytest.mark.parametrize("run_pairs", [120, 10**6])
+def test_lost_ranks_are_made_again_by_either_engine(tmp_path, monkeypatch, engine, run_pairs):
+    identity, embeddings, scores = data(5)
+    job = Job(settings(str(tmp_path)))
+    write_inputs(job, identity, embeddings, scores, SHARDS)
+    run_stages(job)
+    monkeypatch.setattr(rank, "RUN_PAIRS", run_pairs)
+    lost = Path(job.similarity_ranks().at("part-00001.parquet"))
+    before = lost.read_bytes()
+    again = Job(settings(str(tmp_path), rank={"engine": engine}))
+    run_stages(again, stages=["rank"])  # nothing to do, and nothing done
+    assert not list(tmp_path.glob("sorted_keys/**/*.parquet"))
+    lost.unlink()
+    run_stages(again, stages=["rank"])
+    assert lost.read_bytes() == before
 
 
 def test_only_missing_parts_are_computed(tmp_path):
