@@ -15,6 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from shapes import SHAPES
+
 from fiqa_ray.costs import START_S, Scale, StepCost, label_costs, measure_units
 
 DATABASES = {  # identities, images: as their authors give them
@@ -24,7 +26,6 @@ DATABASES = {  # identities, images: as their authors give them
     "WebFace42M": (2_059_906, 42_474_558),
     "WebFace260M": (4_008_130, 260_890_076),
 }
-N_IDENTITIES = {"vggface2": 9_131, "webface42m": 2_059_906}
 
 
 def by_stage(steps: list[StepCost]) -> dict[str, float]:
@@ -37,7 +38,7 @@ def check(path: Path) -> dict[str, Any]:
     run = json.loads(path.read_text())
     scale = Scale(
         run["n_images"],
-        round(N_IDENTITIES[run["shape"]] * run["share"]),
+        round(SHAPES[run["shape"]].n_identities * run["share"]),
         engine=run["engine"],
         keep=run["pairs_kept"],
     )

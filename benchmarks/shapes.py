@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -104,9 +103,8 @@ def _write_part(job: Job, sizes: np.ndarray, starts: np.ndarray, index: int, row
     own["embedding"] = pa.FixedSizeBinaryArray.from_buffers(pa.binary(4 * DIM), n, [None, buffer])
     job.faces("train").write_part(index, {}, n_rows=n, stats=stats)
     schema = schemas.embeddings(DIM)
-    plain: dict[str, Any] = {"compression": {name: "NONE" if name == "embedding" else "zstd" for name in schema.names}}
     table = pa.table({name: own[name] for name in schema.names}, schema=schema)
-    job.embeddings("train").write_part(index, {".parquet": table}, n_rows=n, stats=stats, **plain)
+    job.embeddings("train").write_part(index, {".parquet": table}, n_rows=n, stats=stats)
     for i, dataset in enumerate(_scores(job)):
         own["score"] = np.random.default_rng([i, index]).beta(5, 2, n)
         schema = schemas.QUALITY_SCORES

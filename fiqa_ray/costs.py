@@ -19,8 +19,8 @@ import pyarrow as pa
 
 from fiqa_ray import schemas
 from fiqa_ray.core.labels import quality_index as place_scores
-from fiqa_ray.core.labels import reassign_scores, scale_to_unit, sum_owned_ranks
-from fiqa_ray.core.pairs import mated_pairs
+from fiqa_ray.core.labels import reassign_scores, sum_owned_ranks
+from fiqa_ray.core.pairs import mated_pairs, round_similarity
 from fiqa_ray.core.ranking import KeyCounter, RankTable, mean_ranks, merge_range, similarity_key
 from fiqa_ray.core.threads import one_thread
 from fiqa_ray.memory import reuse_memory
@@ -207,9 +207,7 @@ def measure_units(scale: Scale) -> Units:
     n = n_identities * size
     centres = rng.standard_normal((n_identities, scale.dim), np.float32)
     x = np.repeat(centres, size, axis=0) + 0.7 * rng.standard_normal((n, scale.dim), np.float32)
-    similarity = (np.rint(np.clip(0.45 + 0.15 * rng.standard_normal(_SAMPLE_KEYS), -1, 1) * 2**23) / 2**23).astype(
-        np.float32
-    )
+    similarity = round_similarity(0.45 + 0.15 * rng.standard_normal(_SAMPLE_KEYS))
     image = np.sort(rng.integers(0, n, _SAMPLE_KEYS)).astype(np.int32)
     mate = ((image // size) * size + rng.integers(0, size, _SAMPLE_KEYS)).astype(np.int32)
     prior = rng.standard_normal(1 << 20)
@@ -240,7 +238,7 @@ def measure_units(scale: Scale) -> Units:
         method_s = max(0.0, three_s - one_s) / 2
         index_s = _seconds(lambda: place_scores(prior), 1)
         places_1m = place_scores(prior)
-        label_s = _seconds(lambda: scale_to_unit(reassign_scores(prior, places_1m, places_1m + prior)[0]), 1)
+        label_s = _seconds(lambda: reassign_scores(prior, places_1m, places_1m + prior), 1)
         read_s, write_s, row_s = _measure_storage(similarity)
     keys, million = float(_SAMPLE_KEYS), float(1 << 20)
     return Units(

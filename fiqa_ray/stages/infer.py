@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -210,7 +209,6 @@ def _write(
     status[good[~finite]] = "non_finite"
     error[good[~finite]] = "the model returned NaN or infinity for this face"
     columns = {"image_row": table["image_row"], "status": status.tolist(), "error": error.tolist()}
-    plain: dict[str, Any] = {}
     if embeds:
         dim = values.shape[1]
         stored = [None] * n
@@ -218,8 +216,6 @@ def _write(
         for i in np.flatnonzero(finite):
             stored[good[i]] = flat[i].tobytes()
         schema = schemas.embeddings(dim)
-        # digits of embeddings are noise: packing them costs time and saves nothing
-        plain = {"compression": {n: "NONE" if n == "embedding" else "zstd" for n in schema.names}}
         columns |= {"identity_row": table["identity_row"], "embedding": pa.array(stored, pa.binary(4 * dim))}
     else:
         score = np.full(n, np.nan)
@@ -232,7 +228,6 @@ def _write(
         n_rows=n,
         stats={"status": dict(Counter(status.tolist()))},
         duration_s=time.monotonic() - started,
-        **plain,
     )
 
 

@@ -41,8 +41,7 @@ def optimize_steps(job: Job) -> Iterator[list[Step]]:
     ranks.require()
     thetas = settings.optimize.theta
     worker = ready(update_shard, dataset, reader, ranks, indices, thetas, settings.optimize.index_scale)
-    shards = [UpdateShard(s.shard.index, s) for s in reader.stored()]
-    yield [Step("optimize", dataset, shards, worker, n_images, unit="images")]
+    yield [Step("optimize", dataset, reader.stored(), worker, n_images, unit="images")]
 
     steps = []
     for method in settings.methods:
@@ -52,14 +51,6 @@ def optimize_steps(job: Job) -> Iterator[list[Step]]:
             shard = LabelShard(method.label, indices[method.label])
             steps.append(Step("optimize", labels, [shard], label_worker, n_images, unit="images"))
     yield steps
-
-
-@dataclass(frozen=True)
-class UpdateShard:
-    """A part of pairs."""
-
-    index: int
-    stored: StoredPairs
 
 
 @dataclass(frozen=True)
@@ -112,14 +103,14 @@ def update_shard(
     indices: dict[str, Dataset],
     thetas: tuple[float, ...],
     index_scale: str,
-    shard: UpdateShard,
+    stored: StoredPairs,
 ) -> Part:
     """Optimized indices of the part's images: all methods, all thetas.
 
     Memory: one repeat's pairs as read, 60 bytes per image and method, and up to ten rank tables.
     """
     started = time.monotonic()
-    first, n_images = shard.stored.shard.first, shard.stored.shard.n_rows
+    first, n_images = stored.shard.first, stored.shard.n_rows
     n_pairs = [p.n_rows for p in ranks.require().parts]
     updates, n_scored = {}, {}
     for method, source in indices.items():
@@ -128,7 +119,7 @@ def update_shard(
         updates[method] = IndexUpdate(table["quality_index"].to_numpy())
         n_scored[method] = manifest.stats["n_scored"]
     places = {method: update.index for method, update in updates.items()}
-    for p in reader.read(shard.stored, range(len(n_pairs))):
+    for p in reader.read(stored, range(len(n_pairs))):
         owned = sum_owned_ranks(places, p.image, p.mate, p.similarity, _rank_table(ranks, p.repeat))
         for method, update in updates.items():
             update.add(*owned[method], rank_scale(index_scale, n_scored[method], n_pairs[p.repeat]))
@@ -149,7 +140,7 @@ def update_shard(
                 schema=schemas.OPTIMIZED_INDEX,
             )
     return dataset.write_part(
-        shard.index,
+        stored.shard.index,
         files,
         n_rows=n_images,
         stats={"n_without_pairs": without},
