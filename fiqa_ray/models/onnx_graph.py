@@ -267,6 +267,9 @@ class OnnxGraph(nn.Module):
         name: what to call the file in messages.
         output: the output to return; the first where the file has none of that name.
 
+    Attributes:
+        metadata: what the file says of itself, by key.
+
     Raises:
         FiqaRayError: for an operator or setting outside the set of this module, naming it.
     """
@@ -282,6 +285,7 @@ class OnnxGraph(nn.Module):
             raise FiqaRayError(
                 f"{name}: has {len(inputs)} inputs and {len(graph.output)} outputs; one image input wanted"
             )
+        self.metadata = {entry.key: entry.value for entry in model.metadata_props}
         outputs = [value.name for value in graph.output]
         self.input_name, self.output_name = inputs[0].name, output if output in outputs else outputs[0]
         sizes = inputs[0].type.tensor_type.shape.dim

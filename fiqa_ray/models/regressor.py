@@ -81,9 +81,14 @@ class QualityRegressor(nn.Module):
         Returns:
             ``(b,)`` quality in the dtype computed in, larger is better; about 0..1 as the labels, not clamped.
         """
+        return self.score_and_embedding(faces)[0]
+
+    def score_and_embedding(self, faces: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores as from ``forward`` and the raw embeddings that they come from, ``(b, dim)``."""
         check_faces(faces)
         x = (faces.to(torch.float32) / 255).to(self.regressor.weight.dtype)
-        return self.regressor(self.base_model(self.preprocessing(x)))[:, 0]
+        embedding = self.base_model(self.preprocessing(x))
+        return self.regressor(embedding)[:, 0], embedding
 
 
 def parameter_groups(model: QualityRegressor, *, freeze_rest: bool = True) -> list[dict[str, Any]]:
@@ -123,6 +128,16 @@ def score_table(scores: np.ndarray) -> dict[str, Any]:
     """
     quantiles = np.quantile(scores.astype(np.float64), np.linspace(0, 1, N_QUANTILES))
     return {"n_images": len(scores), "quantiles": [float(f"{q:.7g}") for q in quantiles]}
+
+
+def check_score_table(table: Any, place: str) -> None:
+    """Raise FiqaRayError naming ``place`` unless ``table`` is None or one of ``score_table``."""
+    if table is None:
+        return
+    found = table.get("quantiles") if isinstance(table, dict) else None
+    quantiles = np.array([q for q in found if type(q) in (int, float)] if isinstance(found, list) else [])
+    if found is None or len(quantiles) != len(found) or len(found) < 2 or not (np.diff(quantiles) >= 0).all():
+        raise FiqaRayError(f"{place}: validation_scores holds no ascending quantiles; copy the file again")
 
 
 def percentiles(scores: np.ndarray, table: Mapping[str, Any]) -> np.ndarray:
@@ -222,19 +237,10 @@ def _read_card(card_uri: str) -> dict[str, Any]:
     for key, kind in wanted.items():
         if not isinstance(card.get(key), kind):
             raise FiqaRayError(f"{card_uri}: {key} is {card.get(key)!r}, wanted {kind.__name__}; copy the card again")
-    table = card.get("validation_scores")
-    if table is not None and not _is_score_table(table):
-        raise FiqaRayError(f"{card_uri}: validation_scores holds no ascending quantiles; copy the card again")
+    check_score_table(card.get("validation_scores"), card_uri)
     if set(card["preprocessing"]) != {"colour", "mean", "scale"}:
         raise FiqaRayError(f"{card_uri}: preprocessing {card['preprocessing']!r} must have colour, mean and scale")
     return card
-
-
-def _is_score_table(table: Any) -> bool:
-    quantiles = table.get("quantiles") if isinstance(table, dict) else None
-    if not isinstance(quantiles, list) or not all(type(q) in (int, float) for q in quantiles):
-        return False
-    return len(quantiles) > 1 and bool(np.isfinite(quantiles).all() and (np.diff(quantiles) >= 0).all())
 
 
 def _backbone(card: dict[str, Any], state: Mapping[str, Tensor], card_uri: str, allow_import: bool) -> nn.Module:
