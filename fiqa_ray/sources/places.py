@@ -48,13 +48,10 @@ def expand(places: Sequence[str]) -> list[ImageFile]:
             raise FiqaRayError(
                 f"{place}: a compressed tar has no byte ranges to read images by; unpack it, or write it plain"
             )
-        names = _names(place)
-        if not names:
-            raise FiqaRayError(f"no image ({', '.join(EXTENSIONS)}) and no .tar in {place}")
-        for name in names:
-            images = _tar_members(name) if name.lower().partition("::")[0].endswith(".tar") else [ImageFile(name)]
-            for image in images:
-                found[image.uri] = image
+        images = [image for name in _names(place) for image in _images(name)]
+        if not images:
+            raise FiqaRayError(f"no image ({', '.join(EXTENSIONS)}) in {place}, in folders below it or in their tars")
+        found |= {image.uri: image for image in images}
     return list(found.values())
 
 
@@ -89,6 +86,10 @@ def _names(place: str) -> list[str]:
         return names
     _, separator, chain = place.partition("::")
     return [fs.unstrip_protocol(name) + separator + chain for name in names]
+
+
+def _images(uri: str) -> list[ImageFile]:
+    return _tar_members(uri) if uri.lower().partition("::")[0].endswith(".tar") else [ImageFile(uri)]
 
 
 def _tar_members(uri: str) -> list[ImageFile]:
