@@ -21,16 +21,23 @@ import polars as pl
 import pyarrow as pa
 from scipy.stats import rankdata
 
-from fiqa_ray.core.labels import rank_table
 from fiqa_ray.core.pairs import round_similarity
-from fiqa_ray.core.ranking import RankTable, add_histograms, mean_ranks, merge_range, range_cuts, similarity_key
+from fiqa_ray.core.ranking import (
+    RankTable,
+    RunRanks,
+    add_histograms,
+    mean_ranks,
+    merge_range,
+    range_cuts,
+    similarity_key,
+)
 from fiqa_ray.core.threads import one_thread
 from fiqa_ray.memory import reuse_memory
 
 
 def counting(similarity: np.ndarray) -> np.ndarray:
     """This project's histograms."""
-    table = rank_table(similarity)
+    table = RunRanks.of(similarity_key(similarity))
     return _look_up(table, similarity)
 
 
@@ -43,7 +50,7 @@ def sorting(similarity: np.ndarray) -> np.ndarray:
     return _look_up(RankTable.of(key, mean_ranks(count)), similarity)
 
 
-def _look_up(table: RankTable, similarity: np.ndarray) -> np.ndarray:
+def _look_up(table: RankTable | RunRanks, similarity: np.ndarray) -> np.ndarray:
     parts = [
         table.look_up(similarity_key(s)).numpy() for s in np.array_split(similarity, max(1, len(similarity) >> 16))
     ]

@@ -45,10 +45,32 @@ class RecognizerSettings(_Settings):
     options: dict[str, Any] = {}
 
 
+class FuseSettings(_Settings):
+    """Several methods of the job become one: the weighted mean of their scores' places among the training faces.
+
+    ``weights``: "equal" (the average of ranks), "fitted" on the similarity of mated training pairs, or one per label.
+    """
+
+    of: tuple[Name, ...] = Field(min_length=2, description="labels of the methods to be fused")
+    weights: Literal["equal", "fitted"] | dict[Name, Annotated[float, Field(ge=0)]] = "equal"
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> FuseSettings:
+        if len(set(self.of)) < len(self.of):
+            raise ValueError("a label stands twice in 'of'")
+        if isinstance(self.weights, dict):
+            if set(self.weights) != set(self.of):
+                raise ValueError(f"weights must name each of {', '.join(self.of)} once, and no other")
+            if not sum(self.weights.values()) > 0:
+                raise ValueError("weights must not all be 0")
+        return self
+
+
 class MethodSettings(_Settings):
     """A FIQA method Q: a name of `fiqa-ray models`, ``module:function``, or the user's own ``scores`` (CSV or Parquet).
 
-    ``options`` go to the method. ``label`` names it in results (default: ``name``).
+    ``options`` go to the method. ``fuse`` makes a method of others of the job, under a name of the user's choice. ``label``
+    names it in results (default: ``name``).
     """
 
     name: str
@@ -56,6 +78,13 @@ class MethodSettings(_Settings):
     weights: str | None = None
     scores: str | None = Field(None, description="CSV or Parquet with image_id, score: for the training faces")
     options: dict[str, Any] = {}
+    fuse: FuseSettings | None = None
+
+    @model_validator(mode="after")
+    def _fused_or_own(self) -> MethodSettings:
+        if self.fuse is not None and (self.weights or self.scores or self.options):
+            raise ValueError(f"{self.label} is fused of others: leave out its weights, scores and options")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -198,6 +227,19 @@ class Settings(_Settings):
         if taken:
             raise ValueError(f"the name {taken[0]!r} is taken; choose another name or label")
         return value
+
+    @model_validator(mode="after")
+    def _fused_of_known(self) -> Settings:
+        known = [m.label for m in self.methods if m.fuse is None]
+        for method in self.methods:
+            for label in method.fuse.of if method.fuse else ():
+                if label not in known:
+                    near = difflib.get_close_matches(label, known, n=1)
+                    hint = f"did you mean {near[0]!r}?" if near else f"methods here: {', '.join(known) or 'none'}"
+                    raise ValueError(
+                        f"methods: {method.label} is fused of {label!r}, which is no method of the job ({hint})"
+                    )
+        return self
 
     def identity(self) -> dict[str, Any]:
         """What decides results: everything but where and how wide the job runs."""

@@ -10,7 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fiqa_ray.config import BenchmarkSettings, MethodSettings, RecognizerSettings, Settings, SourceSettings
+from fiqa_ray.config import (
+    BenchmarkSettings,
+    FuseSettings,
+    MethodSettings,
+    RecognizerSettings,
+    Settings,
+    SourceSettings,
+)
 from fiqa_ray.schemas import SCHEMA_VERSION
 from fiqa_ray.storage import Dataset, content_hash, fingerprint, join
 
@@ -62,6 +69,8 @@ class Job:
 
     def prior_scores(self, face_set: str, method: MethodSettings) -> Dataset:
         """Scores of one FIQA method on a set."""
+        if method.fuse is not None:
+            return self._fused_scores(face_set, method, method.fuse)
         config: dict[str, Any] = {"method": model_id(method), "seed": self.settings.seed}
         inputs = {"faces": self.faces(face_set)}
         scores = self.scores_uri(face_set, method)
@@ -70,6 +79,26 @@ class Job:
         else:
             config["recognizer"] = self.recognizer_id()
         return self._dataset("quality_scores", {"set": face_set, "scorer": method.label}, config, inputs)
+
+    def _fused_scores(self, face_set: str, method: MethodSettings, fuse: FuseSettings) -> Dataset:
+        inputs = {
+            f"{label} {s}": self.prior_scores(s, self.method(label)) for label in fuse.of for s in ("train", face_set)
+        }
+        if fuse.weights == "fitted":
+            inputs["fit"] = self.fusion_fit(method)
+        return self._dataset(
+            "quality_scores", {"set": face_set, "scorer": method.label}, fuse.model_dump(mode="json"), inputs
+        )
+
+    def fusion_fit(self, method: MethodSettings) -> Dataset:
+        """Sums over the mated pairs, from which a fused method's weights are fitted."""
+        labels = method.fuse.of if method.fuse else ()
+        inputs = {label: self.prior_scores("train", self.method(label)) for label in labels}
+        return self._dataset("fusion_fit", {"fr": self.fr, "fiqa": method.label}, {}, {"pairs": self.pairs(), **inputs})
+
+    def method(self, label: str) -> MethodSettings:
+        """A method's settings."""
+        return next(m for m in self.settings.methods if m.label == label)
 
     def scores_uri(self, face_set: str, method: MethodSettings) -> str | None:
         """The user's own file of this method's scores on a set, if there is one."""
@@ -180,6 +209,8 @@ class Job:
 
     def has_scores(self, face_set: str, method: MethodSettings) -> bool:
         """Whether a method can be scored on a set: a method that is only a file needs a file for each set."""
+        if method.fuse is not None:
+            return all(self.has_scores(face_set, self.method(label)) for label in method.fuse.of)
         return method.scores is None or self.scores_uri(face_set, method) is not None
 
     def report(self) -> Dataset:

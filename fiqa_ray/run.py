@@ -31,6 +31,7 @@ STEPS_OF = {  # stage -> where its steps are planned: (module of fiqa_ray.stages
     "embed": [("infer", "embed_steps")],
     "score": [("infer", "score_steps")],
     "pair": [("pair", "pair_steps")],
+    "fuse": [("fuse", "fuse_steps")],
     "rank": [("rank", "rank_steps")],
     "optimize": [("optimize", "optimize_steps")],
     "train": [("train", "train_steps")],

@@ -145,6 +145,10 @@ def plan_job(job: Job, n_workers: int = 1, bandwidth: float | None = None) -> li
                 what, cost = f"{m.label}, {face_set}", rates.get(m.label, 1e-6)
                 n_parts = 1 if job.scores_uri(face_set, m) else parts
                 scores = job.prior_scores(face_set, m)
+                if m.fuse is not None:
+                    read = 16.0 * len(m.fuse.of)
+                    add_per_row("fuse", what, scores, n, 1, 1e-6, read=read, written=12, memory=40.0 * n)
+                    continue
                 add_per_row("score", what, scores, n, n_parts, cost, read=face, written=12, memory=face_memory)
     scale = Scale(
         n_train,
@@ -233,7 +237,7 @@ def _measured_rates(job: Job) -> dict[str, Any]:
         found["embed"], output = time_of(s.recognizer.name, ModelCall(s.recognizer, None, None, {}, s.seed, "cpu"))
         found["dim"] = output.shape[1]
         for m in s.methods:
-            if m.scores is None:
+            if m.scores is None and m.fuse is None:
                 call = ModelCall(s.recognizer, m.name, m.weights, dict(m.options), s.seed, "cpu")
                 found[m.label], _ = time_of(m.name, call)
     return found

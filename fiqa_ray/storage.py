@@ -298,7 +298,8 @@ _ENCODING |= {pa.float32(): "BYTE_STREAM_SPLIT", pa.float64(): "BYTE_STREAM_SPLI
 MADE_BY = {
     "faces": "pack",
     "embeddings": "embed",
-    "quality_scores": "score",
+    "quality_scores": "score (fuse, for a fused method)",
+    "fusion_fit": "fuse",
     "pairs": "pair",
     "key_counts": "rank",
     "sorted_keys": "rank",

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from fiqa_ray.core.pairs import Pairs, mated_pairs, round_similarity
-from fiqa_ray.core.ranking import KeyCounter, RankTable, as_tensor, mean_ranks, similarity_key
+from fiqa_ray.core.ranking import RankTable, RunRanks, as_tensor, similarity_key
 from fiqa_ray.core.threads import one_thread
 from fiqa_ray.errors import UsageError
 
@@ -53,7 +53,11 @@ def quality_index(prior_scores: np.ndarray) -> np.ndarray:
 
 
 def sum_owned_ranks(
-    indices: Mapping[str, np.ndarray], image: np.ndarray, mate: np.ndarray, similarity: np.ndarray, ranks: RankTable
+    indices: Mapping[str, np.ndarray],
+    image: np.ndarray,
+    mate: np.ndarray,
+    similarity: np.ndarray,
+    ranks: RankTable | RunRanks,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Doubled rank sums and pair counts of the pair owners, both (n_images,) int64, for every FIQA method.
 
@@ -173,18 +177,9 @@ def optimize_from_pairs(
         if not np.isfinite(similarity).all():
             raise UsageError(f"repeat {r}: a similarity is NaN or infinite; drop the pairs of images without embedding")
         rounded = round_similarity(similarity)
-        owned = sum_owned_ranks({"": index}, image, mate, rounded, rank_table(rounded))
+        owned = sum_owned_ranks({"": index}, image, mate, rounded, RunRanks.of(similarity_key(rounded)))
         update.add(*owned[""], rank_scale(index_scale, len(prior), len(image)))
     return _deal_out(prior, update, theta)
-
-
-def rank_table(similarity: np.ndarray) -> RankTable:
-    """Ranks by similarity of one repeat's (n_pairs,) float32 similarities: equation 2 in memory."""
-    counter = KeyCounter()
-    for at in range(0, len(similarity), _STRETCH):
-        counter.add(similarity_key(similarity[at : at + _STRETCH]))
-    key, count = counter.histogram()
-    return RankTable.of(key, mean_ranks(count))
 
 
 def _deal_out(prior: np.ndarray, update: IndexUpdate, theta: float) -> OptimizedLabels:
@@ -247,7 +242,9 @@ def optimize_labels(
     places = {name: update.index[order] for name, update in updates.items()}
 
     def owned(pairs: Pairs) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        return sum_owned_ranks(places, pairs.image, pairs.mate, pairs.similarity, rank_table(pairs.similarity))
+        return sum_owned_ranks(
+            places, pairs.image, pairs.mate, pairs.similarity, RunRanks.of(similarity_key(pairs.similarity))
+        )
 
     with one_thread(), ThreadPoolExecutor(n_threads) as pool:
         for pairs, found in zip(repeats, pool.map(owned, repeats), strict=True):

@@ -77,10 +77,8 @@ class KeyCounter:
         if self._bytes is None:
             self._bytes = torch.empty(N_KEYS, dtype=torch.uint8)
         self._bytes.zero_()
-        one = torch.ones(1, dtype=torch.uint8)
         for key in self._pending:
-            for place in _place(key).split(1 << 16):
-                self._bytes.scatter_add_(0, place.long(), one.expand(len(place)))
+            _count_in_bytes(self._bytes, key, -SIMILARITY_STEPS)
         return self._bytes
 
     def _add_to_table(self) -> torch.Tensor:
@@ -93,7 +91,8 @@ class KeyCounter:
             self._table += some
         else:
             for key in self._pending:
-                self._table.index_add_(0, _place(key), torch.ones(1, dtype=self._table.dtype).expand(len(key)))
+                one = torch.ones(1, dtype=self._table.dtype)
+                self._table.index_add_(0, as_tensor(key) + SIMILARITY_STEPS, one.expand(len(key)))
         self._pending, self._n_pending = [], 0
         return self._table
 
@@ -121,10 +120,6 @@ def add_histograms(histograms: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple
     return _distinct(torch.from_numpy(total))
 
 
-def _place(key: np.ndarray) -> torch.Tensor:
-    return as_tensor(key) + SIMILARITY_STEPS
-
-
 def range_cuts(samples: np.ndarray, n_ranges: int) -> np.ndarray:
     """Upper bounds (exclusive) of the first n_ranges - 1 key ranges, from sampled keys; equal keys share a range."""
     if len(samples) == 0 or n_ranges <= 1:
@@ -146,6 +141,53 @@ def merge_range(runs: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 def mean_ranks(count: np.ndarray) -> np.ndarray:
     """Doubled mean place (int64) of each distinct key: twice the pairs before it, plus count - 1."""
     return 2 * (np.cumsum(count) - count) + count - 1
+
+
+@dataclass(frozen=True)
+class RunRanks:
+    """rank2 by key for pairs that all lie in memory: no table of distinct keys is made.
+
+    The keys from ``first`` on are counted in single bytes, and eight neighbouring keys make one 64-bit word. A word times
+    0x0101010101010101 holds in each byte the sum of the bytes up to it, so ``up_to`` (8 n_words,) uint8 counts the pairs of
+    the key's word up to and with the key, and ``before`` (n_words,) int32 or int64 those of all words before. Memory: 4
+    bytes for each step between the least and the greatest similarity.
+    """
+
+    first: int
+    count: torch.Tensor
+    up_to: torch.Tensor
+    before: torch.Tensor
+
+    @staticmethod
+    def of(key: np.ndarray) -> RunRanks | RankTable:
+        """From (n_pairs,) int32 keys; where a word holds more than 255 pairs, their `RankTable`."""
+        if len(key) == 0:
+            return RankTable.of(key, np.empty(0, np.int64))
+        first, last = int(key.min()), int(key.max())
+        count = torch.zeros(((last - first) // 8 + 1) * 8, dtype=torch.uint8)
+        _count_in_bytes(count, key, first)
+        up_to = count.numpy().view("<u8") * np.uint64(0x0101010101010101)
+        total = (up_to >> np.uint64(56)).astype(np.int64 if 2 * len(key) >= 2**31 else np.int32)
+        before = np.cumsum(total, dtype=total.dtype)
+        if before[-1] != len(key):  # what overflowed is missing from the sum
+            distinct, occurrences = np.unique(key, return_counts=True)
+            return RankTable.of(distinct, mean_ranks(occurrences))
+        before -= total
+        return RunRanks(first, count, torch.from_numpy(up_to.view(np.uint8)), torch.from_numpy(before))
+
+    def look_up(self, key: np.ndarray) -> torch.Tensor:
+        """rank2 (int32 or int64) of (n,) int32 keys, all of them among those that were counted."""
+        at = as_tensor(key) - self.first
+        rank2 = self.before.index_select(0, at >> 3)
+        rank2 += self.up_to.index_select(0, at)
+        return rank2.mul_(2).sub_(self.count.index_select(0, at)).sub_(1)
+
+
+def _count_in_bytes(counts: torch.Tensor, key: np.ndarray, first: int) -> None:
+    """Adds int32 keys to counts modulo 256 of the keys from ``first`` on."""
+    one = torch.ones(1, dtype=torch.uint8)
+    for place in (as_tensor(key) - first).split(1 << 16):
+        counts.scatter_add_(0, place.long(), one.expand(len(place)))
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def score_steps(job: Job) -> Iterator[list[Step]]:
         _score_step(job, face_set, method)
         for method in job.settings.methods
         for face_set in job.face_sets
-        if job.has_scores(face_set, method)
+        if method.fuse is None and job.has_scores(face_set, method)
     ]
     for engine in ("data", "tasks"):
         group = [s for s in steps if s.engine == engine]

@@ -8,6 +8,7 @@ from fiqa_ray.core import ranking
 from fiqa_ray.core.ranking import (
     KeyCounter,
     RankTable,
+    RunRanks,
     add_histograms,
     mean_ranks,
     merge_range,
@@ -90,3 +91,20 @@ def test_ranks_beyond_32_bits():
     """A repeat of 3 thousand million pairs at two similarities: places need int64."""
     table = RankTable.of(np.array([5, 9], np.int32), mean_ranks(np.array([2 * 10**9, 10**9])))
     assert table.look_up(np.array([5, 9, 5], np.int32)).tolist() == [2 * 10**9 - 1, 5 * 10**9 - 1, 2 * 10**9 - 1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 2000),
+    spread=st.sampled_from([1, 3, 40, 5000, 1 << 23]),
+    centre=st.integers(-(1 << 23), 1 << 23),
+    seed=st.integers(0, 99),
+)
+def test_ranks_of_a_run_in_memory(n, spread, centre, seed):
+    """Eight keys to a word; runs with many ties overflow its bytes and are ranked otherwise."""
+    draws = np.random.default_rng(seed).integers(-spread, spread + 1, n) + centre
+    key = np.clip(draws, -(1 << 23), 1 << 23).astype(np.int32)
+    found = RunRanks.of(key).look_up(key).numpy()
+    assert np.array_equal(found, (2 * (rankdata(key) - 1)).astype(np.int64))
+    assert isinstance(RunRanks.of(np.zeros(255, np.int32)), RunRanks)
+    assert isinstance(RunRanks.of(np.zeros(256, np.int32)), RankTable)

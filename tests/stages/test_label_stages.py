@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy.stats import rankdata
 
 from fiqa_ray import schemas
 from fiqa_ray.config import make_settings
@@ -227,3 +228,49 @@ def test_only_missing_parts_are_computed(tmp_path):
     assert job.pairs().manifest() is None
     run_stages(job, stops_after(10**9), ["pair"])
     assert len(ran) == len(set(ran)) == len(SIZES)
+
+
+def test_fused_methods_go_on_like_others(tmp_path):
+    """Rank average and fitted weights: scores worked out from the priors, images without score, any shards, any order."""
+    identity, embeddings, scores = data(6)
+    methods = [
+        {"name": "mean", "fuse": {"of": ["one", "two"]}},
+        {"name": "one"},
+        {"name": "two"},
+        {"name": "fit", "fuse": {"of": ["two", "one"], "weights": "fitted"}},
+        {"name": "given", "fuse": {"of": ["one", "two"], "weights": {"two": 3, "one": 1}}},
+    ]
+    units = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    worst = units @ units.mean(axis=0)
+    scores["two"] = worst + 0.1 * scores["two"]  # so that it says something about similarity
+    found = []
+    for name, bounds in (("a", ONE_SHARD), ("b", SHARDS)):
+        job = Job(settings(str(tmp_path / name), methods=methods))
+        given = Job(settings(str(tmp_path / name), methods=[{"name": "one"}, {"name": "two"}]))
+        write_inputs(given, identity, embeddings, scores, bounds, bad={7})
+        run_stages(job, stages=("score", "pair", "fuse", "rank", "optimize"))
+        fused = {m["name"]: job.prior_scores("train", job.method(m["name"])).read_all() for m in methods}
+        found.append((label_bytes(job), {k: v.to_pydict() for k, v in fused.items()}))
+    assert found[0] == found[1]
+    kept = np.delete(np.arange(len(identity)), 7)
+    place = {k: (rankdata(scores[k][kept]) - 0.5) / len(kept) for k in ("one", "two")}
+    tables = found[0][1]
+    assert tables["mean"]["score"][7] is None
+    assert tables["mean"]["status"][7] == "unreadable"
+    mean, given = (np.array(tables[k]["score"], float)[kept] for k in ("mean", "given"))
+    assert np.allclose(mean, (place["one"] + place["two"]) / 2)
+    assert np.allclose(given, (place["one"] + 3 * place["two"]) / 4)
+    # the fit: one free weight remains, so the fused score lies on the line between the two places
+    fit = np.array(tables["fit"]["score"], float)[kept]
+    share = job.prior_scores("train", job.method("fit")).require().stats["weights"]
+    assert share["one"] + share["two"] == pytest.approx(1)
+    assert np.allclose(fit, share["one"] * place["one"] + share["two"] * place["two"])
+    assert share["two"] > share["one"]
+
+
+def test_fusion_of_unknown_methods_is_refused(tmp_path):
+    with pytest.raises(FiqaRayError, match=r"fused of 'twoo', which is no method of the job \(did you mean 'two'"):
+        settings(str(tmp_path), methods=[{"name": "two"}, {"name": "f", "fuse": {"of": ["two", "twoo"]}}])
+    fuse = {"of": ["one", "two"], "weights": {"one": 1}}
+    with pytest.raises(FiqaRayError, match="weights must name each of one, two once"):
+        settings(str(tmp_path), methods=[{"name": "one"}, {"name": "two"}, {"name": "f", "fuse": fuse}])
