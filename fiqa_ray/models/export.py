@@ -6,10 +6,12 @@ type. A file is handed out only after onnxruntime has run it and given torch's r
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import warnings
 from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
 import numpy as np
@@ -109,11 +111,11 @@ def _run_onnx(onnxruntime: Any, data: bytes, faces: np.ndarray, batch_size: int)
 def _to_onnx(network: nn.Module) -> Any:
     """The ``onnx.ModelProto`` of a network from faces to (score, embedding)."""
     example = torch.zeros(2, 3, 112, 112, dtype=torch.uint8)
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
+    disabled = logging.root.manager.disable
     try:
-        exporter.setLevel(logging.ERROR)  # it names each package that is not there
-        with warnings.catch_warnings():
+        # torch logs each package that is not there, and prints the whole graph of a network that it cannot trace
+        logging.disable(logging.WARNING)
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 network,
@@ -129,7 +131,7 @@ def _to_onnx(network: nn.Module) -> Any:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise FiqaRayError(f"torch cannot export this network to ONNX: {reason}") from error
     finally:
-        exporter.setLevel(level)
+        logging.disable(disabled)
     assert program is not None  # None only where torch writes a file itself
     return program.model_proto
 
