@@ -314,7 +314,7 @@ def load_scorer(
     if not exists(join(name, CARD_FILE)):
         raise UsageError(
             f"{name!r} is no FIQA method{near_name(name, METHODS)}, and no regressor's folder (no {CARD_FILE} there); "
-            f"use one of {', '.join(METHODS)}, module:function, or the folder of a trained regressor"
+            f"use one of {', '.join(METHODS)}, module:function, or the folder or exported .onnx file of a trained regressor"
         )
     check_options(name, options, allowed=options_of(load_regressor))
     model, card = load_regressor(name, device, **options)

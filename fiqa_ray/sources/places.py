@@ -1,6 +1,7 @@
 """Images that a command line names: files, folders, globs and plain tars, on disk or at any fsspec URL.
 
 Members of a tar are read by their byte ranges; nothing is unpacked. Their URIs are fsspec's own, ``tar://a/b.jpg::faces.tar``.
+A tar's headers are read first, in large blocks: one of small images in a bucket crosses the network twice.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ def expand(places: Sequence[str]) -> list[ImageFile]:
     Tars count wherever they are found; of two members with one name the last one does, as for tar itself.
 
     Raises FiqaRayError for a place without an image, and for a tar that is compressed or damaged, or whose members leave
-    its root, are links or are larger than `MAX_MEMBER_BYTES`.
+    its root, are links or are larger than `MAX_MEMBER_BYTES`; and for a name that is not UTF-8.
     """
     found: dict[str, ImageFile] = {}
     for place in places:
-        head, _, chain = place.lower().partition("::")
+        head, _, chain = place.partition("::")
         if head.startswith("tar://"):
-            raise FiqaRayError(f"{place}: give the tar itself, {place[-len(chain) :]}")
-        if head.endswith(_COMPRESSED_TARS):
+            raise FiqaRayError(f"{place}: give the tar itself, {chain or head.removeprefix('tar://')}")
+        if head.lower().endswith(_COMPRESSED_TARS):
             raise FiqaRayError(
                 f"{place}: a compressed tar has no byte ranges to read images by; unpack it, or write it plain"
             )
@@ -52,6 +53,11 @@ def expand(places: Sequence[str]) -> list[ImageFile]:
         if not images:
             raise FiqaRayError(f"no image ({', '.join(EXTENSIONS)}) in {place}, in folders below it or in their tars")
         found |= {image.uri: image for image in images}
+    for uri in found:
+        try:
+            uri.encode()
+        except UnicodeEncodeError as exc:
+            raise FiqaRayError(f"the file name {uri!r} is not UTF-8; rename the file") from exc
     return list(found.values())
 
 

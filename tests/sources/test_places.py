@@ -97,6 +97,17 @@ def test_a_damaged_tar_is_never_a_shorter_one(tmp_path):
             expand([str(tmp_path / "bad.tar")])
 
 
+def test_names_that_are_not_utf8_are_refused(tmp_path):
+    (tmp_path / "latin.tar").write_bytes(
+        tar_of(tmp_path / "plain.tar", ("caf~.jpg", b"image")).read_bytes().replace(b"caf~", b"caf\xe9")
+    )
+    data = bytearray((tmp_path / "latin.tar").read_bytes())
+    data[148:156] = b"%06o\0 " % (sum(data[:148]) + 8 * 32 + sum(data[156:512]))  # the header's checksum
+    (tmp_path / "latin.tar").write_bytes(data)
+    with pytest.raises(FiqaRayError, match=r"'tar://caf\\udce9\.jpg::.*latin\.tar' is not UTF-8"):
+        expand([str(tmp_path / "latin.tar")])
+
+
 def test_places_without_images(tmp_path):
     empty = tar_of(tmp_path / "empty.tar", ("notes.txt", b"text"))
     (tmp_path / "folder").mkdir()
