@@ -24,6 +24,9 @@ app = typer.Typer(
 )
 Job_ = Annotated[str, typer.Argument(metavar="JOB.yaml", help="a job's settings; any fsspec URL")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="settings to change")]
+AllowImport = Annotated[
+    bool, typer.Option("--allow-import", help="let the regressor import the code of the FR model it was trained on")
+]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 console = Console(width=None if sys.stdout.isatty() else 160)
 _ClickError: Any = typer.BadParameter.__mro__[2]  # ClickException: click's, or that of the click inside newer typers
@@ -130,37 +133,55 @@ def status(
 
 @app.command()
 def score(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="files, folders or globs of 112x112 crops")],
-    model: Annotated[str, typer.Option(help="a trained regressor's folder, a FIQA method, or module:function")],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGES...", help="112x112 crops: files, folders, globs, plain tars, URLs")
+    ],
+    model: Annotated[
+        str, typer.Option(help="a trained regressor's folder or exported .onnx, a FIQA method, or module:function")
+    ],
     output: Annotated[str, typer.Option("-o", "--output", help=".parquet, .csv or .json")] = "scores.parquet",
     recognizer: Annotated[str | None, typer.Option(help="for a method: the FR model it needs")] = None,
-    weights: Annotated[str | None, typer.Option(help="for a method: the FR model's checkpoint")] = None,
-    allow_import: Annotated[
-        bool, typer.Option("--allow-import", help="let the regressor import the code of the FR model it was trained on")
-    ] = False,
+    weights: Annotated[
+        str | None, typer.Option(help="the FR model's checkpoint; without --recognizer, the method's own")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="an option of the method; as many as needed")
+    ] = None,
+    recognizer_option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="an option of the FR model, such as mean=127.5")
+    ] = None,
+    allow_import: AllowImport = False,
     batch_size: Annotated[int, typer.Option(min=0, help="images per forward pass; 0: as in a job")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
 ) -> None:
-    """Scores images, larger is better; needs neither YAML nor cluster."""
-    from fiqa_ray.config import default_batch_size
+    """Scores images, larger is better; needs neither YAML nor cluster. A bad image gets a row with its fault."""
+    from fiqa_ray.config import default_batch_size, parse_options
     from fiqa_ray.models.quality import METHODS, load_scorer
     from fiqa_ray.models.recognition import IMPORTED, load_recognizer
     from fiqa_ray.progress import StepProgress
-    from fiqa_ray.score import check_output, expand, score_images, write_scores
+    from fiqa_ray.score import check_output, score_images, write_scores
+    from fiqa_ray.sources.places import expand
 
     check_output(output)
-    uris = expand(images)
-    fr = load_recognizer(recognizer, weights=weights, device=device) if recognizer else None
     is_regressor = model not in METHODS and not IMPORTED.fullmatch(model)
-    options: dict[str, Any] = {"allow_import": True} if allow_import and is_regressor else {}
-    scorer = load_scorer(model, recognizer=fr, device=device, **options)
+    if recognizer_option and not recognizer:
+        raise UsageError(f"--recognizer-option {recognizer_option[0]!r} belongs to a --recognizer; name it")
+    files = expand(images)
+    fr = load_recognizer(recognizer, weights, device, **parse_options(recognizer_option or [])) if recognizer else None
+    options = parse_options(option or []) | ({"allow_import": True} if allow_import and is_regressor else {})
+    scorer = load_scorer(model, fr, None if recognizer else weights, device, **options)
+    if fr and scorer.recognizer is None:
+        raise UsageError(f"--recognizer {recognizer}: {model!r} works on none; leave it out")
+    if weights and scorer.card is not None:
+        raise UsageError(f"--weights {weights}: a trained regressor such as {model!r} has its own; leave them out")
     # somebody's own code may not bear several threads at a time
     own_code = allow_import or any(IMPORTED.fullmatch(name) for name in (model, recognizer or ""))
     n_threads = 1 if own_code or device != "cpu" else os.cpu_count() or 1
-    with StepProgress("score", len(uris), "images") as progress:
+    with StepProgress("score", len(files), "images") as progress:
         table = score_images(
-            uris,
+            files,
             scorer,
+            validation_scores=(scorer.card or {}).get("validation_scores"),
             batch_size=batch_size or default_batch_size(device),
             n_threads=n_threads,
             advance=progress.advance,
@@ -168,6 +189,40 @@ def score(
     write_scores(table, output)
     n_bad = table["score"].null_count
     print(f"{len(table) - n_bad} scored, {n_bad} not; written to {output}")
+
+
+@app.command()
+def export(
+    regressor: Annotated[str, typer.Argument(metavar="REGRESSOR", help="a trained regressor's folder; any fsspec URL")],
+    output: Annotated[str, typer.Option("-o", "--output", help="an .onnx file")] = "regressor.onnx",
+    images: Annotated[
+        list[str] | None,
+        typer.Option(help="112x112 crops to check the file on (default: 16 synthetic ones); as many as needed"),
+    ] = None,
+    allow_import: AllowImport = False,
+) -> None:
+    """Writes a regressor as one ONNX file, from uint8 faces to score and embedding, once it gives torch's results."""
+    import numpy as np
+
+    from fiqa_ray.models.export import TOLERANCE, export_onnx
+    from fiqa_ray.models.regressor import load_regressor
+    from fiqa_ray.score import read_crops
+    from fiqa_ray.sources.places import expand
+    from fiqa_ray.sources.synthetic import aligned_faces
+    from fiqa_ray.storage import write_atomic
+
+    if not output.endswith(".onnx"):
+        raise UsageError(f"output {output!r} must end in .onnx")
+    if images:
+        faces = read_crops(expand(images))
+    else:
+        faces = np.concatenate([aligned_faces((0, 0, person, 2)) for person in range(4)]).transpose(0, 3, 1, 2).copy()
+    model, card = load_regressor(regressor, allow_import=allow_import)
+    data = export_onnx(model, card, faces)
+    write_atomic(output, data)
+    print(
+        f"onnxruntime gives torch's scores of {len(faces)} crops within {TOLERANCE:g} of their range; written to {output}"
+    )
 
 
 @app.command()

@@ -274,14 +274,22 @@ def make_settings(values: dict[str, Any], place: str = "settings") -> Settings:
         ) from None
 
 
+def parse_options(options: list[str]) -> dict[str, Any]:
+    """Options of a model or method from ``key=value`` texts with YAML values; `UsageError` for another form."""
+    values: dict[str, Any] = {}
+    for option in options:
+        _override(values, option)
+    return values
+
+
 def _override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UsageError(f"override {override!r} is not of the form key=value, such as optimize.theta=0.01")
+        raise UsageError(f"{override!r} is not of the form key=value, such as optimize.theta=0.01")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as exc:
-        raise UsageError(f"override {override!r}: the value is not valid YAML: {exc}") from exc
+        raise UsageError(f"{override!r}: the value is not valid YAML: {exc}") from exc
     if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
         try:
             value = float(value)
@@ -295,13 +303,13 @@ def _override(values: dict[str, Any], override: str) -> None:
         elif isinstance(at, dict):
             at = at.setdefault(step, {})
         else:
-            raise UsageError(f"override {override!r}: {step!r} does not name a place in the settings")
+            raise UsageError(f"{override!r}: {step!r} does not name a place in the settings")
     if isinstance(at, list) and last.isdigit() and int(last) < len(at):
         at[int(last)] = value
     elif isinstance(at, dict):
         at[last] = value
     else:
-        raise UsageError(f"override {override!r}: {last!r} does not name a place in the settings")
+        raise UsageError(f"{override!r}: {last!r} does not name a place in the settings")
 
 
 def _explain(error: Any, values: Any) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,39 +15,26 @@ import torch
 
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.images import decode_faces, prepare_face
-from fiqa_ray.sources.faces import EXTENSIONS, read_face_bytes
-from fiqa_ray.storage import filesystem, storage_errors, table_bytes, write_atomic
+from fiqa_ray.models.regressor import percentiles
+from fiqa_ray.sources.places import ImageFile, read_images
+from fiqa_ray.storage import table_bytes, write_atomic
 
-SCORES = pa.schema([("uri", pa.string()), ("score", pa.float64()), ("status", pa.string()), ("error", pa.string())])
-
-
-def expand(places: Sequence[str]) -> list[str]:
-    """Image URIs of files, folders (searched below) and globs, in order, without repeats; `FiqaRayError` if none."""
-    found: dict[str, None] = {}
-    for place in places:
-        with storage_errors(place):
-            fs, path = filesystem(place)
-            if fs.isdir(path):
-                names = sorted(fs.find(path))
-            elif fs.exists(path):
-                found[place] = None
-                continue
-            elif any(c in path for c in "*?["):
-                names = sorted(fs.glob(path))
-            else:
-                raise FiqaRayError(f"{place}: not found; give image files, folders or globs")
-            local = "://" not in place
-            images = [n for n in names if n.lower().endswith(tuple(EXTENSIONS))]
-            found |= dict.fromkeys(n if local else fs.unstrip_protocol(n) for n in images)
-    if not found:
-        raise FiqaRayError(f"no image ({', '.join(EXTENSIONS)}) in {', '.join(places)}")
-    return list(found)
+SCORES = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("score", pa.float64()),  # larger is better; null unless status is "ok"
+        ("percentile", pa.float64()),  # share of the regressor's scores of its validation images below, 0..100
+        ("status", pa.string()),  # one of fiqa_ray.images.STATUSES, or "non_finite"
+        ("error", pa.string()),
+    ]
+)
 
 
 def score_images(
-    uris: Sequence[str],
+    images: Sequence[ImageFile],
     scorer: Callable[[torch.Tensor, np.ndarray], np.ndarray],
     *,
+    validation_scores: Mapping[str, Any] | None = None,
     batch_size: int = 8,
     n_threads: int = 1,
     advance: Callable[[int], None] = lambda _: None,
@@ -55,12 +43,12 @@ def score_images(
 
     Images must be aligned 112x112 crops; others keep a row with status and error. Batches have one fixed shape, and
     each is one thread's work: with a job's batch size a trained regressor gives the job's scores bit for bit.
+    ``validation_scores`` is that of the regressor's card; without, percentiles are null.
     """
 
     def score_batch(at: int) -> pa.Table:
-        chunk = list(uris[at : at + batch_size])
-        with storage_errors(chunk[0]):
-            prepared = [prepare_face(content, None) for content in read_face_bytes(chunk)]
+        chunk = images[at : at + batch_size]
+        prepared = [prepare_face(content, None) for content in read_images(chunk)]
         good = [i for i, p in enumerate(prepared) if p.status == "ok"]
         score = np.full(len(chunk), np.nan)
         status = [p.status for p in prepared]
@@ -74,9 +62,12 @@ def score_images(
             for i in good:
                 if not np.isfinite(score[i]):
                     status[i] = "non_finite"
+        bad = ~np.isfinite(score)
+        percentile = percentiles(score, validation_scores) if validation_scores else np.full(len(chunk), np.nan)
         columns = {
-            "uri": chunk,
-            "score": pa.array(score, mask=~np.isfinite(score)),
+            "uri": [image.uri for image in chunk],
+            "score": pa.array(score, mask=bad),
+            "percentile": pa.array(percentile, mask=bad | np.isnan(percentile)),
             "status": status,
             "error": [
                 "the model returned NaN or infinity for this face" if s == "non_finite" else p.error
@@ -87,10 +78,19 @@ def score_images(
 
     tables = []
     with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for table in pool.map(score_batch, range(0, len(uris), batch_size)):
+        for table in pool.map(score_batch, range(0, len(images), batch_size)):
             tables.append(table)
             advance(len(table))
     return pa.concat_tables(tables)
+
+
+def read_crops(images: Sequence[ImageFile]) -> np.ndarray:
+    """Reads aligned crops as ``(n_images, 3, 112, 112)`` uint8 RGB; `FiqaRayError` names the first that is none."""
+    prepared = [prepare_face(content, None) for content in read_images(images)]
+    for image, face in zip(images, prepared, strict=True):
+        if face.status != "ok":
+            raise FiqaRayError(f"{image.uri}: {face.error}; give aligned 112x112 crops")
+    return decode_faces([face.face for face in prepared])[0]
 
 
 def check_output(output: str) -> None:

@@ -1,23 +1,30 @@
 """The `fiqa-ray` command: what it prints, what it writes, how it ends."""
 
+import copy
 import json
 import shutil
+import sys
+import tarfile
 from pathlib import Path
 
+import fsspec
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import smoke
 from fiqa_ray import __version__
 from fiqa_ray.cli import main
 from fiqa_ray.config import load_settings
 from fiqa_ray.lineage import PRIOR, Job
+from fiqa_ray.models import export
 from fiqa_ray.models.quality import METHODS, load_scorer
 from fiqa_ray.models.recognition import RECOGNIZERS
 from fiqa_ray.run import STAGES, run_job
 from fiqa_ray.score import score_images
-from fiqa_ray.storage import RunLock
+from fiqa_ray.sources.places import expand
+from fiqa_ray.storage import RunLock, filesystem
 
 
 @pytest.fixture
@@ -225,15 +232,67 @@ def test_score_takes_files_folders_and_globs(cli, convolutional, faces, tmp_path
     assert cli("score", places[0], "--model", model, "-o", output)[0] == 0
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [r["score"] for r in rows] == found["score"][:1]
-    assert rows[0].keys() == {"uri", "score", "status", "error"}
+    assert rows[0].keys() == {"uri", "score", "percentile", "status", "error"}
+
+
+def test_scores_are_the_same_wherever_the_images_lie(cli, convolutional, faces, tmp_path, bucket):
+    """On disk, in memory and in a bucket; loose, or in a plain tar beside other files; a bad one has its row."""
+    job, method = convolutional
+    model = job.regressor(method, PRIOR).uri
+    bench = Path(shutil.copytree(faces / "bench", tmp_path / "bench"))
+    (bench / "Name_9").mkdir()
+    (bench / "Name_9" / "cut.jpg").write_bytes((bench / "Name_1" / "Name_1_0001.jpg").read_bytes()[:700])
+    (bench / "notes.txt").write_text("no image")
+    names = sorted(str(p.relative_to(bench)) for p in bench.rglob("*.jpg"))
+    with tarfile.open(tmp_path / "faces.tar", "w") as tar:
+        tar.add(bench, "bench")
+    shown = {}
+    for root in ("memory://score", bucket):
+        fs, path = filesystem(root)
+        fs.put(str(bench), f"{path}/bench", recursive=True)
+        fs.put(str(tmp_path / "faces.tar"), f"{path}/faces.tar")
+        shown |= {f"{root}/bench": "", f"{root}/bench/*/*.jpg": "", f"{root}/faces.tar": "tar://bench/"}
+    shown |= {str(bench): "", str(tmp_path / "*.tar"): "tar://bench/"}
+    expected = dict(zip(names[:-1], job_scores(job, method, PRIOR), strict=True)) | {names[-1]: None}
+    for place, start in shown.items():
+        assert cli("score", place, "--model", model, "-o", tmp_path / "s.parquet")[:2] == (
+            0, f"36 scored, 1 not; written to {tmp_path / 's.parquet'}\n",
+        )  # fmt: skip
+        rows = {r["uri"]: r for r in pq.read_table(tmp_path / "s.parquet").to_pylist()}
+        found = {next(n for n in names if n in uri): row for uri, row in rows.items()}
+        assert {n: found[n]["score"] for n in names} == expected, place
+        assert found[names[-1]]["status"] == "truncated"
+        assert found[names[-1]]["percentile"] is None
+        assert all(uri.startswith(start) for uri in rows)
+        if start:  # any fsspec program finds the member again
+            with fsspec.open(next(iter(rows))) as member:
+                assert member.read() == (bench / names[0]).read_bytes()
+
+
+def test_percentiles_by_hand(cli, convolutional, faces, tmp_path):
+    """With the 36 scores themselves as the regressor's distribution, the i-th of them in order is at i / 35."""
+    job, method = convolutional
+    model = Path(shutil.copytree(job.regressor(method, PRIOR).uri, tmp_path / "regressor"))
+    card = json.loads((model / "card.json").read_text())
+    scores = sorted(job_scores(job, method, PRIOR))
+    assert len(set(scores)) == 36
+    card["validation_scores"] = {"n_images": 36, "quantiles": scores}
+    (model / "card.json").write_text(json.dumps(card))
+    assert cli("score", faces / "bench", "--model", model, "-o", tmp_path / "s.parquet")[0] == 0
+    for row in pq.read_table(tmp_path / "s.parquet").to_pylist():
+        assert row["percentile"] == pytest.approx(100 * scores.index(row["score"]) / 35)
+    del card["validation_scores"]  # as in older cards
+    (model / "card.json").write_text(json.dumps(card))
+    assert cli("score", faces / "bench", "--model", model, "-o", tmp_path / "s.parquet")[0] == 0
+    assert pq.read_table(tmp_path / "s.parquet")["percentile"].null_count == 36
 
 
 def test_scores_do_not_depend_on_threads(convolutional, faces):
     job, method = convolutional
     scorer = load_scorer(job.regressor(method, PRIOR).uri)
-    uris = sorted(str(p) for p in (faces / "bench").rglob("*_000[12].jpg"))
-    one = score_images(uris, scorer, batch_size=4)
-    assert one == score_images(uris, scorer, batch_size=4, n_threads=3)
+    images = expand([str(faces / "bench" / "*" / "*_000[12].jpg")])
+    one = score_images(images, scorer, batch_size=4)
+    assert one == score_images(images, scorer, batch_size=4, n_threads=3)
 
 
 def test_score_with_somebodys_own_network(cli, done, faces, tmp_path):
@@ -258,22 +317,65 @@ def test_score_with_a_method(cli, faces, tmp_path):
     assert code == 2
     assert "embedding_norm works on a recogniser" in err
     assert cli(*argv, "--recognizer", "smoke:tiny")[0] == 0
-    assert pq.read_table(tmp_path / "s.parquet").num_rows == 6
+    table = pq.read_table(tmp_path / "s.parquet")
+    assert (table.num_rows, table["percentile"].null_count) == (6, 6)
+    # another name of the same network, which wants an option of its own
+    marker = f"marker={tmp_path / 'none'}"
+    assert cli(*argv, "--recognizer", "smoke:mortal", "--recognizer-option", marker)[0] == 0
+    assert pq.read_table(tmp_path / "s.parquet") == table
+
+    faceqan = [*argv[:-1], "faceqan", "--recognizer", "smoke:tiny", "--option", "n_iterations=1"]
+    found = []
+    for exponent in (1, 2):  # q = [...]^p
+        assert cli(*faceqan, "--option", "n_samples=2", "--option", f"exponent={exponent}")[0] == 0
+        found.append(pq.read_table(tmp_path / "s.parquet")["score"].to_pylist())
+    assert found[1] == pytest.approx([q**2 for q in found[0]], rel=1e-5)
+    code, _, err = cli(*faceqan, "--option", "n_sample=2")
+    assert code == 2
+    assert "did you mean 'n_samples'" in err
+
+
+def test_options_that_would_have_no_effect_are_refused(cli, convolutional, faces, tmp_path):
+    job, method = convolutional
+    argv = ["score", faces / "bench" / "Name_0", "--model", job.regressor(method, PRIOR).uri, "-o", tmp_path / "s.csv"]
+    for more, words in (
+        (["--recognizer", "smoke:tiny"], ["--recognizer smoke:tiny", "works on none; leave it out"]),
+        (["--weights", "w.pt"], ["--weights w.pt", "has its own; leave them out"]),
+        (["--option", "epsilon=1"], ["no option 'epsilon'"]),
+    ):
+        code, _, err = cli(*argv, *more)
+        assert code == 2
+        for word in words:
+            assert word in err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("images", "options", "code", "words"),
     [
-        (["nowhere"], [], 1, ["nowhere: not found", "files, folders or globs"]),
+        (["nowhere"], [], 1, ["nowhere: not found", "files, folders, globs or tars"]),
         (["*.gif"], [], 1, ["no image (.jpg", "*.gif"]),
         (["Name_0"], ["-o", "scores.txt"], 2, ["'scores.txt' must end in .parquet, .csv or .json"]),
         (["Name_0"], ["--model", "faceqam"], 2, ["'faceqam' is no FIQA method (did you mean 'faceqan'?)"]),
         (["Name_0"], ["--recognizer", "arcface_r55"], 2, ["did you mean 'arcface_r50'?"]),
         (["Name_0"], ["--device", "tpu0"], 1, ["device 'tpu0'", "use cpu"]),
         (["Name_0"], ["--batch-size", "-1"], 2, ["--batch-size"]),
+        (["Name_0"], ["--recognizer-option", "mean=0"], 2, ["'mean=0' belongs to a --recognizer"]),
+        (["Name_0"], ["--option", "mean"], 2, ["'mean' is not of the form key=value"]),
         ([], [], 2, ["IMAGES"]),
     ],
-    ids=["missing", "no-match", "output", "model", "recognizer", "device", "batch", "no-images"],
+    ids=[
+        "missing",
+        "no-match",
+        "output",
+        "model",
+        "recognizer",
+        "device",
+        "batch",
+        "option-of-nothing",
+        "option",
+        "no-images",
+    ],
 )
 def test_score_mistakes(cli, faces, monkeypatch, images, options, code, words):
     monkeypatch.chdir(faces / "bench")
@@ -282,6 +384,64 @@ def test_score_mistakes(cli, faces, monkeypatch, images, options, code, words):
     for word in words:
         assert word in err
     assert not list(Path().glob("scores.*"))
+
+
+# --- export ---
+
+
+def test_an_exported_regressor_scores_as_the_job_did(cli, convolutional, faces, tmp_path):
+    job, method = convolutional
+    file = tmp_path / "new" / "regressor.onnx"
+    regressor = job.regressor(method, PRIOR).uri
+    images = ["--images", faces / "train" / "p00", "--images", faces / "train" / "p01"]
+    code, out, _ = cli("export", regressor, "-o", file, *images)
+    assert (code, "scores of 10 crops" in out, str(file) in out) == (0, True, True)
+    scores = {}
+    for model in (regressor, file):
+        assert cli("score", faces / "bench", "--model", model, "-o", tmp_path / "s.parquet")[0] == 0
+        scores[model] = pq.read_table(tmp_path / "s.parquet").to_pydict()
+    of_file, of_folder = scores[file], scores[regressor]
+    spread = max(of_folder["score"]) - min(of_folder["score"])
+    assert of_file["score"] == pytest.approx(of_folder["score"], abs=1e-4 * spread)
+    assert of_file["percentile"] == pytest.approx(of_folder["percentile"], abs=0.1)
+    assert len(set(of_file["percentile"])) > 5
+
+
+def test_export_refuses_and_leaves_no_file(cli, convolutional, done, faces, tmp_path, monkeypatch):
+    job, method = convolutional
+    regressor = job.regressor(method, PRIOR).uri
+    own = Job(load_settings(done)).regressor(job.settings.methods[0], 0.05).uri
+    one = faces / "bench" / "Name_0" / "Name_0_0001.jpg"
+    (tmp_path / "no.jpg").write_bytes(b"no image")
+    file = tmp_path / "regressor.onnx"
+
+    def refused(exit_code, words, *argv):
+        code, _, err = cli("export", *argv)
+        assert code == exit_code
+        assert words in err
+        assert not file.exists()
+
+    refused(2, "must end in .onnx", regressor, "-o", tmp_path / "regressor.pt")
+    refused(1, "card.json", tmp_path / "nowhere", "-o", file)
+    refused(1, "--allow-import", own, "-o", file)
+    refused(1, "no.jpg: not a JPEG", regressor, "-o", file, "--images", tmp_path / "no.jpg")
+    refused(1, "score the same", regressor, "-o", file, "--images", one)
+
+    exported = export._to_onnx
+
+    def sabotaged(network):
+        network = copy.deepcopy(network)
+        with torch.no_grad():
+            network.model.regressor.weight[0, 0] *= 1.05
+        return exported(network)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "_to_onnx", sabotaged)
+        refused(1, "onnxruntime's scores differ from torch's", regressor, "-o", file)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    refused(
+        1, "export needs onnxruntime, which is not installed: pip install 'fiqa-ray[export]'", regressor, "-o", file
+    )
 
 
 # --- the rest ---
@@ -295,7 +455,7 @@ def test_models_version_help(cli):
     assert cli("--version")[:2] == (0, f"{__version__}\n")
     code, out, _ = cli("--help")
     assert code == 0
-    for command in ("run", "plan", "status", "score", "report", "submit", "models"):
+    for command in ("run", "plan", "status", "score", "export", "report", "submit", "models"):
         assert command in out
         assert cli(command, "--help")[0] == 0
     assert cli()[0] == 2

@@ -8,6 +8,7 @@ rebuilds the network. Batch-norm statistics stay as the file has them, also whil
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,11 +24,16 @@ Attributes = dict[str, Any]
 # the file fixes (None if free), and returns the first output.
 Operator = Callable[[Sequence[Any], Attributes, int | None], Any]
 STRUCTURE = "onnx_graph"
+_FLOAT_TYPES = (1, 10, 11, 16)
+"""float32, float16, float64 and bfloat16 in ONNX's numbering of types."""
 
 
-def _ints(value: Any) -> list[int]:
-    """Return a list of ints from an int64 tensor (kept on the CPU), an attribute or None."""
-    return [] if value is None else [int(v) for v in value]
+def _ints(value: Any) -> list[Any]:
+    """Return a list of ints from an array of whole numbers, an attribute or None.
+
+    While torch traces the network for an export, a size that may vary stays torch's symbol for it.
+    """
+    return [] if value is None else np.asarray(value).tolist()
 
 
 def _optional(inputs: Sequence[Any], position: int) -> Any:
@@ -78,7 +84,7 @@ def _gemm(inputs: Sequence[Any], attributes: Attributes, batch: int | None) -> T
 
 def _reshape(inputs: Sequence[Any], attributes: Attributes, batch: int | None) -> Tensor:
     x, shape = inputs[0], _ints(inputs[1])
-    if shape and shape[0] == batch:  # the file's own batch size stands for whatever comes in
+    if shape and isinstance(shape[0], int) and shape[0] == batch:  # the file's own batch size: for whatever comes in
         shape[0] = x.shape[0]
     if not attributes.get("allowzero"):
         shape = [x.shape[axis] if size == 0 else size for axis, size in enumerate(shape)]
@@ -87,7 +93,7 @@ def _reshape(inputs: Sequence[Any], attributes: Attributes, batch: int | None) -
 
 def _flatten(inputs: Sequence[Any], attributes: Attributes, batch: int | None) -> Tensor:
     x, axis = inputs[0], attributes.get("axis", 1)
-    return x.reshape(int(np.prod(x.shape[:axis])), -1)
+    return x.reshape(math.prod(x.shape[:axis]), -1)
 
 
 def _pool(kind: str) -> Operator:
@@ -157,15 +163,15 @@ def _reduce_mean(inputs: Sequence[Any], attributes: Attributes, batch: int | Non
     return inputs[0].mean(dim=axes, keepdim=bool(attributes.get("keepdims", 1)))
 
 
-def _shape(inputs: Sequence[Any], attributes: Attributes, batch: int | None) -> Tensor:
-    return torch.tensor(inputs[0].shape, dtype=torch.int64)
+def _shape(inputs: Sequence[Any], attributes: Attributes, batch: int | None) -> np.ndarray:
+    return np.array(tuple(inputs[0].shape), dtype=object)
 
 
 def _gather(inputs: Sequence[Any], attributes: Attributes, batch: int | None) -> Tensor:
     x, index = inputs
     axis = attributes.get("axis", 0) % x.ndim
-    index = torch.where(index < 0, index + x.shape[axis], index)
-    picked = x.index_select(axis, index.reshape(-1).to(x.device))
+    index = np.where(index < 0, index + x.shape[axis], index)
+    picked = x.index_select(axis, torch.tensor(index.reshape(-1).tolist(), device=x.device))
     return picked.reshape((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
 
 
@@ -173,19 +179,22 @@ def _expand(inputs: Sequence[Any], attributes: Attributes, batch: int | None) ->
     return inputs[0].expand(torch.broadcast_shapes(inputs[0].shape, tuple(_ints(inputs[1]))))
 
 
-def _divide(inputs: Sequence[Any], attributes: Attributes, batch: int | None) -> Tensor:
-    a, b = inputs
-    return a / b if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
+def _cast(inputs: Sequence[Any], attributes: Attributes, batch: int | None) -> Tensor:
+    if attributes["to"] not in _FLOAT_TYPES:
+        raise FiqaRayError("ONNX Cast of a network's values to another type than floating point is not supported")
+    x = inputs[0]  # what floats already keeps its type: the whole network is computed in one
+    return x if x.is_floating_point() else x.to(torch.float32)
 
 
 OPERATORS: dict[str, Operator] = {
     "Add": lambda i, a, b: i[0] + i[1],
     "AveragePool": _pool("average"),
     "BatchNormalization": _batch_norm,
+    "Cast": _cast,
     "Clip": _clip,
     "Concat": lambda i, a, b: torch.cat(list(i), dim=a["axis"]),
     "Conv": _conv,
-    "Div": _divide,
+    "Div": lambda i, a, b: i[0] / i[1],
     "Dropout": lambda i, a, b: i[0],
     "Expand": _expand,
     "Flatten": _flatten,
@@ -212,6 +221,34 @@ OPERATORS: dict[str, Operator] = {
 }
 
 
+def _integer_slice(inputs: Sequence[Any], attributes: Attributes) -> np.ndarray:
+    (start,), (end,), (step,) = _ints(inputs[1]), _ints(inputs[2]), _ints(_optional(inputs, 4)) or [1]
+    return inputs[0][start:end:step]
+
+
+def _integer_cast(inputs: Sequence[Any], attributes: Attributes) -> np.ndarray:
+    if attributes["to"] in _FLOAT_TYPES:
+        raise FiqaRayError("ONNX Cast of a shape or index to floating point is not supported")
+    return inputs[0]
+
+
+# The arithmetic of shapes and indices, which are never negative: numpy arrays of Python's ints.
+INTEGER_OPERATORS: dict[str, Callable[[Sequence[Any], Attributes], Any]] = {
+    "Add": lambda i, a: i[0] + i[1],
+    "Cast": _integer_cast,
+    "Concat": lambda i, a: np.concatenate(i),
+    "Div": lambda i, a: i[0] // i[1],
+    "Gather": lambda i, a: np.take(i[0], np.asarray(i[1], dtype=np.int64)),
+    "Identity": lambda i, a: i[0],
+    "Mul": lambda i, a: i[0] * i[1],
+    "Reshape": lambda i, a: np.reshape(i[0], _ints(i[1])),
+    "Slice": _integer_slice,
+    "Squeeze": lambda i, a: np.reshape(i[0], ()),
+    "Sub": lambda i, a: i[0] - i[1],
+    "Unsqueeze": lambda i, a: np.reshape(i[0], (1,)),
+}
+
+
 class Node(NamedTuple):
     """One operation, a key of ``OPERATORS``; ``spent`` are the values that no later node needs."""
 
@@ -223,17 +260,21 @@ class Node(NamedTuple):
 
 
 class OnnxGraph(nn.Module):
-    """An ONNX network as a torch module with one image input; its first output is returned.
+    """An ONNX network as a torch module with one image input and one output.
 
     Args:
         model: the parsed ``onnx.ModelProto``. Weights without data, as in the kept structure, become zeros.
         name: what to call the file in messages.
+        output: the output to return; the first where the file has none of that name.
+
+    Attributes:
+        metadata: what the file says of itself, by key.
 
     Raises:
         FiqaRayError: for an operator or setting outside the set of this module, naming it.
     """
 
-    def __init__(self, model: Any, name: str) -> None:
+    def __init__(self, model: Any, name: str, output: str) -> None:
         super().__init__()
         from onnx import numpy_helper
 
@@ -244,7 +285,9 @@ class OnnxGraph(nn.Module):
             raise FiqaRayError(
                 f"{name}: has {len(inputs)} inputs and {len(graph.output)} outputs; one image input wanted"
             )
-        self.input_name, self.output_name = inputs[0].name, graph.output[0].name
+        self.metadata = {entry.key: entry.value for entry in model.metadata_props}
+        outputs = [value.name for value in graph.output]
+        self.input_name, self.output_name = inputs[0].name, output if output in outputs else outputs[0]
         sizes = inputs[0].type.tensor_type.shape.dim
         self.fixed_batch = (int(sizes[0].dim_value) or None) if sizes else None
 
@@ -266,7 +309,7 @@ class OnnxGraph(nn.Module):
         self.weights = nn.ParameterList()
         self.weight_names: list[str] = []
         self.constant_names: dict[str, str] = {}
-        self.integers: dict[str, Tensor] = {}  # shapes and indices stay on the CPU, whatever the device
+        self.integers: dict[str, np.ndarray] = {}  # shapes and indices are no tensors: torch can trace their use
         for used in dict.fromkeys(itertools.chain.from_iterable(node.inputs for node in self.nodes)):
             if used in constants:
                 value = _constant(constants[used], numpy_helper, name)
@@ -274,7 +317,7 @@ class OnnxGraph(nn.Module):
                 value = _stored(stored[used], numpy_helper, name)
             else:
                 continue
-            if not value.is_floating_point():
+            if isinstance(value, np.ndarray):
                 self.integers[used] = value
             elif used in stored and used not in fixed:
                 self.weights.append(nn.Parameter(value))
@@ -285,13 +328,19 @@ class OnnxGraph(nn.Module):
         self.register_buffer(STRUCTURE, _structure(model, set(self.weight_names)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(b, 3, h, w)`` float pixels, scaled as the file wants them, to the file's first output."""
+        """Map ``(b, 3, h, w)`` pixels, of the type and scale that the file wants, to the chosen output."""
         values: dict[str, Any] = {"": None, self.input_name: x, **self.integers}
         values.update(zip(self.weight_names, self.weights, strict=True))
         values.update((used, getattr(self, buffer)) for used, buffer in self.constant_names.items())
         for node in self.nodes:
             inputs = [values[name] for name in node.inputs]
-            values[node.output] = OPERATORS[node.kind](inputs, node.attributes, self.fixed_batch)
+            if not isinstance(inputs[0], np.ndarray):
+                values[node.output] = OPERATORS[node.kind](inputs, node.attributes, self.fixed_batch)
+            elif node.kind in INTEGER_OPERATORS:
+                whole = INTEGER_OPERATORS[node.kind](inputs, node.attributes)
+                values[node.output] = np.asarray(whole, dtype=object)  # also one number, which may be a traced size
+            else:
+                raise FiqaRayError(f"ONNX {node.kind} of a shape or index is not supported")
             for spent in node.spent:
                 del values[spent]
         return values[self.output_name]
@@ -304,37 +353,41 @@ def _attributes(node: Any) -> Attributes:
 
 
 def _with_lifetimes(nodes: list[tuple[Any, Attributes]], result: str, keep: set[str]) -> list[Node]:
-    """Attach to each node the values that it is the last to use, so that activations are freed on the way."""
+    """Nodes that lead to the result, each with the values that it is the last to use: they are freed on the way."""
     done: list[Node] = []
     needed = {result} | keep
     for node, attributes in reversed(nodes):
+        if not needed.intersection(node.output):
+            continue
         spent = tuple(dict.fromkeys(used for used in node.input if used not in needed))
         needed.update(spent)
         done.append(Node(node.op_type, tuple(node.input), node.output[0], attributes, spent))
     return done[::-1]
 
 
-def _stored(tensor: Any, numpy_helper: Any, name: str) -> Tensor:
-    """Return a stored weight as float32 or int64; zeros where the structure keeps only its shape."""
+def _stored(tensor: Any, numpy_helper: Any, name: str) -> Tensor | np.ndarray:
+    """Return a stored weight, see ``_value``; zeros where the structure keeps only its shape."""
     from onnx import TensorProto
 
     if tensor.data_location == TensorProto.EXTERNAL:
         raise FiqaRayError(f"{name}: its weights lie in a second file; save the ONNX model as one file")
     if tensor.doc_string == STRUCTURE:
         return torch.zeros(tuple(tensor.dims))
-    return _as_tensor(numpy_helper.to_array(tensor))
+    return _value(numpy_helper.to_array(tensor))
 
 
-def _constant(attributes: Attributes, numpy_helper: Any, name: str) -> Tensor:
+def _constant(attributes: Attributes, numpy_helper: Any, name: str) -> Tensor | np.ndarray:
     kind, value = next(iter(attributes.items()))
     if kind not in ("value", "value_float", "value_floats", "value_int", "value_ints"):
         raise FiqaRayError(f"{name}: ONNX Constant given as {kind} is not supported")
-    return _as_tensor(numpy_helper.to_array(value) if kind == "value" else np.asarray(value))
+    return _value(numpy_helper.to_array(value) if kind == "value" else np.asarray(value))
 
 
-def _as_tensor(array: np.ndarray) -> Tensor:
-    dtype = np.float32 if np.issubdtype(array.dtype, np.floating) else np.int64
-    return torch.from_numpy(np.array(array, dtype=dtype))
+def _value(array: np.ndarray) -> Tensor | np.ndarray:
+    """Floats as a float32 tensor, whole numbers as an int64 array."""
+    if np.issubdtype(array.dtype, np.floating):
+        return torch.from_numpy(np.array(array, dtype=np.float32))
+    return array.astype(np.int64)
 
 
 def _structure(model: Any, weight_names: set[str]) -> Tensor:
@@ -350,12 +403,13 @@ def _structure(model: Any, weight_names: set[str]) -> Tensor:
     return torch.frombuffer(bytearray(bare.SerializeToString(deterministic=True)), dtype=torch.uint8)
 
 
-def parse_onnx(data: bytes, name: str) -> OnnxGraph:
+def parse_onnx(data: bytes, name: str, output: str = "embedding") -> OnnxGraph:
     """Build the network from an ONNX file's bytes, or from the structure that a state dict keeps.
 
     Args:
         data: the file's bytes.
         name: what to call the file in messages.
+        output: name of the output to return; the first where the file has none of that name.
 
     Raises:
         FiqaRayError: if the onnx package is missing, the bytes are no ONNX file, or the graph is not supported.
@@ -376,4 +430,4 @@ def parse_onnx(data: bytes, name: str) -> OnnxGraph:
         ) from error
     if not model.graph.node:
         raise FiqaRayError(f"{name}: not a readable ONNX file (it holds no operations); fetch or export it again")
-    return OnnxGraph(model, name)
+    return OnnxGraph(model, name, output)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fiqa_ray.errors import FiqaRayError, UsageError
+from fiqa_ray.models.export import load_exported
 from fiqa_ray.models.recognition import (
     FACE_SHAPE,
     IMPORTED,
@@ -280,7 +281,8 @@ def load_scorer(
               ``epsilon``, ``n_iterations``, ``n_samples``, ``exponent``, ``images_per_pass``;
             - ``module:function``: called as ``function(weights=weights, **options)``, returns a callable that maps
               ``(b, 3, 112, 112)`` uint8 RGB faces on ``device`` to ``(b,)`` scores, larger is better;
-            - the path or URL of a regressor's folder; option ``allow_import``, see ``load_regressor``.
+            - the path or URL of a regressor's folder; option ``allow_import``, see ``load_regressor``;
+            - a regressor as an ``.onnx`` file of ``fiqa-ray export``.
         recognizer: a loaded one, or the name of one, which is then loaded with ``weights``.
         weights: a user's own method's, or the named recogniser's.
         device: as torch names it.
@@ -305,19 +307,26 @@ def load_scorer(
         return Scorer(name, build, place, random=not row.deterministic, recognizer=recognizer)
     if IMPORTED.fullmatch(name):
         return _imported_scorer(name, weights, place, options)
+    if name.lower().endswith(".onnx"):
+        check_options(name, options, allowed=())
+        graph, card = load_exported(name)
+        return Scorer(name, _predict_with(graph.to(place)), place, card=card)
     if not exists(join(name, CARD_FILE)):
         raise UsageError(
             f"{name!r} is no FIQA method{near_name(name, METHODS)}, and no regressor's folder (no {CARD_FILE} there); "
-            f"use one of {', '.join(METHODS)}, module:function, or the folder of a trained regressor"
+            f"use one of {', '.join(METHODS)}, module:function, or the folder or exported .onnx file of a trained regressor"
         )
     check_options(name, options, allowed=options_of(load_regressor))
     model, card = load_regressor(name, device, **options)
+    return Scorer(name, _predict_with(model), place, card=card)
 
+
+def _predict_with(model: torch.nn.Module) -> ScoreFaces:
     def predict(faces: Tensor, image_row: np.ndarray) -> Tensor:
         with torch.inference_mode():
             return model(faces)
 
-    return Scorer(name, predict, place, card=card)
+    return predict
 
 
 def _imported_scorer(name: str, weights: str | None, place: torch.device, options: dict[str, Any]) -> Scorer:

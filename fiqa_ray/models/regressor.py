@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +32,8 @@ from fiqa_ray.storage import join, read_bytes
 
 WEIGHTS_FILE, CARD_FILE = "weights.pt", "card.json"
 SCHEMA_VERSION = 1
+N_QUANTILES = 1001
+"""Quantiles in a card's table of scores: one per tenth of a percent."""
 
 # (name, tensors from the end of the backbone, learning rate, weight decay); what lies before keeps its weights.
 RELEASED_GROUPS = (("last_10", 10, 1e-3, 1e-5), ("40_before", 40, 1e-4, 1e-6), ("50_before", 50, 1e-5, 1e-6))
@@ -78,9 +81,14 @@ class QualityRegressor(nn.Module):
         Returns:
             ``(b,)`` quality in the dtype computed in, larger is better; about 0..1 as the labels, not clamped.
         """
+        return self.score_and_embedding(faces)[0]
+
+    def score_and_embedding(self, faces: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores as from ``forward`` and the raw embeddings that they come from, ``(b, dim)``."""
         check_faces(faces)
         x = (faces.to(torch.float32) / 255).to(self.regressor.weight.dtype)
-        return self.regressor(self.base_model(self.preprocessing(x)))[:, 0]
+        embedding = self.base_model(self.preprocessing(x))
+        return self.regressor(embedding)[:, 0], embedding
 
 
 def parameter_groups(model: QualityRegressor, *, freeze_rest: bool = True) -> list[dict[str, Any]]:
@@ -107,6 +115,43 @@ def parameter_groups(model: QualityRegressor, *, freeze_rest: bool = True) -> li
         for parameter in rest:
             parameter.requires_grad_(False)
     return groups
+
+
+def score_table(scores: np.ndarray) -> dict[str, Any]:
+    """Return the card's entry ``validation_scores``: how a regressor's own scores are distributed.
+
+    Its scores, not its labels: a regressor draws its predictions towards the middle, so labels lie on another scale. Of
+    validation images, not of those trained on, which it knows better than any image that is to come.
+
+    Args:
+        scores: ``(n_images,)`` finite.
+    """
+    quantiles = np.quantile(scores.astype(np.float64), np.linspace(0, 1, N_QUANTILES))
+    return {"n_images": len(scores), "quantiles": [float(f"{q:.7g}") for q in quantiles]}
+
+
+def check_score_table(table: Any, place: str) -> None:
+    """Raise FiqaRayError naming ``place`` unless ``table`` is None or one of ``score_table``."""
+    if table is None:
+        return
+    found = table.get("quantiles") if isinstance(table, dict) else None
+    quantiles = np.array([q for q in found if type(q) in (int, float)] if isinstance(found, list) else [])
+    if found is None or len(quantiles) != len(found) or len(found) < 2 or not (np.diff(quantiles) >= 0).all():
+        raise FiqaRayError(f"{place}: validation_scores holds no ascending quantiles; copy the file again")
+
+
+def percentiles(scores: np.ndarray, table: Mapping[str, Any]) -> np.ndarray:
+    """Return the share of the table's scores that lie below each score, in percent.
+
+    Args:
+        scores: ``(n_images,)``; NaN stays NaN.
+        table: from ``score_table``.
+
+    Returns:
+        ``(n_images,)`` float64 in [0, 100]; linear between quantiles.
+    """
+    quantile, first = np.unique(np.asarray(table["quantiles"], np.float64), return_index=True)
+    return np.interp(scores, quantile, 100 * first / (len(table["quantiles"]) - 1), left=0.0, right=100.0)
 
 
 def save_regressor(model: QualityRegressor, card: Mapping[str, Any]) -> dict[str, bytes]:
@@ -192,6 +237,7 @@ def _read_card(card_uri: str) -> dict[str, Any]:
     for key, kind in wanted.items():
         if not isinstance(card.get(key), kind):
             raise FiqaRayError(f"{card_uri}: {key} is {card.get(key)!r}, wanted {kind.__name__}; copy the card again")
+    check_score_table(card.get("validation_scores"), card_uri)
     if set(card["preprocessing"]) != {"colour", "mean", "scale"}:
         raise FiqaRayError(f"{card_uri}: preprocessing {card['preprocessing']!r} must have colour, mean and scale")
     return card

@@ -33,7 +33,7 @@ from fiqa_ray.errors import FiqaRayError, StorageError
 from fiqa_ray.images import decode_faces
 from fiqa_ray.lineage import PRIOR, Job
 from fiqa_ray.models.recognition import load_recognizer
-from fiqa_ray.models.regressor import QualityHead, QualityRegressor, parameter_groups, save_regressor
+from fiqa_ray.models.regressor import QualityHead, QualityRegressor, parameter_groups, save_regressor, score_table
 from fiqa_ray.progress import StepProgress
 from fiqa_ray.stages import Step, ready
 from fiqa_ray.storage import (
@@ -297,9 +297,11 @@ class _Run:
                         saved = time.monotonic()
                     if state.step == n_steps:  # once: Ray Train takes about 2 s for each report
                         self.report({"step": state.step, "validation_loss": float(np.mean(losses))})
+        scores = [_reduce(found, "sum", self.world) for found in t.validation_scores(state.best)]
         if self.rank == 0:
             for k, task in enumerate(self.tasks):
-                self._finish(task, state, k, time.monotonic() - started)
+                score, known = scores[k].numpy()
+                self._finish(task, state, k, score[known > 0], time.monotonic() - started)
 
     def _keep_best(self, state: State, epoch: int, mean: list[float], losses: list[float]) -> None:
         for k, loss in enumerate(losses):
@@ -329,7 +331,7 @@ class _Run:
         progress = {"step": done + state.step, "n_steps": n_steps}
         write_atomic(join(self.plan.state_uri, "progress.json"), json.dumps(progress).encode())
 
-    def _finish(self, task: Task, state: State, k: int, duration_s: float) -> None:
+    def _finish(self, task: Task, state: State, k: int, scores: np.ndarray, duration_s: float) -> None:
         rows = state.history[k]
         best = min(rows, key=lambda r: r["validation_loss"])
         card = {
@@ -337,6 +339,7 @@ class _Run:
             "metrics": {"validation_l1": best["validation_loss"], "best_step": best["step"], "n_steps": state.step},
             "recipe": asdict(self.plan.recipe),
             "clean_gradients": self.plan.settings.gradients == "clean",
+            "validation_scores": score_table(scores),
         }
         files = save_regressor(self.training.regressor(state.best[k]), card)
         table = pa.Table.from_pylist(rows, schema=schemas.TRAINING)
@@ -511,6 +514,20 @@ class _HeadTraining:
             sums[:, 1] += use.sum(0).double().cpu()
         return sums
 
+    def validation_scores(self, best: list[dict[str, torch.Tensor]]) -> list[torch.Tensor]:
+        """Per task (2, n_validation): the regressor's score, and 1, for the images that this worker has; else zeros."""
+        chosen = [np.flatnonzero(column) for column in self.validation.T]
+        found = [torch.zeros(2, len(rows)) for rows in chosen]
+        for part in self.parts:
+            values, rows = self._load(part)
+            for k, head in enumerate(best):
+                here = self.validation[rows, k]
+                x = torch.from_numpy(values[here].astype(np.float32))
+                at = np.searchsorted(chosen[k], rows[here])
+                found[k][0, at] = x @ head["weight"][0] + head["bias"]
+                found[k][1, at] = 1
+        return found
+
     def weights(self, k: int) -> dict[str, torch.Tensor]:
         """Head k on raw embeddings."""
         w = self.head.weight[k].detach().double().cpu() / torch.from_numpy(self.scale)
@@ -561,7 +578,7 @@ class _FinetuneTraining:
         self.scaler = torch.amp.GradScaler("cuda", enabled=device.startswith("cuda"))
         _broadcast(self.model.state_dict().values(), world)
         self.validation_faces: list[bytes] | None = None
-        self.validation_labels = np.empty(0, np.float32)
+        self.validation_rows = np.empty(0, np.int64)
 
     def _load(self, part: tuple[Part, int]) -> tuple[pa.ChunkedArray, np.ndarray]:
         table = self.plan.faces.read(part[0], ["face", "status"])
@@ -615,27 +632,39 @@ class _FinetuneTraining:
     @torch.no_grad()
     def validate(self) -> torch.Tensor:
         """(1, 2): sum of absolute errors and number of validation images; full precision, eval mode."""
+        error = self._score_validation() - torch.from_numpy(self.label[self.validation_rows])
+        return torch.tensor([[error.abs().double().sum(), len(error)]], dtype=torch.float64)
+
+    @torch.no_grad()
+    def validation_scores(self, best: list[dict[str, torch.Tensor]]) -> list[torch.Tensor]:
+        """[(2, n_validation)]: the network's score, and 1, for the images that this worker has; else zeros."""
+        self.model.load_state_dict(best[0])
+        scores, chosen = self._score_validation(), np.flatnonzero(self.validation)
+        found = torch.zeros(2, len(chosen))
+        found[:, np.searchsorted(chosen, self.validation_rows)] = torch.stack([scores, torch.ones_like(scores)])
+        return [found]
+
+    def _score_validation(self) -> torch.Tensor:
+        """(n,) float32 on the CPU: scores of this worker's validation images, those of ``validation_rows``."""
         if self.validation_faces is None:
             self._collect_validation()
         assert self.validation_faces is not None
         self.model.eval()
-        sums = torch.zeros(1, 2, dtype=torch.float64)
+        scores = [torch.empty(0)]
         for at in range(0, len(self.validation_faces), self.batch_size):
             faces, _ = decode_faces(self.validation_faces[at : at + self.batch_size], n_threads=2)
-            label = torch.from_numpy(self.validation_labels[at : at + self.batch_size]).to(self.device)
-            sums[0, 0] += (self.model(torch.from_numpy(faces).to(self.device)) - label).abs().sum().double().cpu()
-            sums[0, 1] += len(label)
-        return sums
+            scores.append(self.model(torch.from_numpy(faces).to(self.device)).float().cpu())
+        return torch.cat(scores)
 
     def _collect_validation(self) -> None:
         """Reads this worker's validation images once. Memory: their encoded bytes, a twentieth of its faces."""
-        self.validation_faces, labels = [], []
+        self.validation_faces, found = [], [np.empty(0, np.int64)]
         for part in self.parts:
             faces, rows = self._load(part)
             chosen = np.flatnonzero((rows >= 0) & self.validation[np.maximum(rows, 0)])
             self.validation_faces += faces.take(pa.array(chosen)).to_pylist()
-            labels.append(self.label[rows[chosen]])
-        self.validation_labels = np.concatenate(labels) if labels else np.empty(0, np.float32)
+            found.append(rows[chosen])
+        self.validation_rows = np.concatenate(found)
 
     def weights(self, _: int) -> dict[str, torch.Tensor]:
         """A copy of the network."""

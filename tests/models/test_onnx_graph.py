@@ -12,7 +12,7 @@ from released import fill
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.models.iresnet import IResNet
 from fiqa_ray.models.mobilefacenet import arcface_torch_mobilefacenet
-from fiqa_ray.models.onnx_graph import OPERATORS, OnnxGraph, parse_onnx
+from fiqa_ray.models.onnx_graph import INTEGER_OPERATORS, OPERATORS, OnnxGraph, parse_onnx
 from fiqa_ray.models.recognition import load_recognizer
 
 onnx = pytest.importorskip("onnx")
@@ -111,6 +111,25 @@ CASES: dict[str, tuple[list[Any], dict[str, np.ndarray]]] = {
     "ReduceMean": ([node("ReduceMean", "x", axes=[2, 3], keepdims=0)], {}),
     "Expand": ([node("ReduceL2", "x", out="r", axes=[1]), node("Shape", "x", out="s"), node("Expand", "r", "s")], {}),
     "Identity": ([node("Identity", "x", out="i"), node("Dropout", "i")], {}),
+    "Cast": ([node("Cast", "x", to=1)], {}),
+    "Arithmetic of sizes": (  # to (2, 3, 6, 7)
+        [
+            node("Shape", "x", out="s"),
+            node("Slice", "s", "three", "one", "zero", "minus", out="a"),
+            node("Add", "a", "one", out="c"),
+            node("Sub", "c", "one", out="d"),
+            node("Mul", "d", "three", out="e"),
+            node("Div", "e", "three", out="f"),
+            node("Cast", "f", out="g", to=7),
+            node("Identity", "g", out="h"),
+            node("Slice", "s", "zero", "one", out="n"),
+            node("Squeeze", "n", out="m"),
+            node("Reshape", "m", "one", out="k"),
+            node("Concat", "k", "three", "h", out="t", axis=0),
+            node("Reshape", "x", "t"),
+        ],
+        {"zero": i64(0), "one": i64(1), "three": i64(3), "minus": i64(-1)},
+    ),
 }  # fmt: skip
 
 
@@ -128,6 +147,22 @@ def test_operators_equal_onnxruntime(case):
 
 def test_every_operator_has_a_case():
     assert {n.op_type for nodes, _ in CASES.values() for n in nodes} == set(OPERATORS)
+    assert set(INTEGER_OPERATORS) <= {
+        n.op_type for case in CASES for n in CASES[case][0] if "batch" in case or "sizes" in case
+    }
+
+
+def test_an_output_is_chosen_by_name_and_what_it_does_not_need_is_left_out():
+    nodes = [node("Relu", "x", out="r"), node("MatMul", "r", "w", out="embedding")]
+    model = onnx.load_model_from_string(graph([*nodes, node("Add", "r", "a")], ("b", 3), {"w": f32(3, 2), "a": f32(3)}))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("embedding", 1, None))
+    data, x = model.SerializeToString(), f32(2, 3)
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    wanted = dict(zip(("y", "embedding"), session.run(None, {"x": x}), strict=True))
+    for asked, given, used in (("y", "y", ["a"]), ("embedding", "embedding", ["w"]), ("other", "y", ["a"])):
+        net = parse_onnx(data, "net", asked)
+        assert net.weight_names == used
+        np.testing.assert_allclose(net(torch.from_numpy(x)).detach().numpy(), wanted[given], rtol=1e-5)
 
 
 def test_older_operator_sets_keep_settings_in_attributes():
@@ -244,6 +279,13 @@ def test_unsupported_files_are_refused_by_name():
     outside = onnx.load_model_from_string(small_net())
     outside.graph.initializer[3].data_location = onnx.TensorProto.EXTERNAL
     assert "second file" in refused(outside.SerializeToString())
+    for nodes, words in (
+        ([node("Cast", "x", to=7)], "Cast of a network's values to another type"),
+        ([node("Shape", "x", out="s"), node("Cast", "s", to=1)], "Cast of a shape or index to floating point"),
+        ([node("Shape", "x", out="s"), node("Relu", "s")], "Relu of a shape or index"),
+    ):
+        with pytest.raises(FiqaRayError, match=words):
+            parse_onnx(graph(nodes, (1, 3, 8, 8)), "net.onnx")(torch.zeros(1, 3, 8, 8))
     reflecting = graph([node("Pad", "x", "p", mode="reflect")], (1, 3, 8, 8), {"p": i64(0, 0, 1, 1, 0, 0, 1, 1)})
     with pytest.raises(FiqaRayError, match="Pad with mode reflect"):
         parse_onnx(reflecting, "net.onnx")(torch.zeros(1, 3, 8, 8))

@@ -13,7 +13,15 @@ from torch import nn
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.models.quality import load_scorer
 from fiqa_ray.models.recognition import Preprocessing, Recognizer, load_recognizer
-from fiqa_ray.models.regressor import QualityHead, QualityRegressor, load_regressor, parameter_groups, save_regressor
+from fiqa_ray.models.regressor import (
+    QualityHead,
+    QualityRegressor,
+    load_regressor,
+    parameter_groups,
+    percentiles,
+    save_regressor,
+    score_table,
+)
 
 SMALL = "curricularface_mobilefacenet"
 
@@ -173,6 +181,17 @@ def test_a_regressor_on_an_onnx_file_needs_the_file_no_more(tmp_path):
         assert torch.equal(load_regressor(uri)[0](faces), model(faces))
 
 
+def test_percentiles_by_hand():
+    """Against 0, 0.001 .. 1, and against 40 zeros, 20 halves and 40 ones; the rule is the share below."""
+    even = score_table(np.arange(1001) / 1000)
+    scores = np.array([-1, 0, 0.0005, 0.25, 0.3333, 1, 7, np.nan])
+    assert percentiles(scores, even) == pytest.approx([0, 0, 0.05, 25, 33.33, 100, 100, np.nan], nan_ok=True)
+    lumps = score_table(np.repeat([0, 0.5, 1], [400, 200, 400]))
+    assert lumps["n_images"] == 1000
+    assert percentiles(np.array([0, 0.5, 1, 2]), lumps) == pytest.approx([0, 40, 60, 100], abs=0.11)
+    assert percentiles(np.array([0.1, 0.3, 0.5]), score_table(np.array([0.3]))).tolist() == [0, 0, 100]
+
+
 OWN = """
 from torch import nn
 calls = []
@@ -220,6 +239,8 @@ def test_damaged_folders_are_refused(tmp_path):
         ({"dim": None}, r"card\.json: dim is None, wanted int"),
         ({"dim": 7}, r"weights\.pt: does not fit .*1 of another shape \(regressor\.weight"),
         ({"preprocessing": {"mean": 1}}, r"preprocessing \{'mean': 1\} must have"),
+        ({"validation_scores": {"quantiles": [0, 2, 1]}}, "holds no ascending quantiles"),
+        ({"validation_scores": {"quantiles": "123"}}, "holds no ascending quantiles"),
         ({"weights_sha256": "0"}, r"weights\.pt: not the file that .*card\.json belongs to"),
         ({"recognizer": "arcface_r18"}, r"weights\.pt: does not fit .*regressor on curricularface_mobilefacenet"),
     ):

@@ -13,7 +13,9 @@ import torch
 import smoke
 from fiqa_ray.config import load_settings
 from fiqa_ray.errors import IncompleteError
+from fiqa_ray.images import decode_faces
 from fiqa_ray.lineage import Job
+from fiqa_ray.models.quality import load_scorer
 from fiqa_ray.models.recognition import load_recognizer
 from fiqa_ray.models.regressor import load_regressor
 from fiqa_ray.run import local_map, ray_mapper, run_job, run_steps, stage_steps
@@ -47,6 +49,19 @@ def state_of(job, theta="prior"):
     return torch.load(f"{uri}/weights.pt", weights_only=True), json.loads(read_bytes(f"{uri}/card.json"))
 
 
+def check_validation_scores(job, card):
+    """The card's quantiles are those of what the saved regressor says of the validation faces."""
+    task = module._task(job, job.settings.methods[0], "prior")
+    (rows,) = np.nonzero(module.load_targets(task)[1])
+    faces = job.faces("train").read_all()["face"].take(rows).to_pylist()
+    scores = load_scorer(task.regressor.uri, allow_import=True)(decode_faces(faces)[0])
+    table = card["validation_scores"]
+    assert table["n_images"] == len(rows) == 5
+    assert len(table["quantiles"]) == 1001
+    # of five numbers in order, the quantiles at 0, 1/4, 1/2, 3/4 and 1
+    assert table["quantiles"][::250] == pytest.approx(sorted(scores.tolist()), rel=1e-5)
+
+
 def test_head_learns_and_leaves_the_recogniser_alone(labelled):
     job = train(labelled, "train.n_epochs=200", "train.batch_size=32")
     state, card = state_of(job)
@@ -67,6 +82,7 @@ def test_head_learns_and_leaves_the_recogniser_alone(labelled):
         "embedding_norm", "prior", 4, 3, 3,
     )  # fmt: skip
     assert card["recognizer_sha256"]
+    check_validation_scores(job, card)
 
 
 def test_validation_rule():
@@ -149,6 +165,7 @@ def test_finetune_moves_the_last_layers(labelled):
     history = job.regressor(job.settings.methods[0], "prior").read_all().to_pylist()
     assert card["metrics"]["validation_l1"] == min(r["validation_loss"] for r in history)
     assert card["metrics"]["validation_l1"] < history[0]["validation_loss"] or len(history) == 1
+    check_validation_scores(job, card)
 
 
 def test_only_the_last_hundred_tensors_are_trained(labelled, tmp_path):
@@ -195,6 +212,7 @@ def test_ray_train_with_two_workers_goes_on_after_a_killed_one(labelled, tmp_pat
     assert card["metrics"]["n_steps"] > 8
     assert np.isfinite(card["metrics"]["validation_l1"])
     assert all(torch.isfinite(v).all() for v in state.values())
+    check_validation_scores(Job(settings), card)
 
 
 def test_a_lost_regressor_is_trained_again(labelled, tmp_path):
