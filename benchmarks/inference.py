@@ -161,9 +161,9 @@ def serfiq_alone(recognizer: Recognizer, x: torch.Tensor) -> float:
         return float(torch.sigmoid(130 * (raw - 0.88)))
 
 
-def single_image_ratios(faces: torch.Tensor, share: float, device: str) -> dict[str, dict[str, float]]:
+def single_image_ratios(faces: torch.Tensor, share: float, device: str) -> dict[str, dict[str, Any]]:
     """Seconds per image of both methods, ours in a batch and the released way one by one, on all of torch's threads."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for method, name, n in (("faceqan", SMALL, 16), ("serfiq", SPLIT, 4)):
         n = max(2, round(n * share))
         recognizer = load_recognizer(name, "random:0", device)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+from fiqa_ray.errors import FiqaRayError, StorageError
 from fiqa_ray.storage import Dataset, Part
 
 Worker = Callable[[Any], Part]
@@ -38,3 +39,47 @@ class Step:
 def ready(run: Callable[..., Part], *settings: Any) -> Callable[[], Worker]:
     """The ``make_worker`` of a worker that has nothing to load: ``run(*settings, shard)`` is the worker."""
     return partial(partial, run, *settings)
+
+
+TrainLoop = Callable[[Any, int, int, Callable[[dict[str, Any]], None]], None]
+"""Trains in one of several workers: (plan, rank, world, report)."""
+
+
+def fit_with_ray(loop: TrainLoop, plan: Any, n_workers: int, device: str) -> None:
+    """Runs a training loop in ``n_workers`` workers of Ray Train; the loop restores its state from storage by itself.
+
+    ``device``: cpu, cuda or auto. Raises `FiqaRayError` with the loop's own message where trying again cannot help.
+    """
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    # "cuda" is a demand, which makes an autoscaled cluster start its GPU machines; "auto" takes what is there
+    use_gpu = device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) >= n_workers)
+    result = TorchTrainer(
+        _loop_in_ray,  # type: ignore[arg-type]  # what it returns is the result's return_value
+        train_loop_config={"loop": loop, "plan": plan},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=n_workers, use_gpu=use_gpu, resources_per_worker=None if use_gpu else {"CPU": 1}
+        ),
+        # the loop restores from the run's own storage, so a worker that is started again goes on from there
+        run_config=RunConfig(failure_config=FailureConfig(max_failures=5)),
+    ).fit()
+    fault = getattr(result, "return_value", None)
+    if isinstance(fault, str):
+        raise FiqaRayError(fault)
+
+
+def _loop_in_ray(config: dict[str, Any]) -> str | None:
+    """The loop inside Ray Train's workers; a fault that trying again cannot mend is returned as its message."""
+    from ray.train import get_context, report
+
+    context = get_context()
+    try:
+        config["loop"](config["plan"], context.get_world_rank(), context.get_world_size(), report)
+    except StorageError:
+        raise
+    except FiqaRayError as exc:
+        return str(exc)
+    return None

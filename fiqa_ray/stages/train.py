@@ -29,13 +29,13 @@ from fiqa_ray import __version__, schemas
 from fiqa_ray.config import RecognizerSettings, TrainSettings
 from fiqa_ray.core.labels import scale_to_unit
 from fiqa_ray.core.threads import one_thread
-from fiqa_ray.errors import FiqaRayError, StorageError
+from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.images import decode_faces
 from fiqa_ray.lineage import PRIOR, Job
 from fiqa_ray.models.recognition import load_recognizer
 from fiqa_ray.models.regressor import QualityHead, QualityRegressor, parameter_groups, save_regressor, score_table
 from fiqa_ray.progress import StepProgress
-from fiqa_ray.stages import Step, ready
+from fiqa_ray.stages import Step, fit_with_ray, ready
 from fiqa_ray.storage import (
     Dataset,
     Part,
@@ -47,6 +47,7 @@ from fiqa_ray.storage import (
     storage_quiet,
     write_atomic,
 )
+from fiqa_ray.training import average_gradients, broadcast, reduce_over
 
 VALIDATION_EVERY = 20
 CLIP_NORM = 5.0
@@ -154,7 +155,7 @@ def run_task(plan: Plan, n_workers: int, i: int) -> Part:
     def fit() -> None:
         try:
             if n_workers:
-                _fit_with_ray(pending, n_workers)
+                fit_with_ray(train_loop, pending, n_workers, plan.device)
             else:
                 train_loop(pending)
         except BaseException as exc:
@@ -186,42 +187,6 @@ def _show_progress(plan: Plan, thread: threading.Thread) -> None:
         bar.advance(max(0, state["step"] - bar.done))
     if bar is not None:
         bar.__exit__(None, None, None)
-
-
-def _fit_with_ray(plan: Plan, n_workers: int) -> None:
-    import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    # "cuda" is a demand, which makes an autoscaled cluster start its GPU machines; "auto" takes what is there
-    use_gpu = plan.device == "cuda" or (plan.device == "auto" and ray.cluster_resources().get("GPU", 0) >= n_workers)
-    result = TorchTrainer(
-        train_loop_in_ray,  # type: ignore[arg-type]  # what it returns is the result's return_value
-        train_loop_config={"plan": plan},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=n_workers, use_gpu=use_gpu, resources_per_worker=None if use_gpu else {"CPU": 1}
-        ),
-        # the loop restores from the run's own storage, so a worker that is started again goes on from there
-        run_config=RunConfig(failure_config=FailureConfig(max_failures=5)),
-    ).fit()
-    fault = getattr(result, "return_value", None)
-    if isinstance(fault, str):
-        raise FiqaRayError(fault)
-
-
-def train_loop_in_ray(config: dict[str, Any]) -> str | None:
-    """The same loop inside Ray Train's workers; a fault that trying again cannot mend is returned as its message."""
-    from ray.train import get_context, report
-
-    context = get_context()
-    try:
-        train_loop(config["plan"], context.get_world_rank(), context.get_world_size(), report)
-    except StorageError:
-        raise
-    except FiqaRayError as exc:
-        return str(exc)
-    return None
 
 
 # --- the loop: the same in one process and in Ray Train's workers ---
@@ -272,7 +237,7 @@ class _Run:
     def run(self, number: int) -> None:
         started = saved = time.monotonic()
         t, recipe = self.training, self.plan.recipe
-        per_epoch = int(_reduce(torch.tensor(t.n_train // t.batch_size), "min", self.world))
+        per_epoch = int(reduce_over(torch.tensor(t.n_train // t.batch_size), "min", self.world))
         n_steps = per_epoch * recipe.n_epochs
         every = max(1, per_epoch // self.plan.settings.validations_per_epoch)
         state = self._restore()
@@ -285,9 +250,9 @@ class _Run:
                 n_summed += 1
                 state.step += 1
                 if state.step % every == 0 or state.step == n_steps:
-                    _broadcast(t.buffers(), self.world)  # what is judged is what rank 0 saves
-                    validation = _reduce(t.validate(), "sum", self.world)
-                    mean = (_reduce(loss_sum, "sum", self.world) / (n_summed * self.world)).tolist()
+                    broadcast(t.buffers(), self.world)  # what is judged is what rank 0 saves
+                    validation = reduce_over(t.validate(), "sum", self.world)
+                    mean = (reduce_over(loss_sum, "sum", self.world) / (n_summed * self.world)).tolist()
                     losses = (validation[:, 0] / validation[:, 1].clamp(min=1)).tolist()
                     self._keep_best(state, epoch, mean, losses)
                     loss_sum.zero_()
@@ -297,7 +262,7 @@ class _Run:
                         saved = time.monotonic()
                     if state.step == n_steps:  # once: Ray Train takes about 2 s for each report
                         self.report({"step": state.step, "validation_loss": float(np.mean(losses))})
-        scores = [_reduce(found, "sum", self.world) for found in t.validation_scores(state.best)]
+        scores = [reduce_over(found, "sum", self.world) for found in t.validation_scores(state.best)]
         if self.rank == 0:
             for k, task in enumerate(self.tasks):
                 score, known = scores[k].numpy()
@@ -347,40 +312,9 @@ class _Run:
         task.regressor.write_part(0, {**files, ".parquet": table}, n_rows=n_rows, duration_s=duration_s)
 
 
-def _reduce(value: torch.Tensor, how: str, world: int) -> torch.Tensor:
-    """Sum or minimum over the workers."""
-    if world > 1:
-        import torch.distributed as dist
-
-        on_gpu = dist.get_backend() == "nccl"
-        moved = value.clone().cuda() if on_gpu else value.clone()
-        dist.all_reduce(moved, op=dist.ReduceOp.SUM if how == "sum" else dist.ReduceOp.MIN)
-        return moved.cpu()
-    return value.clone()
-
-
-def _broadcast(tensors: Iterable[torch.Tensor], world: int) -> None:
-    """Rank 0's values for all workers."""
-    if world > 1:
-        import torch.distributed as dist
-
-        for tensor in tensors:
-            dist.broadcast(tensor, 0)
-
-
 def _share(batch_size: int, n_train: int, world: int) -> int:
     """Rows per step of one worker: the workers' shares add up to the recipe's batch."""
-    return max(1, min(batch_size // world, int(_reduce(torch.tensor(n_train), "min", world))))
-
-
-def _average_gradients(parameters: list[nn.Parameter], world: int) -> None:
-    if world > 1:
-        import torch.distributed as dist
-
-        for p in parameters:
-            if p.grad is not None:
-                dist.all_reduce(p.grad)
-                p.grad /= world
+    return max(1, min(batch_size // world, int(reduce_over(torch.tensor(n_train), "min", world))))
 
 
 def load_targets(task: Task) -> tuple[np.ndarray, np.ndarray]:
@@ -465,8 +399,8 @@ class _HeadTraining:
             values, _ = self._load(part)
             total, squares = total + values.sum(0, dtype=np.float64), squares + (values.astype(np.float64) ** 2).sum(0)
             n += len(values)
-        sums = _reduce(torch.tensor(np.stack([total, squares])), "sum", self.world).numpy()
-        count = max(1, int(_reduce(torch.tensor(n), "sum", self.world)))
+        sums = reduce_over(torch.tensor(np.stack([total, squares])), "sum", self.world).numpy()
+        count = max(1, int(reduce_over(torch.tensor(n), "sum", self.world)))
         mean = sums[0] / count
         return mean, np.sqrt(np.maximum(sums[1] / count - mean**2, 1e-12)), n
 
@@ -496,7 +430,7 @@ class _HeadTraining:
         error = ((self.head(x) - label).abs() * use).sum(0) / use.sum(0).clamp(min=1)
         self.optimizer.zero_grad()
         error.sum().backward()  # Adam works element by element: each head trains as if alone
-        _average_gradients(list(self.head.parameters()), self.world)
+        average_gradients(list(self.head.parameters()), self.world)
         self.optimizer.step()
         return error.detach().double().cpu()
 
@@ -576,7 +510,7 @@ class _FinetuneTraining:
         self.clipped = list(self.model.parameters()) if published else self.trained
         self.optimizer = torch.optim.Adam(groups)
         self.scaler = torch.amp.GradScaler("cuda", enabled=device.startswith("cuda"))
-        _broadcast(self.model.state_dict().values(), world)
+        broadcast(self.model.state_dict().values(), world)
         self.validation_faces: list[bytes] | None = None
         self.validation_rows = np.empty(0, np.int64)
 
@@ -622,7 +556,7 @@ class _FinetuneTraining:
             loss = (self.model(faces) - label).abs().mean()
         self.optimizer.zero_grad()  # published: clears only the optimizer's parameters, as the released code does
         self.scaler.scale(loss).backward()
-        _average_gradients(self.clipped, self.world)  # before unscaling: an overflow anywhere is seen by all
+        average_gradients(self.clipped, self.world)  # before unscaling: an overflow anywhere is seen by all
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.clipped, CLIP_NORM)
         self.scaler.step(self.optimizer)
