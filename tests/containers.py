@@ -82,12 +82,11 @@ def put_records(folder: str, records: dict[int, bytes]) -> dict:
 
 def insightface_records(samples: list[tuple[int, bytes]]) -> dict[int, bytes]:
     """face2rec2.py: images 1..n-1 with labels (identity, aligned), then one record per identity; record 0 comes last."""
-    records, ranges = {}, {}
-    for key, (person, image) in enumerate(samples, 1):
-        records[key] = labels_record(person, 1, image=image)
-        ranges.setdefault(person, [key, key])[1] = key + 1
+    records = {key: labels_record(person, 1, image=image) for key, (person, image) in enumerate(samples, 1)}
     n = len(samples) + 1
-    for i, (first, last) in enumerate(ranges.values()):
+    starts = [key for key in range(1, n) if key == 1 or samples[key - 1][0] != samples[key - 2][0]]
+    ranges = list(itertools.pairwise([*starts, n]))
+    for i, (first, last) in enumerate(ranges):
         records[n + i] = labels_record(first, last)
     records[0] = labels_record(n, n + len(ranges))
     return records

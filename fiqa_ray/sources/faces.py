@@ -110,7 +110,7 @@ def list_vggface2(uri: str, *, splits: Sequence[str] = ("train", "test")) -> pa.
             pa.table(
                 {
                     "uri": _below(folder, names),
-                    "image_id": _joined(split + "/", names),
+                    "image_id": joined(split + "/", names),
                     "identity": _identities(names, 0, list_uri or folder),
                     "landmarks": _landmarks_of(_without_ending(names), landmarks_uri),
                 }
@@ -196,7 +196,7 @@ def absolute(uri: str) -> str:
 def _below(uri: str, names: pa.Array) -> pa.Array:
     """URIs of relative names below a folder; in ``zip://folder::archive`` they go before the ``::``."""
     head, separator, chain = uri.partition("::")
-    return _joined(head.rstrip("/") + "/", names, separator + chain)
+    return joined(head.rstrip("/") + "/", names, separator + chain)
 
 
 def _image_names(uri: str, extensions: Sequence[str]) -> list[str]:
@@ -282,7 +282,7 @@ def text_column(names: list[str], uri: str) -> pa.Array:
         raise FiqaRayError(f"{uri}: the file name {exc.object!r} is not UTF-8; rename the file") from exc
 
 
-def _joined(*parts: pa.Array | str) -> pa.Array:
+def joined(*parts: pa.Array | str) -> pa.Array:
     """Texts put together, row by row."""
     texts = [pa.scalar(part, _TEXT) if isinstance(part, str) else part for part in parts]
     return pc.binary_join_element_wise(*texts, pa.scalar("", _TEXT))

@@ -152,11 +152,11 @@ def _load(data: bytes) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds lists, tuples, numbers and bytes; together no more bytes than the file has."""
+    """Builds lists, tuples, numbers and bytes; of these, for each byte of the file at most two."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data), encoding="bytes")
-        self._n_bytes_left = len(data)
+        self._n_bytes_left = 2 * len(data)  # an array's bytes may first be a text's
         self._stand_ins: dict[tuple[str, str], Callable[..., Any]] = {
             ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(self._uint8_bytes),
             ("numpy.core.numeric", "_frombuffer"): lambda data, dtype, *_: self._uint8_bytes(data, dtype),
@@ -186,7 +186,7 @@ class _Unpickler(pickle.Unpickler):
     def _counted(self, data: bytes) -> bytes:
         self._n_bytes_left -= len(data)  # the same text may be named again and again
         if self._n_bytes_left < 0:
-            raise pickle.UnpicklingError("it grows beyond its own size")
+            raise pickle.UnpicklingError("it grows far beyond its own size")
         return data
 
 

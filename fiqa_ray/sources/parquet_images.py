@@ -20,11 +20,14 @@ import pyarrow.parquet as pq
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.schemas import SOURCE_RECORDS
 from fiqa_ray.sources.containers import MAX_ENTRY_BYTES, Content, Fault
-from fiqa_ray.sources.faces import absolute, refuse, refuse_duplicates, sorted_faces, table_landmarks
+from fiqa_ray.sources.faces import absolute, joined, refuse, refuse_duplicates, sorted_faces, table_landmarks
 from fiqa_ray.storage import filesystem, storage_errors
 
 _TEXT = pa.large_string()
 _ROWS_AT_ONCE = 64  # images decoded from their pages at a time
+
+MAX_GROWN_BYTES = 1 << 30
+"""A row group of images that unpacks to more than this and a thousand times its size is refused unread."""
 
 
 def list_parquet_images(uri: str, *, identity_key: str | None = None) -> pa.Table:
@@ -53,7 +56,7 @@ def list_parquet_images(uri: str, *, identity_key: str | None = None) -> pa.Tabl
                 [pa.repeat(pa.scalar(f, _TEXT), len(t)) for f, t in zip(files.values(), tables, strict=True)]
             )
             row = pc.utf8_lpad(table["offset"].combine_chunks().cast(_TEXT), 8, "0")
-            image_id = pc.binary_join_element_wise(file, row, "/")
+            image_id = joined(file, "/", row)
     columns = {c: table[c] for c in ("uri", "identity", "landmarks", "offset")}
     columns |= {"image_id": image_id, "length": pa.nulls(len(table), pa.int64())}
     return sorted_faces(pa.table(columns), SOURCE_RECORDS)
@@ -210,7 +213,9 @@ def _refuse_bomb(metadata: pq.FileMetaData, image: str, uri: str) -> None:
         for c in range(group.num_columns):
             chunk = group.column(c)
             grown = chunk.total_uncompressed_size
-            if chunk.path_in_schema.split(".")[0] == image and grown > max(1 << 30, 1000 * chunk.total_compressed_size):
+            if chunk.path_in_schema.split(".")[0] == image and grown > max(
+                MAX_GROWN_BYTES, 1000 * chunk.total_compressed_size
+            ):
                 raise FiqaRayError(
                     f"{uri}: row group {g} of {image} grows from {chunk.total_compressed_size} to {grown} bytes when "
                     "unpacked, which no images do; do not trust this file"

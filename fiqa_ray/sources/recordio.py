@@ -251,7 +251,8 @@ def _insightface_labels(
     is_image = (keys > 0) & (keys < n)
     label = np.full(m, np.nan)
     ranges = _read_heads(rec, offset[n:], length[n:])
-    bounds = np.where(_is_range(ranges)[:, None], ranges["labels"], 0).astype(np.int64)
+    labels = np.where(_is_range(ranges)[:, None], ranges["labels"], 0)
+    bounds = np.nan_to_num(labels).clip(-1, _EXACT).astype(np.int64)
     bounds = bounds[(bounds[:, 0] >= 1) & (bounds[:, 0] < bounds[:, 1]) & (bounds[:, 1] <= n)]
     in_range = np.zeros(m + 1, np.int64)
     np.add.at(in_range, bounds[:, 0], 1)

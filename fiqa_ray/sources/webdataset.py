@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.schemas import SOURCE_FACES, SOURCE_RECORDS
 from fiqa_ray.sources.containers import N_THREADS
-from fiqa_ray.sources.faces import EXTENSIONS, absolute, refuse_duplicates, sorted_faces, text_column
+from fiqa_ray.sources.faces import EXTENSIONS, absolute, joined, refuse_duplicates, sorted_faces, text_column
 from fiqa_ray.storage import filesystem, storage_errors
 
 _MAX_SHARDS = 1_000_000
@@ -59,7 +59,7 @@ def list_webdataset(uri: str, *, identity_key: str | None = None) -> pa.Table:
     if pc.count_distinct(image_id).as_py() < len(image_id):
         names = [shard.rpartition("/")[2].removesuffix(".tar") + "/" for shard in shards]
         prefix = pa.concat_arrays([pa.repeat(n, len(t)) for n, t in zip(names, tables, strict=True)])
-        image_id = pc.binary_join_element_wise(prefix.cast(pa.large_string()), image_id, "")
+        image_id = joined(prefix.cast(pa.large_string()), image_id)
         refuse_duplicates(image_id, uri, "member")
     return sorted_faces(table.set_column(table.column_names.index("image_id"), "image_id", image_id), SOURCE_RECORDS)
 
