@@ -88,7 +88,7 @@ def read_recordio(faces: pa.Table) -> Iterator[tuple[int, Content]]:
             try:
                 labels, image = unpack_record(content)
                 found = _label_text(labels[:1])[0].as_py()
-                if found != identity[row]:
+                if not found or found != identity[row]:
                     raise RecordError(
                         f"its label is {labels[0]:g}, its identity in the index {identity[row] or 'none'}"
                     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 import tarfile
 from collections.abc import Iterator
@@ -93,7 +94,9 @@ def _expand_braces(text: str) -> list[str]:
             choices.append([str(k).zfill(len(numbers[1])) for k in range(first, last + 1)])
         else:
             choices.append(part.split(",") if i % 2 else [part])
-    return ["".join(parts) for parts in itertools.islice(itertools.product(*choices), _MAX_SHARDS)]
+    if math.prod(map(len, choices)) > _MAX_SHARDS:
+        raise FiqaRayError(f"{text}: names more than {_MAX_SHARDS} shards; give fewer")
+    return ["".join(parts) for parts in itertools.product(*choices)]
 
 
 def _list_shard(shard: str, identity_key: str | None) -> pa.Table:

@@ -136,6 +136,7 @@ def test_damaged_records_keep_their_rows_and_identities(tmp_path):
     records[12] = records[12][:8] + b"\xff\xff\xff\x7f" + records[12][12:]  # a label count
     records[13] = records[13][:32] + struct.pack("<f", 1.0) + records[13][36:]  # another person's label
     records[22] = bytes(len(records[22]))  # the second identity's record
+    records[9] = records[9][:32] + struct.pack("<f", 1.5) + records[9][36:]
     put_records(str(tmp_path), records)
     found = contents(list_recordio(str(tmp_path)))
     bad = {k: v for k, v in found.items() if v != expected()[k]}
@@ -143,6 +144,7 @@ def test_damaged_records_keep_their_rows_and_identities(tmp_path):
         "00000001": ("0", "bad_record"),
         "00000002": ("0", "bad_record"),
         "00000008": ("", "bad_record"),  # nothing tells whose it was
+        "00000009": ("", "bad_record"),
         "00000012": ("2", "bad_record"),
         "00000013": ("2", "bad_record"),
     }

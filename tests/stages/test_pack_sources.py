@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import os
+import struct
 import tarfile
 
 import numpy as np
@@ -90,10 +91,16 @@ def test_landmarks_inside_containers_align_as_vggface2s(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", containers.WRITERS)
 def test_corrupt_entries_are_counted_listed_and_end_the_run(tmp_path, capsys, kind):
-    """2 of 100 are bad: refused at 1 %, with counts and a list; at 2 % the same run goes on."""
+    """3 of 100 are bad: refused at 1 %, with counts and a list; at 3 % the same run goes on."""
     samples = containers.synthetic_crops(5, 20)
     cut, odd = samples[30][1], samples[70][1]
-    bad = {30: (cut[: len(cut) // 2], "truncated"), 70: (b"no image at all" + odd[15:], "unreadable")}
+    bomb = containers.png(np.zeros((8, 8, 3), np.uint8))
+    bomb = bomb[:16] + struct.pack(">II", 60_000, 60_000) + bomb[24:]
+    bad = {
+        30: (cut[: len(cut) // 2], "truncated"),
+        70: (b"no image at all" + odd[15:], "unreadable"),
+        90: (bomb, "too_large"),
+    }
     spoiled = [(p, bad[i][0] if i in bad else image) for i, (p, image) in enumerate(samples)]
     source = containers.WRITERS[kind](f"{tmp_path}/set", spoiled)
     if kind == "recordio":  # damage of the record itself
@@ -111,7 +118,7 @@ def test_corrupt_entries_are_counted_listed_and_end_the_run(tmp_path, capsys, ki
 
     code, _, err = cli("run", path, "--stages=pack")
     assert code == 1
-    assert "pack: 2 of 100 images are bad" in err
+    assert "pack: 3 of 100 images are bad" in err
     for _, status in bad.values():
         assert f"{status} 1" in err
     code, out, _ = cli("rejects", tmp_path / "run")
@@ -120,10 +127,14 @@ def test_corrupt_entries_are_counted_listed_and_end_the_run(tmp_path, capsys, ki
     assert [r["status"] for r in rows] == [status for _, status in bad.values()]
     assert all(r["error"] and r["dataset"].startswith("faces/set=train") for r in rows)
     if kind == "recordio":
-        assert [(r["image_id"], r["identity"]) for r in rows] == [("00000031", "1"), ("00000071", "3")]
-    assert cli("rejects", tmp_path / "run", "-o", tmp_path / "bad.csv")[1].startswith("2 image(s) rejected")
+        assert [(r["image_id"], r["identity"]) for r in rows] == [
+            ("00000031", "1"),
+            ("00000071", "3"),
+            ("00000091", "4"),
+        ]
+    assert cli("rejects", tmp_path / "run", "-o", tmp_path / "bad.csv")[1].startswith("3 image(s) rejected")
     assert (tmp_path / "bad.csv").read_text() == out
-    assert cli("run", path, "--stages=pack", "max_bad_fraction=0.02")[0] == 0
+    assert cli("run", path, "--stages=pack", "max_bad_fraction=0.03")[0] == 0
     assert Job(load_settings(path)).faces("train").require().n_rows == 100
 
 
