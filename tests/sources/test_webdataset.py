@@ -74,6 +74,7 @@ def test_several_shards(root):
         assert set(found) == expected
         assert [found[f"t-{i:02d}/a.jpg"][2] for i in range(3)] == [b"0", b"1", b"2"]
     assert set(listed(f"{root}/t-01.tar")) == {"a.jpg", "u1.jpg"}
+    assert listed(put(f"{root}/empty.tar", tar_bytes([("a.jpg", b""), ("a.cls", b"7")]))) == {"a.jpg": ("7", None, b"")}
     assert "not found" in fault(f"{root}/t-{{00..03}}.tar")
     assert "no shards found" in fault(f"{root}/u-*.tar")
 
@@ -131,6 +132,7 @@ def header(name=b"a.jpg", size=b"00000000012", kind=b"0"):
 
 
 END = bytes(1024)
+PAX = header(b"pax", b"00000000021", b"x")
 
 
 def test_a_header_by_hand(tmp_path):
@@ -151,17 +153,20 @@ def test_a_header_by_hand(tmp_path):
         (header(b"..\\x.jpg") + bytes(512) + END, "leads out"),
         (header(size=b"77777777777") + END, "announces 8589934591 bytes at byte 512, but the file has 1536"),
         (header(size=b"\x80" + b"\xff" * 11) + END, "announces"),
-        (header(size=b"\xff" * 12) + END, "announces -1 bytes"),
+        (header(size=b"\xff" * 12) + END, "announces 309485009821345068724781055 bytes"),
+        (header(size=b"-0000000012") + END, "announces -10 bytes"),
+        (header(size=b"0000000009x") + END, "no member's header at byte 0"),
         (header(b"a.json", b"00010000000") + bytes(1 << 21) + END, "labels and names have at most"),
         (header(b"pax", b"00010000000", b"x") + bytes(1 << 21) + END, "labels and names have at most"),
         (header(b"pax", b"00000000020", b"x") + b"999999 path=a\n".ljust(512, b"\0") + END, "not a pax header"),
         (
-            header(b"pax", b"00000000021", b"x") + b"17 size=99999999\n".ljust(512, b"\0") + header() + END,
+            PAX + b"17 size=99999999\n".ljust(512, b"\0") + header() + END,
             "announces 99999999",
         ),
         (header(b"pax", b"00000000012", b"x") + b"10 size=x\n".ljust(512, b"\0") + header() + END, "has the size 'x'"),
         (header(kind=b"2", size=b"00000000000") + END, "is a link"),
         (header(kind=b"1", size=b"00000000000") + END, "is a link"),
+        (PAX + b"17 GNU.sparse.a=\n".ljust(512, b"\0") + header(size=b"0") + END, "a sparse file"),
         (header(kind=b"S") + bytes(512) + END, "a sparse file"),
         (b"\xff" * 4096, "no member's header at byte 0"),
         (gzip.compress(tar_bytes(SAMPLE)), "it is gzip"),
