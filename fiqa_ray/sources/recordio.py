@@ -216,7 +216,8 @@ def _read_heads(rec: str, offset: NDArray[np.int64], length: NDArray[np.int64]) 
 
 def _own_label(heads: NDArray[np.void]) -> NDArray[np.float64]:
     """Each record's (first) label; NaN where no record begins."""
-    label = np.where(heads["flag"] > 0, heads["labels"][:, 0], heads["label"]).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # damaged records hold any bits
+        label = np.where(heads["flag"] > 0, heads["labels"][:, 0], heads["label"]).astype(np.float64)
     return np.where(heads["magic"] == _MAGIC, label, np.nan)
 
 

@@ -13,16 +13,19 @@ import pytest
 import containers
 import smoke
 from fiqa_ray.cli import main
-from fiqa_ray.config import load_settings
+from fiqa_ray.config import SourceSettings, load_settings
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.images import decode_image
+from fiqa_ray.images import STATUSES, decode_image
 from fiqa_ray.lineage import Job
 from fiqa_ray.models.detector import FaceDetector
 from fiqa_ray.run import run_job
 from fiqa_ray.sources.faces import list_vggface2
 from fiqa_ray.sources.synthetic import write_synthetic_faces
 from fiqa_ray.stages.evaluate import read_pairs
+from fiqa_ray.stages.pack import list_faces, read_images
 from fiqa_ray.storage import read_bytes
+
+N_DAMAGES = 150  # 3,000 of each kind were tried once
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +202,34 @@ def test_detector_on_raw_faces(tmp_path):
     assert len(packed(tmp_path, "some", some | {"allow_mixed_crops": True})[0]) == len(by_list) + 1
     with pytest.raises(FiqaRayError, match="not a YuNet network"):
         packed(tmp_path, "wrong", raw | {"detector": str(tmp_path / "some.csv")})
+
+
+@pytest.mark.parametrize("kind", containers.WRITERS)
+def test_random_damage_is_refused_or_kept_as_rows(tmp_path, samples, kind):
+    """Bytes changed, cut out or repeated anywhere: one clear error, or every listed image has its content or a reason."""
+    rng = np.random.default_rng(0)
+    settings = SourceSettings(**containers.WRITERS[kind](f"{tmp_path}/set", samples[:12]))
+    files = sorted(p for p in (tmp_path / "set").iterdir())
+    whole = {p: p.read_bytes() for p in files}
+    refusals, n_kept = [], 0
+    for _ in range(N_DAMAGES):
+        place = files[rng.integers(len(files))]
+        data = bytearray(whole[place])
+        # mostly where the structure is: at the ends, and around what is no image
+        at = int(
+            rng.choice([rng.integers(len(data)), rng.integers(min(600, len(data))), len(data) - 1 - rng.integers(600)])
+        )
+        n = int(rng.choice([1, 4, 64]))
+        data[max(at, 0) : at + n] = [rng.bytes(n), b"", b"\xff" * n, data[at : at + n] * 2][rng.integers(4)]
+        place.write_bytes(data)
+        try:
+            faces = list_faces(settings)
+            found = dict(read_images(settings.kind, faces))
+            assert sorted(found) == list(range(len(faces)))
+            assert all(isinstance(c, bytes) or (c.status in STATUSES and c.error) for c in found.values())
+            n_kept += 1
+        except FiqaRayError as exc:
+            refusals.append(str(exc))
+        place.write_bytes(whole[place])
+    assert all(str(tmp_path / "set") in message and len(message) < 1000 for message in refusals)
+    assert min(len(refusals), n_kept) > N_DAMAGES // 50
