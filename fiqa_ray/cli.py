@@ -132,6 +132,29 @@ def status(
 
 
 @app.command()
+def rejects(
+    run_uri: Annotated[str, typer.Argument(metavar="RUN_URI", help="run_uri of a job")],
+    output: Annotated[str | None, typer.Option("-o", "--output", help="write the list to this .csv")] = None,
+) -> None:
+    """Lists the images that pack could not use, with the reason of each, as CSV."""
+    import io
+
+    from pyarrow import csv
+
+    from fiqa_ray.status import rejected_images
+    from fiqa_ray.storage import write_atomic
+
+    table = rejected_images(run_uri)
+    text = io.BytesIO()
+    csv.write_csv(table, text)
+    if output:
+        write_atomic(output, text.getvalue())
+        print(f"{len(table)} image(s) rejected; written to {output}")
+    else:
+        print(text.getvalue().decode(), end="")
+
+
+@app.command()
 def score(
     images: Annotated[
         list[str], typer.Argument(metavar="IMAGES...", help="112x112 crops: files, folders, globs, plain tars, URLs")

@@ -1,7 +1,7 @@
 """Typed settings of a job: YAML plus key=value; all errors at once, with near-name hints.
 
-Every setting below is part of a dataset's fingerprint, except ``compute`` and ``max_bad_fraction``: a larger cluster
-reuses what a smaller one made.
+Every setting below is part of a dataset's fingerprint, except ``compute``, ``max_bad_fraction`` and ``allow_mixed_crops``: a
+larger cluster reuses what a smaller one made.
 """
 
 from __future__ import annotations
@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from fiqa_ray.errors import UsageError
 from fiqa_ray.storage import read_bytes
@@ -25,9 +35,14 @@ class _Settings(BaseModel):
 
 
 class SourceSettings(_Settings):
-    """Where faces come from. ``folder``: a folder per identity; ``vggface2``: as distributed; ``table``: CSV or Parquet."""
+    """Where faces come from.
 
-    kind: Literal["folder", "vggface2", "table"]
+    ``folder``: a folder per identity; ``vggface2``: as distributed; ``table``: CSV or Parquet that names files;
+    ``recordio``: MXNet's ``train.rec`` with its ``.idx``; ``webdataset``: tar shards by braces or glob;
+    ``parquet_images``: images inside Parquet, as Hugging Face stores them; ``bin``: InsightFace's verification file.
+    """
+
+    kind: Literal["folder", "vggface2", "table", "recordio", "webdataset", "parquet_images", "bin"]
     uri: str
     landmarks_uri: str | None = None
     identity_level: int | None = Field(
@@ -35,6 +50,18 @@ class SourceSettings(_Settings):
     )
     splits: tuple[Literal["train", "test"], ...] = ("train", "test")
     limit: int | None = Field(None, ge=1, description="for trials: only the first so many identities")
+    identity_key: str | None = Field(
+        None, description="webdataset: JSON key, parquet_images: column; default: see each"
+    )
+    detector: str | None = Field(None, description="YuNet's .onnx: aligns images that come without landmarks")
+    allow_mixed_crops: bool = Field(False, description="let one data set hold crops that were aligned in several ways")
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Later settings are left out where they are not used: earlier runs keep their fingerprints."""
+        values: dict[str, Any] = serialize(self)
+        later = ("identity_key", "detector", "allow_mixed_crops")
+        return {k: v for k, v in values.items() if k not in later or v not in (None, False)}
 
 
 class RecognizerSettings(_Settings):
@@ -144,9 +171,9 @@ class TrainSettings(_Settings):
 
 
 class PairListSettings(_Settings):
-    """A verification protocol. ``cfp`` takes the data set's root, the others a file."""
+    """A verification protocol. ``cfp`` takes the data set's root, the others a file; ``bin`` the one that is the source."""
 
-    kind: Literal["lfw", "cplfw", "calfw", "cfp", "table"]
+    kind: Literal["lfw", "cplfw", "calfw", "cfp", "table", "bin"]
     uri: str
     part: Literal["FP", "FF"] = "FP"
     extension: str = ".jpg"
@@ -242,8 +269,11 @@ class Settings(_Settings):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What decides results: everything but where and how wide the job runs."""
-        return self.model_dump(mode="json", exclude={"compute", "max_bad_fraction", "run_uri"})
+        """What decides results: everything but where and how wide the job runs and what it lets pass."""
+        values = self.model_dump(mode="json", exclude={"compute", "max_bad_fraction", "run_uri"})
+        for source in (values["source"], *(b["source"] for b in values["benchmarks"])):
+            source.pop("allow_mixed_crops", None)
+        return values
 
 
 def load_settings(job_uri: str, overrides: list[str] | tuple[str, ...] = ()) -> Settings:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -31,7 +31,18 @@ MAX_SIDE = 32766
 MAX_JPEG_SCANS = 100
 """Progressive JPEGs hold about 10 scans; a small file with thousands would keep the decoder busy for hours."""
 
-STATUSES = ("ok", "missing", "empty", "unreadable", "truncated", "too_large", "no_landmarks", "bad_landmarks")
+STATUSES = (
+    "ok",
+    "missing",
+    "empty",
+    "unreadable",
+    "truncated",
+    "too_large",
+    "no_landmarks",
+    "bad_landmarks",
+    "no_face",
+    "bad_record",
+)
 """Every value of ``PreparedFace.status``."""
 
 
@@ -40,11 +51,13 @@ class PreparedFace:
     """A face ready to be stored: an encoded 112x112 image, or why there is none.
 
     ``face`` is None unless ``status`` is "ok"; ``error`` says in words what ``status`` (one of ``STATUSES``) names.
+    ``alignment`` of a face: "landmarks" (given), "detector", or "as_is" (a crop that somebody else made).
     """
 
     face: bytes | None
     status: str
     error: str | None
+    alignment: str | None = None
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -227,12 +240,17 @@ def encode_png(face: NDArray[np.uint8]) -> bytes:
     return encoded.tobytes()
 
 
-def prepare_face(data: bytes | None, landmarks: ArrayLike | None) -> PreparedFace:
+def prepare_face(
+    data: bytes | None,
+    landmarks: ArrayLike | None,
+    detector: Callable[[NDArray[np.uint8]], NDArray[np.float64] | None] | None = None,
+) -> PreparedFace:
     """Makes the stored face of one image file.
 
-    With landmarks, ``(5, 2)`` or ``(10,)`` in px of the image: decoded, aligned, PNG. Without: a file whose image is
-    112x112 is aligned already and its bytes stay as they are; another size has status "no_landmarks". ``data`` None
-    is a missing file. Never raises for bad input: see ``PreparedFace``.
+    With landmarks, ``(5, 2)`` or ``(10,)`` in px of the image: decoded, aligned, PNG. Without, ``detector`` finds them
+    in the image ``(h, w, 3)`` RGB, or None: status "no_face". Without both: a file whose image is 112x112 is aligned already
+    and its bytes stay as they are; another size has status "no_landmarks". ``data`` None is a missing file. Never
+    raises for bad input: see ``PreparedFace``.
     """
     if data is None:
         return PreparedFace(None, "missing", "no such file")
@@ -240,9 +258,14 @@ def prepare_face(data: bytes | None, landmarks: ArrayLike | None) -> PreparedFac
     if image is None:
         return PreparedFace(None, status or "unreadable", error)
     height, width = image.shape[:2]
+    alignment = "landmarks"
+    if landmarks is None and detector is not None:
+        alignment, landmarks = "detector", detector(image)
+        if landmarks is None:
+            return PreparedFace(None, "no_face", f"the detector finds no face in {width}x{height} px")
     if landmarks is None:
         if (height, width) == (FACE_SIZE, FACE_SIZE):
-            return PreparedFace(data, "ok", None)
+            return PreparedFace(data, "ok", None, "as_is")
         return PreparedFace(
             None, "no_landmarks", f"{width}x{height} px without landmarks; aligned faces are {FACE_SIZE}x{FACE_SIZE}"
         )
@@ -257,7 +280,7 @@ def prepare_face(data: bytes | None, landmarks: ArrayLike | None) -> PreparedFac
             fault = f"the landmarks' centre ({x:.1f}, {y:.1f}) lies outside the image of {width}x{height} px"
     if fault is not None:
         return PreparedFace(None, "bad_landmarks", fault)
-    return PreparedFace(encode_png(align_face(image, points)), "ok", None)
+    return PreparedFace(encode_png(align_face(image, points)), "ok", None, alignment)
 
 
 # --- batches for inference --------------------------------------------------------------------------------------------

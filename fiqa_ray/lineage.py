@@ -1,8 +1,8 @@
 """Which datasets a job makes, where each lies, and the fingerprint of each: stages meet here and nowhere else.
 
 A fingerprint covers the stage's settings, the schema version and the fingerprints of its inputs; content hashes stand
-for weights, score files, pair lists and listed sources. Folders and a user's own code are named, not hashed. Worker
-counts, batch sizes and shard sizes stay out.
+for weights, score files, pair lists, detectors and listed sources. Folders, containers and a user's own code are named,
+not hashed. Worker counts, batch sizes and shard sizes stay out.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from fiqa_ray.config import (
     SourceSettings,
 )
 from fiqa_ray.schemas import SCHEMA_VERSION
+from fiqa_ray.sources.recordio import recordio_uris
 from fiqa_ray.storage import Dataset, content_hash, fingerprint, join
 
 DRAWS_VERSION = 3
@@ -44,9 +45,13 @@ class Job:
     def faces(self, face_set: str) -> Dataset:
         """Packed faces of a set."""
         source = self.face_sets[face_set]
-        config = source.model_dump(mode="json")
-        if source.kind == "table":
+        config = source.model_dump(mode="json", exclude={"allow_mixed_crops"})
+        if source.kind in ("table", "bin"):
             config["list"] = content_hash(source.uri)
+        elif source.kind == "recordio":
+            config["list"] = content_hash(recordio_uris(source.uri)[1])
+        if source.detector is not None:
+            config["detector"] = content_hash(source.detector)
         if source.landmarks_uri is not None:
             config["landmarks"] = content_hash(source.landmarks_uri)
         return self._dataset("faces", {"set": face_set}, config, {})

@@ -151,9 +151,11 @@ def _reconcile(step: Step, manifest: Manifest, max_bad_fraction: float) -> None:
         counts = ", ".join(f"{k} {v}" for k, v in reasons.items())
         raise FiqaRayError(
             f"{step.stage}: {n_bad} of {manifest.n_rows} images are bad ({counts}), more than "
-            f"max_bad_fraction={max_bad_fraction:g}; their rows with status and error are in {step.dataset.uri}: "
-            "mend the source or the model and choose another run_uri, or raise max_bad_fraction and run again"
+            f"max_bad_fraction={max_bad_fraction:g}; their rows with status and error are in {step.dataset.uri} "
+            "(`fiqa-ray rejects` lists those of pack): mend the source or the model and choose another run_uri, or raise "
+            "max_bad_fraction and run again"
         )
+    step.check(manifest)
 
 
 def _known(stages: Iterable[str]) -> list[str]:

@@ -24,6 +24,10 @@ SOURCE_FACES = pa.schema(  # what a source lists, before any image is read
     ]
 )
 
+SOURCE_RECORDS = SOURCE_FACES.append(  # the same for images inside larger files: uri is the container
+    pa.field("offset", pa.int64())  # first byte in the container; in Parquet the row, in .bin the place in the list
+).append(pa.field("length", pa.int64()))  # bytes; null where offset is no byte; both null where there is no image
+
 FACES = pa.schema(
     [
         ROW,

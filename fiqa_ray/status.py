@@ -6,11 +6,15 @@ import time
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.lineage import Job
 from fiqa_ray.run import STAGES
 from fiqa_ray.storage import Dataset, add_stats, join, sizes_below
+
+REJECTS = pa.schema([(n, pa.string()) for n in ("dataset", "image_id", "identity", "status", "error")])
 
 
 def run_status(run_uri: str) -> list[dict[str, Any]]:
@@ -47,6 +51,19 @@ def run_status(run_uri: str) -> list[dict[str, Any]]:
         )
     order = {name: i for i, name in enumerate(STAGES)}
     return sorted(records, key=lambda r: (order.get(r["stage"], 99), r["started_s"]))
+
+
+def rejected_images(run_uri: str) -> pa.Table:
+    """Images that pack could not use, as a table of `REJECTS`: of finished parts, so also while a run is under way."""
+    tables = [REJECTS.empty_table()]
+    for folder in (r["dataset"] for r in run_status(run_uri) if r["stage"] == "pack" and r["failed"]):
+        dataset = Dataset(join(run_uri, folder), "faces")
+        for _, part in sorted(dataset.finished_parts().items()):
+            if set(part.stats["status"]) != {"ok"}:
+                rows = dataset.read(part, [n for n in REJECTS.names if n != "dataset"])
+                rows = rows.filter(pc.not_equal(rows["status"], "ok"))
+                tables.append(rows.add_column(0, "dataset", pa.repeat(folder, len(rows))).cast(REJECTS))
+    return pa.concat_tables(tables)
 
 
 def run_is_held(run_uri: str) -> bool:

@@ -68,3 +68,13 @@ def test_unreadable_jobs(tmp_path):
         load_settings(str(tmp_path / "nothing.yaml"))
     with pytest.raises(UsageError, match="not valid YAML"):  # safe loading: no objects from YAML
         load_settings(job(tmp_path, "name: !!python/object/apply:os.system [echo]"))
+
+
+def test_later_settings_leave_earlier_runs_as_they_are(tmp_path):
+    """A source's fingerprint and a run's settings know only what is used; what is let pass is in neither."""
+    known = {"kind", "uri", "landmarks_uri", "identity_level", "splits", "limit"}
+    s = load_settings(job(tmp_path))
+    assert set(s.source.model_dump(mode="json")) == set(s.identity()["source"]) == known
+    used = load_settings(job(tmp_path), ["source.detector=d.onnx", "source.allow_mixed_crops=true"])
+    assert set(used.source.model_dump()) == known | {"detector", "allow_mixed_crops"}
+    assert set(used.identity()["source"]) == known | {"detector"}

@@ -268,6 +268,20 @@ def test_landmark_faults_are_named(landmarks: NDArray[np.float64] | None, status
     assert words in str(prepared.error)
 
 
+def test_a_detectors_landmarks_serve_where_none_are_given() -> None:
+    image, points = picture(200, 170), turned(1.2, 0.1, (15, 20))
+    data = encoded(image, ".png")
+    by_list = prepare_face(data, points)
+    assert by_list.alignment == "landmarks"
+    found = prepare_face(data, None, lambda seen: points if np.array_equal(seen, image) else None)
+    assert (found.face, found.alignment) == (by_list.face, "detector")
+    assert prepare_face(data, points, lambda _: None) == by_list
+    aligned = encoded(picture())
+    assert prepare_face(aligned, None).alignment == "as_is"
+    missed = prepare_face(aligned, None, lambda _: None)  # the detector decides, also at 112x112
+    assert (missed.face, missed.status) == (None, "no_face")
+
+
 def test_a_missing_file_is_named() -> None:
     assert prepare_face(None, TEMPLATE).status == "missing"
 

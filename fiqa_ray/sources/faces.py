@@ -62,16 +62,16 @@ def list_folder(
     Raises FiqaRayError where the folder is missing or has no images, where an image lies above its identity's folder,
     and for a faulty landmark file.
     """
-    uri = _absolute(uri)
+    uri = absolute(uri)
     names = _image_names(uri, extensions)
-    image_id = _text(names, uri)
+    image_id = text_column(names, uri)
     columns = {
         "uri": _below(uri, image_id),
         "image_id": image_id,
         "identity": _identities(image_id, identity_level, uri),
         "landmarks": _landmarks_of(_without_ending(image_id), landmarks_uri),
     }
-    return _sorted(pa.table(columns))
+    return sorted_faces(pa.table(columns))
 
 
 def list_vggface2(uri: str, *, splits: Sequence[str] = ("train", "test")) -> pa.Table:
@@ -85,7 +85,7 @@ def list_vggface2(uri: str, *, splits: Sequence[str] = ("train", "test")) -> pa.
 
     Raises FiqaRayError where a split is not there, for an unsafe or malformed line and for a faulty landmark file.
     """
-    uri = _absolute(uri)
+    uri = absolute(uri)
     tables = []
     for split in splits:
         folder = join(uri, split)
@@ -96,10 +96,10 @@ def list_vggface2(uri: str, *, splits: Sequence[str] = ("train", "test")) -> pa.
         ]
         list_uri = _first_file(uri, lists)
         if list_uri is not None:
-            names = _text(_listed_names(list_uri, split), list_uri)
+            names = text_column(_listed_names(list_uri, split), list_uri)
         else:
             try:
-                names = _text(_image_names(folder, EXTENSIONS), folder)
+                names = text_column(_image_names(folder, EXTENSIONS), folder)
             except FiqaRayError as exc:
                 raise FiqaRayError(
                     f"{exc}. VGGFace2's {split} part needs its images in {folder} or a list {split}_list.txt; "
@@ -110,13 +110,13 @@ def list_vggface2(uri: str, *, splits: Sequence[str] = ("train", "test")) -> pa.
             pa.table(
                 {
                     "uri": _below(folder, names),
-                    "image_id": _joined(split + "/", names),
+                    "image_id": joined(split + "/", names),
                     "identity": _identities(names, 0, list_uri or folder),
                     "landmarks": _landmarks_of(_without_ending(names), landmarks_uri),
                 }
             )
         )
-    return _sorted(pa.concat_tables(tables))
+    return sorted_faces(pa.concat_tables(tables))
 
 
 def list_table(uri: str) -> pa.Table:
@@ -129,7 +129,7 @@ def list_table(uri: str) -> pa.Table:
     Raises FiqaRayError naming the row for missing columns or values, duplicate image_ids, incomplete landmarks and
     relative uris that leave the table's folder.
     """
-    uri = _absolute(uri)
+    uri = absolute(uri)
     table = _read_parquet(uri) if uri.lower().endswith((".parquet", ".pq")) else _read_csv(uri)
     for column in ("uri", "identity"):
         if column not in table.column_names:
@@ -141,17 +141,17 @@ def list_table(uri: str) -> pa.Table:
         raise FiqaRayError(f"{uri}: the table has no rows")
     written = _column(table, "uri", uri)
     relative = pc.invert(pc.match_substring_regex(written, r"^(/|[A-Za-z][A-Za-z0-9+.\-]*:)"))
-    _refuse(pc.and_(relative, _leaves_root(written)), written, f"{uri}: the uri leaves the table's folder")
+    refuse(pc.and_(relative, _leaves_root(written)), written, f"{uri}: the uri leaves the table's folder")
     folder = uri.rpartition("/")[0]
     image_id = _column(table, "image_id", uri) if "image_id" in table.column_names else written
-    _refuse_duplicates(image_id, uri, "image_id")
+    refuse_duplicates(image_id, uri, "image_id")
     columns = {
         "uri": pc.if_else(relative, _below(folder, written), written),
         "image_id": image_id,
         "identity": _column(table, "identity", uri),
-        "landmarks": _table_landmarks(table, uri),
+        "landmarks": table_landmarks(table, uri),
     }
-    return _sorted(pa.table(columns))
+    return sorted_faces(pa.table(columns))
 
 
 def read_face_bytes(uris: Sequence[str], n_threads: int = 16) -> list[bytes | None]:
@@ -188,7 +188,7 @@ def read_face_bytes(uris: Sequence[str], n_threads: int = 16) -> list[bytes | No
 # --- listing ----------------------------------------------------------------------------------------------------------
 
 
-def _absolute(uri: str) -> str:
+def absolute(uri: str) -> str:
     """A local path as an absolute one: workers do not share the caller's folder. URLs stay as they are."""
     return uri.rstrip("/") if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
@@ -196,7 +196,7 @@ def _absolute(uri: str) -> str:
 def _below(uri: str, names: pa.Array) -> pa.Array:
     """URIs of relative names below a folder; in ``zip://folder::archive`` they go before the ``::``."""
     head, separator, chain = uri.partition("::")
-    return _joined(head.rstrip("/") + "/", names, separator + chain)
+    return joined(head.rstrip("/") + "/", names, separator + chain)
 
 
 def _image_names(uri: str, extensions: Sequence[str]) -> list[str]:
@@ -274,14 +274,15 @@ def _lines(uri: str) -> list[str]:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _text(names: list[str], uri: str) -> pa.Array:
+def text_column(names: list[str], uri: str) -> pa.Array:
+    """Names as large_string; FiqaRayError for one that is not UTF-8."""
     try:
         return pa.array(names, _TEXT)
     except UnicodeEncodeError as exc:
         raise FiqaRayError(f"{uri}: the file name {exc.object!r} is not UTF-8; rename the file") from exc
 
 
-def _joined(*parts: pa.Array | str) -> pa.Array:
+def joined(*parts: pa.Array | str) -> pa.Array:
     """Texts put together, row by row."""
     texts = [pa.scalar(part, _TEXT) if isinstance(part, str) else part for part in parts]
     return pc.binary_join_element_wise(*texts, pa.scalar("", _TEXT))
@@ -295,7 +296,7 @@ def _leaves_root(names: pa.Array) -> pa.Array:
     return pc.match_substring_regex(names, r"(^|[/\\])\.\.([/\\]|$)")
 
 
-def _refuse(bad: pa.Array, shown: pa.Array, message: str) -> None:
+def refuse(bad: pa.Array, shown: pa.Array, message: str) -> None:
     """Raises for the first row where ``bad`` holds."""
     row = pc.index(bad, True).as_py()
     if row >= 0:
@@ -307,7 +308,7 @@ def _identities(names: pa.Array, level: int | None, uri: str) -> pa.Array:
     if level is None:
         return pa.repeat(pa.scalar("", _TEXT), len(names))
     found = pc.extract_regex(names, rf"^(?:[^/]*/){{{level}}}(?P<identity>[^/]+)/")
-    _refuse(
+    refuse(
         pc.is_null(found),
         names,
         f"{uri}: an image lies above the folder that names its identity (identity_level {level})",
@@ -315,7 +316,8 @@ def _identities(names: pa.Array, level: int | None, uri: str) -> pa.Array:
     return found.field("identity")
 
 
-def _refuse_duplicates(values: pa.Array, uri: str, what: str) -> None:
+def refuse_duplicates(values: pa.Array, uri: str, what: str) -> None:
+    """Raises FiqaRayError where a value occurs more than once."""
     if pc.count_distinct(values).as_py() < len(values):
         counts = pc.value_counts(values)
         twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
@@ -325,9 +327,13 @@ def _refuse_duplicates(values: pa.Array, uri: str, what: str) -> None:
         )
 
 
-def _sorted(table: pa.Table) -> pa.Table:
+def sorted_faces(table: pa.Table, schema: pa.Schema = SOURCE_FACES) -> pa.Table:
+    """A finished list: sorted by (identity, image_id), cast to its schema."""
     order = pc.sort_indices(table, [("identity", "ascending"), ("image_id", "ascending")])
-    pieces = [table.take(order.slice(i, _PIECE_ROWS)).cast(SOURCE_FACES) for i in range(0, len(order), _PIECE_ROWS)]
+    pieces = [
+        table.take(order.slice(i, _PIECE_ROWS)).select(schema.names).cast(schema)
+        for i in range(0, len(order), _PIECE_ROWS)
+    ]
     return pa.concat_tables(pieces)
 
 
@@ -336,9 +342,9 @@ def _column(table: pa.Table, name: str, uri: str) -> pa.Array:
     values = table[name].cast(_TEXT).combine_chunks()
     bad = pc.fill_null(pc.equal(values, ""), True)
     if name != "identity":
-        _refuse(bad, values, f"{uri}: empty {name}")
+        refuse(bad, values, f"{uri}: empty {name}")
     else:
-        _refuse(pc.is_null(values), values, f"{uri}: empty {name}")
+        refuse(pc.is_null(values), values, f"{uri}: empty {name}")
     return values
 
 
@@ -356,7 +362,7 @@ def _landmarks_of(keys: pa.Array, landmarks_uri: str | None) -> pa.Array:
         return pa.nulls(len(keys), SOURCE_FACES.field("landmarks").type)
     table = _read_landmark_csv(landmarks_uri)
     names = table["NAME_ID"].combine_chunks()
-    _refuse_duplicates(names, landmarks_uri, "NAME_ID")
+    refuse_duplicates(names, landmarks_uri, "NAME_ID")
     values = np.column_stack([table[c].to_numpy() for c in _LANDMARK_HEADER[1:]])
     row = pc.fill_null(pc.index_in(keys, value_set=names), -1).to_numpy()
     if len(row) and (row < 0).all():
@@ -368,7 +374,7 @@ def _landmarks_of(keys: pa.Array, landmarks_uri: str | None) -> pa.Array:
 
 
 def _read_landmark_csv(uri: str) -> pa.Table:
-    data = read_bytes(_absolute(uri))
+    data = read_bytes(absolute(uri))
     header = data[:4096].split(b"\n", 1)[0].decode("utf-8-sig", "replace")
     if [c.strip(' "\r').upper() for c in header.split(",")] != _LANDMARK_HEADER:
         raise FiqaRayError(f"{uri}: the first line is {header[:80]!r} instead of {','.join(_LANDMARK_HEADER)!r}")
@@ -413,7 +419,8 @@ def _read_parquet(uri: str) -> pa.Table:
                 raise FiqaRayError(f"{uri}: not a Parquet file ({exc})") from exc
 
 
-def _table_landmarks(table: pa.Table, uri: str) -> pa.Array:
+def table_landmarks(table: pa.Table, uri: str) -> pa.Array:
+    """Landmarks from the columns ``landmarks`` or ``x1,y1,..,x5,y5``; null where there are none. Errors show ``uri``."""
     if "landmarks" in table.column_names:
         column = table["landmarks"].combine_chunks()
         try:
@@ -431,5 +438,5 @@ def _table_landmarks(table: pa.Table, uri: str) -> pa.Array:
     values = np.column_stack([table[c].cast(pa.float64()).to_numpy() for c in _COORDINATES])
     n_missing = np.isnan(values).sum(axis=1)
     partly = (n_missing > 0) & (n_missing < 10)
-    _refuse(pa.array(partly), table["uri"], f"{uri}: incomplete landmarks")
+    refuse(pa.array(partly), table["uri"], f"{uri}: incomplete landmarks")
     return _landmark_column(values, n_missing == 10)

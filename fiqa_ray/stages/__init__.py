@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Literal
 
 from fiqa_ray.errors import FiqaRayError, StorageError
-from fiqa_ray.storage import Dataset, Part
+from fiqa_ray.storage import Dataset, Manifest, Part
 
 Worker = Callable[[Any], Part]
 """Runs one shard: reads one part, calls core or models, writes one part, returns its record."""
@@ -34,6 +34,7 @@ class Step:
     uses_model: bool = False
     unit: str = "rows"
     plan: dict[str, Any] = field(default_factory=dict)
+    check: Callable[[Manifest], None] = lambda _: None
 
 
 def ready(run: Callable[..., Part], *settings: Any) -> Callable[[], Worker]:

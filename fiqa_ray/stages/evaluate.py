@@ -27,6 +27,7 @@ from fiqa_ray.core.edc import edc_curve
 from fiqa_ray.core.verification import equal_error_rate, fold_accuracy, tar_at_fmr
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.lineage import Job
+from fiqa_ray.sources.insightface_bin import read_bin_pairs
 from fiqa_ray.sources.protocols import (
     VerificationPairs,
     read_calfw_pairs,
@@ -107,6 +108,8 @@ def read_pairs(settings: PairListSettings) -> VerificationPairs:
             return read_calfw_pairs(settings.uri)
         if settings.kind == "cfp":
             return read_cfp_pairs(settings.uri, part=settings.part)
+        if settings.kind == "bin":
+            return read_bin_pairs(settings.uri)
         return read_pairs_table(settings.uri)
 
 

@@ -9,8 +9,9 @@ import io
 import itertools
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -19,13 +20,26 @@ import pyarrow.parquet as pq
 from fiqa_ray import schemas
 from fiqa_ray.config import SourceSettings
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.images import prepare_face
+from fiqa_ray.images import PreparedFace, prepare_face
 from fiqa_ray.lineage import Job
+from fiqa_ray.models.detector import FaceDetector
+from fiqa_ray.sources.containers import Content, Fault, read_entries
 from fiqa_ray.sources.faces import list_folder, list_table, list_vggface2, read_face_bytes
-from fiqa_ray.stages import Step, ready
-from fiqa_ray.storage import Dataset, Part, exists, read_bytes, storage_errors, table_bytes, write_atomic
+from fiqa_ray.sources.insightface_bin import list_bin, read_bin
+from fiqa_ray.sources.parquet_images import list_parquet_images, read_parquet_images
+from fiqa_ray.sources.recordio import list_recordio, read_recordio
+from fiqa_ray.sources.webdataset import list_webdataset
+from fiqa_ray.stages import Step, Worker
+from fiqa_ray.storage import Dataset, Manifest, Part, exists, read_bytes, storage_errors, table_bytes, write_atomic
 
 _READ_AT_ONCE = 256
+_READERS: dict[str, Callable[[pa.Table], Iterator[tuple[int, Content]]]] = {
+    "recordio": read_recordio,
+    "webdataset": read_entries,
+    "parquet_images": read_parquet_images,
+    "bin": read_bin,
+}
+_ALIGNMENTS = {"landmarks": "by given landmarks", "as_is": "taken as they are"}
 
 
 @dataclass(frozen=True)
@@ -39,14 +53,22 @@ class PackShard:
 
 
 def list_faces(source: SourceSettings) -> pa.Table:
-    """The source's images as a table of `schemas.SOURCE_FACES`, sorted by (identity, image_id)."""
+    """The source's images as a table of `schemas.SOURCE_FACES` or `SOURCE_RECORDS`, sorted by (identity, image_id)."""
     with storage_errors(source.uri):
         if source.kind == "folder":
             faces = list_folder(source.uri, landmarks_uri=source.landmarks_uri, identity_level=source.identity_level)
         elif source.kind == "vggface2":
             faces = list_vggface2(source.uri, splits=source.splits)
-        else:
+        elif source.kind == "table":
             faces = list_table(source.uri)
+        elif source.kind == "recordio":
+            faces = list_recordio(source.uri)
+        elif source.kind == "webdataset":
+            faces = list_webdataset(source.uri, identity_key=source.identity_key)
+        elif source.kind == "parquet_images":
+            faces = list_parquet_images(source.uri, identity_key=source.identity_key)
+        else:
+            faces = list_bin(source.uri)
     if source.limit is not None:
         faces = faces.slice(0, int(np.searchsorted(identity_rows(faces["identity"]), source.limit)))
     return faces
@@ -94,7 +116,8 @@ def pack_steps(job: Job) -> Iterator[list[Step]]:
             stage="pack",
             dataset=dataset,
             shards=shards,
-            make_worker=ready(run_shard, dataset),
+            make_worker=partial(make_worker, dataset, source.kind, source.detector),
+            check=partial(refuse_mixed_crops, face_set, source),
             n_rows=len(faces),
             engine="data",
             unit="images",
@@ -104,17 +127,50 @@ def pack_steps(job: Job) -> Iterator[list[Step]]:
     yield steps
 
 
-def run_shard(dataset: Dataset, shard: PackShard) -> Part:
-    """Reads, decodes and aligns the shard's images; every image keeps a row. Memory: the part's encoded faces."""
-    started = time.monotonic()
-    uris = shard.faces["uri"].to_pylist()
-    landmarks = shard.faces["landmarks"].to_pylist()
-    prepared = []
+def refuse_mixed_crops(face_set: str, source: SourceSettings, faces: Manifest) -> None:
+    """Raises FiqaRayError where a set's faces were aligned in several ways and its source does not allow it.
+
+    Aligners place eyes and mouth differently: scores and similarities of their crops do not compare.
+    """
+    counts = faces.stats.get("alignment", {})
+    if len(counts) > 1 and not source.allow_mixed_crops:
+        shown = ", ".join(f"{_ALIGNMENTS.get(k, k)} {n}" for k, n in counts.items())
+        raise FiqaRayError(
+            f"pack: the faces of {face_set} were aligned in several ways ({shown}) and do not compare; give landmarks for "
+            "all of them or none and choose another run_uri, or set allow_mixed_crops: true in this source and run again"
+        )
+
+
+def make_worker(dataset: Dataset, kind: str, detector_uri: str | None) -> Worker:
+    """The worker of a source; loads the detector where there is one."""
+    detector = FaceDetector(detector_uri) if detector_uri is not None else None
+    return partial(run_shard, dataset, kind, detector)
+
+
+def read_images(kind: str, faces: pa.Table) -> Iterator[tuple[int, Content]]:
+    """Contents of rows of the source's list, each with its row, in the order that suits the source."""
+    if kind in _READERS:
+        yield from _READERS[kind](faces)
+        return
+    uris = faces["uri"].to_pylist()
     for at in range(0, len(uris), _READ_AT_ONCE):
         with storage_errors(uris[at]):
             contents = read_face_bytes(uris[at : at + _READ_AT_ONCE])
-        for content, points in zip(contents, landmarks[at : at + _READ_AT_ONCE], strict=True):
-            prepared.append(prepare_face(content, None if points is None else np.reshape(points, (5, 2))))
+        for row, content in enumerate(contents, at):
+            yield row, Fault("missing", "no such file") if content is None else content
+
+
+def run_shard(dataset: Dataset, kind: str, detector: FaceDetector | None, shard: PackShard) -> Part:
+    """Reads, decodes and aligns the shard's images; every image keeps a row. Memory: the part's encoded faces."""
+    started = time.monotonic()
+    landmarks = shard.faces["landmarks"].to_pylist()
+    made: dict[int, PreparedFace] = {}
+    for row, content in read_images(kind, shard.faces):
+        if isinstance(content, Fault):
+            made[row] = PreparedFace(None, content.status, content.error)
+        else:
+            made[row] = prepare_face(content, landmarks[row], detector)
+    prepared = [made[row] for row in range(len(shard.faces))]
     n = len(prepared)
     table = pa.table(
         {
@@ -130,7 +186,13 @@ def run_shard(dataset: Dataset, shard: PackShard) -> Part:
     )
     if n == 0:
         raise FiqaRayError(f"{dataset.uri}: shard {shard.index} is empty")
-    stats = {"status": dict(Counter(p.status for p in prepared))}
+    if detector is not None:
+        name = f"detector {detector.sha256}"
+        prepared = [replace(p, alignment=name) if p.alignment == "detector" else p for p in prepared]
+    stats = {
+        "status": dict(Counter(p.status for p in prepared)),
+        "alignment": dict(Counter(p.alignment for p in prepared if p.alignment)),
+    }
     return dataset.write_part(
         shard.index,
         {".parquet": table},

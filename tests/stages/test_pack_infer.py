@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 import smoke
 from fiqa_ray import schemas
+from fiqa_ray.config import make_settings
 from fiqa_ray.core.align import TEMPLATE
+from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.lineage import Job
 from fiqa_ray.run import run_job
 from fiqa_ray.stages import infer
@@ -60,7 +62,12 @@ def test_faces_as_vggface2_distributes_them(tmp_path):
         tmp_path, tmp_path, str(tmp_path / "run"), "max_bad_fraction=0.5", benchmarks=[],
         source={"kind": "vggface2", "uri": str(tmp_path), "splits": ["train"]},
     )  # fmt: skip
-    run_job(settings, ["pack"])
+    with pytest.raises(FiqaRayError, match=r"several ways \(taken as they are 1, by given landmarks 2\)"):
+        run_job(settings, ["pack"])
+    settings = make_settings(
+        settings.model_dump() | {"source": {**settings.source.model_dump(), "allow_mixed_crops": True}}
+    )
+    run_job(settings, ["pack"])  # the parts stand, and so does the run's folder
     table = Job(settings).faces("train").read_all()
     got = {r["image_id"]: r for r in table.to_pylist()}
     assert table["image_row"].to_pylist() == list(range(5))
@@ -78,7 +85,8 @@ def test_faces_as_vggface2_distributes_them(tmp_path):
         aligned = cv2.imdecode(np.frombuffer(got[name]["face"], np.uint8), cv2.IMREAD_COLOR)
         inner = np.s_[8:-8, 8:-8]
         assert np.abs(aligned[inner].astype(int) - face[inner]).mean() < 3
-    assert Job(settings).faces("train").require().stats["status"] == {"ok": 3, "no_landmarks": 1, "empty": 1}
+    stats = Job(settings).faces("train").require().stats
+    assert stats == {"status": {"ok": 3, "no_landmarks": 1, "empty": 1}, "alignment": {"landmarks": 2, "as_is": 1}}
 
 
 def test_batches_have_one_shape_and_padding_changes_nothing(tmp_path):

@@ -1,0 +1,277 @@
+"""MXNet RecordIO as InsightFace and im2rec write it (``train.rec`` with ``train.idx``), without MXNet.
+
+A record is ``magic, word, data, padding to 4 bytes`` (dmlc-core ``recordio.h``); the word's upper 3 bits say whether it
+is whole (0) or the first (1), a middle (2) or the last (3) of pieces between which the magic itself stood in the data;
+the lower 29 are the piece's length. Data are ``flag, label, id, id2`` (MXNet ``recordio.py``, "IfQQ"), then ``flag`` float32
+labels, then the image. ``.idx`` has lines ``key<TAB>offset``.
+
+InsightFace (``face2rec2.py``): record 0 has no image and the labels (n, m): images have the keys 1..n-1 and records
+n..m-1 stand for identities, with the labels (first, last + 1) of the identity's keys. float32 holds such numbers
+exactly up to 2^24 only; beyond that, and for files of im2rec, labels are read from every record or from ``.lst``.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+from numpy.typing import NDArray
+
+from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.schemas import SOURCE_FACES, SOURCE_RECORDS
+from fiqa_ray.sources.containers import Content, Fault, read_entries, read_ranges
+from fiqa_ray.sources.faces import absolute, refuse_duplicates, sorted_faces
+from fiqa_ray.storage import exists, filesystem, join, read_bytes, storage_errors
+
+_MAGIC = 0xCED7230A
+_MAGIC_BYTES = struct.pack("<I", _MAGIC)
+_LENGTH_MASK = (1 << 29) - 1
+_HEADER = struct.Struct("<IfQQ")
+_EXACT = 1 << 24  # float32 holds every whole number up to here
+_HEAD = np.dtype(
+    [("magic", "<u4"), ("word", "<u4"), ("flag", "<u4"), ("label", "<f4"), ("ids", "<u8", 2), ("labels", "<f4", 2)]
+)
+
+
+class RecordError(ValueError):
+    """A record that is not what its index or its own header says."""
+
+
+def recordio_uris(uri: str) -> tuple[str, str]:
+    """The ``.rec`` that a URI names (itself, or ``train.rec`` in that folder) and its ``.idx``."""
+    rec = uri if uri.endswith(".rec") else join(uri, "train.rec")
+    return rec, rec.removesuffix(".rec") + ".idx"
+
+
+def list_recordio(uri: str) -> pa.Table:
+    """Lists the images of a RecordIO file as a table of `schemas.SOURCE_RECORDS`.
+
+    ``uri``: the ``.rec``, or a folder with ``train.rec``; the ``.idx`` lies beside it. image_id is the key, 8 digits;
+    identity the label as a whole number, "" where no record of the image's range tells it. Each row's range is what
+    lies between its offset and the next. With InsightFace's identity records one label per identity is read; else
+    those of an im2rec ``.lst`` (``key<TAB>label<TAB>path``), or the whole file once.
+
+    Raises FiqaRayError for a missing or faulty index, and where index and file, header or list do not agree in number.
+    """
+    rec, idx = recordio_uris(absolute(uri))
+    keys, offset, length = _read_index(rec, idx)
+    is_image, label = _insightface_labels(rec, keys, offset, length)
+    if label is None:
+        lst = rec.removesuffix(".rec") + ".lst"
+        if exists(lst):
+            label = _listed_labels(lst, keys)
+        else:
+            heads = _read_heads(rec, offset, length)
+            label, is_image = _own_label(heads), ~_is_range(heads)
+    columns = {
+        "uri": pa.repeat(pa.scalar(rec, pa.large_string()), int(is_image.sum())),
+        "image_id": pc.utf8_lpad(pa.array(keys[is_image]).cast(pa.large_string()), 8, "0"),
+        "identity": _label_text(label[is_image]),
+        "landmarks": pa.nulls(int(is_image.sum()), SOURCE_FACES.field("landmarks").type),
+        "offset": offset[is_image],
+        "length": length[is_image],
+    }
+    if not is_image.any():
+        raise FiqaRayError(f"{rec}: no images; its index {idx} lists {len(keys)} records, none of which holds one")
+    return sorted_faces(pa.table(columns), SOURCE_RECORDS)
+
+
+def read_recordio(faces: pa.Table) -> Iterator[tuple[int, Content]]:
+    """Images of rows of the list, as ``(row, content)``; a faulty record has status "bad_record"."""
+    identity = faces["identity"].to_pylist()
+    for row, content in read_entries(faces):
+        if isinstance(content, bytes):
+            try:
+                labels, image = unpack_record(content)
+                found = _label_text(labels[:1])[0].as_py()
+                if not found or found != identity[row]:
+                    raise RecordError(
+                        f"its label is {labels[0]:g}, its identity in the index {identity[row] or 'none'}"
+                    )
+                content = image
+            except RecordError as exc:
+                content = Fault("bad_record", str(exc))
+        yield row, content
+
+
+def unpack_record(data: bytes) -> tuple[NDArray[np.float32], bytes]:
+    """Labels ``(n_labels,)`` float32 and image file of one record, given all bytes up to the next record.
+
+    Raises RecordError unless they are exactly one record.
+    """
+    pieces: list[bytes] = []
+    at, flag = 0, 1
+    while flag in (1, 2):
+        if at + 8 > len(data):
+            raise RecordError(f"the record ends early, after {len(data)} bytes")
+        magic, word = struct.unpack_from("<II", data, at)
+        if magic != _MAGIC:
+            raise RecordError(f"no record begins here (0x{magic:08x} instead of 0x{_MAGIC:08x})")
+        flag, length = word >> 29, word & _LENGTH_MASK
+        if flag not in ((2, 3) if pieces else (0, 1)):
+            raise RecordError(f"piece {len(pieces) + 1} of the record has the continuation flag {flag}")
+        end = at + 8 + length
+        if end > len(data):
+            raise RecordError(
+                f"its header announces {length} bytes where {len(data) - at - 8} lie before the next record"
+            )
+        pieces.append(data[at + 8 : end])
+        at = end + -length % 4
+    if at < len(data):
+        raise RecordError(f"{len(data) - at} bytes after the record belong to no record of the index")
+    body = _MAGIC_BYTES.join(pieces)
+    if len(body) < _HEADER.size:
+        raise RecordError(f"a record of {len(body)} bytes has no header")
+    n_labels, label, _, _ = _HEADER.unpack_from(body)
+    image = _HEADER.size + 4 * n_labels
+    if image > len(body):
+        raise RecordError(f"its header announces {n_labels} labels where the record has {len(body)} bytes")
+    labels = np.frombuffer(body, "<f4", n_labels, _HEADER.size) if n_labels else np.array([label], np.float32)
+    return labels, body[image:]
+
+
+# --- the index --------------------------------------------------------------------------------------------------------
+
+
+def _read_index(rec: str, idx: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Keys in ascending order, and each record's first byte and number of bytes."""
+    with storage_errors(rec):
+        fs, path = filesystem(rec)
+        size = int(fs.size(path))
+    if not exists(idx):
+        raise FiqaRayError(
+            f"{idx}: not found; {rec} needs its index beside it: fetch it, or make it with MXNet's tools/rec2idx.py"
+        )
+    table = _read_columns(idx, {"key": pa.int64(), "offset": pa.int64()}, "a line is '<key><TAB><offset>'")
+    if not len(table):
+        raise FiqaRayError(f"{idx}: the index is empty")
+    refuse_duplicates(table["key"].combine_chunks(), idx, "key")
+    refuse_duplicates(table["offset"].combine_chunks(), idx, "offset")
+    table = table.sort_by("offset")
+    offset = table["offset"].to_numpy()
+    n_outside = int(((offset < 0) | (offset >= size)).sum())
+    if n_outside or offset[0] != 0:
+        what = f"{n_outside} of {len(offset)} records lie beyond its end at byte {size}"
+        raise FiqaRayError(
+            f"{rec}: {what if n_outside else f'records before byte {offset[0]} are missing'} in the index {idx}; "
+            "the file is cut off or the index is another file's: fetch both again"
+        )
+    length = np.diff(offset, append=size)
+    key = table["key"].to_numpy()
+    order = np.argsort(key)
+    return key[order], offset[order], length[order]
+
+
+def _read_columns(uri: str, types: dict[str, pa.DataType], grammar: str) -> pa.Table:
+    data = read_bytes(uri)
+    if not data.strip():
+        return pa.schema(list(types.items())).empty_table()
+    try:
+        return pacsv.read_csv(
+            pa.BufferReader(data),
+            read_options=pacsv.ReadOptions(column_names=list(types)),
+            parse_options=pacsv.ParseOptions(delimiter="\t", quote_char=False),
+            convert_options=pacsv.ConvertOptions(column_types=types, null_values=[]),
+        )
+    except pa.ArrowInvalid as exc:
+        raise FiqaRayError(f"{uri}: {str(exc).splitlines()[0]!a:.200}; {grammar}") from exc
+
+
+def _listed_labels(lst: str, keys: NDArray[np.int64]) -> NDArray[np.float64]:
+    types = {"key": pa.int64(), "label": pa.float64(), "path": pa.string()}
+    remedy = "without this file labels are read from the records"
+    table = _read_columns(lst, types, f"a line is '<key><TAB><label><TAB><path>', as im2rec writes it; {remedy}")
+    table = table.sort_by("key")
+    listed = table["key"].to_numpy()
+    if not np.array_equal(listed, keys):
+        n_both = len(np.intersect1d(listed, keys))
+        raise FiqaRayError(
+            f"{lst}: {len(listed)} images where the index has {len(keys)} records, {n_both} of them the same; {remedy}"
+        )
+    return table["label"].to_numpy()
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def _label_text(label: NDArray[np.floating]) -> pa.Array:
+    """Labels as text; "" for what is no whole number that float32 holds exactly."""
+    whole = np.isfinite(label) & (np.abs(np.nan_to_num(label)) <= _EXACT) & (np.mod(np.nan_to_num(label), 1) == 0)
+    text = pa.array(np.where(whole, np.nan_to_num(label), 0).astype(np.int64)).cast(pa.large_string())
+    return pc.if_else(pa.array(whole), text, pa.scalar("", pa.large_string()))
+
+
+def _read_heads(rec: str, offset: NDArray[np.int64], length: NDArray[np.int64]) -> NDArray[np.void]:
+    """The first 40 bytes of records, ``(n,)`` of ``_HEAD``; zeros beyond a shorter record's end."""
+    heads = np.zeros((len(offset), _HEAD.itemsize), np.uint8)
+    short = np.minimum(length, _HEAD.itemsize)
+    for row, data in read_ranges([rec] * len(offset), offset, short):
+        heads[row, : len(data)] = np.frombuffer(data, np.uint8)
+    return heads.view(_HEAD)[:, 0]
+
+
+def _own_label(heads: NDArray[np.void]) -> NDArray[np.float64]:
+    """Each record's (first) label; NaN where no record begins."""
+    with np.errstate(invalid="ignore"):  # damaged records hold any bits
+        label = np.where(heads["flag"] > 0, heads["labels"][:, 0], heads["label"]).astype(np.float64)
+    return np.where(heads["magic"] == _MAGIC, label, np.nan)
+
+
+def _is_range(heads: NDArray[np.void]) -> NDArray[np.bool_]:
+    """Records of two labels and nothing else."""
+    return (heads["magic"] == _MAGIC) & (heads["word"] == _HEAD.itemsize - 8) & (heads["flag"] == 2)
+
+
+def _insightface_labels(
+    rec: str, keys: NDArray[np.int64], offset: NDArray[np.int64], length: NDArray[np.int64]
+) -> tuple[NDArray[np.bool_], NDArray[np.float64] | None]:
+    """Which records are images, and their labels by way of the identity records; None where there are none."""
+    is_image = np.ones(len(keys), np.bool_)
+    if keys[0] != 0:
+        return is_image, None
+    head = _read_heads(rec, offset[:1], length[:1])
+    if not _is_range(head)[0]:
+        return is_image, None
+    n, m = head["labels"][0].tolist()
+    if not (1 <= n <= m <= 2**40):
+        raise FiqaRayError(
+            f"{rec}: record 0 announces {n:g} and {m:g} keys, which is no number of images; fetch it again"
+        )
+    if max(n, m) > _EXACT:
+        return is_image, None
+    n, m = int(n), int(m)
+    if not np.array_equal(keys, np.arange(m)):
+        raise FiqaRayError(
+            f"{rec}: record 0 announces {n - 1} images and {m - n} identities, together {m} records, but the index "
+            f"lists {len(keys)}, the last with key {keys[-1]}; the index is another file's or incomplete: fetch both again"
+        )
+    is_image = (keys > 0) & (keys < n)
+    label = np.full(m, np.nan)
+    ranges = _read_heads(rec, offset[n:], length[n:])
+    labels = np.where(_is_range(ranges)[:, None], ranges["labels"], 0)
+    bounds = np.nan_to_num(labels).clip(-1, _EXACT).astype(np.int64)
+    bounds = bounds[(bounds[:, 0] >= 1) & (bounds[:, 0] < bounds[:, 1]) & (bounds[:, 1] <= n)]
+    in_range = np.zeros(m + 1, np.int64)
+    np.add.at(in_range, bounds[:, 0], 1)
+    np.add.at(in_range, bounds[:, 1], -1)
+    in_range = np.cumsum(in_range)[:m]
+    if (in_range > 1).any():
+        raise FiqaRayError(
+            f"{rec}: identity records overlap, such as at image {np.argmax(in_range > 1)}; fetch it again"
+        )
+
+    def read_labels(wanted: NDArray[np.int64]) -> None:
+        label[wanted] = _own_label(_read_heads(rec, offset[wanted], length[wanted]))
+
+    # one label for each identity, and those of images that no (readable) identity record covers
+    read_labels(np.concatenate([bounds[:, 0], np.flatnonzero(is_image & (in_range == 0))]))
+    for first, last in bounds:
+        if np.isnan(label[first]):  # a damaged record: another one of the identity tells
+            read_labels(np.arange(first, last))
+        known = label[first:last][~np.isnan(label[first:last])]
+        label[first:last] = known[0] if len(known) else np.nan
+    return is_image, label
