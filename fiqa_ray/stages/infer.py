@@ -22,7 +22,7 @@ from fiqa_ray.config import MethodSettings, RecognizerSettings, default_batch_si
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.images import decode_faces
 from fiqa_ray.lineage import Job
-from fiqa_ray.models.quality import METHODS, embedding_norm, load_scorer
+from fiqa_ray.models.quality import METHODS, embedding_norm, load_scorer, needs_recognizer
 from fiqa_ray.models.recognition import load_recognizer
 from fiqa_ray.sources.scores import scores_by_id
 from fiqa_ray.stages import Step, Worker, ready
@@ -34,7 +34,7 @@ Model = Callable[[torch.Tensor, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class ModelCall:
-    """What a worker loads: the FR model, and the FIQA method or regressor on it (None: embed)."""
+    """What a worker loads: the FR model (None: embed), or the FIQA method or regressor and the FR model if it needs one."""
 
     recognizer: RecognizerSettings | None
     scorer: str | None
@@ -51,7 +51,7 @@ class ModelCall:
         """Loads the model, once per worker."""
         device = self.place()
         recognizer = None
-        if self.recognizer is not None:
+        if self.recognizer is not None and (self.scorer is None or needs_recognizer(self.scorer)):
             r = self.recognizer
             recognizer = load_recognizer(r.name, weights=r.weights, device=device, **r.options)
         if self.scorer is not None:
