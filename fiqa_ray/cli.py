@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -131,10 +132,18 @@ def status(
 @app.command()
 def score(
     images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="files, folders or globs of 112x112 crops")],
-    model: Annotated[str, typer.Option(help="a trained regressor's folder, a FIQA method, or module:function")],
+    model: Annotated[str, typer.Option(help="a trained regressor's folder, a FIQA method, .onnx or module:function")],
     output: Annotated[str, typer.Option("-o", "--output", help=".parquet, .csv or .json")] = "scores.parquet",
     recognizer: Annotated[str | None, typer.Option(help="for a method: the FR model it needs")] = None,
-    weights: Annotated[str | None, typer.Option(help="for a method: the FR model's checkpoint")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="checkpoint of the FR model, or of a method with a network of its own")
+    ] = None,
+    recognizer_weights: Annotated[
+        str | None, typer.Option(help="checkpoint of the FR model where --weights is the method's (pcnet)")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="an option of the method; may be repeated")
+    ] = None,
     allow_import: Annotated[
         bool, typer.Option("--allow-import", help="let the regressor import the code of the FR model it was trained on")
     ] = False,
@@ -142,7 +151,7 @@ def score(
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
 ) -> None:
     """Scores images, larger is better; needs neither YAML nor cluster."""
-    from fiqa_ray.config import default_batch_size
+    from fiqa_ray.config import default_batch_size, options_from
     from fiqa_ray.models.quality import METHODS, load_scorer
     from fiqa_ray.models.recognition import IMPORTED, load_recognizer
     from fiqa_ray.progress import StepProgress
@@ -150,10 +159,17 @@ def score(
 
     check_output(output)
     uris = expand(images)
-    fr = load_recognizer(recognizer, weights=weights, device=device) if recognizer else None
-    is_regressor = model not in METHODS and not IMPORTED.fullmatch(model)
+    if recognizer_weights and not recognizer:
+        raise UsageError(f"--recognizer-weights {recognizer_weights} belongs to no FR model: add --recognizer")
+    own_weights = weights
+    if recognizer and not recognizer_weights:
+        recognizer_weights, own_weights = weights, None
+    fr = load_recognizer(recognizer, weights=recognizer_weights, device=device) if recognizer else None
+    is_regressor = model not in METHODS and not IMPORTED.fullmatch(model) and not model.endswith(".onnx")
     options: dict[str, Any] = {"allow_import": True} if allow_import and is_regressor else {}
-    scorer = load_scorer(model, recognizer=fr, device=device, **options)
+    scorer = load_scorer(
+        model, recognizer=fr, weights=own_weights, device=device, **options, **options_from(option or [])
+    )
     # somebody's own code may not bear several threads at a time
     own_code = allow_import or any(IMPORTED.fullmatch(name) for name in (model, recognizer or ""))
     n_threads = 1 if own_code or device != "cpu" else os.cpu_count() or 1
@@ -214,21 +230,30 @@ def models() -> None:
     from fiqa_ray.models.quality import METHODS
     from fiqa_ray.models.recognition import RECOGNIZERS
 
-    table = Table("FR model", "released file", "licence", title="recognizer.name")
+    def table(title: str, *columns: str) -> Table:
+        made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for i, column in enumerate(columns):
+            made.add_column(column, no_wrap=i == 0, overflow="fold")
+        return made
+
+    known = table("recognizer.name", "FR model", "GMAC", "pixels", "released file", "licence")
     for name, fr in RECOGNIZERS.items():
-        table.add_row(name, fr.released_file, fr.licence)
-    console.print(table)
-    table = Table("FIQA method", "needs", "range", "licence", title="methods[].name")
+        pixels = f"{fr.preprocessing.colour} (v-{fr.preprocessing.mean:g})/{fr.preprocessing.scale:g}"
+        known.add_row(name, f"{fr.macs / 1e9:.2f}", pixels, fr.released_file, fr.licence)
+    console.print(known)
+    known = table("methods[].name", "FIQA method", "needs", "cost per face", "usual range", "licence")
     for name, method in METHODS.items():
-        needs = (
-            "stored embeddings"
-            if method.from_embedding
-            else "gradient of the FR model"
-            if method.needs_gradient
-            else "faces"
-        )
-        table.add_row(name, needs, method.usual_range, method.licence)
-    console.print(table)
+        if method.network is not None:
+            needs = f"weights: {method.network.released_file}"
+        elif method.head is not None:
+            needs = f"FR model; weights: {method.head.released_file}"
+        elif method.from_embedding:
+            needs = "stored embeddings"
+        else:
+            needs = "FR model with gradients" if method.needs_gradient else "FR model"
+        known.add_row(name, needs, method.cost, method.usual_range, method.licence)
+    console.print(known)
+    console.print("A larger score means better quality everywhere. F, B: forward and backward passes of the FR model.")
 
 
 def _print_version(wanted: bool) -> None:

@@ -232,6 +232,14 @@ def make_settings(values: dict[str, Any], place: str = "settings") -> Settings:
         ) from None
 
 
+def options_from(pairs: list[str]) -> dict[str, Any]:
+    """A model's options from ``key=value`` texts (YAML values); `UsageError` as for overrides."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        _override(options, pair)
+    return options
+
+
 def _override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 import smoke
 from fiqa_ray import __version__
@@ -261,6 +262,21 @@ def test_score_with_a_method(cli, faces, tmp_path):
     assert pq.read_table(tmp_path / "s.parquet").num_rows == 6
 
 
+def test_score_with_a_methods_own_network(cli, faces, tmp_path):
+    argv = ["score", faces / "bench" / "Name_0", "-o", tmp_path / "s.parquet", "--device", "cpu"]
+    assert cli(*argv, "--model", "sddfiqa_mobilefacenet", "--weights", "random:1")[0] == 0
+    found = pq.read_table(tmp_path / "s.parquet")
+    scorer = load_scorer("sddfiqa_mobilefacenet", weights="random:1")
+    wanted = score_images(found["uri"].to_pylist(), scorer, batch_size=16)
+    assert found["score"].to_pylist() == wanted["score"].to_pylist()
+    on_r18 = ["--recognizer", "arcface_r18", "--recognizer-weights", "random:0"]
+    assert cli(*argv, "--model", "pcnet", *on_r18, "--weights", "random:2")[0] == 0
+    pcnet = pq.read_table(tmp_path / "s.parquet")["score"].to_pylist()
+    assert len(set(pcnet)) == 6
+    code, _, err = cli(*argv, "--model", "serfiq", *on_r18, "--option", "n_passes=1")
+    assert (code, "serfiq: n_passes=1 must be a whole number of at least 2" in err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("images", "options", "code", "words"),
     [
@@ -271,9 +287,22 @@ def test_score_with_a_method(cli, faces, tmp_path):
         (["Name_0"], ["--recognizer", "arcface_r55"], 2, ["did you mean 'arcface_r50'?"]),
         (["Name_0"], ["--device", "tpu0"], 1, ["device 'tpu0'", "use cpu"]),
         (["Name_0"], ["--batch-size", "-1"], 2, ["--batch-size"]),
+        (["Name_0"], ["--option", "n_passes"], 2, ["'n_passes' is not of the form key=value"]),
+        (["Name_0"], ["--recognizer-weights", "f.pth"], 2, ["f.pth belongs to no FR model: add --recognizer"]),
         ([], [], 2, ["IMAGES"]),
     ],
-    ids=["missing", "no-match", "output", "model", "recognizer", "device", "batch", "no-images"],
+    ids=[
+        "missing",
+        "no-match",
+        "output",
+        "model",
+        "recognizer",
+        "device",
+        "batch",
+        "option",
+        "fr-weights",
+        "no-images",
+    ],
 )
 def test_score_mistakes(cli, faces, monkeypatch, images, options, code, words):
     monkeypatch.chdir(faces / "bench")
@@ -287,11 +316,16 @@ def test_score_mistakes(cli, faces, monkeypatch, images, options, code, words):
 # --- the rest ---
 
 
-def test_models_version_help(cli):
+def test_models_version_help(cli, monkeypatch):
+    monkeypatch.setattr("fiqa_ray.cli.console", Console(width=120))
     code, out, _ = cli("models")
     assert code == 0
+    assert max(map(len, out.splitlines())) <= 120
+    words = out.split()
     for name in (*RECOGNIZERS, *METHODS):
-        assert name in out
+        assert name in words
+    for line in ("crfiqa_s", "6.31 GMAC", "52 F + 40 B", "about 20 to 32", "CC BY-NC"):
+        assert line in out
     assert cli("--version")[:2] == (0, f"{__version__}\n")
     code, out, _ = cli("--help")
     assert code == 0

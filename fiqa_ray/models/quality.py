@@ -316,7 +316,7 @@ def _crfiqa(depth: int, released_file: str, sha256: str) -> MethodRow:
         macs=IRESNET_MACS[depth] + EMBEDDING_DIM,
         source="fdbtrs/CR-FIQA",
         released_file=released_file,
-        licence="code CC BY-NC 4.0; weights: not stated separately",
+        licence="code CC BY-NC 4.0; weights: not stated",
         sha256=sha256,
         dim=1,
     )
@@ -347,7 +347,7 @@ METHODS: dict[str, MethodRow] = {
     "faceqan": MethodRow(
         build=_faceqan,
         source="LSIbabnikz/FaceQAN",
-        licence="code MIT; the recogniser's own licence for its weights",
+        licence="code MIT; weights: the FR model's",
         native_range=(-1.0, 1.0),
         usual_range="0 to about 0.75",
         n_forwards=52,
@@ -358,7 +358,7 @@ METHODS: dict[str, MethodRow] = {
     "serfiq": MethodRow(
         build=_serfiq,
         source="pterhoer/FaceImageQuality, on any recogniser with a dropout before its last layer",
-        licence="code CC BY-NC-SA 4.0; the recogniser's own licence for its weights",
+        licence="code CC BY-NC-SA 4.0; weights: the FR model's",
         native_range=(0.0, 1.0),
         usual_range="0 to 1; raw: 0.86 to 0.90",
         head_macs=SERFIQ_PASSES_MACS,
@@ -379,12 +379,12 @@ METHODS: dict[str, MethodRow] = {
     "magface_r18": _magface("magface_r18"),
     "sddfiqa_r50": _sddfiqa(sddfiqa_r50, 6_283_665_920, "SDD_FIQA_checkpoints_r50.pth"),
     "sddfiqa_mobilefacenet": _sddfiqa(
-        sddfiqa_mobilefacenet, 220_899_840, "the checkpoint of a training with backbone MobileFaceNet"
+        sddfiqa_mobilefacenet, 220_899_840, "a checkpoint of training with backbone MobileFaceNet"
     ),
     "pcnet": MethodRow(
         build=_pcnet,
         source="Xie et al., BMVC 2020; head of KaenChan/face-uncertainty-pytorch, a re-implementation",
-        licence="code MIT; the recogniser's own licence for its weights",
+        licence="code MIT; weights: the FR model's",
         native_range=(0.0, 1.0),
         usual_range="0 to 1",
         head=NetworkRow(
@@ -412,7 +412,7 @@ METHODS: dict[str, MethodRow] = {
     "embedding_norm": MethodRow(
         build=_embedding_norm,
         source="IrvingMeng/MagFace inference/gen_feat.py, for any recogniser",
-        licence="a formula; the recogniser's own licence for its weights",
+        licence="a formula; weights: the FR model's",
         native_range=(0.0, math.inf),
         usual_range="depends on the recogniser",
         from_embedding=True,
@@ -475,6 +475,8 @@ def load_scorer(
             "regressor"
         )
     check_options(name, options, allowed=options_of(load_regressor))
+    if weights is not None:
+        raise UsageError(f"{name}: a regressor's folder holds its weights; leave out weights={weights!r}")
     model, card = load_regressor(name, device, **options)
 
     def predict(clean: CleanPass, image_row: np.ndarray) -> Tensor:

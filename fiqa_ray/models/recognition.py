@@ -113,7 +113,7 @@ def _arcface_torch(depth: int, released_file: str) -> NetworkRow:
         macs=IRESNET_MACS[depth],
         source="deepinsight/insightface recognition/arcface_torch",
         released_file=released_file,
-        licence="code MIT; weights for non-commercial research only",
+        licence="code MIT; weights: non-commercial research only",
     )
 
 
@@ -139,7 +139,7 @@ RECOGNIZERS: dict[str, NetworkRow] = {
         source="fdbtrs/ElasticFace",
         # The four variants share this name; which one a file holds cannot be seen from its entries.
         released_file="295672backbone.pth",
-        licence="code CC BY-NC-SA 4.0; weights: not stated separately",
+        licence="code CC BY-NC-SA 4.0; weights: not stated",
     ),
     "curricularface_ir101": NetworkRow(
         build=curricularface_ir101,
@@ -151,14 +151,14 @@ RECOGNIZERS: dict[str, NetworkRow] = {
     "faceqan_cosface_r100": _arcface_torch(100, "glint360k_cosface_r100_fp16_0.1/backbone.pth"),
     "pcnet_cosface_r50": _arcface_torch(50, "glint360k_cosface_r50_fp16_0.1/backbone.pth"),
     "magface_r100": _magface(100, "magface_epoch_00025.pth"),
-    "magface_r50": _magface(50, "the checkpoint of a training with arch iresnet50"),
-    "magface_r18": _magface(18, "the checkpoint of a training with arch iresnet18"),
+    "magface_r50": _magface(50, "a checkpoint of training with arch iresnet50"),
+    "magface_r18": _magface(18, "a checkpoint of training with arch iresnet18"),
     "serfiq_lresnet100e": NetworkRow(
         build=partial(IResNet, 100, eps=2e-5),
         macs=IRESNET_MACS[100],
         source="pterhoer/FaceImageQuality",
         released_file="insightface/model/insightface-0000.params",
-        licence="code CC BY-NC-SA 4.0; weights: insightface's, non-commercial research only",
+        licence="code CC BY-NC-SA 4.0; weights: non-commercial research only",
         sha256="8acca797c0a0649f8b00e698349462ebd81f467cbe2012df56cfa30794655e45",
         preprocessing=Preprocessing(mean=127.5, scale=128.0),
         read=load_mxnet_iresnet,
@@ -167,7 +167,7 @@ RECOGNIZERS: dict[str, NetworkRow] = {
         build=sddfiqa_r50_recognition,
         macs=6_296_485_888,
         source="Tencent/TFace quality/",
-        released_file="the checkpoint of a training with backbone R50",
+        released_file="a checkpoint of training with backbone R50",
         licence="code Apache-2.0; weights: not stated",
     ),
     "arcface_torch_mobilefacenet": NetworkRow(
@@ -175,20 +175,20 @@ RECOGNIZERS: dict[str, NetworkRow] = {
         macs=437_520_896,
         source="deepinsight/insightface recognition/arcface_torch",
         released_file="model.pt (older: backbone.pth) of a training with network mbf",
-        licence="code MIT; weights for non-commercial research only",
+        licence="code MIT; weights: non-commercial research only",
     ),
     "curricularface_mobilefacenet": NetworkRow(
         build=curricularface_mobilefacenet,
         macs=221_161_984,
         source="HuangYG123/CurricularFace or Tencent/TFace quality/",
-        released_file="the checkpoint of a training with backbone MobileFaceNet",
+        released_file="a checkpoint of training with backbone MobileFaceNet",
         licence="code MIT (CurricularFace), Apache-2.0 (TFace); weights: not stated",
     ),
     "ediffiqa_mobilefacenet": NetworkRow(
         build=ediffiqa_mobilefacenet,
         macs=221_161_984,
         source="LSIbabnikz/eDifFIQA",
-        released_file="the checkpoint of a training with its MobileFaceNet",
+        released_file="a checkpoint of training with its MobileFaceNet",
         licence="no licence stated",
     ),
 }

@@ -114,6 +114,28 @@ def test_batches_have_one_shape_and_padding_changes_nothing(tmp_path):
     assert np.array_equal(results[0].view(np.uint32), results[1].view(np.uint32))
 
 
+def test_a_method_with_its_own_network_is_scored_without_the_recogniser(tmp_path, monkeypatch):
+    """The job's recogniser is neither loaded nor part of the scores' fingerprint."""
+    faces = smoke.make_faces(tmp_path / "faces", n_identities=2, per_identity=4, benchmark=False)
+    own = {"name": "sddfiqa_mobilefacenet", "weights": "random:1", "label": "sdd"}
+    on_recogniser = {"name": "serfiq", "options": {"n_passes": 4}}
+    jobs = []
+    for seed in (0, 5):
+        settings = smoke.settings(
+            tmp_path, faces, str(tmp_path / "run"), benchmarks=[], methods=[own, on_recogniser],
+            recognizer={"name": "arcface_r18", "weights": f"random:{seed}"},
+        )  # fmt: skip
+        jobs.append(Job(settings))
+    one, other = ([job.prior_scores("train", m).uri for m in job.settings.methods] for job in jobs)
+    assert one[0] == other[0]
+    assert one[1] != other[1]
+    settings = jobs[0].settings.model_copy(update={"methods": jobs[0].settings.methods[:1]})
+    monkeypatch.setattr(infer, "load_recognizer", None)
+    run_job(settings, ["pack", "score"])
+    scores = Job(settings).prior_scores("train", settings.methods[0]).read_all()["score"].to_pylist()
+    assert len(set(scores)) == 8
+
+
 @pytest.mark.parametrize("kind", ["parquet", "csv"])
 def test_own_scores_reach_the_rows_they_name(tmp_path, kind):
     faces = smoke.make_faces(tmp_path / "faces", n_identities=3, per_identity=4, benchmark=False)
