@@ -271,6 +271,7 @@ class MethodRow:
         needs_gradient: the recogniser must be differentiable.
         deterministic: no random draws.
         from_embedding: the stored embeddings suffice.
+        from_trunk: it starts from the recogniser's trunk of the clean face, so such methods share one pass.
     """
 
     build: Callable[..., ScoreFaces]
@@ -286,6 +287,7 @@ class MethodRow:
     needs_gradient: bool = False
     deterministic: bool = True
     from_embedding: bool = False
+    from_trunk: bool = False
     direction: str = "larger is better"
 
     @property
@@ -363,6 +365,7 @@ METHODS: dict[str, MethodRow] = {
         usual_range="0 to 1; raw: 0.86 to 0.90",
         head_macs=SERFIQ_PASSES_MACS,
         deterministic=False,
+        from_trunk=True,
     ),
     "serfiq_mxnet": _own(
         _serfiq,
@@ -396,6 +399,7 @@ METHODS: dict[str, MethodRow] = {
             dim=1,
         ),
         head_macs=6_422_784,
+        from_trunk=True,
     ),
     "paper_regressor_r100": _own(
         _own_output,

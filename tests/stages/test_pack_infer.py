@@ -13,6 +13,7 @@ import smoke
 from fiqa_ray import schemas
 from fiqa_ray.core.align import TEMPLATE
 from fiqa_ray.lineage import Job
+from fiqa_ray.models.iresnet import IResNet
 from fiqa_ray.run import run_job
 from fiqa_ray.stages import infer
 from fiqa_ray.stages.pack import identity_rows, part_bounds
@@ -89,7 +90,7 @@ def test_batches_have_one_shape_and_padding_changes_nothing(tmp_path):
     def spy(x, rows):
         seen.append((tuple(x.shape), int((rows < 0).sum())))
         with torch.inference_mode():
-            return model(x, rows)
+            return [model(x, rows)]
 
     call = infer.ModelCall(None, None, None, {}, 0, "cpu")
     results = []
@@ -105,7 +106,7 @@ def test_batches_have_one_shape_and_padding_changes_nothing(tmp_path):
         dataset, source = job.embeddings("train"), job.faces("train")
         torch.set_num_threads(1)
         for part in source.require().parts:
-            infer.run_shard(dataset, source, spy, True, 16, part)
+            infer.run_shard([dataset], source, spy, True, 16, part)
         dataset.write_plan({})
         dataset.commit(len(source.require().parts))
         results.append(schemas.embedding_values(dataset.read_all())[0])
@@ -134,6 +135,40 @@ def test_a_method_with_its_own_network_is_scored_without_the_recogniser(tmp_path
     run_job(settings, ["pack", "score"])
     scores = Job(settings).prior_scores("train", settings.methods[0]).read_all()["score"].to_pylist()
     assert len(set(scores)) == 8
+
+
+def test_methods_on_one_trunk_run_it_once_and_score_as_alone(tmp_path, monkeypatch):
+    faces = smoke.make_faces(tmp_path / "faces", n_identities=2, per_identity=4, benchmark=False)
+    recognizer = {"name": "arcface_r18", "weights": "random:0"}
+    methods = [
+        {"name": "serfiq", "options": {"n_passes": 5, "stretched": False}},
+        {"name": "pcnet", "weights": "random:2"},
+        {"name": "serfiq", "label": "stretched", "options": {"n_passes": 5, "alpha": 10}},
+    ]
+    seen = []
+    trunk = IResNet.trunk
+    monkeypatch.setattr(IResNet, "trunk", lambda self, x: seen.append(len(x)) or trunk(self, x))
+
+    def run(n_methods, folder):
+        settings = smoke.settings(
+            tmp_path, faces, str(tmp_path / folder), "compute.batch_size=4", benchmarks=[], recognizer=recognizer,
+            methods=methods[:n_methods],
+        )  # fmt: skip
+        run_job(settings, ["pack"], new_settings=True)
+        seen.clear()
+        job = run_job(settings, ["score"], new_settings=True)
+        return [job.prior_scores("train", m).read_all()["score"].to_pylist() for m in settings.methods]
+
+    two = run(2, "together")
+    assert seen == [4, 4]
+    (alone,) = run(1, "alone")
+    assert alone == two[0]
+    assert len(set(two[1])) == 8
+    three = run(3, "together")  # what is there stays, the new method comes by itself
+    assert seen == [4, 4]
+    assert three[:2] == two
+    wanted = 1 / (1 + np.exp(-10 * (np.array(two[0]) - 0.88)))
+    np.testing.assert_allclose(three[2], wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv"])
