@@ -46,14 +46,16 @@ class RecognizerSettings(_Settings):
 
 
 class MethodSettings(_Settings):
-    """A FIQA method Q: a name of `fiqa-ray models`, ``module:function``, or the user's own ``scores`` (CSV or Parquet).
+    """A FIQA method Q: a name of `fiqa-ray models`, ``.onnx``, ``module:function``, or the user's own ``scores``.
 
-    ``options`` go to the method. ``label`` names it in results (default: ``name``).
+    ``options`` go to the method. ``label`` names it in results (default: ``name``). ``recognizer``: the FR model that the
+    method works on, such as the one it was released with (default: the job's).
     """
 
     name: str
     label: Name = ""
     weights: str | None = None
+    recognizer: RecognizerSettings | None = None
     scores: str | None = Field(None, description="CSV or Parquet with image_id, score: for the training faces")
     options: dict[str, Any] = {}
 

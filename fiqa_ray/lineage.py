@@ -70,7 +70,7 @@ class Job:
         if scores is not None:
             config = {"scores": content_hash(scores)}
         elif needs_recognizer(method.name):
-            config["recognizer"] = self.recognizer_id()
+            config["recognizer"] = model_id(method.recognizer or self.settings.recognizer)
         return self._dataset("quality_scores", {"set": face_set, "scorer": method.label}, config, inputs)
 
     def scores_uri(self, face_set: str, method: MethodSettings) -> str | None:

@@ -19,7 +19,7 @@ import torch
 
 from fiqa_ray import schemas
 from fiqa_ray.config import MethodSettings, RecognizerSettings, default_batch_size
-from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.images import decode_faces
 from fiqa_ray.lineage import Job
 from fiqa_ray.models.quality import METHODS, Scorer, embedding_norm, load_scorer, needs_recognizer, score_together
@@ -97,16 +97,23 @@ def embed_steps(job: Job) -> Iterator[list[Step]]:
 def score_steps(job: Job) -> Iterator[list[Step]]:
     """Prior scores of every method on every face set that it can be scored on; models first, then the rest.
 
-    Methods that start from the FR model's trunk are one step per face set, which runs the trunk once.
+    Methods that start from the trunk of the same FR model are one step per face set, which runs the trunk once.
     """
     steps = []
     for face_set in job.face_sets:
-        methods = [m for m in job.settings.methods if job.has_scores(face_set, m)]
-        together = [m for m in methods if _from_trunk(job, face_set, m)]
-        steps += [_score_step(job, face_set, m) for m in methods if m not in together]
-        if together:
-            datasets = [job.prior_scores(face_set, m) for m in together]
-            calls = [_method_call(job, m) for m in together]
+        on_trunk: list[list[MethodSettings]] = []
+        for method in job.settings.methods:
+            if not job.has_scores(face_set, method):
+                continue
+            if not _from_trunk(job, face_set, method):
+                steps.append(_score_step(job, face_set, method))
+            elif same := next((ms for ms in on_trunk if ms[0].recognizer == method.recognizer), None):
+                same.append(method)
+            else:
+                on_trunk.append([method])
+        for methods in on_trunk:
+            datasets = [job.prior_scores(face_set, m) for m in methods]
+            calls = [method_call(job, m) for m in methods]
             steps.append(_model_step("score", datasets, job.faces(face_set), calls, job))
     for engine in ("data", "tasks"):
         group = [s for s in steps if s.engine == engine]
@@ -138,12 +145,12 @@ def _score_step(job: Job, face_set: str, method: MethodSettings) -> Step:
     if scores_uri is not None:
         return Step("score", dataset, [faces], ready(file_shard, dataset, scores_uri), manifest.n_rows, unit="images")
     row = METHODS.get(method.name)
-    if row is not None and row.from_embedding:
+    if row is not None and row.from_embedding and method.recognizer is None:
         embeddings = job.embeddings(face_set)
         parts = embeddings.require().parts
         worker = ready(norm_shard, dataset, embeddings)
         return Step("score", dataset, parts, worker, manifest.n_rows, unit="images")
-    return _model_step("score", [dataset], faces, [_method_call(job, method)], job)
+    return _model_step("score", [dataset], faces, [method_call(job, method)], job)
 
 
 def _from_trunk(job: Job, face_set: str, method: MethodSettings) -> bool:
@@ -154,9 +161,15 @@ def _from_trunk(job: Job, face_set: str, method: MethodSettings) -> bool:
     return job.prior_scores(face_set, method).manifest() is None
 
 
-def _method_call(job: Job, method: MethodSettings) -> ModelCall:
+def method_call(job: Job, method: MethodSettings) -> ModelCall:
+    """What a worker loads for a method: on its own FR model if it names one, else on the job's."""
     s = job.settings
-    return ModelCall(s.recognizer, method.name, method.weights, dict(method.options), s.seed, s.compute.device)
+    if method.recognizer is not None and not needs_recognizer(method.name):
+        raise UsageError(
+            f"methods: {method.label} works on no FR model; leave out its recognizer {method.recognizer.name}"
+        )
+    recognizer = method.recognizer or s.recognizer
+    return ModelCall(recognizer, method.name, method.weights, dict(method.options), s.seed, s.compute.device)
 
 
 def _model_step(stage: str, datasets: Sequence[Dataset], faces: Dataset, calls: Sequence[ModelCall], job: Job) -> Step:

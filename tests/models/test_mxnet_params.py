@@ -11,6 +11,7 @@ from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.models.checkpoints import load_strictly
 from fiqa_ray.models.iresnet import IResNet
 from fiqa_ray.models.mxnet_params import load_mxnet_iresnet, read_params
+from fiqa_ray.models.quality import load_scorer
 from fiqa_ray.models.recognition import load_recognizer
 
 
@@ -136,6 +137,19 @@ def test_a_network_from_mxnet_computes_what_it_should():
     wanted = golden("forward_checks")["magface_iresnet18"]["forward"][0]
     torch.testing.assert_close(output.norm(dim=1), torch.tensor(wanted["l2"]).double(), rtol=1e-4, atol=0)
     torch.testing.assert_close(output[:, :4], torch.tensor(wanted["first4"]).double(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_file_of_the_released_size_loads_as_the_methods_own_network(tmp_path, caplog):
+    shapes = golden("state_dicts/serfiq_lresnet100e_ir_mxnet")
+    arrays = {name: np.broadcast_to(np.float32(0.5), shape) for name, shape in shapes.items()}
+    (tmp_path / "insightface-0000.params").write_bytes(written(arrays, "V2"))
+    scorer = load_scorer("serfiq_mxnet", weights=str(tmp_path / "insightface-0000.params"))
+    network = scorer.network.backbone
+    assert sum(p.numel() for p in network.parameters()) == 65_156_160
+    assert {p.unique().item() for p in network.parameters()} == {0.5, 1.0}
+    assert (network.features.weight == 1).all()
+    assert {m.eps for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d)} == {2e-5}
+    assert "is not that of the released insightface/model/insightface-0000.params" in caplog.text
 
 
 def test_the_row_reads_nothing_else(tmp_path):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import smoke
 from fiqa_ray import schemas
 from fiqa_ray.core.align import TEMPLATE
+from fiqa_ray.errors import UsageError
 from fiqa_ray.lineage import Job
 from fiqa_ray.models.iresnet import IResNet
 from fiqa_ray.run import run_job
@@ -169,6 +170,25 @@ def test_methods_on_one_trunk_run_it_once_and_score_as_alone(tmp_path, monkeypat
     assert three[:2] == two
     wanted = 1 / (1 + np.exp(-10 * (np.array(two[0]) - 0.88)))
     np.testing.assert_allclose(three[2], wanted, rtol=1e-5)
+
+
+def test_a_method_may_work_on_another_recogniser_than_the_jobs(tmp_path):
+    faces = smoke.make_faces(tmp_path / "faces", n_identities=2, per_identity=4, benchmark=False)
+    released_with = {"name": "curricularface_mobilefacenet", "weights": "random:3"}
+    methods = [{"name": "embedding_norm"}, {"name": "embedding_norm", "label": "other", "recognizer": released_with}]
+
+    def run(folder, **changes):
+        settings = smoke.settings(tmp_path, faces, str(tmp_path / folder), benchmarks=[], **changes)
+        job = run_job(settings, ["pack", "embed", "score"], new_settings=True)
+        return [job.prior_scores("train", m).read_all()["score"].to_pylist() for m in settings.methods]
+
+    plain, other = run("both", methods=methods)
+    (alone,) = run("alone", methods=methods[:1], recognizer=released_with)
+    assert other == alone
+    assert plain != other
+    own = {"name": "sddfiqa_mobilefacenet", "weights": "random:1", "recognizer": released_with}
+    with pytest.raises(UsageError, match="sddfiqa_mobilefacenet works on no FR model; leave out its recognizer curric"):
+        run("both", methods=[own])
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv"])
