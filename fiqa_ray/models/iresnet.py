@@ -25,6 +25,10 @@ class SplitNetwork(nn.Module):
         """Map ``(b, n_features)`` to the output ``(b, dim)``."""
         raise NotImplementedError
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Map preprocessed faces ``(b, 3, 112, 112)`` to the output ``(b, dim)``."""
+        return self.tail(self.trunk(x))
+
 
 class IResNetBlock(nn.Module):
     """BN, 3x3 convolution, BN, PReLU, 3x3 convolution, BN, plus the shortcut; nothing follows the sum.

@@ -356,7 +356,7 @@ def load_recognizer(
             - a name of the table ``RECOGNIZERS``; ``weights`` is then the released checkpoint, or ``random:SEED`` for
               reproducible random weights (tests and trial runs: such embeddings mean nothing);
             - ``module:function``: called as ``function(weights=weights, **options)``, returns a torch module that maps
-              RGB faces ``(b, 3, 112, 112)`` float in [0, 1] to ``(b, dim)``;
+              RGB faces ``(b, 3, 112, 112)`` float in [0, 1] to ``(b, dim)``; as a ``SplitNetwork`` it also serves SER-FIQ;
             - a path or URL ending in ``.onnx``, with options ``mean`` and ``scale`` (input = (v - mean) / scale for v in
               0..255) and ``colour`` (RGB by default, or BGR).
         weights: path or any fsspec URL.

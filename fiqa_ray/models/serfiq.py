@@ -49,7 +49,7 @@ def serfiq_distance(tail: Callable[[Tensor], Tensor], features: Tensor, masks: T
     Returns:
         A float64 scalar in [0, 2].
     """
-    embeddings = tail(features * masks / (1 - drop))
+    embeddings = tail(features / (1 - drop) * masks)
     return functional.pdist(functional.normalize(embeddings.double(), dim=1)).mean()
 
 

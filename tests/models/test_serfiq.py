@@ -106,7 +106,7 @@ def test_options_and_rows(r18):
         ({"n_passes": 1}, "n_passes=1 must be a whole number of at least 2"),
         ({"drop": 1.0}, r"drop=1.0 must lie in \[0, 1\)"),
         ({"alpha": 0}, "alpha=0 must lie above 0"),
-        ({"r": math.nan}, "r=nan must lie among the finite numbers"),
+        ({"r": math.nan}, "r=nan must lie between 0 and 1"),
         ({"stretched": 1}, "stretched=1 must be true or false"),
         ({"seed": -1}, "seed=-1"),
     ):
