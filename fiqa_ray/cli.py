@@ -7,14 +7,18 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from fiqa_ray import __version__
 from fiqa_ray.errors import FiqaRayError, UsageError
+
+if TYPE_CHECKING:
+    from fiqa_ray.models.quality import Scorer
 
 app = typer.Typer(
     help="Face-image-quality labels and scores at any scale.",
@@ -27,6 +31,22 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...",
 AllowImport = Annotated[
     bool, typer.Option("--allow-import", help="let the regressor import the code of the FR model it was trained on")
 ]
+Recognizer_ = Annotated[str | None, typer.Option("--recognizer", help="for a method: the FR model it needs")]
+Weights = Annotated[
+    str | None, typer.Option("--weights", help="checkpoint of the FR model, or of a method with a network of its own")
+]
+RecognizerWeights = Annotated[
+    str | None,
+    typer.Option("--recognizer-weights", help="checkpoint of the FR model where --weights is the method's (pcnet)"),
+]
+Options = Annotated[
+    list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="an option of the method; may be repeated")
+]
+RecognizerOptions = Annotated[
+    list[str] | None,
+    typer.Option("--recognizer-option", metavar="KEY=VALUE", help="an option of the FR model, such as mean=127.5"),
+]
+Device = Annotated[str, typer.Option("--device", help="cpu or cuda")]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 console = Console(width=None if sys.stdout.isatty() else 160)
 _ClickError: Any = typer.BadParameter.__mro__[2]  # ClickException: click's, or that of the click inside newer typers
@@ -163,40 +183,27 @@ def score(
         str, typer.Option(help="a trained regressor's folder or exported .onnx, a FIQA method, or module:function")
     ],
     output: Annotated[str, typer.Option("-o", "--output", help=".parquet, .csv or .json")] = "scores.parquet",
-    recognizer: Annotated[str | None, typer.Option(help="for a method: the FR model it needs")] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="the FR model's checkpoint; without --recognizer, the method's own")
-    ] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="an option of the method; as many as needed")
-    ] = None,
-    recognizer_option: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="an option of the FR model, such as mean=127.5")
-    ] = None,
+    recognizer: Recognizer_ = None,
+    weights: Weights = None,
+    recognizer_weights: RecognizerWeights = None,
+    option: Options = None,
+    recognizer_option: RecognizerOptions = None,
     allow_import: AllowImport = False,
     batch_size: Annotated[int, typer.Option(min=0, help="images per forward pass; 0: as in a job")] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Scores images, larger is better; needs neither YAML nor cluster. A bad image gets a row with its fault."""
-    from fiqa_ray.config import default_batch_size, parse_options
-    from fiqa_ray.models.quality import METHODS, load_scorer
-    from fiqa_ray.models.recognition import IMPORTED, load_recognizer
+    from fiqa_ray.config import default_batch_size
+    from fiqa_ray.models.recognition import IMPORTED
     from fiqa_ray.progress import StepProgress
     from fiqa_ray.score import check_output, score_images, write_scores
     from fiqa_ray.sources.places import expand
 
     check_output(output)
-    is_regressor = model not in METHODS and not IMPORTED.fullmatch(model)
-    if recognizer_option and not recognizer:
-        raise UsageError(f"--recognizer-option {recognizer_option[0]!r} belongs to a --recognizer; name it")
     files = expand(images)
-    fr = load_recognizer(recognizer, weights, device, **parse_options(recognizer_option or [])) if recognizer else None
-    options = parse_options(option or []) | ({"allow_import": True} if allow_import and is_regressor else {})
-    scorer = load_scorer(model, fr, None if recognizer else weights, device, **options)
-    if fr and scorer.recognizer is None:
-        raise UsageError(f"--recognizer {recognizer}: {model!r} works on none; leave it out")
-    if weights and scorer.card is not None:
-        raise UsageError(f"--weights {weights}: a trained regressor such as {model!r} has its own; leave them out")
+    scorer = _load_scorer(
+        model, recognizer, weights, recognizer_weights, option, recognizer_option, allow_import, device
+    )
     # somebody's own code may not bear several threads at a time
     own_code = allow_import or any(IMPORTED.fullmatch(name) for name in (model, recognizer or ""))
     n_threads = 1 if own_code or device != "cpu" else os.cpu_count() or 1
@@ -212,6 +219,122 @@ def score(
     write_scores(table, output)
     n_bad = table["score"].null_count
     print(f"{len(table) - n_bad} scored, {n_bad} not; written to {output}")
+
+
+def _load_scorer(
+    model: str,
+    recognizer: str | None,
+    weights: str | None,
+    recognizer_weights: str | None,
+    option: list[str] | None,
+    recognizer_option: list[str] | None,
+    allow_import: bool,
+    device: str,
+) -> Scorer:
+    """The method or regressor that the options name; options that would have no effect are refused."""
+    from fiqa_ray.config import parse_options
+    from fiqa_ray.models.quality import METHODS, load_scorer
+    from fiqa_ray.models.recognition import IMPORTED, load_recognizer
+
+    if recognizer_option and not recognizer:
+        raise UsageError(f"--recognizer-option {recognizer_option[0]!r} belongs to a --recognizer; name it")
+    if recognizer_weights and not recognizer:
+        raise UsageError(f"--recognizer-weights {recognizer_weights} belongs to no FR model: add --recognizer")
+    own_weights = weights
+    if recognizer and not recognizer_weights:
+        recognizer_weights, own_weights = weights, None
+    fr = None
+    if recognizer:
+        fr = load_recognizer(recognizer, recognizer_weights, device, **parse_options(recognizer_option or []))
+    options = parse_options(option or [])
+    if allow_import and model not in METHODS and not IMPORTED.fullmatch(model):
+        options["allow_import"] = True
+    scorer = load_scorer(model, fr, own_weights, device, **options)
+    if fr and scorer.network is not fr:
+        raise UsageError(f"--recognizer {recognizer}: {model!r} works on none; leave it out")
+    return scorer
+
+
+@app.command()
+def doctor(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="an FR model, a FIQA method or a regressor, named as elsewhere"),
+    ],
+    images: Annotated[
+        str | None, typer.Option(help="folder of aligned crops, one folder per person (default: synthetic faces)")
+    ] = None,
+    people: Annotated[int, typer.Option(min=3, help="people to look at, four images each")] = 32,
+    recognizer: Recognizer_ = None,
+    weights: Weights = None,
+    recognizer_weights: RecognizerWeights = None,
+    option: Options = None,
+    recognizer_option: RecognizerOptions = None,
+    allow_import: AllowImport = False,
+    as_recognizer: Annotated[
+        bool,
+        typer.Option(
+            "--as-recognizer", help="MODEL is an FR model where its name could be either (.onnx, module:function)"
+        ),
+    ] = False,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Checks that a model is fed and read as it was made to be, and says what is wrong. Exit code 1 if anything is."""
+    from fiqa_ray.config import parse_options
+    from fiqa_ray.doctor import Finding, check_recognizer, check_scorer, load_trial_faces
+    from fiqa_ray.models.recognition import RECOGNIZERS, load_recognizer
+
+    try:
+        if model in RECOGNIZERS or as_recognizer:
+            fr = load_recognizer(model, weights, device, **parse_options(option or []))
+            found = [Finding("file", "ok", f"every entry fits; SHA-256 {fr.weights_sha256}")]
+            found += check_recognizer(fr, load_trial_faces(images, people))
+        else:
+            scorer = _load_scorer(
+                model, recognizer, weights, recognizer_weights, option, recognizer_option, allow_import, device
+            )
+            sha256 = scorer.network.weights_sha256 if scorer.network is not None else ""
+            found = [Finding("file", "ok", f"every entry fits; SHA-256 {sha256}")] if sha256 else []
+            found += check_scorer(scorer, load_trial_faces(images, people))
+    except UsageError:
+        raise
+    except FiqaRayError as error:
+        found = [Finding("file", "fault", str(error))]
+    if as_json:
+        print(json.dumps([vars(f) for f in found], indent=1))
+    else:
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column("check", no_wrap=True)
+        table.add_column("state", no_wrap=True)
+        table.add_column("found", overflow="fold")
+        for f in found:
+            table.add_row(f.check, {"ok": "ok", "fault": "FAULT", "open": "open"}[f.state], f.words)
+        console.print(table)
+        n_faults = sum(f.state == "fault" for f in found)
+        console.print(f"{n_faults} fault(s) found" if n_faults else "nothing wrong was found")
+    if any(f.state == "fault" for f in found):
+        raise typer.Exit(1)
+
+
+@app.command(name="train-pcnet")
+def train_pcnet(
+    job: Job_,
+    output: Annotated[str, typer.Argument(metavar="HEAD.pt", help="where the trained head goes; any fsspec URL")],
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="training steps of 10 people x 8 images")] = 2000,
+) -> None:
+    """Trains PCNet's head on a job's recogniser and training faces; then `methods: [{name: pcnet, weights: HEAD.pt}]`."""
+    from fiqa_ray.config import load_settings
+    from fiqa_ray.run import ray_session, run_job
+    from fiqa_ray.stages.pcnet import train_pcnet as train
+
+    settings = load_settings(job, overrides or [])
+    packed = run_job(settings, ["pack"])
+    with ray_session(settings.compute):
+        card = train(packed, output, steps)
+    loss = card["validation_loss"]
+    print(f"{output}: loss on held-out people {'not known, too few people' if loss is None else f'{loss:.4f}'}")
 
 
 @app.command()
@@ -292,21 +415,30 @@ def models() -> None:
     from fiqa_ray.models.quality import METHODS
     from fiqa_ray.models.recognition import RECOGNIZERS
 
-    table = Table("FR model", "released file", "licence", title="recognizer.name")
+    def table(title: str, *columns: str) -> Table:
+        made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for i, column in enumerate(columns):
+            made.add_column(column, no_wrap=i == 0, overflow="fold")
+        return made
+
+    known = table("recognizer.name", "FR model", "GMAC", "pixels", "released file", "licence")
     for name, fr in RECOGNIZERS.items():
-        table.add_row(name, fr.released_file, fr.licence)
-    console.print(table)
-    table = Table("FIQA method", "needs", "range", "licence", title="methods[].name")
+        pixels = f"{fr.preprocessing.colour} (v-{fr.preprocessing.mean:g})/{fr.preprocessing.scale:g}"
+        known.add_row(name, f"{fr.macs / 1e9:.2f}", pixels, fr.released_file, fr.licence)
+    console.print(known)
+    known = table("methods[].name", "FIQA method", "needs", "cost per face", "usual range", "licence")
     for name, method in METHODS.items():
-        needs = (
-            "stored embeddings"
-            if method.from_embedding
-            else "gradient of the FR model"
-            if method.needs_gradient
-            else "faces"
-        )
-        table.add_row(name, needs, method.usual_range, method.licence)
-    console.print(table)
+        if method.network is not None:
+            needs = f"weights: {method.network.released_file}"
+        elif method.head is not None:
+            needs = f"FR model; weights: {method.head.released_file}"
+        elif method.from_embedding:
+            needs = "stored embeddings"
+        else:
+            needs = "FR model with gradients" if method.needs_gradient else "FR model"
+        known.add_row(name, needs, method.cost, method.usual_range, method.licence)
+    console.print(known)
+    console.print("A larger score means better quality everywhere. F, B: forward and backward passes of the FR model.")
 
 
 def _print_version(wanted: bool) -> None:

@@ -94,15 +94,17 @@ class FuseSettings(_Settings):
 
 
 class MethodSettings(_Settings):
-    """A FIQA method Q: a name of `fiqa-ray models`, ``module:function``, or the user's own ``scores`` (CSV or Parquet).
+    """A FIQA method Q: a name of `fiqa-ray models`, ``.onnx``, ``module:function``, or the user's own ``scores``.
 
-    ``options`` go to the method. ``fuse`` makes a method of others of the job, under a name of the user's choice. ``label``
-    names it in results (default: ``name``).
+    ``options`` go to the method. ``recognizer``: the FR model that the method works on, such as the one it was released with
+    (default: the job's). ``fuse`` makes a method of others of the job, under a name of the user's choice. ``label`` names
+    it in results (default: ``name``).
     """
 
     name: str
     label: Name = ""
     weights: str | None = None
+    recognizer: RecognizerSettings | None = None
     scores: str | None = Field(None, description="CSV or Parquet with image_id, score: for the training faces")
     options: dict[str, Any] = {}
     fuse: FuseSettings | None = None

@@ -23,6 +23,7 @@ from fiqa_ray.core.align import TEMPLATE
 from fiqa_ray.core.clustering import unit_vectors
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.images import decode_faces, prepare_face
+from fiqa_ray.models.iresnet import CRFIQA, SplitNetwork
 from fiqa_ray.models.quality import Scorer
 from fiqa_ray.models.recognition import Recognizer, finite_rows
 from fiqa_ray.sources.faces import list_folder, read_face_bytes
@@ -115,7 +116,10 @@ def _damage(face: np.ndarray, index: int) -> np.ndarray:
 
 
 def check_recognizer(recognizer: Recognizer, trial: TrialFaces) -> list[Finding]:
-    """Colour order, scaling, crop, batches and half precision of a recogniser."""
+    """Colour order, scaling, crop, batches and half precision of a recogniser, or of a quality network that contains one."""
+    if not _knows_people(recognizer):
+        words = "the network gives one number per face and no embedding: how it is fed cannot be told from people"
+        return [Finding("people", "open", words)]
     faces = trial.faces.to(torch.float32) / 255
     own = _embed(recognizer, faces)
     bad = int((~finite_rows(own)).sum())
@@ -172,7 +176,7 @@ def check_recognizer(recognizer: Recognizer, trial: TrialFaces) -> list[Finding]
 
 def check_scorer(scorer: Scorer, trial: TrialFaces) -> list[Finding]:
     """Sign and batches of a FIQA method or regressor; where it works on a recogniser, that one too."""
-    found = check_recognizer(scorer.recognizer, trial) if scorer.recognizer is not None else []
+    found = check_recognizer(scorer.network, trial) if scorer.network is not None else []
     rows = np.arange(len(trial.faces))
     clean, damaged = _score(scorer, trial.faces, rows), _score(scorer, trial.damaged, rows)
     if not (np.isfinite(clean).all() and np.isfinite(damaged).all()):
@@ -220,10 +224,10 @@ def _sign(scorer: Scorer, trial: TrialFaces, clean: np.ndarray, damaged: np.ndar
     share = float((damaged < clean).mean())
     words = [f"{100 * share:.0f} % of damaged copies score lower than their originals"]
     evidence = [z]
-    if scorer.recognizer is not None:
+    if scorer.network is not None and _knows_people(scorer.network):
         both = torch.cat([trial.faces, trial.damaged]).to(torch.float32) / 255
         person, score = np.tile(trial.person, 2), np.concatenate([clean, damaged])
-        units = unit_vectors(_embed(scorer.recognizer, both))
+        units = unit_vectors(_embed(scorer.network, both))
         i, j = np.triu_indices(len(person), 1)
         mated = person[i] == person[j]
         i, j = i[mated], j[mated]
@@ -263,7 +267,7 @@ def _half_precision(recognizer: Recognizer, faces: torch.Tensor, own: np.ndarray
         try:
             with torch.inference_mode():
                 network = copy.deepcopy(recognizer).to(kind)
-                half = network.embed_unit(faces.to(_device(recognizer))).float().cpu().numpy()
+                half = _features(network, faces.to(_device(recognizer))).float().cpu().numpy()
         except Exception as error:  # whatever a network or a device does not support
             found.append(Finding(name, "open", f"cannot run in {name}: {str(error).splitlines()[0][:120]}"))
             continue
@@ -309,9 +313,24 @@ def _device(recognizer: Recognizer) -> torch.device:
     return next((p.device for p in recognizer.parameters()), torch.device("cpu"))
 
 
+def _knows_people(network: Recognizer) -> bool:
+    return network.dim > 1 or isinstance(network.backbone, SplitNetwork)
+
+
+def _features(network: Recognizer, x: torch.Tensor) -> torch.Tensor:
+    """What tells people apart: the embedding, or in a quality network what it is made from."""
+    if network.dim > 1:
+        return network.embed_unit(x)
+    backbone = network.backbone
+    assert isinstance(backbone, SplitNetwork)
+    dtype = next(backbone.parameters()).dtype
+    maps = backbone.trunk(network.preprocessing(x.to(dtype)))
+    return backbone.embed(maps) if isinstance(backbone, CRFIQA) else maps
+
+
 def _embed(recognizer: Recognizer, x: torch.Tensor, size: int = _BATCH) -> np.ndarray:
     with torch.inference_mode():
-        batches = [recognizer.embed_unit(b.to(_device(recognizer))).float().cpu().numpy() for b in x.split(size)]
+        batches = [_features(recognizer, b.to(_device(recognizer))).float().cpu().numpy() for b in x.split(size)]
     return np.concatenate(batches)
 
 

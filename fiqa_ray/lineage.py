@@ -73,16 +73,18 @@ class Job:
         return label_of(self.settings.recognizer.name)
 
     def prior_scores(self, face_set: str, method: MethodSettings) -> Dataset:
-        """Scores of one FIQA method on a set."""
+        """Scores of one FIQA method on a set; they depend on the FR model only where the method works on it."""
         if method.fuse is not None:
             return self._fused_scores(face_set, method, method.fuse)
+        from fiqa_ray.models.quality import needs_recognizer  # imports torch, which `status` and `--help` do without
+
         config: dict[str, Any] = {"method": model_id(method), "seed": self.settings.seed}
         inputs = {"faces": self.faces(face_set)}
         scores = self.scores_uri(face_set, method)
         if scores is not None:
             config = {"scores": content_hash(scores)}
-        else:
-            config["recognizer"] = self.recognizer_id()
+        elif needs_recognizer(method.name):
+            config["recognizer"] = model_id(method.recognizer or self.settings.recognizer)
         return self._dataset("quality_scores", {"set": face_set, "scorer": method.label}, config, inputs)
 
     def _fused_scores(self, face_set: str, method: MethodSettings, fuse: FuseSettings) -> Dataset:

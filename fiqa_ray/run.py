@@ -74,16 +74,17 @@ def run_steps(steps: Sequence[Step], mapper: Mapper, max_bad_fraction: float = 1
 
     The missing shards of all steps go through the mapper together.
     """
-    manifests = [step.dataset.manifest() for step in steps]
+    manifests = [[dataset.manifest() for dataset in step.datasets] for step in steps]
     items: list[Item] = []
     n_done = 0
     unfinished = []
-    for step, manifest in zip(steps, manifests, strict=True):
-        finished = step.dataset.finished_parts(verify=True)
+    for step, stored in zip(steps, manifests, strict=True):
+        finished = step.finished_parts()
         missing = [s for i, s in enumerate(step.shards) if i not in finished]
-        if missing or manifest is None:
+        if missing or None in stored:
             plan = {"stage": step.stage, "n_parts": len(step.shards), "n_rows": step.n_rows, "unit": step.unit}
-            step.dataset.write_plan({**plan, "created_s": time.time(), **step.plan})
+            for dataset in step.datasets:
+                dataset.write_plan({**plan, "created_s": time.time(), **step.plan})
             items += [(step, s) for s in missing]
             n_done += sum(p.n_rows for p in finished.values())
             unfinished.append(step)
@@ -95,10 +96,11 @@ def run_steps(steps: Sequence[Step], mapper: Mapper, max_bad_fraction: float = 1
             with StepProgress(group_name(unfinished), total, steps[0].unit, n_done) as progress:
                 _map(items, mapper, progress.advance)
     committed = []
-    for step, manifest in zip(steps, manifests, strict=True):
-        whole = manifest if manifest and step not in unfinished else step.dataset.commit(len(step.shards))
-        _reconcile(step, whole, max_bad_fraction)
-        committed.append(whole)
+    for step, stored in zip(steps, manifests, strict=True):
+        for dataset, manifest in zip(step.datasets, stored, strict=True):
+            whole = manifest if manifest and step not in unfinished else dataset.commit(len(step.shards))
+            _reconcile(step, whole, max_bad_fraction)
+            committed.append(whole)
     return committed
 
 
@@ -142,7 +144,7 @@ def short_name(step: Step) -> str:
 def _reconcile(step: Step, manifest: Manifest, max_bad_fraction: float) -> None:
     if manifest.n_rows != step.n_rows:
         raise FiqaRayError(
-            f"{step.stage}: {manifest.n_rows} rows in {step.dataset.uri} where its input has {step.n_rows}; "
+            f"{step.stage}: {manifest.n_rows} rows in {manifest.uri} where its input has {step.n_rows}; "
             "the input changed under the run: choose another run_uri"
         )
     reasons = {k: v for k, v in manifest.stats.get("status", {}).items() if k != "ok"}
@@ -151,7 +153,7 @@ def _reconcile(step: Step, manifest: Manifest, max_bad_fraction: float) -> None:
         counts = ", ".join(f"{k} {v}" for k, v in reasons.items())
         raise FiqaRayError(
             f"{step.stage}: {n_bad} of {manifest.n_rows} images are bad ({counts}), more than "
-            f"max_bad_fraction={max_bad_fraction:g}; their rows with status and error are in {step.dataset.uri} "
+            f"max_bad_fraction={max_bad_fraction:g}; their rows with status and error are in {manifest.uri} "
             "(`fiqa-ray rejects` lists those of pack): mend the source or the model and choose another run_uri, or raise "
             "max_bad_fraction and run again"
         )

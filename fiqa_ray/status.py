@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -232,7 +233,7 @@ def _measured_rates(job: Job) -> dict[str, Any]:
     import torch
 
     from fiqa_ray.core.threads import one_thread
-    from fiqa_ray.stages.infer import ModelCall
+    from fiqa_ray.stages.infer import ModelCall, method_call
 
     s = job.settings
     faces = torch.randint(0, 256, (4, 3, 112, 112), dtype=torch.uint8)
@@ -255,6 +256,5 @@ def _measured_rates(job: Job) -> dict[str, Any]:
         found["dim"] = output.shape[1]
         for m in s.methods:
             if m.scores is None and m.fuse is None:
-                call = ModelCall(s.recognizer, m.name, m.weights, dict(m.options), s.seed, "cpu")
-                found[m.label], _ = time_of(m.name, call)
+                found[m.label], _ = time_of(m.name, replace(method_call(job, m), device="cpu"))
     return found

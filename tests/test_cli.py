@@ -12,6 +12,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 import torch
+from rich.console import Console
 
 import smoke
 from fiqa_ray import __version__
@@ -340,7 +341,7 @@ def test_options_that_would_have_no_effect_are_refused(cli, convolutional, faces
     argv = ["score", faces / "bench" / "Name_0", "--model", job.regressor(method, PRIOR).uri, "-o", tmp_path / "s.csv"]
     for more, words in (
         (["--recognizer", "smoke:tiny"], ["--recognizer smoke:tiny", "works on none; leave it out"]),
-        (["--weights", "w.pt"], ["--weights w.pt", "has its own; leave them out"]),
+        (["--weights", "w.pt"], ["holds its weights; leave out weights='w.pt'"]),
         (["--option", "epsilon=1"], ["no option 'epsilon'"]),
     ):
         code, _, err = cli(*argv, *more)
@@ -348,6 +349,21 @@ def test_options_that_would_have_no_effect_are_refused(cli, convolutional, faces
         for word in words:
             assert word in err
     assert not list(tmp_path.iterdir())
+
+
+def test_score_with_a_methods_own_network(cli, faces, tmp_path):
+    argv = ["score", faces / "bench" / "Name_0", "-o", tmp_path / "s.parquet", "--device", "cpu"]
+    assert cli(*argv, "--model", "sddfiqa_mobilefacenet", "--weights", "random:1")[0] == 0
+    found = pq.read_table(tmp_path / "s.parquet")
+    scorer = load_scorer("sddfiqa_mobilefacenet", weights="random:1")
+    wanted = score_images(expand([str(faces / "bench" / "Name_0")]), scorer, batch_size=16)
+    assert found["score"].to_pylist() == wanted["score"].to_pylist()
+    on_r18 = ["--recognizer", "arcface_r18", "--recognizer-weights", "random:0"]
+    assert cli(*argv, "--model", "pcnet", *on_r18, "--weights", "random:2")[0] == 0
+    pcnet = pq.read_table(tmp_path / "s.parquet")["score"].to_pylist()
+    assert len(set(pcnet)) == 6
+    code, _, err = cli(*argv, "--model", "serfiq", *on_r18, "--option", "n_passes=1")
+    assert (code, "serfiq: n_passes=1 must be a whole number of at least 2" in err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -362,6 +378,8 @@ def test_options_that_would_have_no_effect_are_refused(cli, convolutional, faces
         (["Name_0"], ["--batch-size", "-1"], 2, ["--batch-size"]),
         (["Name_0"], ["--recognizer-option", "mean=0"], 2, ["'mean=0' belongs to a --recognizer"]),
         (["Name_0"], ["--option", "mean"], 2, ["'mean' is not of the form key=value"]),
+        (["Name_0"], ["--option", "n_passes"], 2, ["'n_passes' is not of the form key=value"]),
+        (["Name_0"], ["--recognizer-weights", "f.pth"], 2, ["f.pth belongs to no FR model: add --recognizer"]),
         ([], [], 2, ["IMAGES"]),
     ],
     ids=[
@@ -374,6 +392,8 @@ def test_options_that_would_have_no_effect_are_refused(cli, convolutional, faces
         "batch",
         "option-of-nothing",
         "option",
+        "option",
+        "fr-weights",
         "no-images",
     ],
 )
@@ -447,11 +467,16 @@ def test_export_refuses_and_leaves_no_file(cli, convolutional, done, faces, tmp_
 # --- the rest ---
 
 
-def test_models_version_help(cli):
+def test_models_version_help(cli, monkeypatch):
+    monkeypatch.setattr("fiqa_ray.cli.console", Console(width=120))
     code, out, _ = cli("models")
     assert code == 0
+    assert max(map(len, out.splitlines())) <= 120
+    words = out.split()
     for name in (*RECOGNIZERS, *METHODS):
-        assert name in out
+        assert name in words
+    for line in ("crfiqa_s", "6.31 GMAC", "52 F + 40 B", "about 20 to 32", "CC BY-NC"):
+        assert line in out
     assert cli("--version")[:2] == (0, f"{__version__}\n")
     code, out, _ = cli("--help")
     assert code == 0

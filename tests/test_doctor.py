@@ -18,7 +18,7 @@ from fiqa_ray.models.recognition import UNIT_PIXELS, Recognizer
 @pytest.fixture(scope="module")
 def network(tmp_path_factory):
     path = tmp_path_factory.mktemp("net") / "net.pt"
-    train_recognizer(path, n_identities=160, views_per_identity=4, n_epochs=8)
+    train_recognizer(path, n_identities=120, views_per_identity=4, n_epochs=8, n_threads=1)
     return build(path).eval()
 
 
@@ -90,13 +90,11 @@ def test_crops_that_lie_8_px_off(network, tmp_path, trial):
 def test_a_negated_score(network, trial):
     norm = load_scorer("embedding_norm", recognizer=recognizer(network))
     assert faults(check_scorer(norm, trial)) == {}
-    negated = Scorer(
-        "negated", lambda faces, rows: -norm.score_faces(faces, rows), norm.device, recognizer=norm.recognizer
-    )
+    negated = Scorer("negated", lambda clean, rows: -norm.score_faces(clean, rows), norm.device, network=norm.network)
     found = faults(check_scorer(negated, trial))
     assert list(found) == ["sign"]
     assert "larger scores mean worse images" in found["sign"]
-    alone = Scorer("alone", lambda faces, rows: -norm.score_faces(faces, rows), norm.device)
+    alone = Scorer("alone", lambda clean, rows: -norm(clean.faces), norm.device)  # says nothing of a network
     assert list(faults(check_scorer(alone, trial))) == ["sign"]
 
 
@@ -109,9 +107,9 @@ def test_outputs_that_depend_on_the_batch_or_say_nothing(network, trial):
     found = faults(check_recognizer(Recognizer("t", Training(), UNIT_PIXELS, 128, "0" * 64), trial))
     assert "evaluation mode" in found["batches"]
     device = torch.device("cpu")
-    constant = Scorer("c", lambda faces, rows: np.full(len(faces), 0.5), device)
+    constant = Scorer("c", lambda clean, rows: np.full(len(clean.faces), 0.5), device)
     assert faults(check_scorer(constant, trial)) == {"output": "every face gets the same score, 0.5"}
-    broken = Scorer("n", lambda faces, rows: np.full(len(faces), np.nan), device)
+    broken = Scorer("n", lambda clean, rows: np.full(len(clean.faces), np.nan), device)
     assert "NaN or infinite" in faults(check_scorer(broken, trial))["output"]
 
 

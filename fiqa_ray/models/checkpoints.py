@@ -1,7 +1,8 @@
 """Reading released checkpoints: safe unpickling, the authors' wrappings, strict loading.
 
-The wrappings: bare (ArcFace, ElasticFace, CR-FIQA, CurricularFace); ``module.`` (data parallel); ``state_dict`` with
-``features.module.`` and a shard of class weights (MagFace, ``IrvingMeng/MagFace inference/network_inf.py``).
+The wrappings: bare (ArcFace, ElasticFace, CR-FIQA, CurricularFace); ``module.`` (data parallel, SDD-FIQA);
+``state_dict`` with ``features.module.`` and a shard of class weights (MagFace, ``IrvingMeng/MagFace
+inference/network_inf.py``). SER-FIQ's MXNet file is read by ``mxnet_params``.
 """
 
 from __future__ import annotations
@@ -20,13 +21,22 @@ from torch import Tensor, nn
 
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.models.iresnet import BLOCKS_PER_STAGE
+from fiqa_ray.models.mxnet_params import is_mxnet
 from fiqa_ray.storage import read_bytes
 
-State = dict[str, Tensor]
+
+class State(dict[str, Tensor]):
+    """A state dict, and the prefix that its file had before every entry."""
+
+    def __init__(self, entries: Mapping[str, Tensor], wrapping: str = "") -> None:
+        super().__init__(entries)
+        self.wrapping = wrapping
+
 
 # Tried in this order; a prefix counts only if every entry but the class weights carries it. The backbone's own
 # ``fc.weight`` is therefore never mistaken for class weights.
-PREFIXES = ("features.module.", "module.features.", "module.", "features.", "base_model.")
+MAGFACE_PREFIXES = ("features.module.", "module.features.", "features.")
+PREFIXES = (*MAGFACE_PREFIXES[:2], "module.", "features.", "base_model.")
 CLASS_WEIGHTS = frozenset({"fc.weight", "parallel_fc.weight", "module.fc.weight"})
 N_KEYS_SHOWN = 4
 
@@ -73,6 +83,8 @@ def _unreadable(data: bytes, name: str, error: Exception) -> str:
             f"{name}: holds pickled Python objects, not only tensors, and unpickling them could run code. "
             "Load it where you trust it and save the tensors alone: torch.save(model.state_dict(), path)"
         )
+    if is_mxnet(data):
+        return f"{name}: an MXNet parameter file; the recogniser serfiq_lresnet100e and the method serfiq_mxnet read it"
     if name.lower().endswith(".onnx"):
         return f"{name}: an ONNX file is a recogniser of its own; give it as the recogniser's name, not as weights"
     return (
@@ -97,8 +109,8 @@ def unwrap(loaded: object, name: str) -> State:
         wrapped = {key[len(prefix) :]: tensor for key, tensor in state.items() if key.startswith(prefix)}
         others = {key for key in state if not key.startswith(prefix)}
         if wrapped and others <= CLASS_WEIGHTS:
-            return wrapped
-    return state
+            return State(wrapped, prefix)
+    return State(state)
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
@@ -143,16 +155,22 @@ def likely_architecture(state: Mapping[str, Tensor]) -> str | None:
     if "layer1.0.bn1.weight" in state:
         blocks = tuple(len({k.split(".")[1] for k in state if k.startswith(f"layer{s}.")}) for s in (1, 2, 3, 4))
         depth = next((str(d) for d, known in BLOCKS_PER_STAGE.items() if known == blocks), f" with blocks {blocks}")
-        return f"iresnet{depth}" + (" with CR-FIQA's quality head" if "qs.weight" in state else "")
+        # MagFace's entries are those of ArcFace: only the way they are wrapped tells.
+        magface = "MagFace's " if isinstance(state, State) and state.wrapping in MAGFACE_PREFIXES else ""
+        return f"{magface}iresnet{depth}" + (" with CR-FIQA's quality head" if "qs.weight" in state else "")
     if "body.0.res_layer.1.weight" in state:
         n_blocks = len({key.split(".")[1] for key in state if key.startswith("body.")})
         # Released CurricularFace and SDD-FIQA blocks have five modules (two BNs), later repositories' have six.
         kind = "three-BN" if "body.0.res_layer.5.weight" in state else "two-BN"
         return f"{kind} IR with {n_blocks} blocks" + (", SDD-FIQA" if "quality.1.weight" in state else "")
     if "conv_6_sep.conv.weight" in state:
-        return "curricularface_mobilefacenet" + (" with SDD-FIQA's head" if "quality.1.weight" in state else "")
+        if "linear.weight" in state:
+            return "ediffiqa_mobilefacenet"
+        return "sddfiqa_mobilefacenet" if "quality.1.weight" in state else "curricularface_mobilefacenet"
     if "conv_sep.layers.0.weight" in state:
         return "arcface_torch_mobilefacenet"
+    if "layers.4.weight" in state:
+        return "PCNet's head"
     return None
 
 
@@ -160,11 +178,14 @@ def fill_randomly(model: nn.Module, seed: int) -> None:
     """Give a network reproducible random weights, for tests and trial runs.
 
     Each tensor depends on (seed, its name) alone. Matrices and kernels keep the variance of what passes through;
-    batch-norm weights lie in 0.7..0.9, so that 49 residual blocks do not overflow. Fixed parameters stay.
+    batch-norm weights lie in 0.7..0.9, so that 49 residual blocks do not overflow; biases are 0. Fixed parameters stay.
     """
     for name, parameter in model.named_parameters():
         key = np.array([seed, crc32(name.encode())], dtype=np.uint64)
-        if not parameter.requires_grad or name.endswith("bias"):
+        if not parameter.requires_grad:
+            continue
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
             continue
         uniform = 2 * np.random.Generator(np.random.Philox(key=key)).random(tuple(parameter.shape), np.float32) - 1
         if parameter.ndim >= 2:

@@ -163,7 +163,10 @@ def load_exported(uri: str) -> tuple[OnnxGraph, dict[str, Any]]:
     graph = parse_onnx(read_bytes(uri), uri, output="score").requires_grad_(False).eval()
     card: dict[str, Any] = dict(graph.metadata)
     if graph.output_name != "score" or "validation_scores" not in card:
-        raise FiqaRayError(f"{uri}: not a regressor that fiqa-ray export wrote; a recogniser goes into --recognizer")
+        raise FiqaRayError(
+            f"{uri}: not a regressor that fiqa-ray export wrote; a quality network of yours needs the options "
+            "mean and scale, a recogniser goes into --recognizer"
+        )
     try:
         card["validation_scores"] = json.loads(card["validation_scores"])
     except ValueError as error:

@@ -9,8 +9,25 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 EMBEDDING_DIM = 512
+MAP_DIM = 512 * 7 * 7
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3)}
 STAGE_CHANNELS = (64, 128, 256, 512)
+
+
+class SplitNetwork(nn.Module):
+    """A network in two parts with dropout between them: ``tail(trunk(x))`` is its output in evaluation mode."""
+
+    def trunk(self, x: Tensor) -> Tensor:
+        """Map preprocessed faces ``(b, 3, 112, 112)`` to what dropout works on, ``(b, n_features)``."""
+        raise NotImplementedError
+
+    def tail(self, features: Tensor) -> Tensor:
+        """Map ``(b, n_features)`` to the output ``(b, dim)``."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map preprocessed faces ``(b, 3, 112, 112)`` to the output ``(b, dim)``."""
+        return self.tail(self.trunk(x))
 
 
 class IResNetBlock(nn.Module):
@@ -48,7 +65,7 @@ def _stage(c_in: int, c_out: int, n_blocks: int, eps: float) -> nn.Sequential:
     return nn.Sequential(IResNetBlock(c_in, c_out, 2, eps), *following)
 
 
-class IResNet(nn.Module):
+class IResNet(SplitNetwork):
     """IResNet for 112x112 faces; returns the raw 512-d embedding, not normalised.
 
     Args:
@@ -73,14 +90,40 @@ class IResNet(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.bn2 = nn.BatchNorm2d(512, eps=eps)
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(512 * 7 * 7, EMBEDDING_DIM)
+        self.fc = nn.Linear(MAP_DIM, EMBEDDING_DIM)
         self.features = nn.BatchNorm1d(EMBEDDING_DIM, eps=eps)
         if fixed_scale:
             self.features.weight.requires_grad_(False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map normalised faces ``(b, 3, 112, 112)`` to embeddings ``(b, 512)``."""
+    def trunk(self, x: Tensor) -> Tensor:
+        """Map normalised faces ``(b, 3, 112, 112)`` to the flat map ``(b, 25088)``, index = channel * 49 + y * 7 + x."""
         x = self.prelu(self.bn1(self.conv1(x)))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        x = self.dropout(self.bn2(x)).flatten(1)
-        return self.features(self.fc(x))
+        return self.bn2(self.layer4(self.layer3(self.layer2(self.layer1(x))))).flatten(1)
+
+    def tail(self, features: Tensor) -> Tensor:
+        """Map flat maps ``(b, 25088)`` to embeddings ``(b, 512)``."""
+        return self.features(self.fc(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map normalised faces ``(b, 3, 112, 112)`` to the tail's output ``(b, dim)``."""
+        return self.tail(self.dropout(self.trunk(x)))
+
+
+class CRFIQA(IResNet):
+    """CR-FIQA (``fdbtrs/CR-FIQA``): quality as a linear map of the raw embedding.
+
+    Args:
+        depth: 50 for CR-FIQA(S), 100 for CR-FIQA(L).
+    """
+
+    def __init__(self, depth: int) -> None:
+        super().__init__(depth, dropout=0.4, fixed_scale=False)
+        self.qs = nn.Linear(EMBEDDING_DIM, 1)
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Map flat maps ``(b, 25088)`` to raw embeddings ``(b, 512)``, those of a recogniser."""
+        return super().tail(features)
+
+    def tail(self, features: Tensor) -> Tensor:
+        """Map flat maps ``(b, 25088)`` to quality ``(b, 1)``, unbounded, larger is better."""
+        return self.qs(self.embed(features))

@@ -1,10 +1,11 @@
-"""MobileFaceNet in two released layouts: small face recognisers, useful where an IResNet is too slow.
+"""MobileFaceNet in the released layouts: small networks, useful where an IResNet is too slow.
 
 ``curricularface_mobilefacenet``: ``HuangYG123/CurricularFace backbone/model_mobilefacenet.py`` (the same names and
-shapes as the recognition MobileFaceNet in ``Tencent/TFace quality/``).
-``arcface_torch_mobilefacenet``: ``deepinsight/insightface recognition/arcface_torch/backbones/mobilefacenet.py``, twice
-as wide. Both return the raw 512-d embedding. The nets are nested ``Sequential`` modules whose names are the released
-parameter names.
+shapes as the recognition MobileFaceNet in ``Tencent/TFace quality/``). On the same trunk, ``sddfiqa_mobilefacenet``
+(``Tencent/TFace quality/``) returns a quality and ``ediffiqa_mobilefacenet`` (``LSIbabnikz/eDifFIQA``) an embedding of
+unit length. ``arcface_torch_mobilefacenet``: ``deepinsight/insightface recognition/arcface_torch/backbones/
+mobilefacenet.py``, twice as wide. Embeddings have 512 values and are raw unless said otherwise. The nets are nested
+``Sequential`` modules whose names are the released parameter names.
 """
 
 from __future__ import annotations
@@ -12,8 +13,16 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from torch import Tensor, nn
+from torch.nn import functional
 
-EMBEDDING_DIM = 512
+from fiqa_ray.models.iresnet import EMBEDDING_DIM, MAP_DIM
+
+
+class _UnitLength(nn.Module):
+    """Divides every row by its length."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.normalize(x, dim=1)
 
 
 class _Residual(nn.Sequential):
@@ -33,40 +42,67 @@ def _unit(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1, 
     return [conv, nn.BatchNorm2d(c_out), *([nn.PReLU(c_out)] if prelu else [])]
 
 
-def curricularface_mobilefacenet() -> nn.Sequential:
-    """MobileFaceNet of CurricularFace: ``(b, 3, 112, 112)`` normalised to ``(b, 512)``; 1.2 M parameters, 221 MMAC."""
+def _named_unit(
+    c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1, prelu: bool = True
+) -> nn.Sequential:
+    names = ("conv", "bn", "prelu")
+    return nn.Sequential(OrderedDict(zip(names, _unit(c_in, c_out, kernel, stride, groups, prelu), strict=False)))
 
-    def unit(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1, prelu: bool = True) -> nn.Sequential:
-        names = ("conv", "bn", "prelu")
-        return nn.Sequential(OrderedDict(zip(names, _unit(c_in, c_out, kernel, stride, groups, prelu), strict=False)))
+
+def _with_curricularface_trunk(**head: nn.Module) -> nn.Sequential:
+    """The layers that three released networks share, up to 512 maps of 7x7, and what follows them."""
 
     def bottleneck(c_in: int, c_out: int, width: int, stride: int = 1) -> OrderedDict[str, nn.Module]:
         return OrderedDict(
-            conv=unit(c_in, width, 1),
-            conv_dw=unit(width, width, 3, stride, width),
-            project=unit(width, c_out, 1, prelu=False),
+            conv=_named_unit(c_in, width, 1),
+            conv_dw=_named_unit(width, width, 3, stride, width),
+            project=_named_unit(width, c_out, 1, prelu=False),
         )
 
     def residuals(n_blocks: int, channels: int, width: int) -> nn.Sequential:
         return _named(model=nn.Sequential(*(_Residual(bottleneck(channels, channels, width)) for _ in range(n_blocks))))
 
     return _named(
-        conv1=unit(3, 64, 3, 2),
-        conv2_dw=unit(64, 64, 3, 1, 64),
+        conv1=_named_unit(3, 64, 3, 2),
+        conv2_dw=_named_unit(64, 64, 3, 1, 64),
         conv_23=nn.Sequential(bottleneck(64, 64, 128, 2)),
         conv_3=residuals(4, 64, 128),
         conv_34=nn.Sequential(bottleneck(64, 128, 256, 2)),
         conv_4=residuals(6, 128, 256),
         conv_45=nn.Sequential(bottleneck(128, 128, 512, 2)),
         conv_5=residuals(2, 128, 256),
-        conv_6_sep=unit(128, 512, 1),
-        output_layer=_named(
-            conv_6_dw=unit(512, 512, 7, groups=512, prelu=False),
-            flatten=nn.Flatten(),
-            linear=nn.Linear(512, EMBEDDING_DIM, bias=False),
-            bn=nn.BatchNorm1d(EMBEDDING_DIM),
-        ),
+        conv_6_sep=_named_unit(128, 512, 1),
+        **head,
     )
+
+
+def _curricularface_head() -> dict[str, nn.Module]:
+    return {
+        "conv_6_dw": _named_unit(512, 512, 7, groups=512, prelu=False),
+        "flatten": nn.Flatten(),
+        "linear": nn.Linear(512, EMBEDDING_DIM, bias=False),
+        "bn": nn.BatchNorm1d(EMBEDDING_DIM),
+    }
+
+
+def curricularface_mobilefacenet() -> nn.Sequential:
+    """MobileFaceNet of CurricularFace: ``(b, 3, 112, 112)`` normalised to ``(b, 512)``; 1.2 M parameters, 221 MMAC."""
+    return _with_curricularface_trunk(output_layer=_named(**_curricularface_head()))
+
+
+def ediffiqa_mobilefacenet() -> nn.Sequential:
+    """MobileFaceNet of eDifFIQA: ``(b, 3, 112, 112)`` normalised to ``(b, 512)`` of unit length; 221 MMAC."""
+    return _with_curricularface_trunk(**_curricularface_head(), normalise=_UnitLength())
+
+
+def sddfiqa_mobilefacenet() -> nn.Sequential:
+    """MobileFaceNet of SDD-FIQA: ``(b, 3, 112, 112)`` normalised to quality ``(b, 1)``, about 0..100; 221 MMAC."""
+    return _with_curricularface_trunk(quality=sddfiqa_head(1))
+
+
+def sddfiqa_head(n_outputs: int) -> nn.Sequential:
+    """SDD-FIQA's last layers: 512 maps of 7x7, one PReLU slope per position, to ``(b, n_outputs)``."""
+    return nn.Sequential(nn.Flatten(), nn.PReLU(MAP_DIM), nn.Dropout(0.5), nn.Linear(MAP_DIM, n_outputs))
 
 
 def arcface_torch_mobilefacenet() -> nn.Sequential:

@@ -1,7 +1,8 @@
 """Face recognisers: a table of released networks, a user's own network, and ONNX files.
 
 A recogniser M maps an aligned face to a raw embedding e = M(I), the paper's FR model. Normalisation to unit length is
-left to whoever compares embeddings.
+left to whoever compares embeddings. A quality network of its own (``quality``) is loaded and run by the same code: its
+"embedding" is one number.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -24,14 +25,22 @@ from torch import Tensor, nn
 
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.models.checkpoints import (
+    MAGFACE_PREFIXES,
+    State,
     fill_randomly,
     load_state_dict,
     load_strictly,
     sha256_of,
     sha256_of_state,
 )
-from fiqa_ray.models.iresnet import IResNet
-from fiqa_ray.models.mobilefacenet import arcface_torch_mobilefacenet, curricularface_mobilefacenet
+from fiqa_ray.models.ir import curricularface_ir101, sddfiqa_r50_recognition
+from fiqa_ray.models.iresnet import IResNet, SplitNetwork
+from fiqa_ray.models.mobilefacenet import (
+    arcface_torch_mobilefacenet,
+    curricularface_mobilefacenet,
+    ediffiqa_mobilefacenet,
+)
+from fiqa_ray.models.mxnet_params import load_mxnet_iresnet
 from fiqa_ray.models.onnx_graph import parse_onnx
 from fiqa_ray.storage import read_bytes
 
@@ -74,55 +83,113 @@ UNIT_PIXELS = Preprocessing(mean=0.0, scale=255.0)
 
 
 @dataclass(frozen=True)
-class RecognizerRow:
-    """One released recogniser.
+class NetworkRow:
+    """One released network, a recogniser or a quality network of its own.
 
     ``released_file`` is the name that its authors gave the checkpoint, ``sha256`` the file's hash where one is
-    published (None if not), ``licence`` what the authors state for code and weights.
+    published (None if not), ``licence`` what the authors state for code and weights, ``read`` what takes the file's
+    bytes apart. ``dim`` is the number of values per face (1 for a quality), ``macs`` the multiply-accumulates of
+    convolutions and linear layers per face.
     """
 
     build: Callable[[], nn.Module]
-    dim: int
+    macs: int
     source: str
     released_file: str
     licence: str
     sha256: str | None = None
     preprocessing: Preprocessing = Preprocessing()
+    dim: int = 512
+    read: Callable[..., Mapping[str, Tensor]] = load_state_dict
 
 
-def _arcface_torch(build: Callable[[], nn.Module], released_file: str) -> RecognizerRow:
-    return RecognizerRow(
-        build=build,
-        dim=512,
+MAGFACE = "IrvingMeng/MagFace"
+IRESNET_MACS = {18: 2_609_954_816, 34: 4_459_642_880, 50: 6_309_330_944, 100: 12_089_606_144}
+
+
+def _arcface_torch(depth: int, released_file: str) -> NetworkRow:
+    return NetworkRow(
+        build=partial(IResNet, depth),
+        macs=IRESNET_MACS[depth],
         source="deepinsight/insightface recognition/arcface_torch",
         released_file=released_file,
-        licence="code MIT; weights for non-commercial research only",
+        licence="code MIT; weights: non-commercial research only",
     )
 
 
-RECOGNIZERS: dict[str, RecognizerRow] = {
-    "arcface_r18": _arcface_torch(partial(IResNet, 18), "ms1mv3_arcface_r18_fp16/backbone.pth"),
-    "arcface_r34": _arcface_torch(partial(IResNet, 34), "ms1mv3_arcface_r34_fp16/backbone.pth"),
-    "arcface_r50": _arcface_torch(partial(IResNet, 50), "ms1mv3_arcface_r50_fp16/backbone.pth"),
-    "arcface_r100": _arcface_torch(partial(IResNet, 100), "ms1mv3_arcface_r100_fp16/backbone.pth"),
-    "elasticface_r100": RecognizerRow(
+def _magface(depth: int, released_file: str) -> NetworkRow:
+    return NetworkRow(
+        build=partial(IResNet, depth, eps=2e-5, dropout=0.4, fixed_scale=False),
+        macs=IRESNET_MACS[depth],
+        source=MAGFACE,
+        released_file=released_file,
+        licence="code Apache-2.0; weights: not stated",
+        preprocessing=Preprocessing("BGR", mean=0.0, scale=255.0),
+    )
+
+
+RECOGNIZERS: dict[str, NetworkRow] = {
+    "arcface_r18": _arcface_torch(18, "ms1mv3_arcface_r18_fp16/backbone.pth"),
+    "arcface_r34": _arcface_torch(34, "ms1mv3_arcface_r34_fp16/backbone.pth"),
+    "arcface_r50": _arcface_torch(50, "ms1mv3_arcface_r50_fp16/backbone.pth"),
+    "arcface_r100": _arcface_torch(100, "ms1mv3_arcface_r100_fp16/backbone.pth"),
+    "elasticface_r100": NetworkRow(
         build=partial(IResNet, 100),
-        dim=512,
+        macs=IRESNET_MACS[100],
         source="fdbtrs/ElasticFace",
         # The four variants share this name; which one a file holds cannot be seen from its entries.
         released_file="295672backbone.pth",
-        licence="code CC BY-NC-SA 4.0; weights: not stated separately",
+        licence="code CC BY-NC-SA 4.0; weights: not stated",
     ),
-    "faceqan_cosface_r100": _arcface_torch(partial(IResNet, 100), "glint360k_cosface_r100_fp16_0.1/backbone.pth"),
-    "arcface_torch_mobilefacenet": _arcface_torch(
-        arcface_torch_mobilefacenet, "model.pt (older: backbone.pth) of a training with network mbf"
+    "curricularface_ir101": NetworkRow(
+        build=curricularface_ir101,
+        macs=12_076_761_088,
+        source="HuangYG123/CurricularFace",
+        released_file="CurricularFace_Backbone.pth",
+        licence="code MIT; weights: not stated",
     ),
-    "curricularface_mobilefacenet": RecognizerRow(
+    "faceqan_cosface_r100": _arcface_torch(100, "glint360k_cosface_r100_fp16_0.1/backbone.pth"),
+    "pcnet_cosface_r50": _arcface_torch(50, "glint360k_cosface_r50_fp16_0.1/backbone.pth"),
+    "magface_r100": _magface(100, "magface_epoch_00025.pth"),
+    "magface_r50": _magface(50, "a checkpoint of training with arch iresnet50"),
+    "magface_r18": _magface(18, "a checkpoint of training with arch iresnet18"),
+    "serfiq_lresnet100e": NetworkRow(
+        build=partial(IResNet, 100, eps=2e-5),
+        macs=IRESNET_MACS[100],
+        source="pterhoer/FaceImageQuality",
+        released_file="insightface/model/insightface-0000.params",
+        licence="code CC BY-NC-SA 4.0; weights: non-commercial research only",
+        sha256="8acca797c0a0649f8b00e698349462ebd81f467cbe2012df56cfa30794655e45",
+        preprocessing=Preprocessing(mean=127.5, scale=128.0),
+        read=load_mxnet_iresnet,
+    ),
+    "sddfiqa_r50_recognition": NetworkRow(
+        build=sddfiqa_r50_recognition,
+        macs=6_296_485_888,
+        source="Tencent/TFace quality/",
+        released_file="a checkpoint of training with backbone R50",
+        licence="code Apache-2.0; weights: not stated",
+    ),
+    "arcface_torch_mobilefacenet": NetworkRow(
+        build=arcface_torch_mobilefacenet,
+        macs=437_520_896,
+        source="deepinsight/insightface recognition/arcface_torch",
+        released_file="model.pt (older: backbone.pth) of a training with network mbf",
+        licence="code MIT; weights: non-commercial research only",
+    ),
+    "curricularface_mobilefacenet": NetworkRow(
         build=curricularface_mobilefacenet,
-        dim=512,
+        macs=221_161_984,
         source="HuangYG123/CurricularFace or Tencent/TFace quality/",
-        released_file="the checkpoint of a training with backbone MobileFaceNet",
+        released_file="a checkpoint of training with backbone MobileFaceNet",
         licence="code MIT (CurricularFace), Apache-2.0 (TFace); weights: not stated",
+    ),
+    "ediffiqa_mobilefacenet": NetworkRow(
+        build=ediffiqa_mobilefacenet,
+        macs=221_161_984,
+        source="LSIbabnikz/eDifFIQA",
+        released_file="a checkpoint of training with its MobileFaceNet",
+        licence="no licence stated",
     ),
 }
 
@@ -175,10 +242,13 @@ class Recognizer(nn.Module):
         Raises:
             FiqaRayError: if the network returns anything else.
         """
-        dtype = next((p.dtype for p in self.backbone.parameters()), torch.float32)
-        embeddings = self.backbone(self.preprocessing(x.to(dtype)))
+        embeddings = self.backbone(self._input(x))
         check_embeddings(embeddings, self.dim, self.name, n_images=len(x))
         return embeddings
+
+    def _input(self, x: Tensor) -> Tensor:
+        dtype = next((p.dtype for p in self.backbone.parameters()), torch.float32)
+        return self.preprocessing(x.to(dtype))
 
     def forward(self, faces: Tensor) -> Tensor:
         """Embed aligned RGB faces.
@@ -195,6 +265,47 @@ class Recognizer(nn.Module):
         """
         check_faces(faces)
         return self.embed_unit(faces.to(torch.float32) / 255).to(torch.float32)
+
+    def split(self, method: str) -> SplitNetwork:
+        """Return the backbone as trunk and tail.
+
+        Raises:
+            UsageError: naming ``method``, which needs them, if the backbone has none.
+        """
+        if not isinstance(self.backbone, SplitNetwork):
+            raise UsageError(
+                f"{method} starts from the layer before a recogniser's dropout, and {self.name} does not say where that "
+                "is; take an IResNet or IR network, or make yours a fiqa_ray.models.iresnet.SplitNetwork"
+            )
+        return self.backbone
+
+
+class CleanPass:
+    """A batch of faces on its way through a network; what several methods start from is made once, when first asked for.
+
+    Attributes:
+        faces: ``(b, 3, 112, 112)`` uint8, on the network's device.
+    """
+
+    def __init__(self, network: Recognizer | None, faces: Tensor) -> None:
+        self._network, self.faces = network, faces
+
+    @cached_property
+    def features(self) -> Tensor:
+        """The trunk's output, ``(b, n_features)`` in the network's dtype; only for a ``SplitNetwork``."""
+        assert self._network is not None
+        assert isinstance(self._network.backbone, SplitNetwork)
+        with torch.inference_mode():
+            return self._network.backbone.trunk(self._network._input(self.faces.to(torch.float32) / 255))
+
+    @cached_property
+    def output(self) -> Tensor:
+        """The network's output, ``(b, dim)`` float32."""
+        assert self._network is not None
+        with torch.inference_mode():
+            if isinstance(self._network.backbone, SplitNetwork):
+                return self._network.backbone.tail(self.features).to(torch.float32)
+            return self._network(self.faces)
 
 
 def check_faces(faces: Tensor) -> None:
@@ -245,7 +356,7 @@ def load_recognizer(
             - a name of the table ``RECOGNIZERS``; ``weights`` is then the released checkpoint, or ``random:SEED`` for
               reproducible random weights (tests and trial runs: such embeddings mean nothing);
             - ``module:function``: called as ``function(weights=weights, **options)``, returns a torch module that maps
-              RGB faces ``(b, 3, 112, 112)`` float in [0, 1] to ``(b, dim)``;
+              RGB faces ``(b, 3, 112, 112)`` float in [0, 1] to ``(b, dim)``; as a ``SplitNetwork`` it also serves SER-FIQ;
             - a path or URL ending in ``.onnx``, with options ``mean`` and ``scale`` (input = (v - mean) / scale for v in
               0..255) and ``colour`` (RGB by default, or BGR).
         weights: path or any fsspec URL.
@@ -258,7 +369,7 @@ def load_recognizer(
     if name in RECOGNIZERS:
         recognizer = _from_table(name, weights, options)
     elif name.lower().endswith(".onnx"):
-        recognizer = _from_onnx(name, weights, options)
+        recognizer = from_onnx(name, weights, options)
     elif IMPORTED.fullmatch(name):
         recognizer = _from_function(name, weights, options, place)
     else:
@@ -270,11 +381,24 @@ def load_recognizer(
 
 
 def _from_table(name: str, weights: str | os.PathLike[str] | None, options: Mapping[str, Any]) -> Recognizer:
-    row = RECOGNIZERS[name]
     check_options(name, options, allowed=())
+    return load_row(f"recogniser {name}", name, RECOGNIZERS[name], weights)
+
+
+def load_row(what: str, name: str, row: NetworkRow, weights: str | os.PathLike[str] | None) -> Recognizer:
+    """Build the network of a table's row and load its checkpoint strictly, or give it random weights (``random:SEED``).
+
+    Args:
+        what: kind and name for messages.
+        name: the recogniser's, which the result keeps.
+
+    Raises:
+        FiqaRayError: weights are missing, unreadable, do not fit, or belong to a network of the same entries that wants
+            other pixels.
+    """
     if weights is None:
         raise UsageError(
-            f"recogniser {name}: weights are missing. Give the path of {row.released_file} from {row.source} "
+            f"{what}: weights are missing. Give the path of {row.released_file} from {row.source} "
             f"({row.licence}); for a trial without meaning, weights=random:0"
         )
     uri = os.fspath(weights)
@@ -284,16 +408,32 @@ def _from_table(name: str, weights: str | os.PathLike[str] | None, options: Mapp
         if not seed.isdecimal():
             raise UsageError(f"weights={uri!r}: after 'random:' comes a whole number, as in random:0")
         fill_randomly(backbone, int(seed))
-        return Recognizer(name, backbone, row.preprocessing, row.dim, sha256_of_state(backbone.state_dict()))
-    data = read_bytes(uri)
-    sha256 = sha256_of(data)
-    if row.sha256 is not None and sha256 != row.sha256:
-        logger.warning("%s: SHA-256 %s is not that of the released %s (%s)", uri, sha256, row.released_file, row.sha256)
-    load_strictly(backbone, load_state_dict(data, name=uri), uri)
+        sha256 = sha256_of_state(backbone.state_dict())
+    else:
+        data = read_bytes(uri)
+        sha256 = sha256_of(data)
+        if row.sha256 is not None and sha256 != row.sha256:
+            logger.warning(
+                "%s: SHA-256 %s is not that of the released %s (%s)", uri, sha256, row.released_file, row.sha256
+            )
+        state = row.read(data, name=uri)
+        load_strictly(backbone, state, uri)
+        if isinstance(state, State) and state.wrapping in MAGFACE_PREFIXES and row.source != MAGFACE:
+            raise FiqaRayError(
+                f"{uri}: looks like a MagFace checkpoint (its entries begin with {state.wrapping!r}), whose pixels are BGR "
+                f"from 0 to 1 and whose eps is 2e-5; {name} would load it and be wrong. Choose magface_r100, _r50 or _r18"
+            )
     return Recognizer(name, backbone, row.preprocessing, row.dim, sha256)
 
 
-def _from_onnx(name: str, weights: str | os.PathLike[str] | None, options: Mapping[str, Any]) -> Recognizer:
+def from_onnx(
+    name: str, weights: str | os.PathLike[str] | None, options: Mapping[str, Any], *, quality: bool = False
+) -> Recognizer:
+    """Load an ONNX file; as ``quality``, one whose output is one number per face, ``(b,)`` or ``(b, 1)``.
+
+    Raises:
+        FiqaRayError: see ``load_recognizer``.
+    """
     check_options(name, options, allowed=("mean", "scale", "colour"))
     if weights is not None:
         raise UsageError(f"{name}: an ONNX file holds its own weights; leave out weights={os.fspath(weights)!r}")
@@ -304,14 +444,16 @@ def _from_onnx(name: str, weights: str | os.PathLike[str] | None, options: Mappi
         )
     preprocessing = Preprocessing(**options)
     data = read_bytes(name)
-    backbone = parse_onnx(data, name)
+    backbone: nn.Module = parse_onnx(data, name)
+    if quality:
+        backbone = _Column(backbone)
     probe = _probe_faces()
     with torch.no_grad():
         together, alone = (
             _called(name, backbone, preprocessing(probe)),
             _called(name, backbone, preprocessing(probe[:1])),
         )
-    check_embeddings(together, None, name, n_images=len(probe))
+    check_embeddings(together, 1 if quality else None, name, n_images=len(probe))
     if not torch.allclose(together[:1], alone, rtol=1e-3, atol=1e-4 * float(alone.abs().max())):
         raise FiqaRayError(f"{name}: one face's embedding depends on the others in its batch; export it for inference")
     return Recognizer(name, backbone, preprocessing, together.shape[1], sha256_of(data), options=options)
@@ -338,6 +480,18 @@ def _from_function(
         options=options,
         differentiable=differentiable,
     )
+
+
+class _Column(nn.Module):
+    """Gives one number per face the shape ``(b, 1)``."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.network(x)
+        return y[:, None] if isinstance(y, Tensor) and y.ndim == 1 else y
 
 
 def _probe_faces() -> Tensor:

@@ -21,8 +21,9 @@ Worker = Callable[[Any], Part]
 class Step:
     """One dataset to make: its shards (shard i makes part i) and the worker that runs them.
 
-    ``make_worker`` is picklable and called once per process or actor, so it may load a model. ``engine``: Ray "data" (an
-    actor pool of Ray Data), Ray "tasks", or "driver" (the worker starts Ray work of its own).
+    ``also``: further datasets of as many rows, whose part i the same shard makes. ``make_worker`` is picklable and called
+    once per process or actor, so it may load a model. ``engine``: Ray "data" (an actor pool of Ray Data), Ray "tasks", or
+    "driver" (the worker starts Ray work of its own).
     """
 
     stage: str
@@ -35,6 +36,17 @@ class Step:
     unit: str = "rows"
     plan: dict[str, Any] = field(default_factory=dict)
     check: Callable[[Manifest], None] = lambda _: None
+    also: tuple[Dataset, ...] = ()
+
+    @property
+    def datasets(self) -> tuple[Dataset, ...]:
+        """All that the step makes."""
+        return (self.dataset, *self.also)
+
+    def finished_parts(self) -> dict[int, Part]:
+        """Records of the first dataset's parts whose shards need not be run: the part is there in every dataset."""
+        first, *others = (d.finished_parts(verify=True) for d in self.datasets)
+        return {i: part for i, part in first.items() if all(i in other for other in others)}
 
 
 def ready(run: Callable[..., Part], *settings: Any) -> Callable[[], Worker]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -19,22 +19,24 @@ import torch
 
 from fiqa_ray import schemas
 from fiqa_ray.config import MethodSettings, RecognizerSettings, default_batch_size
-from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.images import decode_faces
 from fiqa_ray.lineage import Job
-from fiqa_ray.models.quality import METHODS, embedding_norm, load_scorer
-from fiqa_ray.models.recognition import load_recognizer
+from fiqa_ray.models.quality import METHODS, Scorer, embedding_norm, load_scorer, needs_recognizer, score_together
+from fiqa_ray.models.recognition import Recognizer, load_recognizer
 from fiqa_ray.sources.scores import scores_by_id
 from fiqa_ray.stages import Step, Worker, ready
 from fiqa_ray.storage import Dataset, Part
 
 Model = Callable[[torch.Tensor, np.ndarray], np.ndarray]
 """(b, 3, 112, 112) uint8 faces and (b,) image rows -> (b, dim) embeddings or (b,) scores, float32."""
+Models = Callable[[torch.Tensor, np.ndarray], list[np.ndarray]]
+"""The same for the datasets of one step, one array each."""
 
 
 @dataclass(frozen=True)
 class ModelCall:
-    """What a worker loads: the FR model, and the FIQA method or regressor on it (None: embed)."""
+    """What a worker loads: the FR model (None: embed), or the FIQA method or regressor and the FR model if it needs one."""
 
     recognizer: RecognizerSettings | None
     scorer: str | None
@@ -49,22 +51,9 @@ class ModelCall:
 
     def load(self) -> Model:
         """Loads the model, once per worker."""
-        device = self.place()
-        recognizer = None
-        if self.recognizer is not None:
-            r = self.recognizer
-            recognizer = load_recognizer(r.name, weights=r.weights, device=device, **r.options)
         if self.scorer is not None:
-            return load_scorer(
-                self.scorer,
-                recognizer=recognizer,
-                weights=self.weights,
-                device=device,
-                seed=self.seed,
-                **self.options,
-            )
-        assert recognizer is not None
-        model = recognizer
+            return self._load_scorer(self._load_recognizer() if needs_recognizer(self.scorer) else None)
+        device, model = self.place(), self._load_recognizer()
 
         def embed(faces: torch.Tensor, _: np.ndarray) -> np.ndarray:
             with torch.inference_mode():
@@ -72,21 +61,60 @@ class ModelCall:
 
         return embed
 
+    def _load_recognizer(self) -> Recognizer:
+        r = self.recognizer
+        assert r is not None
+        return load_recognizer(r.name, weights=r.weights, device=self.place(), **r.options)
+
+    def _load_scorer(self, recognizer: Recognizer | None) -> Scorer:
+        assert self.scorer is not None
+        return load_scorer(
+            self.scorer,
+            recognizer=recognizer,
+            weights=self.weights,
+            device=self.place(),
+            seed=self.seed,
+            **self.options,
+        )
+
+
+def load_calls(calls: Sequence[ModelCall]) -> Models:
+    """Loads what one step runs: a single call, or several FIQA methods on one FR model, which is loaded once."""
+    if len(calls) == 1:
+        model = calls[0].load()
+        return lambda faces, rows: [model(faces, rows)]
+    recognizer = calls[0]._load_recognizer()
+    scorers = [call._load_scorer(recognizer) for call in calls]
+    return lambda faces, rows: score_together(scorers, faces, rows)
+
 
 def embed_steps(job: Job) -> Iterator[list[Step]]:
     """Embeddings of every face set."""
     call = ModelCall(job.settings.recognizer, None, None, {}, job.settings.seed, job.settings.compute.device)
-    yield [_model_step("embed", job.embeddings(s), job.faces(s), call, job) for s in job.face_sets]
+    yield [_model_step("embed", [job.embeddings(s)], job.faces(s), [call], job) for s in job.face_sets]
 
 
 def score_steps(job: Job) -> Iterator[list[Step]]:
-    """Prior scores of every method on every face set that it can be scored on; models first, then the rest."""
-    steps = [
-        _score_step(job, face_set, method)
-        for method in job.settings.methods
-        for face_set in job.face_sets
-        if method.fuse is None and job.has_scores(face_set, method)
-    ]
+    """Prior scores of every method on every face set that it can be scored on; models first, then the rest.
+
+    Methods that start from the trunk of the same FR model are one step per face set, which runs the trunk once.
+    """
+    steps = []
+    for face_set in job.face_sets:
+        on_trunk: list[list[MethodSettings]] = []
+        for method in job.settings.methods:
+            if method.fuse is not None or not job.has_scores(face_set, method):
+                continue
+            if not _from_trunk(job, face_set, method):
+                steps.append(_score_step(job, face_set, method))
+            elif same := next((ms for ms in on_trunk if ms[0].recognizer == method.recognizer), None):
+                same.append(method)
+            else:
+                on_trunk.append([method])
+        for methods in on_trunk:
+            datasets = [job.prior_scores(face_set, m) for m in methods]
+            calls = [method_call(job, m) for m in methods]
+            steps.append(_model_step("score", datasets, job.faces(face_set), calls, job))
     for engine in ("data", "tasks"):
         group = [s for s in steps if s.engine == engine]
         if group:
@@ -104,7 +132,7 @@ def regressor_score_steps(job: Job) -> Iterator[list[Step]]:
         call = ModelCall(None, regressor.uri, None, options, job.settings.seed, job.settings.compute.device)
         for benchmark in job.settings.benchmarks:
             dataset = job.regressor_scores(benchmark.name, method, theta)
-            steps.append(_model_step("evaluate", dataset, job.faces(benchmark.name), call, job))
+            steps.append(_model_step("evaluate", [dataset], job.faces(benchmark.name), [call], job))
     if steps:
         yield steps
 
@@ -117,29 +145,41 @@ def _score_step(job: Job, face_set: str, method: MethodSettings) -> Step:
     if scores_uri is not None:
         return Step("score", dataset, [faces], ready(file_shard, dataset, scores_uri), manifest.n_rows, unit="images")
     row = METHODS.get(method.name)
-    if row is not None and row.from_embedding:
+    if row is not None and row.from_embedding and method.recognizer is None:
         embeddings = job.embeddings(face_set)
         parts = embeddings.require().parts
         worker = ready(norm_shard, dataset, embeddings)
         return Step("score", dataset, parts, worker, manifest.n_rows, unit="images")
-    call = ModelCall(
-        job.settings.recognizer,
-        method.name,
-        method.weights,
-        dict(method.options),
-        job.settings.seed,
-        job.settings.compute.device,
-    )
-    return _model_step("score", dataset, faces, call, job)
+    return _model_step("score", [dataset], faces, [method_call(job, method)], job)
 
 
-def _model_step(stage: str, dataset: Dataset, faces: Dataset, call: ModelCall, job: Job) -> Step:
+def _from_trunk(job: Job, face_set: str, method: MethodSettings) -> bool:
+    """Whether a method shares the trunk's pass; one that has its scores already is left alone."""
+    row = METHODS.get(method.name)
+    if row is None or not row.from_trunk or job.scores_uri(face_set, method) is not None:
+        return False
+    return job.prior_scores(face_set, method).manifest() is None
+
+
+def method_call(job: Job, method: MethodSettings) -> ModelCall:
+    """What a worker loads for a method: on its own FR model if it names one, else on the job's."""
+    s = job.settings
+    if method.recognizer is not None and not needs_recognizer(method.name):
+        raise UsageError(
+            f"methods: {method.label} works on no FR model; leave out its recognizer {method.recognizer.name}"
+        )
+    recognizer = method.recognizer or s.recognizer
+    return ModelCall(recognizer, method.name, method.weights, dict(method.options), s.seed, s.compute.device)
+
+
+def _model_step(stage: str, datasets: Sequence[Dataset], faces: Dataset, calls: Sequence[ModelCall], job: Job) -> Step:
     manifest = faces.require()
     return Step(
         stage=stage,
-        dataset=dataset,
+        dataset=datasets[0],
+        also=tuple(datasets[1:]),
         shards=manifest.parts,
-        make_worker=partial(_make_model_worker, dataset, faces, call, job.settings.compute.batch_size),
+        make_worker=partial(_make_model_worker, datasets, faces, calls, job.settings.compute.batch_size),
         n_rows=manifest.n_rows,
         engine="data",
         uses_model=True,
@@ -147,19 +187,26 @@ def _model_step(stage: str, dataset: Dataset, faces: Dataset, call: ModelCall, j
     )
 
 
-def _make_model_worker(dataset: Dataset, faces: Dataset, call: ModelCall, batch_size: int | None) -> Worker:
-    size = batch_size or default_batch_size(call.place())
-    return partial(run_shard, dataset, faces, call.load(), call.scorer is None, size)
+def _make_model_worker(
+    datasets: Sequence[Dataset], faces: Dataset, calls: Sequence[ModelCall], batch_size: int | None
+) -> Worker:
+    size = batch_size or default_batch_size(calls[0].place())
+    return partial(run_shard, datasets, faces, load_calls(calls), calls[0].scorer is None, size)
 
 
-def run_shard(dataset: Dataset, faces: Dataset, model: Model, embeds: bool, batch_size: int, shard: Part) -> Part:
-    """Runs the model over one part of faces. Memory: the part's encoded faces and three decoded batches."""
+def run_shard(
+    datasets: Sequence[Dataset], faces: Dataset, models: Models, embeds: bool, batch_size: int, shard: Part
+) -> Part:
+    """Runs the models over one part of faces and returns the first dataset's part.
+
+    Memory: the part's encoded faces and three decoded batches.
+    """
     started = time.monotonic()
     table = faces.read(shard, ["image_row", "identity_row", "face", "status", "error"])
     image_row = table["image_row"].to_numpy()
     good = np.flatnonzero(pc.equal(table["status"], "ok").to_numpy())
     encoded = table["face"].take(pa.array(good))
-    outputs: list[np.ndarray] = []
+    outputs: list[list[np.ndarray]] = []
     # a part without any good face has one empty batch: its output still says how long an embedding is
     batches = [slice(at, min(at + batch_size, len(good))) for at in range(0, max(len(good), 1), batch_size)]
     with ThreadPoolExecutor(1) as pool:  # decodes the next batch while the model is at work on this one
@@ -171,8 +218,14 @@ def run_shard(dataset: Dataset, faces: Dataset, model: Model, embeds: bool, batc
             n = where.stop - where.start
             rows = np.full(batch_size, -1, np.int64)
             rows[:n] = image_row[good[where]]
-            outputs.append(_checked(model(torch.from_numpy(batch), rows), batch_size, embeds, dataset.uri)[:n])
-    return _write(dataset, table, good, np.concatenate(outputs), embeds, shard.index, started)
+            found = models(torch.from_numpy(batch), rows)
+            outputs.append([_checked(o, batch_size, embeds, d.uri)[:n] for d, o in zip(datasets, found, strict=True)])
+    duration_s = (time.monotonic() - started) / len(datasets)  # each dataset's share
+    parts = [
+        _write(dataset, table, good, np.concatenate(values), embeds, shard.index, duration_s)
+        for dataset, values in zip(datasets, zip(*outputs, strict=True), strict=True)
+    ]
+    return parts[0]
 
 
 def _decode(encoded: pa.ChunkedArray, where: slice, batch_size: int) -> np.ndarray:
@@ -197,7 +250,7 @@ def _checked(output: np.ndarray, batch_size: int, embeds: bool, place: str) -> n
 
 
 def _write(
-    dataset: Dataset, table: pa.Table, good: np.ndarray, values: np.ndarray, embeds: bool, index: int, started: float
+    dataset: Dataset, table: pa.Table, good: np.ndarray, values: np.ndarray, embeds: bool, index: int, duration_s: float
 ) -> Part:
     """Rows of bad faces keep their status; rows where the model gave NaN or infinity get status "non_finite"."""
     n = len(table)
@@ -227,7 +280,7 @@ def _write(
         {".parquet": pa.table({name: columns[name] for name in schema.names}, schema=schema)},
         n_rows=n,
         stats={"status": dict(Counter(status.tolist()))},
-        duration_s=time.monotonic() - started,
+        duration_s=duration_s,
     )
 
 
@@ -239,7 +292,7 @@ def norm_shard(dataset: Dataset, embeddings: Dataset, shard: Part) -> Part:
     started = time.monotonic()
     table = embeddings.read(shard, ["image_row", "embedding", "status", "error"])
     values, good = schemas.embedding_values(table)
-    return _write(dataset, table, good, embedding_norm(values), False, shard.index, started)
+    return _write(dataset, table, good, embedding_norm(values), False, shard.index, time.monotonic() - started)
 
 
 def file_shard(dataset: Dataset, scores_uri: str, faces: Dataset) -> Part:
@@ -248,4 +301,4 @@ def file_shard(dataset: Dataset, scores_uri: str, faces: Dataset) -> Part:
     table = faces.read_all(["image_row", "image_id", "status", "error"])
     scores = scores_by_id(scores_uri, table["image_id"].combine_chunks())
     good = np.flatnonzero(pc.equal(table["status"], "ok").to_numpy())
-    return _write(dataset, table, good, scores[good], False, 0, started)
+    return _write(dataset, table, good, scores[good], False, 0, time.monotonic() - started)

@@ -1,10 +1,10 @@
 """train-pcnet: PCNet's head on the job's recogniser, from mated pairs of the packed training faces (Ray Train).
 
-No weights of PCNet were released, so whoever compares with it trains it. Loss and schedule are those of the re-implementation
-in KaenChan/face-uncertainty-pytorch (see `fiqa_ray.models.pcnet`): the trunk stays as it is, in evaluation mode; a batch is
-10 people with 8 images each; SGD with momentum, its rate divided by 10 after a half and after three quarters of the
-steps. Images are mirrored by chance, and some are damaged: uncertainty is learned from what damage does to similarity.
-Every 20th person is held out, and the loss on these people is reported.
+No weights of PCNet were released, so whoever compares with it trains it. Loss and schedule are those of the
+re-implementation in KaenChan/face-uncertainty-pytorch (see `fiqa_ray.models.pcnet`): the trunk stays as it is, in evaluation
+mode; a batch is 10 people with 8 images each; SGD with momentum, its rate divided by 10 after a half and after three
+quarters of the steps. Images are mirrored by chance, and some are damaged: uncertainty is learned from what damage does to
+similarity. Every 20th person is held out, and the loss on these people is reported.
 
 The state is written beside the result; a training that is started again continues from there.
 """
@@ -64,9 +64,9 @@ class PCNetPlan:
 def train_pcnet(job: Job, output: str, n_steps: int = 2000) -> dict[str, Any]:
     """Trains the head on the job's packed training faces, writes its state dict to ``output``, and returns its card.
 
-    ``output``: any fsspec URL; give it as the weights of the method ``pcnet``. The card (loss on held-out people, recogniser,
-    data) is written beside it, with ``.json`` after its name. Errors: `FiqaRayError` where faces are not packed, the
-    recogniser has no trunk to start from, or no person has two images.
+    ``output``: any fsspec URL; give it as the weights of the method ``pcnet``. The card (loss on held-out people,
+    recogniser, data) is written beside it, with ``.json`` after its name. Errors: `FiqaRayError` where faces are not packed,
+    the recogniser has no trunk to start from, or no person has two images.
     """
     if n_steps < 1:
         raise UsageError(f"n_steps={n_steps} must be at least 1")
@@ -133,11 +133,17 @@ def pcnet_loop(plan: PCNetPlan, rank: int, world: int, report: Callable[[dict[st
             if step % _REPORT_EVERY == 0 or step == plan.n_steps:
                 mean = float(reduce_over(loss.detach().cpu(), "sum", world)) / world
                 if not np.isfinite(mean):
-                    raise FiqaRayError(f"train-pcnet: the loss is {mean} at step {step}; check the recogniser on these faces")
+                    raise FiqaRayError(
+                        f"train-pcnet: the loss is {mean} at step {step}; check the recogniser on these faces"
+                    )
                 history.append([step, mean])
             if rank == 0 and (time.monotonic() - saved > SAVE_EVERY_S and step < plan.n_steps):
                 saved = time.monotonic()
-                now = {"head": head.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+                now = {
+                    "head": head.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "schedule": schedule.state_dict(),
+                }
                 _write(state_uri, {**now, "step": step, "history": history})
             if step == plan.n_steps:
                 break
@@ -229,12 +235,8 @@ class _People:
                 chosen = [(row, faces[: plain.n_images]) for row, faces in people[k : k + self.plan.n_people]]
                 yield _decoded([f for _, own in chosen for f in own]), _rows(chosen)
 
-    def _batch(
-        self, people: list[tuple[int, list[bytes]]], rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        chosen = [
-            (row, [faces[i] for i in rng.permutation(len(faces))[: self.plan.n_images]]) for row, faces in people
-        ]
+    def _batch(self, people: list[tuple[int, list[bytes]]], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        chosen = [(row, [faces[i] for i in rng.permutation(len(faces))[: self.plan.n_images]]) for row, faces in people]
         faces = _decoded([f for _, own in chosen for f in own])
         return np.stack([_augmented(face, rng) for face in faces]), _rows(chosen)
 

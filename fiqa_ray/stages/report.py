@@ -130,8 +130,8 @@ def _models(job: Job) -> list[ModelRow]:
         licence = known.licence if known else "the user's own"
         return ModelRow(name, (weights or name).rsplit("/", 1)[-1], identity.get("sha256", ""), licence)
 
-    r = job.settings.recognizer
-    rows = [row(r.name, r.weights, job.recognizer_id(), RECOGNIZERS)]
+    recognizers = [job.settings.recognizer, *(m.recognizer for m in job.settings.methods if m.recognizer is not None)]
+    rows = [row(r.name, r.weights, model_id(r), RECOGNIZERS) for r in recognizers]
     return rows + [row(m.name, m.weights or m.scores, model_id(m), METHODS) for m in job.settings.methods]
 
 

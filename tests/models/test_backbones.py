@@ -1,21 +1,56 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from released import fill, golden, golden_input
 from torch import nn
 
 from fiqa_ray.models.iresnet import IResNet
-from fiqa_ray.models.mobilefacenet import arcface_torch_mobilefacenet, curricularface_mobilefacenet
+from fiqa_ray.models.pcnet import PCNetHead
+from fiqa_ray.models.quality import METHODS
+from fiqa_ray.models.recognition import RECOGNIZERS
 
-BACKBONES = {
-    "arcface_iresnet18": lambda: IResNet(18),
-    "arcface_iresnet50": lambda: IResNet(50),
-    "arcface_iresnet100": lambda: IResNet(100),
-    "magface_iresnet18": lambda: IResNet(18, eps=2e-5, fixed_scale=False),
-    "curricularface_mobilefacenet": curricularface_mobilefacenet,
-    "arcface_torch_mobilefacenet": arcface_torch_mobilefacenet,
+ROW_OF = {  # released architecture -> the row that builds it
+    "arcface_iresnet18": "arcface_r18",
+    "arcface_iresnet50": "arcface_r50",
+    "arcface_iresnet100": "arcface_r100",
+    "elasticface_iresnet100": "elasticface_r100",
+    "faceqan_iresnet100": "faceqan_cosface_r100",
+    "magface_iresnet18": "magface_r18",
+    "magface_iresnet50": "magface_r50",
+    "magface_iresnet100": "magface_r100",
+    "curricularface_ir101": "curricularface_ir101",
+    "curricularface_mobilefacenet": "curricularface_mobilefacenet",
+    "sddfiqa_mobilefacenet_recognition": "curricularface_mobilefacenet",
+    "sddfiqa_r50_recognition": "sddfiqa_r50_recognition",
+    "ediffiqa_mobilefacenet": "ediffiqa_mobilefacenet",
+    "arcface_torch_mobilefacenet": "arcface_torch_mobilefacenet",
+    "crfiqa_iresnet100": "crfiqa_l",
+    "crfiqa_iresnet50": "crfiqa_s",
+    "sddfiqa_r50": "sddfiqa_r50",
+    "sddfiqa_mobilefacenet": "sddfiqa_mobilefacenet",
+    "transfer_regressor_iresnet100": "paper_regressor_r100",
 }
+# Same entries and the same forward as arcface_iresnet100 in the golden file: one run stands for all.
+SAME_AS_ARCFACE = ("elasticface_iresnet100", "faceqan_iresnet100")
+
+
+def row_of(name):
+    row = ROW_OF[name]
+    return RECOGNIZERS[row] if row in RECOGNIZERS else METHODS[row].network
+
+
+def released_outputs(name: str, model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """What the authors' forward returns: some return a pair, of which this project's forward gives one."""
+    output = model(x)
+    if name.startswith("crfiqa"):
+        return [model.embed(model.trunk(x)), output]
+    if name == "curricularface_ir101":
+        return [output, model.maps(x).flatten(1)]
+    if name == "curricularface_mobilefacenet":
+        return [output, model[:-1](x).flatten(1)]
+    return [output]
 
 
 def count_macs(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, int]]:
@@ -37,9 +72,23 @@ def count_macs(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, dict[st
         return model(x), macs
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_backbone_equals_the_released_one(name):
-    model = BACKBONES[name]()
+def check_forward(outputs, expected):
+    for output, wanted in zip(outputs, expected, strict=True):
+        assert list(output.shape) == wanted["shape"]
+        for got, value in (
+            (output.norm(dim=1), wanted["l2"]),
+            (output.sum(dim=1), wanted["sum"]),
+            (output[:, :4], wanted["first4"]),
+        ):
+            torch.testing.assert_close(got, torch.tensor(value, dtype=torch.float64), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ROW_OF)
+def test_network_equals_the_released_one(name):
+    row = row_of(name)
+    with torch.device("meta"):
+        model = row.build().eval()
+        n_outputs, macs = count_macs(model, torch.empty(1, 3, 112, 112))
     wanted = golden("forward_checks")[name]
     state = model.state_dict()
     shapes = {key: list(tensor.shape) for key, tensor in state.items()}
@@ -49,19 +98,28 @@ def test_backbone_equals_the_released_one(name):
     assert sum(p.numel() for p in model.parameters()) == wanted["params"]
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == wanted["trainable_at_init"]
     assert [key for key, p in model.named_parameters() if not p.requires_grad] == wanted["frozen"]
-    if wanted["frozen"]:
-        assert (state["features.weight"] == 1).all()
-
-    output, macs = count_macs(fill(model.double()), golden_input())
     assert macs == {kind: wanted["macs"][kind] for kind in macs}
-    expected = wanted["forward"][0]
-    assert list(output.shape) == expected["shape"]
-    for got, value in (
-        (output.norm(dim=1), expected["l2"]),
-        (output.sum(dim=1), expected["sum"]),
-        (output[:, :4], expected["first4"]),
-    ):
-        torch.testing.assert_close(got, torch.tensor(value, dtype=torch.float64), rtol=1e-9, atol=1e-12)
+    assert row.macs == sum(macs.values())
+    assert n_outputs.shape == (1, row.dim)
+    if name in SAME_AS_ARCFACE:
+        assert wanted["forward"] == golden("forward_checks")["arcface_iresnet100"]["forward"]
+        return
+    model = row.build()
+    for key in wanted["frozen"]:
+        assert (model.state_dict()[key] == 1).all()
+    with torch.no_grad():
+        check_forward(released_outputs(name, fill(model.double()), golden_input()), wanted["forward"])
+
+
+def test_pcnet_head_equals_the_reference():
+    wanted, head = golden("forward_checks")["pcnet_head"], fill(PCNetHead().double())
+    shapes = {key: list(tensor.shape) for key, tensor in head.state_dict().items()}
+    assert shapes == golden("state_dicts/pcnet_kaenchan_head_fc2_prob")
+    assert sum(p.numel() for p in head.parameters()) == wanted["params"]
+    features = torch.from_numpy(np.random.RandomState(12345).uniform(-1, 1, (2, 25088)))
+    output, macs = count_macs(head, features)
+    torch.testing.assert_close(output, torch.tensor(wanted["out"], dtype=torch.float64), rtol=1e-9, atol=0)
+    assert macs == {"conv": 0, "linear": METHODS["pcnet"].head.macs}
 
 
 def test_eps_is_told_apart():
@@ -113,7 +171,7 @@ def test_an_image_has_the_same_bits_at_any_place_of_a_batch(name, batch):
     # Labels must not depend on how images fall into batches. It holds for one thread per process; with more, the rows
     # of a batch may fall to kernels that add in another order.
     assert torch.get_num_threads() == 1
-    model = fill(BACKBONES[name]())
+    model = fill(row_of(name).build())
     pool = torch.rand(2 * batch, 3, 112, 112, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         first = model(pool[:batch])

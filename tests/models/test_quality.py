@@ -8,16 +8,10 @@ from torch import nn
 from torch.nn.functional import cosine_similarity
 
 from fiqa_ray.errors import FiqaRayError, UsageError
-from fiqa_ray.models.iresnet import IResNet
-from fiqa_ray.models.quality import (
-    METHODS,
-    embedding_norm,
-    faceqan_formula,
-    faceqan_noise,
-    faceqan_scores,
-    faceqan_similarities,
-    load_scorer,
-)
+from fiqa_ray.models.faceqan import faceqan_formula, faceqan_noise, faceqan_scores, faceqan_similarities
+from fiqa_ray.models.iresnet import IResNet, SplitNetwork
+from fiqa_ray.models.mobilefacenet import sddfiqa_mobilefacenet
+from fiqa_ray.models.quality import METHODS, embedding_norm, load_scorer, score_together
 from fiqa_ray.models.recognition import Preprocessing, Recognizer, load_recognizer
 
 SMALL = "curricularface_mobilefacenet"
@@ -159,20 +153,70 @@ def test_faceqan_through_a_recogniser_equals_the_pure_function(small):
     assert got[0] == np.float32(wanted.item())
 
 
-class Broken(nn.Module):
-    """Not finite for faces whose first pixel is white."""
+class Split(SplitNetwork):
+    """The trunk's width of the released networks in one convolution; not finite for faces whose first pixel is white."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.where(x[:, :1, 0, 0] > 0.9, torch.nan, x.mean(dim=(2, 3)))
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.conv, self.fc, self.n_trunks = nn.Conv2d(3, 512, 16, stride=16), nn.Linear(25088, 16), 0
+
+    def trunk(self, x: torch.Tensor) -> torch.Tensor:
+        self.n_trunks += 1
+        return torch.where(x[:, :1, 0, 0] > 0.99, torch.nan, self.conv(x).relu().flatten(1))
+
+    def tail(self, features: torch.Tensor) -> torch.Tensor:
+        return self.fc(features)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_face_that_breaks_the_network_spoils_only_its_own_score(method):
-    recognizer = Recognizer("broken", Broken(), Preprocessing(), 3, "")
+ON_RECOGNISER = [name for name, row in METHODS.items() if row.network is None]
+FEW = {"faceqan": {"n_iterations": 2, "n_samples": 2}, "serfiq": {"n_passes": 10, "alpha": 5.0}}
+
+
+def scorers_on(recognizer: Recognizer, names=ON_RECOGNISER):
+    head = {"pcnet": {"weights": "random:3"}}
+    return [load_scorer(name, recognizer, **FEW.get(name, {}), **head.get(name, {})) for name in names]
+
+
+@pytest.fixture
+def split() -> Recognizer:
+    return Recognizer("split", Split(), Preprocessing(), 16, "")
+
+
+@pytest.mark.parametrize("method", ON_RECOGNISER)
+def test_a_face_that_breaks_the_network_spoils_only_its_own_score(split, method):
     faces = some_faces(3)
     faces[:, 0, 0, 0] = torch.tensor([0, 255, 0])
-    scores = load_scorer(method, recognizer)(faces, np.arange(3))
+    scores = scorers_on(split, [method])[0](faces, np.arange(3))
     assert np.isfinite(scores).tolist() == [True, False, True]
+
+
+def test_methods_on_one_recogniser_share_its_pass_and_give_what_they_give_alone(split):
+    faces, rows = some_faces(5) // 2, np.array([3, 1, 4, 15, -1])
+    scorers = [s for s in scorers_on(split) if s.name != "faceqan"]  # which attacks, see there
+    assert [s.name for s in scorers] == ["serfiq", "pcnet", "embedding_norm"]
+    alone = [s(faces, rows) for s in scorers]
+    split.backbone.n_trunks = 0
+    together = score_together(scorers, faces, rows)
+    assert split.backbone.n_trunks == 1
+    for a, b in zip(alone, together, strict=True):
+        assert np.array_equal(a, b, equal_nan=True)
+    other = Recognizer("other", Split(), Preprocessing("BGR"), 16, "")
+    mixed = score_together([*scorers, *scorers_on(other, ["embedding_norm"])], faces, rows)
+    assert np.array_equal(mixed[2], alone[2])
+    assert not np.array_equal(mixed[3], alone[2])
+
+
+def test_scores_are_the_same_for_every_batch_size(split):
+    """To 1e-6 (relative) in float32; FaceQAN's attack exactly, as its passes have one shape whatever the batch."""
+    faces, rows = some_faces(64) // 2, np.arange(64) * 7
+    for scorer in [*scorers_on(split), load_scorer("sddfiqa_mobilefacenet", weights="random:1")]:
+        whole = scorer(faces, rows)
+        assert len(np.unique(whole)) == 64
+        for size in (1, 7):
+            parts = [scorer(faces[i : i + size], rows[i : i + size]) for i in range(0, 64, size)]
+            tolerance = 0 if scorer.name == "faceqan" else 1e-6
+            np.testing.assert_allclose(np.concatenate(parts), whole, rtol=tolerance, atol=tolerance * np.ptp(whole))
 
 
 def test_embedding_norm():
@@ -190,10 +234,72 @@ def test_embedding_norm():
 
 
 def test_table():
-    faceqan, norm = METHODS["faceqan"], METHODS["embedding_norm"]
-    assert (faceqan.needs_gradient, faceqan.deterministic, faceqan.from_embedding) == (True, False, False)
-    assert (norm.needs_gradient, norm.deterministic, norm.from_embedding) == (False, True, True)
-    assert all(row.direction == "larger is better" and "licence" in row.licence for row in METHODS.values())
+    assert [n for n, row in METHODS.items() if not row.deterministic] == ["faceqan", "serfiq", "serfiq_mxnet"]
+    assert [n for n, row in METHODS.items() if row.needs_gradient] == ["faceqan"]
+    assert [n for n, row in METHODS.items() if row.from_embedding] == ["embedding_norm"]
+    assert ON_RECOGNISER == ["faceqan", "serfiq", "pcnet", "embedding_norm"]
+    for row in METHODS.values():
+        assert row.direction == "larger is better"
+        assert row.licence.startswith(("code ", "a formula"))
+        assert "weights: " in row.licence
+    # GMAC as counted by the authors' classes (methods of one forward), trunk once and 100 heads (SER-FIQ)
+    cost = {name: row.cost for name, row in METHODS.items()}
+    assert cost == {
+        "faceqan": "52 F + 40 B",
+        "serfiq": "1 F + 1.3 GMAC",
+        "serfiq_mxnet": "13.36 GMAC",
+        "crfiqa_l": "12.09 GMAC",
+        "crfiqa_s": "6.31 GMAC",
+        "magface_r100": "12.09 GMAC",
+        "magface_r50": "6.31 GMAC",
+        "magface_r18": "2.61 GMAC",
+        "sddfiqa_r50": "6.28 GMAC",
+        "sddfiqa_mobilefacenet": "0.22 GMAC",
+        "pcnet": "1 F + 0.0064 GMAC",
+        "paper_regressor_r100": "12.09 GMAC",
+        "embedding_norm": "1 F",
+    }
+
+
+def test_a_method_with_a_network_of_its_own(tmp_path):
+    faces = some_faces(2)
+    torch.save({"state_dict": fill(sddfiqa_mobilefacenet()).state_dict()}, tmp_path / "sdd.pth")
+    scorer = load_scorer("sddfiqa_mobilefacenet", weights=str(tmp_path / "sdd.pth"))
+    with torch.no_grad():
+        wanted = fill(sddfiqa_mobilefacenet().double())((faces.double() / 255 - 0.5) / 0.5)[:, 0]
+    np.testing.assert_allclose(scorer(faces), wanted.numpy(), rtol=1e-4)
+    # the last layer alone: weight 0 leaves its bias
+    network = scorer.network.backbone
+    network.quality[3].weight.zero_()
+    assert (scorer(faces) == network.quality[3].bias.item()).all()
+    magface = load_scorer("magface_r18", weights="random:2")
+    same = load_scorer("embedding_norm", load_recognizer("magface_r18", weights="random:2"))
+    assert np.array_equal(magface(faces), same(faces))
+
+
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+def test_an_onnx_file_is_a_quality_network(tmp_path, shape):
+    onnx = pytest.importorskip("onnx")
+    h, t = onnx.helper, onnx.TensorProto
+    nodes = [
+        h.make_node("ReduceMean", ["x"], ["m"], axes=[1, 2, 3], keepdims=0),
+        h.make_node("Reshape", ["m", "shape"], ["y"]),
+    ]
+    graph = h.make_graph(
+        nodes,
+        "mean",
+        [h.make_tensor_value_info("x", t.FLOAT, ["b", 3, 112, 112])],
+        [h.make_tensor_value_info("y", t.FLOAT, ["b", *shape[1:]])],
+        [h.make_tensor("shape", t.INT64, [len(shape)], shape)],
+    )
+    path = str(tmp_path / "quality.onnx")
+    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 13)]), path)
+    faces = some_faces(3)
+    scores = load_scorer(path, mean=100, scale=50)(faces)
+    wanted = (faces.numpy().astype(float).mean(axis=(1, 2, 3)) - 100) / 50
+    np.testing.assert_allclose(scores, wanted, rtol=1e-4)
+    with pytest.raises(UsageError, match="give mean and scale"):
+        load_scorer(path)
 
 
 OWN = """
@@ -249,6 +355,14 @@ class Opaque(nn.Module):
         ("faceqan", {"epsilon": 2}, "epsilon=2"),
         ("faceqan", {"seed": -1}, "seed=-1"),
         ("embedding_norm", {"epsilon": 1}, "embedding_norm: no option 'epsilon'; it has none"),
+        ("serfiq", {}, "serfiq starts from the layer before .* curricularface_mobilefacenet does not say where"),
+        ("pcnet", {"weights": "random:0"}, "pcnet starts from the layer before"),
+        ("pcnet", {}, "pcnet: weights are missing. Give the path of a trained head"),
+        ("pcnet", {"recognizer": SMALL, "weights": "h"}, "pcnet takes weights of its head: give recognizer=load_rec"),
+        ("crfiqa_l", {}, "crfiqa_l has a network of its own: leave out the recogniser"),
+        ("crfiqa_l", {"recognizer": None}, "crfiqa_l: weights are missing. Give the path of 181952backbone.pth"),
+        ("crfiqa_l", {"recognizer": None, "n_passes": 3}, "crfiqa_l: no option 'n_passes'; it has none"),
+        ("sddfiqa_mobilefacenet", {"recognizer": None, "weights": "random:x"}, "after 'random:' comes a whole number"),
         ("faceqan", {"recognizer": Recognizer("opaque", Opaque(), Preprocessing(), 3, "", differentiable=False)},
          "faceqan needs gradients, and opaque has none"),
     ],
@@ -260,7 +374,7 @@ def test_mistakes_are_named(small, name, options, message):
 
 def test_calls_are_checked(small):
     scorer = load_scorer("faceqan", SMALL, weights="random:0")
-    assert scorer.recognizer.weights_sha256 == small.weights_sha256
+    assert scorer.network.weights_sha256 == small.weights_sha256
     with pytest.raises(UsageError, match="give image_row"):
         scorer(some_faces(1))
     with pytest.raises(UsageError, match=r"image_row is \(2,\) float64; wanted \(1,\) integers"):

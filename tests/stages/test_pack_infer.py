@@ -13,8 +13,9 @@ import smoke
 from fiqa_ray import schemas
 from fiqa_ray.config import make_settings
 from fiqa_ray.core.align import TEMPLATE
-from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.lineage import Job
+from fiqa_ray.models.iresnet import IResNet
 from fiqa_ray.run import run_job
 from fiqa_ray.stages import infer
 from fiqa_ray.stages.pack import identity_rows, part_bounds
@@ -97,7 +98,7 @@ def test_batches_have_one_shape_and_padding_changes_nothing(tmp_path):
     def spy(x, rows):
         seen.append((tuple(x.shape), int((rows < 0).sum())))
         with torch.inference_mode():
-            return model(x, rows)
+            return [model(x, rows)]
 
     call = infer.ModelCall(None, None, None, {}, 0, "cpu")
     results = []
@@ -113,13 +114,88 @@ def test_batches_have_one_shape_and_padding_changes_nothing(tmp_path):
         dataset, source = job.embeddings("train"), job.faces("train")
         torch.set_num_threads(1)
         for part in source.require().parts:
-            infer.run_shard(dataset, source, spy, True, 16, part)
+            infer.run_shard([dataset], source, spy, True, 16, part)
         dataset.write_plan({})
         dataset.commit(len(source.require().parts))
         results.append(schemas.embedding_values(dataset.read_all())[0])
     assert {shape for shape, _ in seen} == {(16, 3, 112, 112)}
     assert [n for _, n in seen] == [0, 11, 9, 9, 9]
     assert np.array_equal(results[0].view(np.uint32), results[1].view(np.uint32))
+
+
+def test_a_method_with_its_own_network_is_scored_without_the_recogniser(tmp_path, monkeypatch):
+    """The job's recogniser is neither loaded nor part of the scores' fingerprint."""
+    faces = smoke.make_faces(tmp_path / "faces", n_identities=2, per_identity=4, benchmark=False)
+    own = {"name": "sddfiqa_mobilefacenet", "weights": "random:1", "label": "sdd"}
+    on_recogniser = {"name": "serfiq", "options": {"n_passes": 4}}
+    jobs = []
+    for seed in (0, 5):
+        settings = smoke.settings(
+            tmp_path, faces, str(tmp_path / "run"), benchmarks=[], methods=[own, on_recogniser],
+            recognizer={"name": "arcface_r18", "weights": f"random:{seed}"},
+        )  # fmt: skip
+        jobs.append(Job(settings))
+    one, other = ([job.prior_scores("train", m).uri for m in job.settings.methods] for job in jobs)
+    assert one[0] == other[0]
+    assert one[1] != other[1]
+    settings = jobs[0].settings.model_copy(update={"methods": jobs[0].settings.methods[:1]})
+    monkeypatch.setattr(infer, "load_recognizer", None)
+    run_job(settings, ["pack", "score"])
+    scores = Job(settings).prior_scores("train", settings.methods[0]).read_all()["score"].to_pylist()
+    assert len(set(scores)) == 8
+
+
+def test_methods_on_one_trunk_run_it_once_and_score_as_alone(tmp_path, monkeypatch):
+    faces = smoke.make_faces(tmp_path / "faces", n_identities=2, per_identity=4, benchmark=False)
+    recognizer = {"name": "arcface_r18", "weights": "random:0"}
+    methods = [
+        {"name": "serfiq", "options": {"n_passes": 5, "stretched": False}},
+        {"name": "pcnet", "weights": "random:2"},
+        {"name": "serfiq", "label": "stretched", "options": {"n_passes": 5, "alpha": 10}},
+    ]
+    seen = []
+    trunk = IResNet.trunk
+    monkeypatch.setattr(IResNet, "trunk", lambda self, x: seen.append(len(x)) or trunk(self, x))
+
+    def run(n_methods, folder):
+        settings = smoke.settings(
+            tmp_path, faces, str(tmp_path / folder), "compute.batch_size=4", benchmarks=[], recognizer=recognizer,
+            methods=methods[:n_methods],
+        )  # fmt: skip
+        run_job(settings, ["pack"], new_settings=True)
+        seen.clear()
+        job = run_job(settings, ["score"], new_settings=True)
+        return [job.prior_scores("train", m).read_all()["score"].to_pylist() for m in settings.methods]
+
+    two = run(2, "together")
+    assert seen == [4, 4]
+    (alone,) = run(1, "alone")
+    assert alone == two[0]
+    assert len(set(two[1])) == 8
+    three = run(3, "together")  # what is there stays, the new method comes by itself
+    assert seen == [4, 4]
+    assert three[:2] == two
+    wanted = 1 / (1 + np.exp(-10 * (np.array(two[0]) - 0.88)))
+    np.testing.assert_allclose(three[2], wanted, rtol=1e-5)
+
+
+def test_a_method_may_work_on_another_recogniser_than_the_jobs(tmp_path):
+    faces = smoke.make_faces(tmp_path / "faces", n_identities=2, per_identity=4, benchmark=False)
+    released_with = {"name": "curricularface_mobilefacenet", "weights": "random:3"}
+    methods = [{"name": "embedding_norm"}, {"name": "embedding_norm", "label": "other", "recognizer": released_with}]
+
+    def run(folder, **changes):
+        settings = smoke.settings(tmp_path, faces, str(tmp_path / folder), benchmarks=[], **changes)
+        job = run_job(settings, ["pack", "embed", "score"], new_settings=True)
+        return [job.prior_scores("train", m).read_all()["score"].to_pylist() for m in settings.methods]
+
+    plain, other = run("both", methods=methods)
+    (alone,) = run("alone", methods=methods[:1], recognizer=released_with)
+    assert other == alone
+    assert plain != other
+    own = {"name": "sddfiqa_mobilefacenet", "weights": "random:1", "recognizer": released_with}
+    with pytest.raises(UsageError, match="sddfiqa_mobilefacenet works on no FR model; leave out its recognizer curric"):
+        run("both", methods=[own])
 
 
 @pytest.mark.parametrize("kind", ["parquet", "csv"])
