@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from types import TracebackType
 
@@ -18,7 +19,8 @@ class StepProgress:
     def __init__(self, name: str, total: int, unit: str, done: int = 0) -> None:
         self.name, self.total, self.unit, self.done = name, total, unit, done
         self._at_start = done
-        self._started = self._logged = time.monotonic()
+        self._started = time.monotonic()
+        self._ended = threading.Event()
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
 
@@ -34,9 +36,21 @@ class StepProgress:
             )
             self._task = self._bar.add_task(self.name, total=self.total, completed=self.done, rate="")
             self._bar.start()
+        else:  # a part may take longer than the interval: the line comes by the clock
+            threading.Thread(target=self._log, daemon=True).start()
         return self
 
+    def _log(self) -> None:
+        while not self._ended.wait(LOG_INTERVAL_S):
+            rate = self._rate()
+            left = f"about {(self.total - self.done) / rate:,.0f} s left" if rate > 0 else "the first part is under way"
+            self._line(f"{rate:,.{0 if rate >= 10 else 1}f} {self.unit}/s, {left}")
+
+    def _rate(self) -> float:
+        return (self.done - self._at_start) / max(time.monotonic() - self._started, 1e-9)
+
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        self._ended.set()
         if self._bar:
             self._bar.stop()
         elif kind is None:
@@ -45,13 +59,8 @@ class StepProgress:
     def advance(self, n_rows: int) -> None:
         """Adds finished rows."""
         self.done += n_rows
-        rate = (self.done - self._at_start) / max(time.monotonic() - self._started, 1e-9)
         if self._bar:
-            self._bar.update(self._task, completed=self.done, rate=f"{rate:,.0f} {self.unit}/s")
-        elif self.done < self.total and time.monotonic() - self._logged >= LOG_INTERVAL_S:
-            self._logged = time.monotonic()
-            left_s = (self.total - self.done) / rate if rate > 0 else float("inf")
-            self._line(f"{rate:,.0f} {self.unit}/s, about {left_s:,.0f} s left")
+            self._bar.update(self._task, completed=self.done, rate=f"{self._rate():,.0f} {self.unit}/s")
 
     def _line(self, text: str) -> None:
         share = f"{self.done:,} of {self.total:,} {self.unit}"

@@ -298,7 +298,7 @@ def test_an_onnx_file_is_a_quality_network(tmp_path, shape):
     scores = load_scorer(path, mean=100, scale=50)(faces)
     wanted = (faces.numpy().astype(float).mean(axis=(1, 2, 3)) - 100) / 50
     np.testing.assert_allclose(scores, wanted, rtol=1e-4)
-    with pytest.raises(UsageError, match="give mean and scale"):
+    with pytest.raises(FiqaRayError, match="needs the options mean and scale"):
         load_scorer(path)
 
 
