@@ -241,7 +241,8 @@ def _load_scorer(
     if recognizer_weights and not recognizer:
         raise UsageError(f"--recognizer-weights {recognizer_weights} belongs to no FR model: add --recognizer")
     own_weights = weights
-    if recognizer and not recognizer_weights:
+    has_head = model in METHODS and METHODS[model].head is not None
+    if recognizer and not recognizer_weights and not has_head:
         recognizer_weights, own_weights = weights, None
     fr = None
     if recognizer:

@@ -498,3 +498,54 @@ def test_submit_without_a_cluster(cli, done, monkeypatch):
     code, _, err = cli("submit", done, "--address", "http://127.0.0.1:9")
     assert code == 1
     assert "the job server at http://127.0.0.1:9 did not take the job" in err
+
+
+def test_doctor_names_a_truncated_checkpoint(cli, tmp_path):
+    whole = RECOGNIZERS["curricularface_mobilefacenet"].build()
+    torch.save(whole.state_dict(), tmp_path / "whole.pth")
+    data = (tmp_path / "whole.pth").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(data[: len(data) * 2 // 3])
+    code, out, err = cli("doctor", "curricularface_mobilefacenet", "--weights", tmp_path / "cut.pth")
+    assert (code, err) == (1, "")
+    assert "FAULT" in out
+    assert "1 fault(s) found" in out
+    assert "not a readable torch checkpoint" in " ".join(out.split())
+
+
+def test_doctor_looks_at_recognisers_methods_and_regressors(cli, convolutional, faces, tmp_path):
+    job, method = convolutional
+    images = ["--images", faces / "bench", "--people", "6", "--json"]
+    code, out, _ = cli("doctor", "smoke:tiny", "--as-recognizer", *images)
+    found = {f["check"]: f["state"] for f in json.loads(out)}
+    assert list(found) == ["file", "people", "colour order", "scaling", "crop", "batches", "float16", "bfloat16"]
+    assert code == ("fault" in found.values())
+    code, out, _ = cli("doctor", "embedding_norm", "--recognizer", "smoke:tiny", *images)
+    assert [f["check"] for f in json.loads(out)][-2:] == ["sign", "batches"]
+    code, out, _ = cli("doctor", job.regressor(method, PRIOR).uri, *images)
+    found = {f["check"]: f for f in json.loads(out)}
+    assert {"people", "colour order", "scaling", "crop", "batches"} <= set(found)
+    code, _, err = cli("doctor", "faceqam", *images)
+    assert code == 2
+    assert "did you mean 'faceqan'" in err
+
+
+def test_train_pcnet_then_score(cli, faces, tmp_path):
+    path = write_job(tmp_path, faces, recognizer={"name": "smoke:split"}, methods=[{"name": "embedding_norm"}])
+    code, out, _ = cli("train-pcnet", path, tmp_path / "head.pt", "--steps", "3")
+    assert code == 0
+    assert "head.pt: loss on held-out people" in out
+    argv = [
+        "score",
+        faces / "bench" / "Name_0",
+        "--model",
+        "pcnet",
+        "--recognizer",
+        "smoke:split",
+        "-o",
+        tmp_path / "s.csv",
+    ]
+    assert cli(*argv, "--weights", tmp_path / "head.pt")[0] == 0
+    assert len(pacsv.read_csv(tmp_path / "s.csv")) == 6
+    code, _, err = cli(*argv)
+    assert code == 2
+    assert "pcnet: weights are missing" in err
