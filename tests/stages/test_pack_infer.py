@@ -224,3 +224,33 @@ def test_own_scores_reach_the_rows_they_name(tmp_path, kind):
     scores = job.prior_scores("train", settings.methods[0]).read_all()["score"].to_pylist()
     expected = {r["image_id"]: float(r["score"]) for r in rows}
     assert dict(zip(ids, scores, strict=True)) == expected
+
+
+def test_scores_do_not_depend_on_batches_or_workers(tmp_path, ray_cluster):
+    """All kinds of methods, stochastic ones too: batches of 1, 7 and 64 faces, one to four of Ray's workers."""
+    faces = smoke.make_faces(tmp_path / "faces", n_identities=8, per_identity=9, benchmark=False)
+    methods = [
+        {"name": "faceqan", "options": {"n_samples": 2, "n_iterations": 2}},
+        {"name": "serfiq", "options": {"n_passes": 6, "alpha": 10}},
+        {"name": "pcnet", "weights": "random:1"},
+        {"name": "sddfiqa_mobilefacenet", "weights": "random:2"},
+        {"name": "embedding_norm"},
+    ]
+
+    def run(folder, *overrides):
+        settings = smoke.settings(
+            tmp_path, faces, str(tmp_path / folder), "compute.rows_per_part=18", *overrides,
+            benchmarks=[], recognizer={"name": "smoke:split"}, methods=methods,
+        )  # fmt: skip
+        job = run_job(settings, ["pack", "embed", "score"])
+        return [job.prior_scores("train", m).read_all()["score"].to_numpy() for m in settings.methods]
+
+    expected = run("here", "compute.batch_size=16")
+    assert all(len(np.unique(score)) > 36 for score in expected)
+    for n_workers, batch_size in ((1, 64), (2, 1), (3, 7), (4, 16)):
+        wide = [f"compute.n_workers={n_workers}", f"compute.batch_size={batch_size}", "compute.engine=ray"]
+        found = run(f"workers-{n_workers}", *wide)
+        for method, a, b in zip(methods, found, expected, strict=True):
+            if batch_size == 16:
+                assert a.tolist() == b.tolist(), method
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.ptp(b), err_msg=str(method))
