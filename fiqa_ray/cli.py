@@ -189,11 +189,15 @@ def score(
     option: Options = None,
     recognizer_option: RecognizerOptions = None,
     allow_import: AllowImport = False,
+    detector: Annotated[
+        str | None, typer.Option(help="YuNet's .onnx: images are raw, and the largest face of each is aligned")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=0, help="images per forward pass; 0: as in a job")] = 0,
     device: Device = "cpu",
 ) -> None:
     """Scores images, larger is better; needs neither YAML nor cluster. A bad image gets a row with its fault."""
     from fiqa_ray.config import default_batch_size
+    from fiqa_ray.models.detector import FaceDetector
     from fiqa_ray.models.recognition import IMPORTED
     from fiqa_ray.progress import StepProgress
     from fiqa_ray.score import check_output, score_images, write_scores
@@ -211,6 +215,7 @@ def score(
         table = score_images(
             files,
             scorer,
+            detector=FaceDetector(detector) if detector else None,
             validation_scores=(scorer.card or {}).get("validation_scores"),
             batch_size=batch_size or default_batch_size(device),
             n_threads=n_threads,

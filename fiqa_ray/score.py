@@ -15,6 +15,7 @@ import torch
 
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.images import decode_faces, prepare_face
+from fiqa_ray.models.detector import FaceDetector
 from fiqa_ray.models.regressor import percentiles
 from fiqa_ray.sources.places import ImageFile, read_images
 from fiqa_ray.storage import table_bytes, write_atomic
@@ -34,6 +35,7 @@ def score_images(
     images: Sequence[ImageFile],
     scorer: Callable[[torch.Tensor, np.ndarray], np.ndarray],
     *,
+    detector: FaceDetector | None = None,
     validation_scores: Mapping[str, Any] | None = None,
     batch_size: int = 8,
     n_threads: int = 1,
@@ -41,14 +43,15 @@ def score_images(
 ) -> pa.Table:
     """One row of `SCORES` per image, in order; larger is better.
 
-    Images must be aligned 112x112 crops; others keep a row with status and error. Batches have one fixed shape, and
+    Images must be aligned 112x112 crops, or a ``detector`` finds the face in each and it is aligned; what has none keeps a
+    row with status and error. Batches have one fixed shape, and
     each is one thread's work: with a job's batch size a trained regressor gives the job's scores bit for bit.
     ``validation_scores`` is that of the regressor's card; without, percentiles are null.
     """
 
     def score_batch(at: int) -> pa.Table:
         chunk = images[at : at + batch_size]
-        prepared = [prepare_face(content, None) for content in read_images(chunk)]
+        prepared = [prepare_face(content, None, detector) for content in read_images(chunk)]
         good = [i for i, p in enumerate(prepared) if p.status == "ok"]
         score = np.full(len(chunk), np.nan)
         status = [p.status for p in prepared]

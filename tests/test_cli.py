@@ -7,7 +7,9 @@ import sys
 import tarfile
 from pathlib import Path
 
+import cv2
 import fsspec
+import numpy as np
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +20,7 @@ import smoke
 from fiqa_ray import __version__
 from fiqa_ray.cli import main
 from fiqa_ray.config import load_settings
+from fiqa_ray.core.align import TEMPLATE
 from fiqa_ray.lineage import PRIOR, Job
 from fiqa_ray.models import export
 from fiqa_ray.models.quality import METHODS, load_scorer
@@ -549,3 +552,28 @@ def test_train_pcnet_then_score(cli, faces, tmp_path):
     code, _, err = cli(*argv)
     assert code == 2
     assert "pcnet: weights are missing" in err
+
+
+def test_score_raw_images_with_a_detector(cli, faces, tmp_path, monkeypatch):
+    """A raw picture whose face is found scores as the crop that its landmarks give; where none is found says so."""
+    crop = cv2.imread(str(sorted((faces / "bench" / "Name_0").iterdir())[0]))
+    raw = cv2.copyMakeBorder(crop, 30, 50, 40, 20, cv2.BORDER_REPLICATE)
+    for name, image in (("crop", crop), ("raw", raw), ("flat", np.full_like(raw, 90))):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / "a.png"), image)
+
+    class Detector:
+        def __init__(self, uri):
+            assert uri == "yunet.onnx"
+
+        def __call__(self, image):
+            return TEMPLATE + np.array([40, 30]) if image.std() > 0 else None
+
+    monkeypatch.setattr("fiqa_ray.models.detector.FaceDetector", Detector)
+    argv = ["--model", "embedding_norm", "--recognizer", "smoke:tiny", "-o", tmp_path / "s.csv"]
+    found = {}
+    for name, more in (("crop", []), ("raw", ["--detector", "yunet.onnx"]), ("flat", ["--detector", "yunet.onnx"])):
+        assert cli("score", tmp_path / name, *argv, *more)[0] == 0
+        (found[name],) = pacsv.read_csv(tmp_path / "s.csv").to_pylist()
+    assert found["raw"]["score"] == pytest.approx(found["crop"]["score"], rel=1e-6)
+    assert found["flat"]["status"] == "no_face"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 
 import cv2
 import numpy as np
@@ -35,6 +36,7 @@ class FaceDetector:
 
     def __init__(self, uri: str) -> None:
         model = read_bytes(uri)
+        self._lock = threading.Lock()  # a network holds the size of its input
         self.sha256 = hashlib.sha256(model).hexdigest()
         try:
             self._network = cv2.FaceDetectorYN.create(
@@ -59,8 +61,9 @@ class FaceDetector:
         scale = DETECTION_SIDE / max(height, width)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-        self._network.setInputSize(size)
-        _, faces = self._network.detect(cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
+        with self._lock:
+            self._network.setInputSize(size)
+            _, faces = self._network.detect(cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
         if faces is None:
             return None
         largest = max(faces, key=lambda face: face[2] * face[3])
