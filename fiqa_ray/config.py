@@ -34,6 +34,11 @@ class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _used(values: dict[str, Any], *later: str) -> dict[str, Any]:
+    """Settings without those of ``later`` that are not used: runs from before they existed keep their fingerprints."""
+    return {k: v for k, v in values.items() if k not in later or v not in (None, False)}
+
+
 class SourceSettings(_Settings):
     """Where faces come from.
 
@@ -58,10 +63,7 @@ class SourceSettings(_Settings):
 
     @model_serializer(mode="wrap")
     def _without_unset(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Later settings are left out where they are not used: earlier runs keep their fingerprints."""
-        values: dict[str, Any] = serialize(self)
-        later = ("identity_key", "detector", "allow_mixed_crops")
-        return {k: v for k, v in values.items() if k not in later or v not in (None, False)}
+        return _used(serialize(self), "identity_key", "detector", "allow_mixed_crops")
 
 
 class RecognizerSettings(_Settings):
@@ -111,9 +113,13 @@ class MethodSettings(_Settings):
 
     @model_validator(mode="after")
     def _fused_or_own(self) -> MethodSettings:
-        if self.fuse is not None and (self.weights or self.scores or self.options):
-            raise ValueError(f"{self.label} is fused of others: leave out its weights, scores and options")
+        if self.fuse is not None and (self.weights or self.recognizer or self.scores or self.options):
+            raise ValueError(f"{self.label} is fused of others: leave out its weights, recognizer, scores and options")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _used(serialize(self), "recognizer", "fuse")
 
     @model_validator(mode="before")
     @classmethod

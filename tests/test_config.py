@@ -78,3 +78,6 @@ def test_later_settings_leave_earlier_runs_as_they_are(tmp_path):
     used = load_settings(job(tmp_path), ["source.detector=d.onnx", "source.allow_mixed_crops=true"])
     assert set(used.source.model_dump()) == known | {"detector", "allow_mixed_crops"}
     assert set(used.identity()["source"]) == known | {"detector"}
+    assert set(s.identity()["methods"][0]) == {"name", "label", "weights", "scores", "options"}
+    other = load_settings(job(tmp_path), ["methods.0.recognizer={name: arcface_r18}"])
+    assert "recognizer" in other.identity()["methods"][0]

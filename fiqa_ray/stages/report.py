@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from fiqa_ray import __version__
+from fiqa_ray.config import MethodSettings
 from fiqa_ray.core.draws import counter_draws
 from fiqa_ray.core.verification import threshold_at_fmr
 from fiqa_ray.lineage import Job, model_id
@@ -87,7 +88,7 @@ def _settings(job: Job) -> dict[str, Any]:
     return {
         "training faces": s.source.uri,
         "recogniser": job.fr,
-        "FIQA methods": ", ".join(m.label for m in s.methods),
+        "FIQA methods": ", ".join(_method(job, m) for m in s.methods),
         "clusters C": s.pair.n_clusters,
         "repeats R": s.pair.n_repeats,
         "theta": ", ".join(f"{t:g}" for t in s.optimize.theta),
@@ -102,13 +103,21 @@ def _settings(job: Job) -> dict[str, Any]:
     }
 
 
+def _method(job: Job, method: MethodSettings) -> str:
+    """A method's label; of a fused one also what it is made of."""
+    if method.fuse is None:
+        return method.label
+    weights = job.prior_scores("train", method).require().stats["weights"]
+    return f"{method.label} ({' + '.join(f'{w:.2f} {label}' for label, w in weights.items())})"
+
+
 def _stages(job: Job) -> list[StageRow]:
     s = job.settings
     named: list[tuple[str, Dataset]] = []
     for face_set in job.face_sets:
         named += [(f"pack {face_set}", job.faces(face_set)), (f"embed {face_set}", job.embeddings(face_set))]
         named += [
-            (f"score {face_set}: {m.label}", job.prior_scores(face_set, m))
+            (f"{'score' if m.fuse is None else 'fuse'} {face_set}: {m.label}", job.prior_scores(face_set, m))
             for m in s.methods
             if job.has_scores(face_set, m)
         ]
@@ -132,7 +141,8 @@ def _models(job: Job) -> list[ModelRow]:
 
     recognizers = [job.settings.recognizer, *(m.recognizer for m in job.settings.methods if m.recognizer is not None)]
     rows = [row(r.name, r.weights, model_id(r), RECOGNIZERS) for r in recognizers]
-    return rows + [row(m.name, m.weights or m.scores, model_id(m), METHODS) for m in job.settings.methods]
+    own = [m for m in job.settings.methods if m.fuse is None]
+    return rows + [row(m.name, m.weights or m.scores, model_id(m), METHODS) for m in own]
 
 
 def _labels(job: Job, method: Any, theta: float) -> LabelSummary:
