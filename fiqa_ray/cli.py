@@ -288,20 +288,21 @@ def doctor(
 ) -> None:
     """Checks that a model is fed and read as it was made to be, and says what is wrong. Exit code 1 if anything is."""
     from fiqa_ray.config import parse_options
-    from fiqa_ray.doctor import Finding, check_recognizer, check_scorer, load_trial_faces
+    from fiqa_ray.doctor import Finding, check_file, check_recognizer, check_scorer, load_trial_faces
+    from fiqa_ray.models.quality import METHODS
     from fiqa_ray.models.recognition import RECOGNIZERS, load_recognizer
 
     try:
         if model in RECOGNIZERS or as_recognizer:
             fr = load_recognizer(model, weights, device, **parse_options(option or []))
-            found = [Finding("file", "ok", f"every entry fits; SHA-256 {fr.weights_sha256}")]
+            found = [check_file(fr, RECOGNIZERS.get(model))]
             found += check_recognizer(fr, load_trial_faces(images, people))
         else:
             scorer = _load_scorer(
                 model, recognizer, weights, recognizer_weights, option, recognizer_option, allow_import, device
             )
-            sha256 = scorer.network.weights_sha256 if scorer.network is not None else ""
-            found = [Finding("file", "ok", f"every entry fits; SHA-256 {sha256}")] if sha256 else []
+            own = METHODS[model].network if model in METHODS else None
+            found = [check_file(scorer.network, own)] if scorer.network is not None else []
             found += check_scorer(scorer, load_trial_faces(images, people))
     except UsageError:
         raise

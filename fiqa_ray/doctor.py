@@ -25,7 +25,7 @@ from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.images import decode_faces, prepare_face
 from fiqa_ray.models.iresnet import CRFIQA, SplitNetwork
 from fiqa_ray.models.quality import Scorer
-from fiqa_ray.models.recognition import Recognizer, finite_rows
+from fiqa_ray.models.recognition import NetworkRow, Recognizer, finite_rows
 from fiqa_ray.sources.faces import list_folder, read_face_bytes
 from fiqa_ray.sources.synthetic import DEGRADATION_KINDS, HELDOUT_PART, Degradation, aligned_faces, degrade
 from fiqa_ray.storage import storage_errors
@@ -113,6 +113,17 @@ def _damage(face: np.ndarray, index: int) -> np.ndarray:
     rng = np.random.default_rng(index)
     kind = DEGRADATION_KINDS[index % len(DEGRADATION_KINDS)]
     return degrade(np.ascontiguousarray(face), TEMPLATE, Degradation(kind, rng.uniform(0.5, 1.0)), rng)
+
+
+def check_file(network: Recognizer, row: NetworkRow | None) -> Finding:
+    """The loaded weights' hash against that of the released file, where one is known; every entry fits, or nothing loads."""
+    words = f"every entry fits; SHA-256 {network.weights_sha256}"
+    if row is None or row.sha256 is None:
+        return Finding("file", "ok", f"{words} (none is published to compare with)")
+    if network.weights_sha256 == row.sha256:
+        return Finding("file", "ok", f"{words}, that of the released {row.released_file}")
+    other = f"{words} is not that of the released {row.released_file}, {row.sha256}: another training, or saved anew"
+    return Finding("file", "open", other)
 
 
 def check_recognizer(recognizer: Recognizer, trial: TrialFaces) -> list[Finding]:

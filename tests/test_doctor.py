@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from fiqa_ray.demo import train_recognizer
-from fiqa_ray.doctor import check_recognizer, check_scorer, load_trial_faces
+from fiqa_ray.doctor import check_file, check_recognizer, check_scorer, load_trial_faces
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.models.compact import build
-from fiqa_ray.models.quality import Scorer, load_scorer
+from fiqa_ray.models.quality import METHODS, Scorer, load_scorer
 from fiqa_ray.models.recognition import UNIT_PIXELS, Recognizer
 
 
@@ -127,3 +127,12 @@ def test_too_few_people(tmp_path):
         cv2.imwrite(str(folder / f"{i}.png"), np.full((112, 112, 3), 60 * i, np.uint8))
     with pytest.raises(FiqaRayError, match="1 people with two or more 112x112 crops; at least three"):
         load_trial_faces(str(tmp_path))
+
+
+def test_the_files_hash(network):
+    row = METHODS["crfiqa_s"].network
+    released = Recognizer("r", network, UNIT_PIXELS, 128, row.sha256)
+    assert check_file(released, row).state == "ok"
+    assert "that of the released 32572backbone.pth" in check_file(released, row).words
+    assert check_file(recognizer(network), row).state == "open"
+    assert "none is published" in check_file(recognizer(network), None).words
