@@ -18,6 +18,7 @@ from fiqa_ray.core.clustering import SIMILARITY_STEPS
 
 N_KEYS = 2 * SIMILARITY_STEPS + 1
 _STRETCH_PAIRS = 1 << 24
+_CACHED = 1 << 16
 _FEW_PAIRS = 1 << 17
 
 
@@ -186,7 +187,7 @@ class RunRanks:
 def _count_in_bytes(counts: torch.Tensor, key: np.ndarray, first: int) -> None:
     """Adds int32 keys to counts modulo 256 of the keys from ``first`` on."""
     one = torch.ones(1, dtype=torch.uint8)
-    for place in (as_tensor(key) - first).split(1 << 16):
+    for place in (as_tensor(key) - first).split(_CACHED):
         counts.scatter_add_(0, place.long(), one.expand(len(place)))
 
 
@@ -205,9 +206,11 @@ class RankTable:
         """From the ascending distinct keys and their rank2."""
         if len(key) == 0:
             return RankTable(0, torch.empty(0, dtype=torch.int32))
-        kind = np.int32 if rank2[-1] < 2**31 - 1 else np.int64
-        table = torch.from_numpy(np.zeros(int(key[-1]) - int(key[0]) + 1, kind))
-        table.scatter_(0, as_tensor(key - key[0]).long(), torch.from_numpy((rank2 + 1).astype(kind)))
+        kind = torch.int32 if rank2[-1] < 2**31 - 1 else torch.int64
+        table = torch.zeros(int(key[-1]) - int(key[0]) + 1, dtype=kind)
+        for at in range(0, len(key), _CACHED):
+            place = as_tensor(key[at : at + _CACHED]) - int(key[0])
+            table.scatter_(0, place.long(), as_tensor(rank2[at : at + _CACHED]).to(kind) + 1)
         return RankTable(int(key[0]), table)
 
     def look_up(self, key: np.ndarray) -> torch.Tensor:
