@@ -47,6 +47,10 @@ RecognizerOptions = Annotated[
     typer.Option("--recognizer-option", metavar="KEY=VALUE", help="an option of the FR model, such as mean=127.5"),
 ]
 Device = Annotated[str, typer.Option("--device", help="cpu or cuda")]
+NewSettings = Annotated[
+    bool,
+    typer.Option("--new-settings", help="allow a run folder made by other settings; reuses what is still valid"),
+]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 console = Console(width=None if sys.stdout.isatty() else 160)
 _ClickError: Any = typer.BadParameter.__mro__[2]  # ClickException: click's, or that of the click inside newer typers
@@ -58,10 +62,7 @@ def run(
     overrides: Overrides = None,
     stages: Annotated[str, typer.Option(help="only these, comma-separated: pack, embed, score, ...")] = "",
     limit: Annotated[int, typer.Option(help="for a trial: only the first N identities of the training faces")] = 0,
-    new_settings: Annotated[
-        bool,
-        typer.Option("--new-settings", help="allow a run folder made by other settings; reuses what is still valid"),
-    ] = False,
+    new_settings: NewSettings = False,
 ) -> None:
     """Runs a job, or what is missing of it, and prints where the report lies."""
     from fiqa_ray.config import load_settings
@@ -290,24 +291,31 @@ def doctor(
     from fiqa_ray.config import parse_options
     from fiqa_ray.doctor import Finding, check_file, check_recognizer, check_scorer, load_trial_faces
     from fiqa_ray.models.quality import METHODS
-    from fiqa_ray.models.recognition import RECOGNIZERS, load_recognizer
+    from fiqa_ray.models.recognition import RECOGNIZERS, Recognizer, find_device, load_recognizer
 
+    is_recognizer = as_recognizer or (model in RECOGNIZERS and model not in METHODS)
+    if is_recognizer and (recognizer or recognizer_weights or recognizer_option or allow_import):
+        raise UsageError(f"{model} is an FR model itself: give its own --weights and --option only")
+    find_device(device)
+    faces = load_trial_faces(images, people)
+    loaded: Recognizer | Scorer | None = None
     try:
-        if model in RECOGNIZERS or as_recognizer:
-            fr = load_recognizer(model, weights, device, **parse_options(option or []))
-            found = [check_file(fr, RECOGNIZERS.get(model))]
-            found += check_recognizer(fr, load_trial_faces(images, people))
+        if is_recognizer:
+            loaded = load_recognizer(model, weights, device, **parse_options(option or []))
         else:
-            scorer = _load_scorer(
+            loaded = _load_scorer(
                 model, recognizer, weights, recognizer_weights, option, recognizer_option, allow_import, device
             )
-            own = METHODS[model].network if model in METHODS else None
-            found = [check_file(scorer.network, own)] if scorer.network is not None else []
-            found += check_scorer(scorer, load_trial_faces(images, people))
     except UsageError:
         raise
     except FiqaRayError as error:
         found = [Finding("file", "fault", str(error))]
+    if isinstance(loaded, Recognizer):
+        found = [check_file(loaded, RECOGNIZERS.get(model)), *check_recognizer(loaded, faces)]
+    elif loaded is not None:
+        own = METHODS[model].network if model in METHODS else None
+        found = [check_file(loaded.network, own)] if loaded.network is not None else []
+        found += check_scorer(loaded, faces)
     if as_json:
         print(json.dumps([vars(f) for f in found], indent=1))
     else:
@@ -330,6 +338,7 @@ def train_pcnet(
     output: Annotated[str, typer.Argument(metavar="HEAD.pt", help="where the trained head goes; any fsspec URL")],
     overrides: Overrides = None,
     steps: Annotated[int, typer.Option(min=1, help="training steps of 10 people x 8 images")] = 2000,
+    new_settings: NewSettings = False,
 ) -> None:
     """Trains PCNet's head on a job's recogniser and training faces; then `methods: [{name: pcnet, weights: HEAD.pt}]`."""
     from fiqa_ray.config import load_settings
@@ -337,7 +346,7 @@ def train_pcnet(
     from fiqa_ray.stages.pcnet import train_pcnet as train
 
     settings = load_settings(job, overrides or [])
-    packed = run_job(settings, ["pack"])
+    packed = run_job(settings, ["pack"], new_settings=new_settings)
     with ray_session(settings.compute):
         card = train(packed, output, steps)
     loss = card["validation_loss"]
@@ -383,6 +392,7 @@ def report(
     job: Job_,
     overrides: Overrides = None,
     output: Annotated[str | None, typer.Option("-o", "--output", help="also copy the page to this file")] = None,
+    new_settings: NewSettings = False,
 ) -> None:
     """Writes the report of a finished job and prints its place."""
     from fiqa_ray.config import load_settings
@@ -390,7 +400,7 @@ def report(
     from fiqa_ray.storage import read_bytes, write_atomic
 
     settings = load_settings(job, [*(overrides or []), "compute.engine=local"])
-    place = run_job(settings, ["report"]).report().at("report.html")
+    place = run_job(settings, ["report"], new_settings=new_settings).report().at("report.html")
     if output:
         write_atomic(output, read_bytes(place))
     print(f"report: {output or place}")

@@ -115,6 +115,8 @@ class MethodSettings(_Settings):
     def _fused_or_own(self) -> MethodSettings:
         if self.fuse is not None and (self.weights or self.recognizer or self.scores or self.options):
             raise ValueError(f"{self.label} is fused of others: leave out its weights, recognizer, scores and options")
+        if self.scores is not None and self.recognizer is not None:
+            raise ValueError(f"{self.label} has scores of its own: leave out its recognizer")
         return self
 
     @model_serializer(mode="wrap")
@@ -262,6 +264,16 @@ class Settings(_Settings):
         if taken:
             raise ValueError(f"the name {taken[0]!r} is taken; choose another name or label")
         return value
+
+    @model_validator(mode="after")
+    def _scores_of_own_methods(self) -> Settings:
+        fused = {m.label for m in self.methods if m.fuse is not None}
+        for benchmark in self.benchmarks:
+            for label in fused.intersection(benchmark.scores):
+                raise ValueError(
+                    f"benchmarks: {benchmark.name} has scores for {label}, which is fused of others; leave them out"
+                )
+        return self
 
     @model_validator(mode="after")
     def _fused_of_known(self) -> Settings:

@@ -251,7 +251,8 @@ def _sign(scorer: Scorer, trial: TrialFaces, clean: np.ndarray, damaged: np.ndar
     told = f"{'; '.join(words)} ({trial.source})"
     if min(evidence) < -_STANDARD_ERRORS and max(evidence) < _STANDARD_ERRORS:
         return Finding("sign", "fault", f"{told}: larger scores mean worse images. Negate the score")
-    return Finding("sign", "ok" if max(evidence) > _STANDARD_ERRORS else "open", told)
+    sound = max(evidence) > _STANDARD_ERRORS and min(evidence) > -_STANDARD_ERRORS
+    return Finding("sign", "ok" if sound else "open", told)
 
 
 def _batches(run: Callable[[np.ndarray], np.ndarray], n: int, what: str = "embedding") -> Finding:

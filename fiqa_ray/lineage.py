@@ -8,6 +8,7 @@ not hashed. Worker counts, batch sizes and shard sizes stay out.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from fiqa_ray.config import (
@@ -20,7 +21,7 @@ from fiqa_ray.config import (
 )
 from fiqa_ray.schemas import SCHEMA_VERSION
 from fiqa_ray.sources.recordio import recordio_uris
-from fiqa_ray.storage import Dataset, content_hash, fingerprint, join
+from fiqa_ray.storage import Dataset, content_hash, exists, fingerprint, join
 
 DRAWS_VERSION = 3
 """Raise it when the same seed gives other clusters or partners than before."""
@@ -49,7 +50,9 @@ class Job:
         if source.kind in ("table", "bin"):
             config["list"] = content_hash(source.uri)
         elif source.kind == "recordio":
-            config["list"] = content_hash(recordio_uris(source.uri)[1])
+            rec, index = recordio_uris(source.uri)
+            config["list"] = content_hash(index)
+            config |= _hash_if_there("labels", rec.removesuffix(".rec") + ".lst")
         if source.detector is not None:
             config["detector"] = content_hash(source.detector)
         if source.landmarks_uri is not None:
@@ -76,13 +79,19 @@ class Job:
         """Scores of one FIQA method on a set; they depend on the FR model only where the method works on it."""
         if method.fuse is not None:
             return self._fused_scores(face_set, method, method.fuse)
-        from fiqa_ray.models.quality import needs_recognizer  # imports torch, which `status` and `--help` do without
+        from fiqa_ray.models.quality import (
+            CARD_FILE,
+            is_folder,
+            needs_recognizer,
+        )  # imports torch, which `status` and `--help` do without
 
         config: dict[str, Any] = {"method": model_id(method), "seed": self.settings.seed}
         inputs = {"faces": self.faces(face_set)}
         scores = self.scores_uri(face_set, method)
         if scores is not None:
             config = {"scores": content_hash(scores)}
+        elif is_folder(method.name):  # a trained regressor: its card holds its weights' hash
+            config |= _hash_if_there("card", join(method.name, CARD_FILE))
         elif needs_recognizer(method.name):
             config["recognizer"] = model_id(method.recognizer or self.settings.recognizer)
         return self._dataset("quality_scores", {"set": face_set, "scorer": method.label}, config, inputs)
@@ -248,13 +257,19 @@ def label_of(name: str) -> str:
 def model_id(model: RecognizerSettings | MethodSettings) -> dict[str, Any]:
     """Name, options and content hash of a model: of its weights, or of the file that is its name."""
     found: dict[str, Any] = {"name": label_of(model.name), "options": model.options}
-    if model.name.endswith(".onnx"):
+    if model.name.lower().endswith(".onnx"):
         found["sha256"] = content_hash(model.name)
     elif model.weights is not None and not model.weights.startswith("random:"):
         found["sha256"] = content_hash(model.weights)
     elif model.weights is not None:
         found["weights"] = model.weights
     return found
+
+
+@lru_cache
+def _hash_if_there(name: str, uri: str) -> dict[str, str]:
+    """{name: content hash}, or nothing where there is no such file; asked once per process."""
+    return {name: content_hash(uri)} if exists(uri) else {}
 
 
 def _pair_list_id(benchmark: BenchmarkSettings) -> dict[str, Any]:

@@ -432,14 +432,6 @@ class Dataset:
             )
         return manifest
 
-    def read_file(self, part: Part, suffix: str = ".parquet") -> bytes:
-        """A part's file, checked against its record's checksum."""
-        name = part_name(part.index) + suffix
-        data = read_bytes(self.at(name))
-        if hashlib.sha256(data).hexdigest() != part.files[name]["sha256"]:
-            raise self._damaged(part, name, f"{len(data)} bytes that do not match the checksum of its record")
-        return data
-
     def read(self, part: Part, columns: list[str] | None = None, suffix: str = ".parquet") -> pa.Table:
         """A part's table or some columns of it, checked page by page; from a local disk only those are read."""
         with self._table(part, suffix) as file:

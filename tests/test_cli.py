@@ -577,3 +577,21 @@ def test_score_raw_images_with_a_detector(cli, faces, tmp_path, monkeypatch):
         (found[name],) = pacsv.read_csv(tmp_path / "s.csv").to_pylist()
     assert found["raw"]["score"] == pytest.approx(found["crop"]["score"], rel=1e-6)
     assert found["flat"]["status"] == "no_face"
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        (["smoke:tiny", "--as-recognizer", "--images", "EMPTY"], 1, "no images found"),
+        (["smoke:tiny", "--as-recognizer", "--device", "cuda"], 1, "device 'cuda'"),
+        (["smoke:tiny", "--as-recognizer", "--recognizer", "x"], 2, "smoke:tiny is an FR model itself"),
+        (["smoke:tiny", "--people", "3"], 1, "smoke:tiny: fails on faces"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="one case needs a machine without CUDA")
+def test_doctor_tells_the_users_mistakes_from_the_models(cli, tmp_path, argv, code, words):
+    (tmp_path / "empty").mkdir()
+    argv = [str(tmp_path / "empty") if a == "EMPTY" else a for a in argv]
+    found, out, err = cli("doctor", *argv)
+    assert (found, out) == (code, "")
+    assert words in err

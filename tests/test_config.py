@@ -2,6 +2,7 @@ import pytest
 
 from fiqa_ray.config import load_settings
 from fiqa_ray.errors import FiqaRayError, UsageError
+from fiqa_ray.lineage import Job
 
 GOOD = """
 name: t
@@ -68,6 +69,36 @@ def test_unreadable_jobs(tmp_path):
         load_settings(str(tmp_path / "nothing.yaml"))
     with pytest.raises(UsageError, match="not valid YAML"):  # safe loading: no objects from YAML
         load_settings(job(tmp_path, "name: !!python/object/apply:os.system [echo]"))
+
+
+def test_mistakes_in_what_belongs_together(tmp_path):
+    for change, words in (
+        ("methods.0.recognizer={name: a}", "faceqan has scores of its own: leave out its recognizer"),
+        ("methods.0.fuse={of: [a, b]}", "faceqan is fused of others: leave out its weights"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            load_settings(job(tmp_path), ["methods.0.scores=s.csv", change])
+    bench = "benchmarks=[{name: b, source: {kind: folder, uri: x}, pairs: {kind: lfw, uri: p}, scores: {mix: m.csv}}]"
+    fused = "methods=[{name: a}, {name: b}, {name: mix, fuse: {of: [a, b]}}]"
+    with pytest.raises(UsageError, match="b has scores for mix, which is fused of others"):
+        load_settings(job(tmp_path), [fused, bench])
+
+
+def test_fingerprints_hold_what_a_models_name_points_to(tmp_path):
+    """A regressor's folder by its card, an ONNX file by its bytes, however it is written."""
+    found = set()
+    for content in ("one", "two"):
+        root = tmp_path / content
+        (root / "reg").mkdir(parents=True)
+        (root / "reg" / "card.json").write_text(content)
+        (root / "M.ONNX").write_text(content)
+        for name in ("reg", "M.ONNX"):
+            settings = load_settings(
+                job(tmp_path), [f"methods=[{{name: {root / name}, label: x}}]", "recognizer.weights=null"]
+            )
+            made = Job(settings)
+            found.add(made.prior_scores("train", settings.methods[0]).fingerprint)
+    assert len(found) == 4
 
 
 def test_later_settings_leave_earlier_runs_as_they_are(tmp_path):

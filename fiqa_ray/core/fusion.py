@@ -22,6 +22,8 @@ from fiqa_ray.errors import FiqaRayError
 
 MAX_KNOTS = 1 << 16
 _DIGITS = 4
+_LEAST_EFFECT = 1e-7
+"""Similarity by a method's standard deviation: less is the rounding of the sums."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def fit_weights(sums: Sequence[PairSums]) -> np.ndarray:
     ridge = 1e-9 * max(float(np.trace(covariance)), 1e-12)
     factor = np.linalg.cholesky(covariance + ridge * np.eye(len(mean)))
     weights, _ = nnls(factor.T, np.linalg.solve(factor, towards))
-    if not weights.sum() > 0:
+    if not weights.sum() > 0 or not (towards > _LEAST_EFFECT * np.sqrt(np.diag(covariance))).any():
         raise FiqaRayError(
             "no weights can be fitted: the similarity of mated pairs grows with none of the scores to be fused; check that "
             "larger scores mean better images, or give the weights"

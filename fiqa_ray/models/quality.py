@@ -425,6 +425,11 @@ METHODS: dict[str, MethodRow] = {
 }
 
 
+def is_folder(name: str) -> bool:
+    """Return whether a method of that name can only be the folder of a trained regressor."""
+    return name not in METHODS and not IMPORTED.fullmatch(name) and not name.lower().endswith(".onnx")
+
+
 def needs_recognizer(name: str) -> bool:
     """Return whether the method of that name works on a recogniser, rather than on a network or code of its own."""
     return name in METHODS and METHODS[name].network is None

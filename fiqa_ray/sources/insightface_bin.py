@@ -124,7 +124,9 @@ def _read(uri: str) -> _Bin:
         )
     odd = [i for i, s in enumerate(same) if not isinstance(s, int) or s not in (0, 1)]
     if odd:
-        raise FiqaRayError(f"{uri}: pair {odd[0]} is neither true nor false but {str(same[odd[0]])[:40]!r}")
+        value = same[odd[0]]  # nested values may be far longer than their pickle: only small numbers are shown
+        shown = str(value) if isinstance(value, int) and abs(value) < 1000 else type(value).__name__
+        raise FiqaRayError(f"{uri}: pair {odd[0]} is neither true nor false but {shown!r}")
     seen: dict[bytes | int, int] = {}
     first = [
         seen.setdefault(hashlib.sha256(image).digest() if isinstance(image, bytes) else place, place)
@@ -211,7 +213,9 @@ class _Type:
     __slots__ = ("name",)
 
     def __init__(self, name: Any) -> None:
-        self.name = name.decode("ascii", "replace") if isinstance(name, bytes) else str(name)
+        if not isinstance(name, bytes | str):
+            raise pickle.UnpicklingError("a numpy type without a name")
+        self.name = name.decode("ascii", "replace") if isinstance(name, bytes) else name
 
     def __setstate__(self, state: Any) -> None:
         """Byte order and the like, which single bytes do not have."""

@@ -26,6 +26,7 @@ from fiqa_ray.storage import filesystem, storage_errors
 _TEXT = pa.large_string()
 _ROWS_AT_ONCE = 64  # images decoded from their pages at a time
 
+MIN_IMAGE_BYTES, FEW_ROWS = 16, 10_000
 MAX_GROWN_BYTES = 1 << 30
 """A row group of images that unpacks to more than this and a thousand times its size is refused unread."""
 
@@ -207,9 +208,17 @@ def _image_column(schema: pa.Schema, uri: str) -> tuple[str, pa.DataType]:
 
 
 def _refuse_bomb(metadata: pq.FileMetaData, image: str, uri: str) -> None:
-    """Image files hardly compress: a column that grows a thousandfold to over 1 GB is made to fill the memory."""
+    """Image files hardly compress: a column that grows a thousandfold to over 1 GB, or many rows without images, are made
+    to fill the memory."""
     for g in range(metadata.num_row_groups):
         group = metadata.row_group(g)
+        chunks = [group.column(c) for c in range(group.num_columns)]
+        n_bytes = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] == image)
+        if n_bytes < MIN_IMAGE_BYTES * (group.num_rows - FEW_ROWS):
+            raise FiqaRayError(
+                f"{uri}: row group {g} has {group.num_rows:,} rows and {n_bytes:,} bytes in its column {image}; files "
+                "without images are not read"
+            )
         for c in range(group.num_columns):
             chunk = group.column(c)
             grown = chunk.total_uncompressed_size

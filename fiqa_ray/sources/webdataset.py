@@ -214,13 +214,15 @@ def _note_length(length: int, name: str, shard: str) -> int:
 def _pax_values(data: bytes, name: str, shard: str) -> dict[str, str]:
     """Records ``<length> <key>=<value>\\n``."""
     values = {}
-    while data.strip(b"\0"):
-        match = re.match(rb"(\d{1,7}) ([^=]+)=", data)
-        end = int(match[1]) if match else 0
+    record = re.compile(rb"(\d{1,7}) ([^=]+)=")
+    data, at = data.rstrip(b"\0"), 0
+    while at < len(data):
+        match = record.match(data, at)
+        end = at + int(match[1]) if match else 0
         if match is None or not match.end() < end <= len(data):
             raise FiqaRayError(f"{shard}: {name!r} is not a pax header; fetch the shard again")
         values[match[2].decode("utf-8", "replace")] = data[match.end() : end - 1].decode("utf-8", "surrogateescape")
-        data = data[end:]
+        at = end
     return values
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-from fiqa_ray.errors import FiqaRayError, StorageError
+from fiqa_ray.errors import FiqaRayError, IncompleteError, StorageError
 from fiqa_ray.storage import Dataset, Manifest, Part
 
 Worker = Callable[[Any], Part]
@@ -61,7 +61,8 @@ TrainLoop = Callable[[Any, int, int, Callable[[dict[str, Any]], None]], None]
 def fit_with_ray(loop: TrainLoop, plan: Any, n_workers: int, device: str) -> None:
     """Runs a training loop in ``n_workers`` workers of Ray Train; the loop restores its state from storage by itself.
 
-    ``device``: cpu, cuda or auto. Raises `FiqaRayError` with the loop's own message where trying again cannot help.
+    ``device``: cpu, cuda or auto. Raises `FiqaRayError` with the loop's own message where trying again cannot help, and
+    `IncompleteError` where workers failed more than five times.
     """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -69,7 +70,7 @@ def fit_with_ray(loop: TrainLoop, plan: Any, n_workers: int, device: str) -> Non
 
     # "cuda" is a demand, which makes an autoscaled cluster start its GPU machines; "auto" takes what is there
     use_gpu = device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) >= n_workers)
-    result = TorchTrainer(
+    trainer = TorchTrainer(
         _loop_in_ray,  # type: ignore[arg-type]  # what it returns is the result's return_value
         train_loop_config={"loop": loop, "plan": plan},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
@@ -78,7 +79,14 @@ def fit_with_ray(loop: TrainLoop, plan: Any, n_workers: int, device: str) -> Non
         ),
         # the loop restores from the run's own storage, so a worker that is started again goes on from there
         run_config=RunConfig(failure_config=FailureConfig(max_failures=5)),
-    ).fit()
+    )
+    try:
+        result = trainer.fit()
+    except Exception as exc:  # Ray Train's own, with the workers' tracebacks in its text
+        reason = [line for line in str(exc).splitlines() if line.strip()][-1].strip()
+        raise IncompleteError(
+            f"training failed in a worker ({reason}); run the same command again to continue"
+        ) from exc
     fault = getattr(result, "return_value", None)
     if isinstance(fault, str):
         raise FiqaRayError(fault)
@@ -94,5 +102,7 @@ def _loop_in_ray(config: dict[str, Any]) -> str | None:
     except StorageError:
         raise
     except FiqaRayError as exc:
+        if context.get_world_size() > 1:  # the others may wait for this one: only a failure stops them
+            raise
         return str(exc)
     return None

@@ -15,7 +15,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -49,7 +49,7 @@ _REPORT_EVERY = 50
 
 @dataclass(frozen=True)
 class PCNetPlan:
-    """Everything a training worker needs; picklable. ``n_people`` x ``n_images`` faces make the batch of all workers."""
+    """Everything a training worker needs; picklable. A batch of all workers: about ``n_people`` with ``n_images`` each."""
 
     faces: Dataset
     recognizer: RecognizerSettings
@@ -100,7 +100,8 @@ def pcnet_loop(plan: PCNetPlan, rank: int, world: int, report: Callable[[dict[st
     optimizer = torch.optim.SGD(head.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     milestones = [plan.n_steps // 2, 3 * plan.n_steps // 4]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
-    state_uri = f"{plan.output}.state-{fingerprint([str(asdict(plan)), world])}.pt"
+    made_of = [plan.faces.fingerprint, model_id(r), plan.seed, plan.n_steps, plan.n_people, plan.n_images]
+    state_uri = f"{plan.output}.state-{fingerprint([made_of, world])}.pt"
     step, history = 0, []
     if exists(state_uri):
         state = torch.load(io.BytesIO(read_bytes(state_uri)), weights_only=True, map_location=device)
@@ -117,6 +118,11 @@ def pcnet_loop(plan: PCNetPlan, rank: int, world: int, report: Callable[[dict[st
         return pc_loss(embeddings, head(features), torch.from_numpy(person).to(device))
 
     people = _People(plan, rank, world)
+    if int(reduce_over(torch.tensor(people.n_trainable()), "min", world)) == 0:  # all workers stop, or some would wait
+        raise FiqaRayError(
+            f"{plan.faces.uri}: the share of one of {world} worker(s) has no person to train on with two good images; PCNet "
+            "learns from pairs of images of one person: give more faces, or fewer compute.train_workers"
+        )
     started = saved = time.monotonic()
     with StepProgress("train-pcnet", plan.n_steps, "steps", step) as progress:
         for faces, person in people.batches(step):
@@ -201,11 +207,20 @@ class _People:
                     found.append((int(identity[a]), faces.slice(a, b - a).to_pylist()))
         return found
 
+    def n_trainable(self) -> int:
+        """People of this share that are not held out and have two good images."""
+        n = 0
+        for part in self.parts:
+            table = self.plan.faces.read(part, ["identity_row", "status"])
+            identity = table.filter(pc.equal(table["status"], "ok"))["identity_row"].to_numpy()
+            rows, count = np.unique(identity, return_counts=True)
+            n += int(((count >= 2) & (rows % VALIDATION_EVERY != 0)).sum())
+        return n
+
     def batches(self, first: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Endless batches from step ``first`` on: (b, 3, 112, 112) uint8 and (b,) int64 people."""
         step = epoch = 0
         while True:
-            at_start = step
             rng = np.random.default_rng([self.plan.seed, self.rank, self.world, epoch])
             order = rng.permutation(len(self.parts)).tolist()
             for at in range(0, len(order), _PARTS_AT_ONCE):
@@ -218,21 +233,15 @@ class _People:
                         draws = np.random.default_rng([self.plan.seed, self.rank, self.world, step])
                         yield self._batch([people[g] for g in group], draws)
                     step += 1
-            if step == at_start:
-                raise FiqaRayError(
-                    f"{self.plan.faces.uri}: no person to train on has two good images in the share of worker {self.rank}; "
-                    "PCNet learns from pairs of images of one person"
-                )
             epoch += 1
 
     def held_out(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The held-out people, undamaged, ten at a time."""
-        plain = replace(self.plan, n_images=2 * self.plan.n_images)
         for at in range(0, len(self.parts), _PARTS_AT_ONCE):
             people = self._load(list(range(at, min(at + _PARTS_AT_ONCE, len(self.parts)))))
             people = [p for p in people if p[0] % VALIDATION_EVERY == 0]
             for k in range(0, len(people), self.plan.n_people):
-                chosen = [(row, faces[: plain.n_images]) for row, faces in people[k : k + self.plan.n_people]]
+                chosen = [(row, faces[: 2 * self.plan.n_images]) for row, faces in people[k : k + self.plan.n_people]]
                 yield _decoded([f for _, own in chosen for f in own]), _rows(chosen)
 
     def _batch(self, people: list[tuple[int, list[bytes]]], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -78,6 +78,12 @@ def test_a_copy_shares_its_weight_and_a_reversed_score_gets_none():
         fit_weights([PairSums.of([1 - places[0], np.full(300, 0.5)], image, mate, similarity)])
 
 
+def test_rounding_is_no_effect():
+    places, image, mate, _ = pairs_of(4)
+    with pytest.raises(FiqaRayError, match="grows with none of the scores"):
+        fit_weights([PairSums.of(places, image, mate, np.full(len(image), 0.3))])
+
+
 def test_pairs_without_a_score_are_left_out():
     places, image, mate, similarity = pairs_of(3)
     gaps = [p.copy() for p in places]

@@ -79,9 +79,19 @@ def test_what_is_no_image_keeps_its_row(tmp_path, monkeypatch):
     assert [found[i].status for i in (0, 3, 4, 5)] == ["too_large", "bad_record", "too_large", "bad_record"]
 
 
+def nested(levels):
+    """Tuples of one another: 6 bytes of pickle per level, and text that doubles with each."""
+    value = (1, 2)
+    for _ in range(levels):
+        value = (value, value)
+    return value
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [
+        pytest.param((IMAGES, [nested(200), *SAME[1:]]), "neither true nor false but 'tuple'", id="nested"),
+        pytest.param((IMAGES, [10**3000, *SAME[1:]]), "not a safe one (opcode LONG4", id="long"),
         ((IMAGES, SAME[:3]), "8 images for 3 pairs; there must be two per pair"),
         (([], []), "0 images for 0 pairs"),
         ((IMAGES, [1, 0, 2, 0]), "pair 2 is neither true nor false but '2'"),
@@ -125,6 +135,9 @@ def bombs(marker):
         "memo": b"\x80\x02]r\xff\xff\xff\x7f.",
         "bytes8": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40) + b"x.",
         "bytearray8": b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b"x.",
+        # tuples of one another, whose text doubles at each of 200 levels, as the name of a numpy type
+        "nested": b"\x80\x02Nq\x000" + b"h\x00h\x00\x86q\x000" * 200
+        + b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(h\x00tRU\x01xtR.",
         "frame": b"\x80\x04\x95" + struct.pack("<Q", 1 << 62) + b"].",
         # one text of 1 MB encoded 5,000 times
         "growth": b"\x80\x02](X" + struct.pack("<I", 1 << 20) + b"x" * (1 << 20) + b"q\x01"

@@ -135,3 +135,16 @@ def test_a_row_group_is_read_once_and_only_where_wanted(tmp_path, monkeypatch):
     rows = table.filter(pa.compute.field("offset") < 35)
     assert len(dict(read_parquet_images(rows))) == 35
     assert read == [(0, 10), (1, 10), (2, 10), (3, 5)]
+
+
+def test_many_rows_without_images_are_refused(tmp_path):
+    """26 kB of file that would be 1 GB of identities."""
+    n = 1_000_000
+    columns = {
+        "image": pa.nulls(n, pa.binary()),
+        "identity": pa.DictionaryArray.from_arrays(np.zeros(n, np.int32), ["x" * 200]),
+    }
+    uri = f"{tmp_path}/a.parquet"
+    pq.write_table(pa.table(columns), uri)
+    assert "rows and" in fault(uri)
+    assert "files without images are not read" in fault(uri)

@@ -94,6 +94,20 @@ def test_two_workers_of_ray_train(packed, tmp_path, ray_cluster):
     assert int(head["layers.2.num_batches_tracked"]) == 4
 
 
+def test_a_worker_without_people_stops_all(tmp_path, ray_cluster):
+    """The second part holds one person, who is held out: the first worker must not wait for the second."""
+    faces = smoke.make_faces(tmp_path / "faces", n_identities=21, per_identity=3, benchmark=False)
+    path = smoke.write_job(
+        tmp_path / "job.yaml", faces, str(tmp_path / "run"), recognizer={"name": "smoke:split"}, benchmarks=[]
+    )
+    job = run_job(load_settings(path, ["compute.rows_per_part=60"]), ["pack"])
+    assert [p.n_rows for p in job.faces("train").require().parts] == [60, 3]
+    compute = job.settings.compute.model_copy(update={"engine": "ray", "train_workers": 2})
+    wide = Job(job.settings.model_copy(update={"compute": compute}))
+    with pytest.raises(FiqaRayError, match="no person to train on with two good images"):
+        train_pcnet(wide, str(tmp_path / "head.pt"), n_steps=2)
+
+
 def test_mistakes_have_one_clear_message(packed, tmp_path):
     job, faces = packed
     with pytest.raises(UsageError, match="n_steps=0 must be at least 1"):
@@ -106,6 +120,6 @@ def test_mistakes_have_one_clear_message(packed, tmp_path):
     alone = smoke.make_faces(tmp_path / "alone", n_identities=4, per_identity=1, benchmark=False)
     split = {"name": "smoke:split"}
     path = smoke.write_job(tmp_path / "alone.yaml", alone, str(tmp_path / "run2"), recognizer=split, benchmarks=[])
-    with pytest.raises(FiqaRayError, match="no person to train on has two good images"):
+    with pytest.raises(FiqaRayError, match="no person to train on with two good images"):
         train_pcnet(run_job(load_settings(path), ["pack"]), str(tmp_path / "a.pt"))
     assert not list(tmp_path.glob("a.pt*"))
