@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from fiqa_ray.cli import main
 from fiqa_ray.demo import train_recognizer
 from fiqa_ray.doctor import check_file, check_recognizer, check_scorer, load_trial_faces
 from fiqa_ray.errors import FiqaRayError
@@ -16,10 +17,15 @@ from fiqa_ray.models.recognition import UNIT_PIXELS, Recognizer
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory):
+def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("net") / "net.pt"
     train_recognizer(path, n_identities=120, views_per_identity=4, n_epochs=8, n_threads=1)
-    return build(path).eval()
+    return path
+
+
+@pytest.fixture(scope="module")
+def network(weights):
+    return build(weights).eval()
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +142,26 @@ def test_the_files_hash(network):
     assert "that of the released 32572backbone.pth" in check_file(released, row).words
     assert check_file(recognizer(network), row).state == "open"
     assert "none is published" in check_file(recognizer(network), None).words
+
+
+def swapped(weights=None):
+    """As a user's own code that reads images by OpenCV's order."""
+    return Fed(build(weights), lambda x: x.flip(1))
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        (["fiqa_ray.models.compact:build", "--as-recognizer", "--weights"], 0, "nothing wrong was found"),
+        (
+            ["embedding_norm", "--recognizer", "fiqa_ray.models.compact:build", "--weights"],
+            0,
+            "nothing wrong was found",
+        ),
+        (["test_doctor:swapped", "--as-recognizer", "--weights"], 1, "1 fault(s) found"),
+    ],
+)
+def test_the_command(weights, capsys, argv, code, words):
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", *argv, str(weights)])
+    assert (ended.value.code, words in capsys.readouterr().out) == (code, True)
