@@ -178,7 +178,10 @@ def rejects(
 @app.command()
 def score(
     images: Annotated[
-        list[str], typer.Argument(metavar="IMAGES...", help="112x112 crops: files, folders, globs, plain tars, URLs")
+        list[str],
+        typer.Argument(
+            metavar="IMAGES...", help="aligned 112x112 crops, or raw with --detector: files, folders, globs, tars, URLs"
+        ),
     ],
     model: Annotated[
         str, typer.Option(help="a trained regressor's folder or exported .onnx, a FIQA method, or module:function")
@@ -224,7 +227,10 @@ def score(
         )
     write_scores(table, output)
     n_bad = table["score"].null_count
-    print(f"{len(table) - n_bad} scored, {n_bad} not; written to {output}")
+    reasons = {r["values"]: r["counts"] for r in table["status"].value_counts().to_pylist() if r["values"] != "ok"}
+    why = f" ({', '.join(f'{k} {n}' for k, n in reasons.items())})" if reasons else ""
+    hint = "; --detector aligns raw images" if "no_landmarks" in reasons else ""
+    print(f"{len(table) - n_bad} scored, {n_bad} not{why}{hint}; written to {output}")
 
 
 def _load_scorer(
@@ -306,10 +312,17 @@ def doctor(
             loaded = _load_scorer(
                 model, recognizer, weights, recognizer_weights, option, recognizer_option, allow_import, device
             )
-    except UsageError:
+    except UsageError as error:
+        if not is_recognizer and (model.lower().endswith(".onnx") or ":" in model):
+            raise UsageError(f"{error}. If {model} is an FR model, add --as-recognizer") from error
         raise
     except FiqaRayError as error:
-        found = [Finding("file", "fault", str(error))]
+        hint = (
+            ""
+            if is_recognizer or not model.lower().endswith(".onnx")
+            else ". If it is an FR model, add --as-recognizer"
+        )
+        found = [Finding("file", "fault", f"{error}{hint}")]
     if isinstance(loaded, Recognizer):
         found = [check_file(loaded, RECOGNIZERS.get(model)), *check_recognizer(loaded, faces)]
     elif loaded is not None:
@@ -327,7 +340,9 @@ def doctor(
             table.add_row(f.check, {"ok": "ok", "fault": "FAULT", "open": "open"}[f.state], f.words)
         console.print(table)
         n_faults = sum(f.state == "fault" for f in found)
-        console.print(f"{n_faults} fault(s) found" if n_faults else "nothing wrong was found")
+        n_open = sum(f.state == "open" for f in found)
+        told = f"{n_faults} fault(s) found" if n_faults else "nothing wrong was found"
+        console.print(told + (f"; {n_open} check(s) could not tell" if n_open else ""))
     if any(f.state == "fault" for f in found):
         raise typer.Exit(1)
 

@@ -41,7 +41,7 @@ N_IMAGES_EACH = 4
 _BATCH = 16
 _SEED = 20_000  # of synthetic people that no other part of the project draws
 _STANDARD_ERRORS, _LEAST_GAIN = 3.0, 0.02
-_SMALLEST_D = 0.5
+_SMALLEST_D = 1.0
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,8 @@ def _damage(face: np.ndarray, index: int) -> np.ndarray:
 
 def check_file(network: Recognizer, row: NetworkRow | None) -> Finding:
     """The loaded weights' hash against that of the released file, where one is known; every entry fits, or nothing loads."""
+    if network.is_random:
+        return Finding("file", "open", "random weights, which mean nothing: there is no file to check")
     words = f"every entry fits; SHA-256 {network.weights_sha256}"
     if row is None or row.sha256 is None:
         return Finding("file", "ok", f"{words} (none is published to compare with)")
@@ -152,12 +154,12 @@ def check_recognizer(recognizer: Recognizer, trial: TrialFaces) -> list[Finding]
             f"the network gets {colour}",
             base,
             {f"{other} instead": variant(faces.flip(1))},
-            f"declare the network's order as {other}, or swap the channels in your own code",
+            f"set colour={other}, or swap the channels in your own code",
         )
     )
     mean, scale = recognizer.preprocessing.mean, recognizer.preprocessing.scale
     scalings = {
-        words: variant((((255 * faces - m) / s) * scale + mean) / 255)
+        f"{words} (mean={m:g}, scale={s:g})": variant((((255 * faces - m) / s) * scale + mean) / 255)
         for words, (m, s) in SCALINGS.items()
         if (m, s) != (mean, scale)
     }
@@ -216,14 +218,20 @@ def _held_against(
         return Finding(check, "fault", f"{own_words}: d' {base[0]:.2f}; {better}: {remedy}")
     if base[0] < _SMALLEST_D:
         return Finding(
-            check, "open", f"{own_words}; the model hardly tells these people apart: give --images of real people"
+            check,
+            "open",
+            f"{own_words}; the model hardly tells these people apart: mend faults first, or give other --images",
         )
     for other, values in variants.items():
         loss, error = _difference(base, values)
         if loss > _STANDARD_ERRORS * error:
             worse.append(f"{other} {values[0]:.2f}")
     state: Literal["ok", "open"] = "ok" if worse else "open"
-    words = f"lower: {', '.join(worse)}" if worse else "no alternative differs beyond chance: more --images would tell"
+    words = (
+        f"lower: {', '.join(worse)}"
+        if worse
+        else "no alternative differs beyond chance: more people (--images, --people) would tell"
+    )
     return Finding(check, state, f"{own_words}: d' {base[0]:.2f}; {words}")
 
 
@@ -257,6 +265,7 @@ def _sign(scorer: Scorer, trial: TrialFaces, clean: np.ndarray, damaged: np.ndar
 
 def _batches(run: Callable[[np.ndarray], np.ndarray], n: int, what: str = "embedding") -> Finding:
     """The same faces alone, by sevens and together."""
+    check = "batches" if what == "embedding" else "score's batches"
     n = min(n, _BATCH)
     found = [
         np.concatenate([run(np.arange(at, min(at + size, n))) for at in range(0, n, size)]).astype(np.float64)
@@ -266,10 +275,8 @@ def _batches(run: Callable[[np.ndarray], np.ndarray], n: int, what: str = "embed
     worst = max(float(np.abs(f - found[0]).max()) for f in found[1:]) / spread
     words = f"a face's {what} differs by up to {worst:.1e} of the spread between batches of 1, 7 and {n}"
     if worst > 1e-2:
-        return Finding(
-            "batches", "fault", f"{words}: it depends on the other faces; is the network in evaluation mode?"
-        )
-    return Finding("batches", "ok", words)
+        return Finding(check, "fault", f"{words}: it depends on the other faces; is the network in evaluation mode?")
+    return Finding(check, "ok", words)
 
 
 def _half_precision(recognizer: Recognizer, faces: torch.Tensor, own: np.ndarray) -> list[Finding]:

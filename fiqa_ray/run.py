@@ -53,11 +53,22 @@ def run_job(settings: Settings, stages: Iterable[str] = STAGES, *, new_settings:
         )
     with RunLock(settings.run_uri), ray_session(settings.compute):
         _record_settings(settings, new_settings)
+        if "score" in wanted:
+            _require_method_files(job)
         mapper = ray_mapper(settings.compute) if settings.compute.engine == "ray" else local_map
         for stage in wanted:
             for steps in stage_steps(stage, job):
                 run_steps(steps, mapper, settings.max_bad_fraction)
     return job
+
+
+def _require_method_files(job: Job) -> None:
+    """Raises before the first stage what a missing checkpoint or score file would raise hours later."""
+    for method in job.settings.methods:
+        try:
+            job.prior_scores("train", method)
+        except FiqaRayError as exc:
+            raise type(exc)(f"methods: {method.label}: {exc}") from exc
 
 
 def stage_steps(stage: str, job: Job) -> Iterator[list[Step]]:

@@ -203,7 +203,7 @@ def test_scores_are_the_jobs_scores_bit_for_bit(cli, convolutional, faces, tmp_p
     for theta in (PRIOR, 0.05):
         output = tmp_path / f"{theta}.parquet"
         code, out, _ = cli("score", folder, "--model", job.regressor(method, theta).uri, "-o", output)
-        assert (code, out) == (0, f"36 scored, 1 not; written to {output}\n")
+        assert (code, out) == (0, f"36 scored, 1 not (unreadable 1); written to {output}\n")
         rows = pq.read_table(output).to_pylist()
         assert [r["uri"] for r in rows] == sorted(str(p) for p in folder.rglob("*.jpg"))
         good = [r for r in rows if r["status"] == "ok"]
@@ -523,7 +523,7 @@ def test_doctor_looks_at_recognisers_methods_and_regressors(cli, convolutional, 
     assert list(found) == ["file", "people", "colour order", "scaling", "crop", "batches", "float16", "bfloat16"]
     assert code == ("fault" in found.values())
     code, out, _ = cli("doctor", "embedding_norm", "--recognizer", "smoke:tiny", *images)
-    assert [f["check"] for f in json.loads(out)][-2:] == ["sign", "batches"]
+    assert [f["check"] for f in json.loads(out)][-2:] == ["sign", "score's batches"]
     code, out, _ = cli("doctor", job.regressor(method, PRIOR).uri, *images)
     found = {f["check"]: f for f in json.loads(out)}
     assert {"people", "colour order", "scaling", "crop", "batches"} <= set(found)

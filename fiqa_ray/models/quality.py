@@ -7,6 +7,7 @@ clean face share that pass, see ``score_together``.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -44,7 +45,7 @@ from fiqa_ray.models.recognition import (
 )
 from fiqa_ray.models.regressor import CARD_FILE, load_regressor
 from fiqa_ray.models.serfiq import dropout_masks, serfiq_distance, serfiq_raw, serfiq_stretched
-from fiqa_ray.storage import exists, join
+from fiqa_ray.storage import exists, join, read_bytes
 
 ScoreFaces = Callable[[CleanPass, np.ndarray], Any]
 """A batch of b faces on the device and (b,) int64 image rows -> (b,) scores."""
@@ -514,16 +515,30 @@ def _networks(
             raise UsageError(f"{name} has a network of its own: leave out the recogniser and give weights")
         return load_row(name, name, row.network, weights), []
     if recognizer is None:
-        raise UsageError(f"{name} works on a recogniser: give recognizer=load_recognizer(...)")
+        raise UsageError(f"{name} works on a recogniser: give one (--recognizer, or recognizer=load_recognizer(...))")
     if row.head is not None:
         if isinstance(recognizer, str):
             raise UsageError(f"{name} takes weights of its head: give recognizer=load_recognizer({recognizer!r}, ...)")
+        _refuse_another_trunk(name, recognizer, weights)
         return recognizer, [load_row(name, name, row.head, weights)]
     if isinstance(recognizer, str):
         return load_recognizer(recognizer, weights, device), []
     if weights is not None:
         raise UsageError(f"{name} has no weights of its own; leave out weights={weights!r}, the recogniser has them")
     return recognizer, []
+
+
+def _refuse_another_trunk(name: str, recognizer: Recognizer, weights: str | None) -> None:
+    """A head of ``fiqa-ray train-pcnet`` has a card beside it that names the recogniser it was trained on."""
+    card_uri = f"{weights}.json"
+    if weights is None or weights.startswith("random:") or not exists(card_uri):
+        return
+    trained_on = json.loads(read_bytes(card_uri)).get("recognizer_sha256")
+    if trained_on != recognizer.weights_sha256:
+        raise FiqaRayError(
+            f"{name}: {weights} was trained on a recogniser with the SHA-256 {trained_on}, and {recognizer.name} has "
+            f"{recognizer.weights_sha256}; give that recogniser, or train a head on this one: fiqa-ray train-pcnet"
+        )
 
 
 def _imported_scorer(name: str, weights: str | None, place: torch.device, options: dict[str, Any]) -> Scorer:

@@ -202,6 +202,7 @@ class Recognizer(nn.Module):
         options: the options it was loaded with.
         dim: number of values of an embedding.
         weights_sha256: of the weights file, or of the values where there is no single file.
+        is_random: whether the weights are those of ``random:SEED``.
         differentiable: whether a gradient reaches the input (FaceQAN needs it).
         backbone: the bare network; takes preprocessed float faces.
         preprocessing: what turns faces in [0, 1] into the backbone's input.
@@ -221,6 +222,7 @@ class Recognizer(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
+        self.is_random = False
         self.options = dict(options or {})
         self.dim = dim
         self.weights_sha256 = weights_sha256
@@ -423,7 +425,9 @@ def load_row(what: str, name: str, row: NetworkRow, weights: str | os.PathLike[s
                 f"{uri}: looks like a MagFace checkpoint (its entries begin with {state.wrapping!r}), whose pixels are BGR "
                 f"from 0 to 1 and whose eps is 2e-5; {name} would load it and be wrong. Choose magface_r100, _r50 or _r18"
             )
-    return Recognizer(name, backbone, row.preprocessing, row.dim, sha256)
+    loaded = Recognizer(name, backbone, row.preprocessing, row.dim, sha256)
+    loaded.is_random = uri.startswith("random:")
+    return loaded
 
 
 def from_onnx(

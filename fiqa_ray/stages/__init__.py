@@ -5,6 +5,7 @@ Stages do not import each other; they meet through the datasets of `fiqa_ray.lin
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -64,6 +65,8 @@ def fit_with_ray(loop: TrainLoop, plan: Any, n_workers: int, device: str) -> Non
     ``device``: cpu, cuda or auto. Raises `FiqaRayError` with the loop's own message where trying again cannot help, and
     `IncompleteError` where workers failed more than five times.
     """
+    # Ray Train would move its workers to a folder of its own, where relative paths lead nowhere
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer

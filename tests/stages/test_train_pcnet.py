@@ -1,6 +1,8 @@
 """PCNet's training: noisier faces of new people become less certain; interrupted, it ends with the same head."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow.csv as pacsv
@@ -48,6 +50,8 @@ def test_noise_makes_it_less_certain(packed, tmp_path):
     table = job.faces("train").read_all()
     score = scorer(decode_faces(table["face"].to_pylist())[0])
     assert 0 < score.min() < score.max() < 1
+    with pytest.raises(FiqaRayError, match="was trained on a recogniser with the SHA-256"):
+        load_scorer("pcnet", recognizer=load_recognizer("arcface_r18", "random:0"), weights=str(output))
     given = pacsv.read_csv(faces / "scores.csv").to_pydict()
     quality = np.array(
         [dict(zip(given["image_id"], given["score"], strict=True))[i] for i in table["image_id"].to_pylist()]
@@ -92,6 +96,27 @@ def test_two_workers_of_ray_train(packed, tmp_path, ray_cluster):
     assert np.isfinite(card["validation_loss"])
     head = torch.load(output, weights_only=True)
     assert int(head["layers.2.num_batches_tracked"]) == 4
+
+
+def test_relative_paths_through_ray_train(tmp_path):
+    """As a user starts it: run folder, weights and result named from where the command is run."""
+    smoke.make_faces(tmp_path / "faces", n_identities=4, per_identity=4, benchmark=False)
+    smoke.write_job(tmp_path / "job.yaml", "faces", "run", recognizer={"name": "smoke:split"}, benchmarks=[])
+    argv = [
+        "job.yaml",
+        "head.pt",
+        "compute.engine=ray",
+        "compute.n_workers=1",
+        "compute.train_workers=1",
+        "--steps",
+        "1",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "fiqa_ray.cli", "train-pcnet", *argv], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert card_of(tmp_path / "head.pt")["n_steps"] == 1
+    assert (tmp_path / "head.pt").exists()
 
 
 def test_a_worker_without_people_stops_all(tmp_path, ray_cluster):
