@@ -317,11 +317,8 @@ def doctor(
             raise UsageError(f"{error}. If {model} is an FR model, add --as-recognizer") from error
         raise
     except FiqaRayError as error:
-        hint = (
-            ""
-            if is_recognizer or not model.lower().endswith(".onnx")
-            else ". If it is an FR model, add --as-recognizer"
-        )
+        either = not is_recognizer and model.lower().endswith(".onnx")
+        hint = ". If it is an FR model, add --as-recognizer" if either else ""
         found = [Finding("file", "fault", f"{error}{hint}")]
     if isinstance(loaded, Recognizer):
         found = [check_file(loaded, RECOGNIZERS.get(model)), *check_recognizer(loaded, faces)]

@@ -6,6 +6,8 @@ that released checkpoints load strictly.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from torch import Tensor, nn
 
 EMBEDDING_DIM = 512
@@ -14,16 +16,16 @@ BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: 
 STAGE_CHANNELS = (64, 128, 256, 512)
 
 
-class SplitNetwork(nn.Module):
+class SplitNetwork(nn.Module, ABC):
     """A network in two parts with dropout between them: ``tail(trunk(x))`` is its output in evaluation mode."""
 
+    @abstractmethod
     def trunk(self, x: Tensor) -> Tensor:
         """Map preprocessed faces ``(b, 3, 112, 112)`` to what dropout works on, ``(b, n_features)``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tail(self, features: Tensor) -> Tensor:
         """Map ``(b, n_features)`` to the output ``(b, dim)``."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """Map preprocessed faces ``(b, 3, 112, 112)`` to the output ``(b, dim)``."""

@@ -58,7 +58,7 @@ class _Span:
         if len(data) != self.last - self.first:
             raise FiqaRayError(
                 f"{self.uri}: {len(data)} bytes came where bytes {self.first} to {self.last} were asked for; the file "
-                "changed since it was listed: choose another run_uri"
+                "changed since it was listed: start again, a job under another run_uri"
             )
         return data
 

@@ -212,19 +212,17 @@ def _refuse_bomb(metadata: pq.FileMetaData, image: str, uri: str) -> None:
     to fill the memory."""
     for g in range(metadata.num_row_groups):
         group = metadata.row_group(g)
-        chunks = [group.column(c) for c in range(group.num_columns)]
-        n_bytes = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] == image)
+        columns = (group.column(c) for c in range(group.num_columns))
+        chunks = [c for c in columns if c.path_in_schema.split(".")[0] == image]
+        n_bytes = sum(c.total_uncompressed_size for c in chunks)
         if n_bytes < MIN_IMAGE_BYTES * (group.num_rows - FEW_ROWS):
             raise FiqaRayError(
                 f"{uri}: row group {g} has {group.num_rows:,} rows and {n_bytes:,} bytes in its column {image}; files "
                 "without images are not read"
             )
-        for c in range(group.num_columns):
-            chunk = group.column(c)
+        for chunk in chunks:
             grown = chunk.total_uncompressed_size
-            if chunk.path_in_schema.split(".")[0] == image and grown > max(
-                MAX_GROWN_BYTES, 1000 * chunk.total_compressed_size
-            ):
+            if grown > max(MAX_GROWN_BYTES, 1000 * chunk.total_compressed_size):
                 raise FiqaRayError(
                     f"{uri}: row group {g} of {image} grows from {chunk.total_compressed_size} to {grown} bytes when "
                     "unpacked, which no images do; do not trust this file"

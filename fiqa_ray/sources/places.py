@@ -11,7 +11,10 @@ import tarfile
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.sources.containers import read_ranges
 from fiqa_ray.sources.faces import EXTENSIONS, read_face_bytes
 from fiqa_ray.storage import filesystem, storage_errors
 
@@ -65,13 +68,9 @@ def read_images(images: Sequence[ImageFile]) -> list[bytes | None]:
     """Contents of images, in order; None for a file that is not there. Other faults of storage are `FiqaRayError`."""
     whole = [image for image in images if image.tar is None]
     content = dict(zip(whole, read_face_bytes([image.uri for image in whole]), strict=True))
-    content |= {image: b"" for image in images if image.tar and not image.size}  # not every store has empty ranges
-    for tar in dict.fromkeys(image.tar for image in images if image.tar and image.size):
-        members = [image for image in images if image.tar == tar and image.size]
-        with storage_errors(tar):
-            fs, path = filesystem(tar)
-            starts, ends = [m.start for m in members], [m.start + m.size for m in members]
-            content |= zip(members, fs.cat_ranges([path] * len(members), starts, ends, on_error="raise"), strict=True)
+    members = [image for image in images if image.tar is not None]
+    start, size = (np.array(values, np.int64) for values in ([m.start for m in members], [m.size for m in members]))
+    content |= {members[row]: data for row, data in read_ranges([m.tar or "" for m in members], start, size)}
     return [content[image] for image in images]
 
 
