@@ -1,14 +1,14 @@
 """Mated pairs in storage: how they are cut into parts, laid out, and read or made again.
 
-A part holds the pairs of some neighbouring embedding parts: a file of clusters, and per repeat a file of mates and
-similarities, 8 bytes per pair. A pair's image is not stored: each image opens ``n_pairs`` pairs, one behind the other. With
-``pair.keep`` false only the clusters are stored; the pairs follow from them, the embeddings and the seed, and are made
-again where they are needed.
+A part holds the pairs of some neighbouring embedding parts: a file of clusters, and per repeat a file of similarities, 4
+bytes per pair. Images and mates are not stored: each image opens ``n_pairs`` pairs, one behind the other, and its mates are
+drawn again from clusters and seed, which takes less time than reading them. With ``pair.keep`` false only the clusters are
+stored; the similarities too follow, from the embeddings, and are made again where they are needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from fiqa_ray import schemas
 from fiqa_ray.config import PairSettings
-from fiqa_ray.core.pairs import Pairs, mated_pairs
+from fiqa_ray.core.pairs import Pairs, draw_again, mated_pairs, opened_by
 from fiqa_ray.lineage import Job
 from fiqa_ray.storage import Dataset, Manifest, Part, table_bytes
 
@@ -110,84 +110,98 @@ class PairReader:
             yield from ((p.repeat, p.similarity) for p in self.read(stored, repeats))
             return
         for r in repeats:
-            table = self.pairs.read(stored.part, ["similarity"], schemas.repeat_suffix(r))
-            yield r, table["similarity"].to_numpy()
+            yield r, self._similarity(stored.part, r)
 
     def read(self, stored: StoredPairs, repeats: Sequence[int]) -> Iterator[RepeatPairs]:
-        """The repeats' pairs. Memory: 16 bytes per pair of one repeat; where pairs are not kept, of all repeats."""
-        shard, recluster = stored.shard, self.settings.recluster
+        """The repeats' pairs. Memory: 16 bytes per pair of one repeat; where pairs are not kept, 12 of all repeats."""
         if not self.settings.keep:
-            fits = range(self.settings.n_repeats if recluster else 1)
-            clusters = [self._clusters(stored.part, r)["cluster"].to_numpy() for r in fits]
-            made = make_pairs(shard, self.embeddings, self.settings, self.seed, clusters)
-            for r in repeats:
-                yield RepeatPairs(r, made.image(r), made.mate(r), made.similarity(r))
+            yield from self._made_again(stored, repeats)
             return
-        image = np.empty(0, np.int32)
-        for n, r in enumerate(repeats):
-            table = self.pairs.read(stored.part, suffix=schemas.repeat_suffix(r))
-            if n == 0 or recluster:
-                n_pairs = self._clusters(stored.part, r if recluster else 0)["n_pairs"].to_numpy()
-                image = np.repeat(np.arange(len(n_pairs), dtype=np.int32), n_pairs)
-            mate = table["mate_row"].to_numpy() - np.int32(shard.first)
-            yield RepeatPairs(r, image, mate, table["similarity"].to_numpy())
+        drawn: _Clusters | None = None
+        for r in repeats:
+            if drawn is None or self.settings.recluster:
+                drawn = self._clusters(stored.part, r)
+                image = opened_by(drawn.n_pairs)
+            similarity = self._similarity(stored.part, r)
+            yield RepeatPairs(r, image, drawn.mates(r, self.seed), similarity)
 
-    def _clusters(self, part: Part, fit: int) -> pa.Table:
-        return self.pairs.read(part, suffix=schemas.cluster_suffix(fit))
+    def _made_again(self, stored: StoredPairs, repeats: Sequence[int]) -> Iterator[RepeatPairs]:
+        fits = range(self.settings.n_repeats if self.settings.recluster else 1)
+        clusters = [self._clusters(stored.part, r).cluster for r in fits]
+        pieces = list(make_pairs(stored.shard, self.embeddings, self.settings, self.seed, clusters))
+        for r in repeats:
+            own = [(p.rows, p.pairs[r]) for p in pieces]
+            yield RepeatPairs(
+                r,
+                np.concatenate([rows[pairs.image] for rows, pairs in own]),
+                np.concatenate([rows[pairs.mate] for rows, pairs in own]),
+                np.concatenate([pairs.similarity for _, pairs in own]),
+            )
+
+    def _similarity(self, part: Part, repeat: int) -> np.ndarray:
+        return self.pairs.read(part, ["similarity"], schemas.repeat_suffix(repeat))["similarity"].to_numpy()
+
+    def _clusters(self, part: Part, repeat: int) -> _Clusters:
+        suffix = schemas.cluster_suffix(repeat if self.settings.recluster else 0)
+        table = self.pairs.read(part, ["identity_row", "cluster", "n_pairs"], suffix)
+        return _Clusters(*(table[name].to_numpy() for name in ("identity_row", "cluster", "n_pairs")))
 
 
 @dataclass(frozen=True)
-class MadePairs:
-    """The pairs of a shard as they are made, embedding part by embedding part.
+class _Clusters:
+    """A part's table of clusters: (n_images,) int32 each."""
 
-    ``identity_row`` and ``has_embedding``: (n_images,). ``pieces``: per embedding part the positions (int32) of its images
-    with an embedding, and their `Pairs` per repeat.
+    identity_row: np.ndarray
+    cluster: np.ndarray
+    n_pairs: np.ndarray
+
+    def mates(self, repeat: int, seed: int) -> np.ndarray:
+        """(n_pairs,) int32 positions of one repeat's mates in the part."""
+        rows = np.flatnonzero(self.cluster >= 0).astype(np.int32)
+        starts, own = _identities(self.identity_row[rows])
+        mate = draw_again(self.cluster[rows], starts, own, [repeat], seed=seed)[1][0]
+        return mate if len(rows) == len(self.cluster) else rows[mate]
+
+
+def _identities(identity_row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds (n_identities + 1,) and rows (n_identities,) of identities that lie one behind the other."""
+    starts = np.flatnonzero(np.diff(identity_row, prepend=-1))
+    return np.append(starts, len(identity_row)), identity_row[starts].astype(np.int64)
+
+
+@dataclass(frozen=True)
+class PairPiece:
+    """The pairs of one embedding part.
+
+    ``identity_row`` and ``has_embedding``: (n_images,). ``rows``: int32, the places in the shard of the images with an
+    embedding, to which the positions in ``pairs``, one per repeat, refer.
     """
 
-    shard: PairShard
     identity_row: np.ndarray
     has_embedding: np.ndarray
-    pieces: list[tuple[np.ndarray, list[Pairs]]]
-
-    def image(self, repeat: int) -> np.ndarray:
-        """(n_pairs,) int32 positions in the shard."""
-        return np.concatenate([rows[pairs[repeat].image] for rows, pairs in self.pieces])
-
-    def mate(self, repeat: int) -> np.ndarray:
-        """(n_pairs,) int32 positions in the shard."""
-        return np.concatenate([rows[pairs[repeat].mate] for rows, pairs in self.pieces])
-
-    def similarity(self, repeat: int) -> np.ndarray:
-        """(n_pairs,) float32."""
-        return np.concatenate([pairs[repeat].similarity for _, pairs in self.pieces])
-
-    def cluster(self, repeat: int) -> np.ndarray:
-        """(n_images,) int32, -1 where there is no embedding."""
-        cluster = np.full(self.shard.n_rows, -1, np.int32)
-        for rows, pairs in self.pieces:
-            cluster[rows] = pairs[repeat].cluster
-        return cluster
+    rows: np.ndarray
+    pairs: list[Pairs]
 
 
 def make_pairs(
     shard: PairShard, embeddings: Dataset, settings: PairSettings, seed: int, clusters: Sequence[np.ndarray] = ()
-) -> MadePairs:
-    """Makes the pairs of a shard. ``clusters``: what was found before, (n_images,) int32 per fit.
+) -> Iterator[PairPiece]:
+    """Makes the pairs of a shard, embedding part by embedding part. ``clusters``: what was found before, (n_images,) int32
+    per fit.
 
-    Memory: 8 bytes per pair of all repeats, one embedding part and what `mated_pairs` takes for it.
+    Memory: one embedding part and what `mated_pairs` takes for it.
     """
-    pieces, identity_rows, has_embedding, at = [], [], [], 0
+    at = 0
     for part in shard.embeddings:
         table = embeddings.read(part, ["identity_row", "embedding"])
         values, good = schemas.embedding_values(table)
         identity_row = table["identity_row"].to_numpy()
-        own = identity_row[good].astype(np.int64)
-        starts = np.flatnonzero(np.diff(own, prepend=-1))
+        bounds, own = _identities(identity_row[good])
         rows = (at + good).astype(np.int32)
         pairs = mated_pairs(
             values,
-            np.append(starts, len(own)),
-            own[starts],
+            bounds,
+            own,
             n_clusters=settings.n_clusters,
             n_repeats=settings.n_repeats,
             seed=seed,
@@ -195,29 +209,56 @@ def make_pairs(
             clustering=settings.clustering,
             clusters=[c[rows] for c in clusters],
         )
-        pieces.append((rows, pairs))
-        identity_rows.append(identity_row)
-        has_embedding.append(np.isin(np.arange(len(table)), good, assume_unique=True))
+        has_embedding = np.zeros(len(table), bool)
+        has_embedding[good] = True
+        yield PairPiece(identity_row, has_embedding, rows, pairs)
         at += len(table)
-    return MadePairs(shard, np.concatenate(identity_rows), np.concatenate(has_embedding), pieces)
 
 
-def pair_files(made: MadePairs, settings: PairSettings) -> dict[str, pa.Buffer]:
-    """The files of a part, by suffix. Memory: 8 bytes per pair of all repeats where they are kept."""
+def pair_files(
+    shard: PairShard, pieces: Iterable[PairPiece], settings: PairSettings
+) -> tuple[dict[str, pa.Buffer], PairCounts]:
+    """The files of a part, by suffix, and what was counted on the way. Memory: 8 bytes per pair where they are kept."""
+    fits = range(settings.n_repeats if settings.recluster else 1)
+    image_rows = np.arange(shard.first, shard.first + shard.n_rows)
+    identity_row = np.empty(shard.n_rows, np.int32)
+    cluster = np.full((len(fits), shard.n_rows), -1, np.int32)
+    n_opened = np.zeros_like(cluster)
+    similarity: list[list[np.ndarray]] = [[] for _ in range(settings.n_repeats)]
+    n_pairs = [0] * settings.n_repeats
+    at = n_without = 0
+    for piece in pieces:
+        identity_row[at : at + len(piece.identity_row)] = piece.identity_row
+        at += len(piece.identity_row)
+        n_without += int((~piece.has_embedding).sum())
+        for fit in fits:
+            cluster[fit, piece.rows] = piece.pairs[fit].cluster
+            n_opened[fit, piece.rows] = piece.pairs[fit].n_opened
+        for r, pairs in enumerate(piece.pairs):
+            n_pairs[r] += len(pairs.similarity)
+            if settings.keep:
+                similarity[r].append(pairs.similarity)
     files: dict[str, pa.Buffer] = {}
-    first, n_images = made.shard.first, made.shard.n_rows
-    for r in range(settings.n_repeats):
-        if r == 0 or settings.recluster:
-            columns = {
-                "image_row": np.arange(first, first + n_images),
-                "identity_row": made.identity_row,
-                "cluster": made.cluster(r),
-                "n_pairs": np.bincount(made.image(r), minlength=n_images).astype(np.int32),
-            }
-            files[schemas.cluster_suffix(r)] = table_bytes(pa.table(columns, schema=schemas.CLUSTERS))
-        if settings.keep:
-            mate = made.mate(r)
-            mate += np.int32(first)
-            table = pa.table({"mate_row": mate, "similarity": made.similarity(r)}, schema=schemas.PAIRS)
-            files[schemas.repeat_suffix(r)] = table_bytes(table, **PLAIN)
-    return files
+    for fit in fits:
+        columns = {
+            "image_row": image_rows,
+            "identity_row": identity_row,
+            "cluster": cluster[fit],
+            "n_pairs": n_opened[fit],
+        }
+        files[schemas.cluster_suffix(fit)] = table_bytes(pa.table(columns, schema=schemas.CLUSTERS))
+    for r in range(settings.n_repeats if settings.keep else 0):
+        column = pa.chunked_array(similarity[r], pa.float32())
+        similarity[r] = []
+        files[schemas.repeat_suffix(r)] = table_bytes(pa.table([column], schema=schemas.PAIRS), **PLAIN)
+    sizes = np.unique(identity_row[cluster[0] >= 0], return_counts=True)[1]
+    return files, PairCounts(n_pairs, sizes, n_without)
+
+
+@dataclass(frozen=True)
+class PairCounts:
+    """``n_pairs`` per repeat; ``sizes`` (n_identities,): images with an embedding; how many images have none."""
+
+    n_pairs: list[int]
+    sizes: np.ndarray
+    n_without: int

@@ -72,11 +72,11 @@ CLUSTERS = pa.schema(
     ]
 )
 
-# one file per part and repeat: for each image of CLUSTERS its n_pairs, ordered by the mate's cluster
+# one file per part and repeat: for each image of CLUSTERS its n_pairs, ordered by the mate's cluster; the mates are not
+# stored, they follow from clusters and seed (fiqa_ray.pair_parts)
 PAIRS = pa.schema(
     [
-        ("mate_row", pa.int32()),
-        ("similarity", pa.float32()),  # cosine, a multiple of 2^-23 in [-1, 1]
+        pa.field("similarity", pa.float32(), nullable=False),  # cosine, a multiple of 2^-23 in [-1, 1]
     ]
 )
 

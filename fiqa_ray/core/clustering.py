@@ -6,25 +6,32 @@ cluster c, its size m and T_ic = sum_j G_ij, the squared distance of image i to 
     1/m^2 * sum_j T_jc  -  2/m * T_ic .
 
 For the sums T the matrix is rounded to whole numbers small enough that float32 holds every sum exactly. So the clusters
-depend on the identity's own embeddings alone: not on its batch, on padding, on threads or on the order of summing; and when
-images change their cluster, T is mended by what changed, with no error to pile up.
+depend on the identity's own embeddings alone: not on its batch, on threads or on the order of summing; and when images
+change their cluster, T is mended by what changed, with no error to pile up.
+
+The Gram matrices of a few identities that lie one behind the other fill one flat array, each row by row: identity k, of n_k
+images, takes n_k^2 entries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
-import torch
+from numba.extending import get_cython_function_address
 
-from fiqa_ray.core.draws import counter_draws
+from fiqa_ray.core.compiled import compiled
+from fiqa_ray.core.draws import counter_draws, draw_starts
 
 SIMILARITY_STEPS = 1 << 23
 """Similarities are multiples of 1/SIMILARITY_STEPS: float32's own resolution just below 1."""
 
 MAX_ITERATIONS = 50
 _INIT_STREAM = 0x1217
+_STEPS = np.float32(SIMILARITY_STEPS)
+_TILE = 16
 
 
 def unit_vectors(embeddings: np.ndarray) -> np.ndarray:
@@ -42,112 +49,163 @@ def unit_vectors(embeddings: np.ndarray) -> np.ndarray:
     return units
 
 
-def gram_keys(units: np.ndarray, out: torch.Tensor) -> None:
-    """Cosines of one identity in steps of 2^-23: ``(n, dim)`` float32 unit vectors -> ``(n, n)`` float32 whole numbers.
+def gram_keys(units: np.ndarray, bounds: np.ndarray, flat: np.ndarray) -> None:
+    """Cosines in steps of 2^-23: ``(n_images, dim)`` float32 `unit_vectors` -> whole numbers in ``flat``, float32.
 
-    Fills ``out`` on the device where it lies. Symmetric to the bit, so a pair and its mirror always tie.
+    Identity k holds images bounds[k]:bounds[k+1]. Each identity is a product of its own shape, so that its bits cannot
+    depend on its neighbours; only one triangle is computed, so a pair and its mirror always tie.
     """
-    if out.device.type == "cpu":
-        gram = out.numpy()
-        np.matmul(units, units.T, out=gram)  # numpy computes one triangle of a matrix times its own transpose
-        symmetric = numpy_mirrors()
-    else:
-        x = torch.from_numpy(units).to(out.device)
-        torch.matmul(x, x.T, out=out)
-        symmetric = False
-    if not symmetric:
-        out.copy_((out + out.T).mul_(0.5))
-    out.mul_(SIMILARITY_STEPS).round_().clamp_(-SIMILARITY_STEPS, SIMILARITY_STEPS)
+    syrk, number = _syrk(), ctypes.c_int
+    dim, one, zero = number(units.shape[1]), ctypes.c_float(1.0), ctypes.c_float(0.0)
+    source, target = units.ctypes.data, flat.ctypes.data
+    sizes = np.diff(bounds).tolist()
+    for n in sizes:
+        syrk(b"U", b"T", number(n), dim, one, source, dim, zero, target, number(n))
+        source += n * units.strides[0]
+        target += 4 * n * n
+    _finish_keys(flat, np.array(sizes))
 
 
 @lru_cache(maxsize=1)
-def numpy_mirrors() -> bool:
-    """Whether this numpy computes a matrix times its own transpose as one triangle and its mirror."""
-    x = np.random.default_rng(0).normal(size=(141, 96)).astype(np.float32)
-    gram = x @ x.T
-    return bool((gram == gram.T).all())
+def _syrk() -> Any:
+    """BLAS: one triangle of a matrix times its own transpose. As a C function, which lets other threads run meanwhile."""
+    pointer, by_reference = ctypes.c_void_p, ctypes.POINTER
+    whole, real = by_reference(ctypes.c_int), by_reference(ctypes.c_float)
+    arguments = [ctypes.c_char_p, ctypes.c_char_p, whole, whole, real, pointer, whole, real, pointer, whole]
+    address = get_cython_function_address("scipy.linalg.cython_blas", "ssyrk")
+    return ctypes.CFUNCTYPE(None, *arguments)(address)
 
 
-def lloyd_batch(
-    grams: Sequence[torch.Tensor], identity_rows: Sequence[int], n_clusters: int, *, seed: int, repeat: int = 0
-) -> list[np.ndarray]:
-    """K-Means of several identities at once, on the device where their Gram matrices lie.
+@compiled
+def _finish_keys(flat: np.ndarray, sizes: np.ndarray) -> None:
+    """Cosines of the lower triangles to keys of the whole matrices."""
+    first = 0
+    tile = np.empty((_TILE, _TILE), np.float32)
+    for n in sizes:
+        matrix = flat[first : first + n * n].reshape(n, n)
+        for i in range(n):
+            row = matrix[i]
+            for j in range(i + 1):
+                row[j] = min(max(np.rint(row[j] * _STEPS), -_STEPS), _STEPS)
+        # mirrored tile by tile, so that neither reading nor writing leaves the cache's lines
+        for top in range(0, n, _TILE):
+            high = min(_TILE, n - top)
+            for left in range(0, top + 1, _TILE):
+                wide = min(_TILE, n - left)
+                for i in range(high):
+                    for j in range(wide):
+                        tile[j, i] = matrix[top + i, left + j]
+                if left < top:
+                    for j in range(wide):
+                        for i in range(high):
+                            matrix[left + j, top + i] = tile[j, i]
+                else:
+                    for j in range(wide):
+                        for i in range(j + 1, high):
+                            matrix[left + j, top + i] = tile[j, i]
+        first += n * n
 
-    ``grams``: one ``(n, n)`` matrix of `gram_keys` per identity. Starts from min(n_clusters, n) of the identity's own
-    images, drawn by (seed, repeat, identity row). Returns ``(n,)`` int32 cluster numbers per identity, dense from 0: a
-    cluster that loses all its images (only duplicates do that) is dropped. Memory: 8 bytes per padded matrix entry.
+
+def start_images(
+    sizes: np.ndarray, identity_rows: np.ndarray, n_clusters: int, *, seed: int, repeat: int
+) -> np.ndarray:
+    """Places of the images that K-Means starts from: (n_identities, n_clusters) int32, of which the first n_images count."""
+    starts = np.zeros((len(sizes), n_clusters), np.int32)
+    draw_starts(sizes, counter_draws(seed, _INIT_STREAM, repeat, identity_rows), starts)
+    return starts
+
+
+@compiled
+def lloyd(flat: np.ndarray, bounds: np.ndarray, starts: np.ndarray, cluster: np.ndarray, n_cells: np.ndarray) -> None:
+    """K-Means of the identities whose `gram_keys` are in ``flat``.
+
+    ``bounds``: (n_identities + 1,) places of their images in ``cluster``, (n_images,) int32, which is filled: numbers from 0
+    within each identity, without gaps. ``starts``: their `start_images`, min(n_clusters, n) of an identity of n images.
+    ``n_cells``: (n_identities,) is filled with the number of clusters: fewer than it started from where one lost all its
+    images (only duplicates do that).
     """
-    device = grams[0].device
-    n_identities, sizes = len(grams), [g.shape[0] for g in grams]
-    n_max = max(sizes)
-    if n_max <= 1 or n_clusters == 1:
-        return [np.zeros(n, np.int32) for n in sizes]
-    gram = torch.zeros((n_identities, n_max, n_max), device=device)
-    nobody = n_clusters  # the number that stands for "in no cluster": padding, and images before the first step
-    start = np.full((n_identities, n_max), nobody, np.int64)
-    draws = counter_draws(seed, _INIT_STREAM, repeat, np.asarray(identity_rows)[:, None], np.arange(n_max))
-    for b, (g, n) in enumerate(zip(grams, sizes, strict=True)):
+    first = 0
+    for b in range(len(n_cells)):
+        low, n = bounds[b], bounds[b + 1] - bounds[b]
+        gram = flat[first : first + n * n].reshape(n, n)
+        first += n * n
+        member = cluster[low : low + n]
+        k = min(starts.shape[1], n)
         # n numbers of up to 2^23 / 2^shift sum to no more than 2^24, which float32 holds exactly
-        shift = max(0, (n - 1).bit_length() - 1)
-        torch.mul(g, 0.5**shift, out=gram[b, :n, :n])
-        chosen = np.argsort(draws[b, :n], kind="stable")[:n_clusters]
-        start[b, chosen] = np.arange(len(chosen))
-    gram.round_()
-    padding = (torch.arange(n_max) >= torch.tensor(sizes)[:, None]).to(device)
-    first_row = (torch.arange(n_identities, device=device) * n_max)[:, None]
-    first_cell = (torch.arange(n_identities, device=device) * (n_clusters + 1))[:, None]
-    clusters = torch.arange(n_clusters, device=device)[:, None]
-    member = torch.full((n_identities, n_max), nobody, device=device)
-    new = torch.from_numpy(start).to(device)
-    to_cluster = torch.zeros((n_identities, n_clusters, n_max), device=device)  # T
-    for _ in range(MAX_ITERATIONS + 1):
-        changed = new != member
-        n_changed = int(changed.sum(1).max())
-        if n_changed == 0:
-            break
-        if 2 * n_changed > n_max:
-            joins = (new[:, None, :] == clusters).float() - (member[:, None, :] == clusters).float()
-            to_cluster.baddbmm_(joins, gram)
-        else:  # the rows of the images that changed, filled up with some that did not and count as 0
-            at = changed.to(torch.uint8).topk(n_changed, sorted=False).indices
-            joins = (new.gather(1, at)[:, None, :] == clusters).float()
-            joins -= (member.gather(1, at)[:, None, :] == clusters).float()
-            rows = gram.view(-1, n_max).index_select(0, (at + first_row).view(-1)).view(n_identities, -1, n_max)
-            to_cluster.baddbmm_(joins, rows)
-        member = new
-        cell = (member + first_cell).view(-1)
-        count = torch.bincount(cell, minlength=n_identities * (n_clusters + 1)).view(n_identities, -1)[:, :n_clusters]
-        own = to_cluster.gather(1, member.clamp(max=n_clusters - 1)[:, None, :]).view(-1).double()
-        within = torch.bincount(cell, weights=own, minlength=n_identities * (n_clusters + 1))
-        within = within.view(n_identities, -1)[:, :n_clusters]
-        size = count.clamp(min=1).double()
-        offset = (within / (size * size)).masked_fill_(count == 0, torch.inf).float()
-        # two steps, each rounded by itself: the same on every device
-        distance = to_cluster * (-2.0 / size).float()[:, :, None]
-        distance += offset[:, :, None]
-        new = distance.min(1).indices
-        new.masked_fill_(padding, nobody)
-    used = count > 0
-    if not bool(used.all()):  # numbers without images are closed up
-        dense = torch.cumsum(used, 1) - 1
-        member = dense.gather(1, member.clamp(max=n_clusters - 1))
-    labels = member.to("cpu", torch.int32).numpy()
-    return [labels[b, :n] for b, n in enumerate(sizes)]
+        shift = 0
+        while (1 << (shift + 1)) < n:
+            shift += 1
+        coarse = np.float32(0.5**shift)
+        new = np.full(n, -1, np.int32)
+        for c in range(k):
+            new[starts[b, c]] = c
+        member[:] = -1
+        to_cluster = np.zeros((k, n), np.float32)  # T
+        distance = np.empty(n, np.float32)
+        size = np.zeros(k, np.int64)
+        within = np.empty(k, np.float64)
+        for _ in range(MAX_ITERATIONS + 1):
+            n_changed = 0
+            for j in range(n):
+                before, after = member[j], new[j]
+                if before == after:
+                    continue
+                n_changed += 1
+                member[j] = after
+                row, gains = gram[j], to_cluster[after]
+                size[after] += 1
+                if before >= 0:
+                    size[before] -= 1
+                    loses = to_cluster[before]
+                    for i in range(n):
+                        entry = np.rint(row[i] * coarse)
+                        gains[i] += entry
+                        loses[i] -= entry
+                else:  # was in no cluster yet
+                    for i in range(n):
+                        gains[i] += np.rint(row[i] * coarse)
+            if n_changed == 0:
+                break
+            within[:] = 0.0
+            for i in range(n):
+                if member[i] >= 0:
+                    within[member[i]] += to_cluster[member[i], i]
+            distance[:] = np.inf
+            for c in range(k):
+                if size[c] == 0:
+                    continue
+                m = np.float64(size[c])
+                offset, slope = np.float32(within[c] / (m * m)), np.float32(-2.0 / m)
+                sums = to_cluster[c]
+                for i in range(n):
+                    d = sums[i] * slope + offset
+                    less = d < distance[i]
+                    distance[i] = d if less else distance[i]
+                    new[i] = c if less else new[i]
+        used = 0
+        for c in range(k):  # numbers without images are closed up
+            if size[c] > 0:
+                if used < c:
+                    for i in range(n):
+                        if member[i] == c:
+                            member[i] = used
+                used += 1
+        n_cells[b] = used
 
 
 def faiss_clusters(units: np.ndarray, identity_row: int, n_clusters: int, *, seed: int, repeat: int = 0) -> np.ndarray:
     """K-Means of one identity by faiss: for identities too large for a Gram matrix, and where a run asks for it.
 
-    ``(n, dim)`` float32 -> ``(n,)`` int32, dense from 0. Same start rule as `lloyd_batch`. Memory: linear in n.
+    ``(n, dim)`` float32 -> ``(n,)`` int32, dense from 0. Same start rule as `lloyd`. Memory: linear in n.
     """
     import faiss
 
     n = len(units)
     k = min(n_clusters, n)
-    order = np.argsort(counter_draws(seed, _INIT_STREAM, repeat, identity_row, np.arange(n)), kind="stable")
+    start = start_images(np.array([n]), np.array([identity_row]), k, seed=seed, repeat=repeat)[0]
     kmeans = faiss.Kmeans(
         units.shape[1], k, niter=MAX_ITERATIONS, seed=1, min_points_per_centroid=1, max_points_per_centroid=n
     )
-    kmeans.train(units, init_centroids=np.ascontiguousarray(units[order[:k]]))
+    kmeans.train(units, init_centroids=np.ascontiguousarray(units[start]))
     nearest = kmeans.index.search(units, 1)[1][:, 0]
     return np.unique(nearest, return_inverse=True)[1].astype(np.int32)

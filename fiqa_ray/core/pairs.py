@@ -3,8 +3,8 @@
 L = sum over identities of N_k * (C_k - 1) ordered pairs; (a, b) and (b, a) may both occur and count twice. Released code:
 LSIbabnikz/Optimization-Based-Improvement-of-FIQA-Techniques src/iterative_optimization/optimize.py.
 
-Identities are taken in blocks that fit a processor's cache: their Gram matrices are formed once, serve K-Means, and yield
-the similarities of all repeats by look-up.
+Identities are taken in blocks that fit a core's own cache: their Gram matrices are formed once, serve K-Means, and yield the
+similarities of all repeats by look-up.
 """
 
 from __future__ import annotations
@@ -12,14 +12,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
 
 import numpy as np
-import torch
 
-from fiqa_ray.core.clustering import SIMILARITY_STEPS, faiss_clusters, gram_keys, lloyd_batch, unit_vectors
-from fiqa_ray.core.draws import LANE_STEP, counter_draws, lane_draws
+from fiqa_ray.core.clustering import (
+    SIMILARITY_STEPS,
+    faiss_clusters,
+    gram_keys,
+    lloyd,
+    start_images,
+    unit_vectors,
+)
+from fiqa_ray.core.compiled import compiled
+from fiqa_ray.core.draws import counter_draws, draw_mates
 from fiqa_ray.core.threads import one_thread
 
 MAX_GRAM_IMAGES = 4096
@@ -27,86 +32,101 @@ MAX_GRAM_IMAGES = 4096
 
 _PARTNER_STREAM = 0x9A17
 _BLOCK_IMAGES = 4096
-_BLOCK_ENTRIES = 1 << 21
+_BLOCK_ENTRIES = 1 << 17
+_DEVICE_BLOCK_ENTRIES = 1 << 21
 _CHUNK_PAIRS = 1 << 13
+_STEP = np.float32(1 / SIMILARITY_STEPS)
 
 
 @dataclass(frozen=True)
 class Pairs:
     """The pairs of one repeat, ordered by (image, mate's cluster).
 
-    ``cluster`` (n_images,) int32, dense from 0 within each identity; ``image`` and ``mate`` (n_pairs,) int32 positions;
-    ``similarity`` (n_pairs,) float32, cosines in multiples of 2^-23.
+    ``cluster`` (n_images,) int32, dense from 0 within each identity; ``n_opened`` (n_images,) int32: the pairs that each
+    image opens, one per other cluster; ``mate`` (n_pairs,) int32 positions; ``similarity`` (n_pairs,) float32, cosines in
+    multiples of 2^-23.
     """
 
     repeat: int
     cluster: np.ndarray
-    image: np.ndarray
+    n_opened: np.ndarray
     mate: np.ndarray
     similarity: np.ndarray
 
+    @property
+    def image(self) -> np.ndarray:
+        """(n_pairs,) int32 positions of the images that open the pairs."""
+        return opened_by(self.n_opened)
+
+
+def opened_by(n_opened: np.ndarray) -> np.ndarray:
+    """(n_pairs,) int32 image positions from the (n_images,) numbers of pairs that each image opens."""
+    return np.repeat(np.arange(len(n_opened), dtype=np.int32), n_opened)
+
 
 @dataclass(frozen=True)
-class Partners:
-    """Who may meet whom: one entry per pair of a repeat, the same in every repeat as long as the clusters are.
+class _Layout:
+    """Identities that lie one behind the other, and the room for what is found of them.
 
-    ``image`` (n_pairs,) int32; ``lane`` int32, the mate's cluster times `LANE_STEP`; ``first`` and ``size``: the mate's
-    cluster's place in ``by_cluster`` and its images, scaled by 2^-24.
+    ``cluster`` (n_fits, n_images) and ``n_cells`` (n_fits, n_identities), int32; ``mate`` int32 and ``similarity`` float32,
+    (n_repeats, room), where identity k's pairs begin at first_pair[k] as if it had as many clusters as it may have;
+    ``states``: their `partner_states`.
     """
 
-    image: torch.Tensor
-    lane: torch.Tensor
-    first: torch.Tensor
-    size: torch.Tensor
-    by_cluster: torch.Tensor
+    bounds: np.ndarray
+    sizes: np.ndarray
+    rows: np.ndarray
+    first_pair: np.ndarray
+    states: np.ndarray
+    n_clusters: int
+    seed: int
+    cluster: np.ndarray
+    n_cells: np.ndarray
+    mate: np.ndarray
+    similarity: np.ndarray
 
-    def draw(self, words: torch.Tensor) -> torch.Tensor:
-        """Mates (n_pairs,) int32 by the images' (n_images,) int32 random words: uniform in each cluster up to 2^-24 n."""
-        bits = lane_draws(words.index_select(0, self.image) + self.lane)
-        # 24 bits times a size below 2^24, rounded once, stays below the size
-        place = (bits.float() * self.size).int()
-        return self.by_cluster.index_select(0, place.add_(self.first))
+    @staticmethod
+    def of(bounds: np.ndarray, rows: np.ndarray, n_clusters: int, n_repeats: int, n_fits: int, seed: int) -> _Layout:
+        """Room for so many repeats."""
+        sizes = np.diff(bounds)
+        n_pairs = sizes * (np.minimum(sizes, n_clusters) - 1)
+        room = int(n_pairs.sum())
+        return _Layout(
+            bounds,
+            sizes,
+            rows,
+            np.cumsum(n_pairs) - n_pairs,
+            partner_states(rows, range(n_repeats), seed=seed),
+            n_clusters,
+            seed,
+            np.empty((n_fits, int(bounds[-1])), np.int32),
+            np.empty((n_fits, len(rows)), np.int32),
+            np.empty((n_repeats, room), np.int32),
+            np.empty((n_repeats, room), np.float32),
+        )
 
+    def fit_of(self, repeat: int) -> int:
+        """The row of ``cluster`` that a repeat draws from."""
+        return repeat if len(self.cluster) > 1 else 0
 
-def list_partners(cluster: np.ndarray, bounds: np.ndarray, device: str = "cpu") -> Partners:
-    """Lays out all pairs of identities that lie one behind the other.
+    def set_clusters(self, clusters: Sequence[np.ndarray]) -> None:
+        """Takes clusters that are known."""
+        identity = np.repeat(np.arange(len(self.rows)), self.sizes)
+        for fit, cluster in enumerate(clusters):
+            self.cluster[fit] = cluster
+            self.n_cells[fit] = 0
+            np.maximum.at(self.n_cells[fit], identity, self.cluster[fit] + 1)
 
-    ``cluster``: (n_images,) int, dense from 0 within each identity; identity k holds images bounds[k]:bounds[k+1].
-    """
-    sizes = np.diff(bounds)
-    identity = np.repeat(np.arange(len(sizes)), sizes)
-    n_cells = np.zeros(len(sizes), np.int64)
-    np.maximum.at(n_cells, identity, cluster.astype(np.int64) + 1)
-    first_cell = np.cumsum(n_cells) - n_cells
-    cell = first_cell[identity] + cluster
-    cell_size = np.bincount(cell, minlength=int(n_cells.sum()))
-    by_cluster = np.argsort(cell, kind="stable").astype(np.int32)
-    n_partners = n_cells[identity] - 1
-    n_pairs = int(n_partners.sum())
-
-    put = partial(_put, device)
-    image = torch.repeat_interleave(
-        torch.arange(len(identity), dtype=torch.int32, device=device), put(n_partners, torch.int64), output_size=n_pairs
-    )
-    at = torch.arange(n_pairs, dtype=torch.int32, device=device)
-    other = at - put(np.cumsum(n_partners) - n_partners).index_select(0, image)
-    other += other >= put(cluster).index_select(0, image)  # skips the image's own cluster
-    cell_of_pair = put(first_cell[identity]).index_select(0, image) + other
-    return Partners(
-        image,
-        other * LANE_STEP,
-        put(np.cumsum(cell_size) - cell_size).index_select(0, cell_of_pair),
-        put(cell_size * 0.5**24, torch.float32).index_select(0, cell_of_pair),
-        put(by_cluster),
-    )
-
-
-def partner_words(bounds: np.ndarray, identity_rows: np.ndarray, *, seed: int, repeat: int) -> np.ndarray:
-    """The images' random words (n_images,) int32: pure functions of (seed, repeat, identity row, place in the identity)."""
-    sizes = np.diff(bounds)
-    place = np.arange(int(bounds[-1] - bounds[0])) - np.repeat(bounds[:-1] - bounds[0], sizes)
-    bits = counter_draws(seed, _PARTNER_STREAM, repeat, np.repeat(identity_rows, sizes), place)
-    return (bits >> np.uint64(32)).astype(np.uint32).view(np.int32)
+    def pairs(self, repeat: int) -> Pairs:
+        """What was found in one repeat; copies only where an identity has fewer clusters than it may have."""
+        fit = self.fit_of(repeat)
+        sizes, opened = self.sizes, self.n_cells[fit] - 1
+        mate, similarity = self.mate[repeat], self.similarity[repeat]
+        length = sizes * opened
+        if length.sum() < len(mate):
+            own = np.repeat(self.first_pair - (np.cumsum(length) - length), length) + np.arange(length.sum())
+            mate, similarity = mate[own], similarity[own]
+        return Pairs(repeat, self.cluster[fit], np.repeat(opened, sizes), mate, similarity)
 
 
 def mated_pairs(
@@ -128,41 +148,73 @@ def mated_pairs(
     ``embeddings``: (n_images, dim) float32, identity k in rows bounds[k]:bounds[k+1]. ``recluster`` fits the clusters anew
     for each repeat (the paper's text); the default fits them once (its authors' code). ``clustering``: "lloyd" or "faiss".
     ``clusters``: what an earlier call found, one array (n_images,) per fit; nothing is fitted then.
-    Memory: the pairs, 8 bytes each (12 with ``recluster``), twice that while blocks are put together, and per thread a
-    block: 12 bytes per Gram entry of 4,096 images or of one identity of up to `MAX_GRAM_IMAGES`.
+    Memory: the pairs, 8 bytes each, and per thread 4 bytes per Gram entry of up to 131,072 or of one identity of up to
+    `MAX_GRAM_IMAGES`; on a device 12 bytes per entry of up to 2 million.
     """
-    bounds = np.asarray(bounds, np.int64)
-    call = partial(
-        _block_pairs,
-        n_clusters=n_clusters,
-        n_repeats=n_repeats,
-        seed=seed,
-        recluster=recluster,
-        clustering=clustering,
-        device=device,
+    room = _Layout.of(
+        np.asarray(bounds, np.int64),
+        np.asarray(identity_rows, np.int64),
+        n_clusters,
+        n_repeats,
+        n_repeats if recluster else 1,
+        seed,
     )
+    room.set_clusters(clusters)
+    engine = None if len(clusters) else clustering
+    blocks = list(identity_blocks(room.sizes, _BLOCK_ENTRIES if device == "cpu" else _DEVICE_BLOCK_ENTRIES))
 
-    def run(block: slice) -> list[Pairs]:
-        own = bounds[block.start : block.stop + 1]
-        known = [c[own[0] : own[-1]] for c in clusters]
-        return call(embeddings[own[0] : own[-1]], own - own[0], identity_rows[block], known)
+    def run(share: list[slice]) -> None:
+        entries = max((int((room.sizes[b] ** 2).sum()) for b in share if not _is_large(room, b)), default=0)
+        flat = np.empty(entries if device == "cpu" else 0, np.float32)
+        for block in share:
+            low, high = room.bounds[block.start], room.bounds[block.stop]
+            units = unit_vectors(embeddings[low:high])
+            if _is_large(room, block):
+                _pair_large(room, block, units, engine is not None)
+            elif device == "cpu":
+                _pair_block(room, block, units, engine, flat)
+            else:
+                _pair_on_device(room, block, units, engine, device)
 
-    blocks = list(identity_blocks(np.diff(bounds)))
     with one_thread():
-        if n_threads > 1:
+        if n_threads > 1 and len(blocks) > 1:
+            n_shares = min(len(blocks), 8 * n_threads)
+            shares = [list(s) for s in np.array_split(np.array(blocks, object), n_shares)]
             with ThreadPoolExecutor(n_threads) as pool:
-                found = list(pool.map(run, blocks))
+                list(pool.map(run, shares))
         else:
-            found = [run(block) for block in blocks]
-    return _joined(found, [int(bounds[b.start]) for b in blocks], n_repeats)
+            run(blocks)
+    return [room.pairs(r) for r in range(n_repeats)]
 
 
-def identity_blocks(sizes: np.ndarray) -> Iterator[slice]:
-    """Runs of neighbouring identities: up to 4,096 images and 2M Gram entries, or one identity that is larger."""
+def draw_again(
+    cluster: np.ndarray, bounds: np.ndarray, identity_rows: np.ndarray, repeats: Sequence[int], *, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs of some repeats without their similarities, from (n_images,) int32 clusters that are known.
+
+    Returns ``n_opened`` (n_images,) int32 and ``mate`` (n_repeats, n_pairs) int32, as `Pairs` has them.
+    """
+    sizes = np.diff(bounds)
+    n_cells = np.zeros(len(sizes), np.int32)
+    np.maximum.at(n_cells, np.repeat(np.arange(len(sizes)), sizes), cluster + 1)
+    length = sizes * (n_cells - 1)
+    mate = np.empty((len(repeats), int(length.sum())), np.int32)
+    state = partner_states(identity_rows, repeats, seed=seed)
+    draw_mates(cluster, np.asarray(bounds, np.int64), n_cells, state, np.cumsum(length) - length, mate)
+    return np.repeat(n_cells - 1, sizes), mate
+
+
+def partner_states(identity_rows: np.ndarray, repeats: Sequence[int], *, seed: int) -> np.ndarray:
+    """(n_repeats, n_identities) uint64: the counters before an image's own place."""
+    return counter_draws(seed, _PARTNER_STREAM, np.asarray(repeats)[:, None], np.asarray(identity_rows))
+
+
+def identity_blocks(sizes: np.ndarray, most_entries: int) -> Iterator[slice]:
+    """Runs of neighbouring identities: up to 4,096 images and so many Gram entries, or one identity that is larger."""
     first = n_images = n_entries = 0
     for k, n in enumerate(sizes.tolist()):
-        entries = n * n if n <= MAX_GRAM_IMAGES else _BLOCK_ENTRIES + 1
-        if k > first and (n_images + n > _BLOCK_IMAGES or n_entries + entries > _BLOCK_ENTRIES):
+        entries = n * n if n <= MAX_GRAM_IMAGES else most_entries + 1
+        if k > first and (n_images + n > _BLOCK_IMAGES or n_entries + entries > most_entries):
             yield slice(first, k)
             first, n_images, n_entries = k, 0, 0
         n_images += n
@@ -171,109 +223,108 @@ def identity_blocks(sizes: np.ndarray) -> Iterator[slice]:
         yield slice(first, len(sizes))
 
 
-def _joined(blocks: list[list[Pairs]], firsts: list[int], n_repeats: int) -> list[Pairs]:
-    empty = np.empty(0, np.int32)
-    joined: list[Pairs] = []
-    for r in range(n_repeats):
-        own = [b[r] for b in blocks]
-        # the clusters of the first repeat serve all, unless they were fitted anew
-        shared = r > 0 and all(b[r].image is b[0].image for b in blocks)
-        cluster = joined[0].cluster if shared else np.concatenate([p.cluster for p in own] or [empty])
-        image = (
-            joined[0].image
-            if shared
-            else np.concatenate([p.image + np.int32(f) for p, f in zip(own, firsts, strict=True)] or [empty])
-        )
-        mate = np.concatenate([p.mate + np.int32(f) for p, f in zip(own, firsts, strict=True)] or [empty])
-        similarity = np.concatenate([p.similarity for p in own] or [np.empty(0, np.float32)])
-        joined.append(Pairs(r, cluster, image, mate, similarity))
-    return joined
+def _is_large(room: _Layout, block: slice) -> bool:
+    return bool(room.sizes[block.start] > MAX_GRAM_IMAGES)  # and is then alone in its block
 
 
-def _block_pairs(
-    embeddings: np.ndarray,
+def _repeats_by_fit(room: _Layout) -> Iterator[tuple[int, slice]]:
+    """Fits and the repeats that draw from each."""
+    n_fits = len(room.cluster)
+    yield from ((f, slice(f, f + 1)) for f in range(n_fits)) if n_fits > 1 else [(0, slice(0, len(room.mate)))]
+
+
+def _pair_block(room: _Layout, block: slice, units: np.ndarray, engine: str | None, flat: np.ndarray) -> None:
+    own = room.bounds[block.start : block.stop + 1]
+    rows, first_pair = room.rows[block], room.first_pair[block]
+    gram_keys(units, own, flat)
+    for fit, repeats in _repeats_by_fit(room):
+        cluster, n_cells = room.cluster[fit], room.n_cells[fit, block]
+        if engine == "lloyd":
+            starts = start_images(room.sizes[block], rows, room.n_clusters, seed=room.seed, repeat=fit)
+            lloyd(flat, own, starts, cluster, n_cells)
+        elif engine == "faiss":
+            _fit_faiss(room, block, units, fit)
+        states = np.ascontiguousarray(room.states[repeats, block])
+        draw_mates(cluster, own, n_cells, states, first_pair, room.mate[repeats])
+        _look_up(flat, own, n_cells, first_pair, room.mate[repeats], room.similarity[repeats])
+
+
+@compiled
+def _look_up(
+    flat: np.ndarray,
     bounds: np.ndarray,
-    identity_rows: np.ndarray,
-    clusters: list[np.ndarray],
-    *,
-    n_clusters: int,
-    n_repeats: int,
-    seed: int,
-    recluster: bool,
-    clustering: str,
-    device: str,
-) -> list[Pairs]:
-    units = [unit_vectors(embeddings[a:b]) for a, b in pairwise(bounds)]
-    # one product per identity, of its own shape and in memory of its own (a product's bits may depend on the alignment
-    # of its rows): an identity's similarities cannot depend on its neighbours
-    grams: list[torch.Tensor] = []
-    sizes = np.diff(bounds)
-    large = bool((sizes > MAX_GRAM_IMAGES).any())  # is then alone in its block
-    flat = torch.empty(0 if large else int((sizes**2).sum()), device=device)
-    if not large:
-        grams = [g.view(n, n) for g, n in zip(flat.split((sizes**2).tolist()), sizes.tolist(), strict=True)]
-        for unit, gram in zip(units, grams, strict=True):
-            gram_keys(unit, gram)
-    found: list[Pairs] = []
-    for repeat in range(n_repeats):
-        if repeat == 0 or recluster:
-            by_faiss = large or clustering == "faiss"
-            fit = partial(_fit_faiss, units) if by_faiss else partial(_fit_lloyd, grams)
-            cluster = clusters[repeat] if clusters else np.concatenate(fit(identity_rows, n_clusters, seed, repeat))
-            partners = list_partners(cluster, bounds, device)
-            image = partners.image.cpu().numpy()
-            # the Gram row of each pair's image: its first entry, less the identity's first image
-            row_at = np.arange(bounds[-1]) - np.repeat(bounds[:-1], sizes)
-            row_at = np.repeat(np.cumsum(sizes**2) - sizes**2 - bounds[:-1], sizes) + row_at * np.repeat(sizes, sizes)
-            gram_row = None if large else _put(device, row_at).index_select(0, partners.image)
-        words = torch.from_numpy(partner_words(bounds, identity_rows, seed=seed, repeat=repeat)).to(device)
-        mate = partners.draw(words)
-        if gram_row is None:
-            similarity = _multiply_out(units[0], image, mate.cpu().numpy())
-        else:
-            similarity = flat.index_select(0, gram_row + mate).mul_(1 / SIMILARITY_STEPS).cpu().numpy()
-        found.append(Pairs(repeat, cluster, image, mate.cpu().numpy(), similarity))
-    return found
+    n_cells: np.ndarray,
+    first_pair: np.ndarray,
+    mate: np.ndarray,
+    similarity: np.ndarray,
+) -> None:
+    """Similarities (n_repeats, room) of the mates from the identities' Gram matrices."""
+    first = 0
+    for k in range(len(n_cells)):
+        low, n, opened = bounds[k], bounds[k + 1] - bounds[k], n_cells[k] - 1
+        for r in range(len(mate)):
+            mates, found = mate[r], similarity[r]
+            p = np.uint64(first_pair[k])
+            for i in range(n):
+                row = flat[first + i * n : first + (i + 1) * n]
+                for _ in range(opened):
+                    found[p] = row[np.uint32(mates[p] - low)] * _STEP
+                    p += np.uint64(1)
+        first += n * n
 
 
-def _fit_lloyd(
-    grams: list[torch.Tensor], identity_rows: np.ndarray, n_clusters: int, seed: int, repeat: int
-) -> list[np.ndarray]:
-    """Identities of like size share a batch, whose padding then stays small."""
-    fitted: list[np.ndarray] = [np.empty(0, np.int32)] * len(grams)
-    sizes = np.array([g.shape[0] for g in grams])
-    order = np.argsort(sizes, kind="stable")
-    while len(order):
-        together = order[sizes[order] <= 1.5 * sizes[order[0]] + 8]
-        order = order[len(together) :]
-        rows = [int(identity_rows[k]) for k in together]
-        labels = lloyd_batch([grams[k] for k in together], rows, n_clusters, seed=seed, repeat=repeat)
-        for k, own in zip(together, labels, strict=True):
-            fitted[k] = own
-    return fitted
+def _pair_large(room: _Layout, block: slice, units: np.ndarray, to_fit: bool) -> None:
+    """An identity without Gram matrix: similarities are multiplied out pair by pair, 32 MB at a time."""
+    own = room.bounds[block.start : block.stop + 1]
+    first_pair = room.first_pair[block]
+    for fit, repeats in _repeats_by_fit(room):
+        if to_fit:
+            _fit_faiss(room, block, units, fit)
+        n_cells, states = room.n_cells[fit, block], np.ascontiguousarray(room.states[repeats, block])
+        draw_mates(room.cluster[fit], own, n_cells, states, first_pair, room.mate[repeats])
+        opened = int(n_cells[0]) - 1
+        image = np.repeat(np.arange(len(units), dtype=np.int32), opened)
+        for r in range(repeats.start, repeats.stop):
+            for at in range(0, len(image), _CHUNK_PAIRS):
+                pairs = slice(int(first_pair[0]) + at, int(first_pair[0]) + min(at + _CHUNK_PAIRS, len(image)))
+                mate = room.mate[r, pairs] - np.int32(own[0])
+                dot = np.einsum("ij,ij->i", units[image[at : at + _CHUNK_PAIRS]], units[mate])
+                room.similarity[r, pairs] = round_similarity(dot)
 
 
-def _fit_faiss(
-    units: list[np.ndarray], identity_rows: np.ndarray, n_clusters: int, seed: int, repeat: int
-) -> list[np.ndarray]:
-    return [
-        faiss_clusters(u, int(row), n_clusters, seed=seed, repeat=repeat)
-        for u, row in zip(units, identity_rows, strict=True)
-    ]
+def _fit_faiss(room: _Layout, block: slice, units: np.ndarray, fit: int) -> None:
+    first = room.bounds[block.start]
+    for k in range(block.start, block.stop):
+        low, high = room.bounds[k], room.bounds[k + 1]
+        own = units[low - first : high - first]
+        cluster = faiss_clusters(own, int(room.rows[k]), room.n_clusters, seed=room.seed, repeat=fit)
+        room.cluster[fit, low:high] = cluster
+        room.n_cells[fit, k] = cluster.max() + 1
 
 
-def _multiply_out(units: np.ndarray, image: np.ndarray, mate: np.ndarray) -> np.ndarray:
-    """Similarities of an identity without Gram matrix, 32 MB at a time."""
-    similarity = np.empty(len(image), np.float32)
-    for at in range(0, len(image), _CHUNK_PAIRS):
-        chunk = slice(at, at + _CHUNK_PAIRS)
-        dot = np.einsum("ij,ij->i", units[image[chunk]], units[mate[chunk]])
-        similarity[chunk] = round_similarity(dot)
-    return similarity
+def _pair_on_device(room: _Layout, block: slice, units: np.ndarray, engine: str | None, device: str) -> None:
+    from fiqa_ray.core import accelerator  # torch is for accelerators alone
 
-
-def _put(device: str, values: np.ndarray, kind: torch.dtype = torch.int32) -> torch.Tensor:
-    return torch.from_numpy(values).to(device, kind)
+    own = room.bounds[block.start : block.stop + 1]
+    bounds, rows, sizes = own - own[0], room.rows[block], room.sizes[block]
+    flat, grams = accelerator.gram_matrices(units, bounds, device)
+    for fit, repeats in _repeats_by_fit(room):
+        cluster = room.cluster[fit, own[0] : own[-1]]
+        if engine == "lloyd":
+            cluster[:] = accelerator.cluster_all(grams, rows, room.n_clusters, seed=room.seed, repeat=fit)
+            room.n_cells[fit, block] = np.maximum.reduceat(cluster, bounds[:-1]) + 1
+        elif engine == "faiss":
+            _fit_faiss(room, block, units, fit)
+        partners = accelerator.list_partners(cluster, bounds, device)
+        entry = accelerator.gram_rows(partners, bounds)
+        image = np.arange(bounds[-1]) - np.repeat(bounds[:-1], sizes)
+        # the pairs of an identity stand where it would have all its clusters
+        length = sizes * (room.n_cells[fit, block] - 1)
+        place = np.repeat(room.first_pair[block] - (np.cumsum(length) - length), length) + np.arange(length.sum())
+        for r in range(repeats.start, repeats.stop):
+            mate = partners.draw(counter_draws(room.seed, _PARTNER_STREAM, r, np.repeat(rows, sizes), image))
+            room.mate[r, place] = mate.cpu().numpy() + np.int32(own[0])
+            room.similarity[r, place] = flat.index_select(0, entry + mate).mul_(_STEP.item()).cpu().numpy()
 
 
 def round_similarity(cosine: np.ndarray) -> np.ndarray:

@@ -12,96 +12,190 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from fiqa_ray.core.clustering import SIMILARITY_STEPS
+from fiqa_ray.core.compiled import compiled
 
 N_KEYS = 2 * SIMILARITY_STEPS + 1
-_STRETCH_PAIRS = 1 << 24
-_CACHED = 1 << 16
 _FEW_PAIRS = 1 << 17
-
-
-def as_tensor(values: np.ndarray) -> torch.Tensor:
-    """A tensor on the array's own memory; on a copy of it where the array is read-only, which torch does not know."""
-    return torch.from_numpy(values if values.flags.writeable else values.copy())
+_STRETCH_PAIRS = 1 << 22
+_STEPS = np.float32(SIMILARITY_STEPS)
+_BUCKET_BITS = np.uint32(15)
+_BUCKET_KEYS = 1 << 15
+_N_BUCKETS = (N_KEYS >> 15) + 1
 
 
 def similarity_key(similarity: np.ndarray) -> np.ndarray:
     """(n_pairs,) float32 similarities -> int32 keys in [-2^23, 2^23]; anything between two steps is an error."""
-    scaled = np.asarray(similarity) * np.float32(SIMILARITY_STEPS)  # a power of two: exact
-    key = scaled.astype(np.int32)
-    exact = (key.astype(np.float32) == scaled).all()
-    if len(key) and not (exact and scaled.min() >= -SIMILARITY_STEPS and scaled.max() <= SIMILARITY_STEPS):
-        raise ValueError("similarities must be multiples of 2^-23 in [-1, 1]; pass them through round_similarity first")
+    key = np.empty(len(similarity), np.int32)
+    _require_steps(_to_keys(np.asarray(similarity, np.float64), key))
     return key
+
+
+def _require_steps(ok: bool) -> None:
+    if not ok:
+        raise ValueError("similarities must be multiples of 2^-23 in [-1, 1]; pass them through round_similarity first")
+
+
+@compiled
+def _to_keys(similarity: np.ndarray, key: np.ndarray) -> bool:
+    ok = True
+    for p in range(len(similarity)):
+        scaled = similarity[p] * _STEPS  # a power of two: exact
+        key[p] = np.int32(scaled)
+        ok &= np.float64(key[p]) == scaled and abs(scaled) <= _STEPS
+    return ok
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Pairs dealt out by the upper bits of their similarity.
+
+    A table of all keys is far larger than a core's cache, and every look-up in it waits for memory. Dealt out first, the
+    pairs of one bucket meet only that bucket's 32,768 keys, which stay in cache. ``start`` (n_buckets + 1,) int64: where each
+    bucket begins in ``low`` (n_pairs,) uint16, the lower bits of the keys, and in ``owner`` (n_methods, n_pairs) uint32.
+    """
+
+    start: np.ndarray
+    low: np.ndarray
+    owner: np.ndarray
+
+    @staticmethod
+    def of(similarity: np.ndarray, owner: np.ndarray) -> Buckets:
+        """From (n_pairs,) float32 similarities and (n_methods, n_pairs) uint32: what goes with each.
+
+        Memory: 2 + 4 n_methods bytes per pair.
+        """
+        start = np.zeros(_N_BUCKETS + 1, np.int64)
+        _require_steps(_count_buckets(similarity, start))
+        dealt = Buckets(start, np.empty(len(similarity), np.uint16), np.empty_like(owner))
+        _deal(similarity, owner, start[:-1].copy(), dealt.low, dealt.owner)
+        return dealt
+
+    def add_own_ranks(self, total: np.ndarray) -> None:
+        """Adds each pair's rank2 among these pairs to ``total`` (n_methods, n) int64 at the pair's owners."""
+        _add_own_ranks(self.start, self.low, self.owner, total)
+
+
+@compiled
+def _count_buckets(similarity: np.ndarray, start: np.ndarray) -> bool:
+    """Fills ``start``; False if something is no multiple of 2^-23 in [-1, 1]."""
+    ok = True
+    for p in range(len(similarity)):
+        scaled = similarity[p] * _STEPS
+        key = np.int32(scaled) if abs(scaled) <= _STEPS else np.int32(0)
+        ok &= np.float32(key) == scaled
+        start[(np.uint32(key + SIMILARITY_STEPS) >> _BUCKET_BITS) + np.uint32(1)] += 1
+    for b in range(len(start) - 1):
+        start[b + 1] += start[b]
+    return ok
+
+
+@compiled
+def _deal(similarity: np.ndarray, owner: np.ndarray, place: np.ndarray, low: np.ndarray, dealt: np.ndarray) -> None:
+    n_methods = len(owner)
+    for p in range(len(similarity)):
+        key = np.uint32(np.int32(similarity[p] * _STEPS) + SIMILARITY_STEPS)
+        at = place[key >> _BUCKET_BITS]
+        place[key >> _BUCKET_BITS] = at + 1
+        low[at] = key & np.uint32(_BUCKET_KEYS - 1)
+        for m in range(n_methods):
+            dealt[m, at] = owner[m, p]
+
+
+@compiled
+def _add_own_ranks(start: np.ndarray, low: np.ndarray, owner: np.ndarray, total: np.ndarray) -> None:
+    rank2 = np.zeros(_BUCKET_KEYS, np.int64)
+    before = np.int64(0)
+    for b in range(len(start) - 1):
+        if start[b] == start[b + 1]:
+            continue
+        rank2[:] = 0
+        for p in range(start[b], start[b + 1]):
+            rank2[low[p]] += 1
+        for key in range(_BUCKET_KEYS):
+            count = rank2[key]
+            rank2[key] = 2 * before + count - 1
+            before += count
+        for m in range(len(owner)):
+            for p in range(start[b], start[b + 1]):
+                total[m, owner[m, p]] += rank2[low[p]]
 
 
 class KeyCounter:
     """Histogram of similarity keys, fed bit by bit.
 
-    Few keys are kept and sorted at the end; many are counted in a table of all possible ones. That table is far larger than
-    a processor's cache, and most keys of a stretch of pairs occur once or twice: so stretches are counted in single bytes
-    first, and again in the table itself where a byte overflowed (many pairs of copies of one image). Memory: 17 MB for the
-    bytes, 67 MB for the stretch at hand; 67 MB for the table after the first stretch, 134 MB beyond 2^31 pairs.
+    Few pairs are kept and sorted at the end; many are dealt into `Buckets`, and counted in single bytes: most keys occur a
+    few times. What overflows a byte (many pairs of copies of one image) is counted in a second table. Memory: 17 MB for the
+    bytes, of the second table, 67 MB, the pages that are used, and 6 bytes per pair of the stretch at hand, 4 million.
     """
 
     def __init__(self) -> None:
         self.n_pairs = 0
         self._pending: list[np.ndarray] = []
         self._n_pending = 0
-        self._bytes: torch.Tensor | None = None
-        self._table: torch.Tensor | None = None
+        self._bytes: np.ndarray | None = None
+        self._carry = np.empty(0, np.uint32)
+        self._n_carried = 0
 
-    def add(self, key: np.ndarray) -> None:
-        """Takes (n,) int32 keys."""
-        self.n_pairs += len(key)
-        self._pending.append(key)
-        self._n_pending += len(key)
+    def add(self, similarity: np.ndarray) -> None:
+        """Takes (n,) float32 similarities, multiples of 2^-23."""
+        self.n_pairs += len(similarity)
+        self._pending.append(similarity)
+        self._n_pending += len(similarity)
         if self._n_pending >= _STRETCH_PAIRS:
-            self._add_to_table()
+            self._count()
 
     def histogram(self) -> tuple[np.ndarray, np.ndarray]:
         """The distinct keys, ascending int32, and their counts int64."""
-        if self._table is None and self._n_pending <= _FEW_PAIRS:
-            key = np.concatenate([np.empty(0, np.int32), *self._pending])
+        if self.n_pairs <= _FEW_PAIRS:
+            key = similarity_key(np.concatenate([np.empty(0, np.float32), *self._pending]))
             distinct, count = np.unique(key, return_counts=True)
             return distinct, count.astype(np.int64)
-        if self._table is None:
-            key, count = _distinct(self._count_bytes())
-            if count.sum() == self._n_pending:
-                return key, count
-        return _distinct(self._add_to_table())
+        counts = self._count()
+        return _distinct(counts if self._n_carried == 0 else counts + 256 * self._carry.astype(np.int64))
 
-    def _count_bytes(self) -> torch.Tensor:
-        """Counts modulo 256 of what is pending."""
+    def _count(self) -> np.ndarray:
         if self._bytes is None:
-            self._bytes = torch.empty(N_KEYS, dtype=torch.uint8)
-        self._bytes.zero_()
-        for key in self._pending:
-            _count_in_bytes(self._bytes, key, -SIMILARITY_STEPS)
+            self._bytes, self._carry = np.zeros(N_KEYS, np.uint8), np.zeros(N_KEYS, np.uint32)
+        similarity = np.concatenate([np.empty(0, np.float32), *self._pending])
+        self._pending, self._n_pending = [], 0
+        dealt = Buckets.of(similarity, np.empty((0, len(similarity)), np.uint32))
+        self._n_carried += _count_bytes(dealt.start, dealt.low, self._bytes, self._carry)
         return self._bytes
 
-    def _add_to_table(self) -> torch.Tensor:
-        if self._table is None:
-            self._table = torch.zeros(N_KEYS, dtype=torch.int32)
-        if self.n_pairs >= 2**31 and self._table.dtype == torch.int32:
-            self._table = self._table.long()
-        some = self._count_bytes()
-        if int(some.numpy().sum(dtype=np.int64)) == self._n_pending:
-            self._table += some
-        else:
-            for key in self._pending:
-                one = torch.ones(1, dtype=self._table.dtype)
-                self._table.index_add_(0, as_tensor(key) + SIMILARITY_STEPS, one.expand(len(key)))
-        self._pending, self._n_pending = [], 0
-        return self._table
+
+@compiled
+def _count_bytes(start: np.ndarray, low: np.ndarray, counts: np.ndarray, carry: np.ndarray) -> int:
+    """Adds to ``counts``, modulo 256, and to ``carry`` how often each ran over; how many did."""
+    n_carried = 0
+    for b in range(len(start) - 1):
+        first = b * _BUCKET_KEYS
+        for p in range(start[b], start[b + 1]):
+            at = np.uint32(first + low[p])
+            count = np.uint8(counts[at] + 1)
+            counts[at] = count
+            if count == 0:
+                carry[at] += 1
+                n_carried += 1
+    return n_carried
 
 
-def _distinct(table: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    counts = table.numpy()
-    found = np.flatnonzero(counts != 0)
-    return (found - SIMILARITY_STEPS).astype(np.int32), counts[found].astype(np.int64)
+def _distinct(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    n = np.count_nonzero(counts)
+    key, count = np.empty(n, np.int32), np.empty(n, np.int64)
+    _gather_counted(counts, key, count)
+    return key, count
+
+
+@compiled
+def _gather_counted(counts: np.ndarray, key: np.ndarray, count: np.ndarray) -> None:
+    n = 0
+    for at in range(len(counts)):
+        if counts[at] != 0:
+            key[n] = at - SIMILARITY_STEPS
+            count[n] = counts[at]
+            n += 1
 
 
 def add_histograms(histograms: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -118,7 +212,7 @@ def add_histograms(histograms: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple
         total[key + np.int32(SIMILARITY_STEPS)] += count  # the keys of one histogram are distinct
     if total is None:
         return alone or (np.empty(0, np.int32), np.empty(0, np.int64))
-    return _distinct(torch.from_numpy(total))
+    return _distinct(total)
 
 
 def range_cuts(samples: np.ndarray, n_ranges: int) -> np.ndarray:
@@ -145,81 +239,53 @@ def mean_ranks(count: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class RunRanks:
-    """rank2 by key for pairs that all lie in memory: no table of distinct keys is made.
-
-    The keys from ``first`` on are counted in single bytes, and eight neighbouring keys make one 64-bit word. A word times
-    0x0101010101010101 holds in each byte the sum of the bytes up to it, so ``up_to`` (8 n_words,) uint8 counts the pairs of
-    the key's word up to and with the key, and ``before`` (n_words,) int32 or int64 those of all words before. Memory: 4
-    bytes for each step between the least and the greatest similarity.
-    """
-
-    first: int
-    count: torch.Tensor
-    up_to: torch.Tensor
-    before: torch.Tensor
-
-    @staticmethod
-    def of(key: np.ndarray) -> RunRanks | RankTable:
-        """From (n_pairs,) int32 keys; where a word holds more than 255 pairs, their `RankTable`."""
-        if len(key) == 0:
-            return RankTable.of(key, np.empty(0, np.int64))
-        first, last = int(key.min()), int(key.max())
-        count = torch.zeros(((last - first) // 8 + 1) * 8, dtype=torch.uint8)
-        _count_in_bytes(count, key, first)
-        up_to = count.numpy().view("<u8") * np.uint64(0x0101010101010101)
-        total = (up_to >> np.uint64(56)).astype(np.int64 if 2 * len(key) >= 2**31 else np.int32)
-        before = np.cumsum(total, dtype=total.dtype)
-        if before[-1] != len(key):  # what overflowed is missing from the sum
-            distinct, occurrences = np.unique(key, return_counts=True)
-            return RankTable.of(distinct, mean_ranks(occurrences))
-        before -= total
-        return RunRanks(first, count, torch.from_numpy(up_to.view(np.uint8)), torch.from_numpy(before))
-
-    def look_up(self, key: np.ndarray) -> torch.Tensor:
-        """rank2 (int32 or int64) of (n,) int32 keys, all of them among those that were counted."""
-        at = as_tensor(key) - self.first
-        rank2 = self.before.index_select(0, at >> 3)
-        rank2 += self.up_to.index_select(0, at)
-        return rank2.mul_(2).sub_(self.count.index_select(0, at)).sub_(1)
-
-
-def _count_in_bytes(counts: torch.Tensor, key: np.ndarray, first: int) -> None:
-    """Adds int32 keys to counts modulo 256 of the keys from ``first`` on."""
-    one = torch.ones(1, dtype=torch.uint8)
-    for place in (as_tensor(key) - first).split(_CACHED):
-        counts.scatter_add_(0, place.long(), one.expand(len(place)))
-
-
-@dataclass(frozen=True)
 class RankTable:
-    """rank2 by key, for look-up: a plain array over the keys that occur, from ``first`` on, of rank2 + 1; 0 where none does.
+    """rank2 by similarity: a plain array over the keys that occur, from ``first`` on, of rank2 + 1; 0 where none does.
 
     Memory: 4 bytes for each step between the least and the greatest similarity, at most 67 MB; 8 where ranks need int64.
     """
 
     first: int
-    rank2_plus_1: torch.Tensor
+    rank2_plus_1: np.ndarray
 
     @staticmethod
     def of(key: np.ndarray, rank2: np.ndarray) -> RankTable:
         """From the ascending distinct keys and their rank2."""
         if len(key) == 0:
-            return RankTable(0, torch.empty(0, dtype=torch.int32))
-        kind = torch.int32 if rank2[-1] < 2**31 - 1 else torch.int64
-        table = torch.zeros(int(key[-1]) - int(key[0]) + 1, dtype=kind)
-        for at in range(0, len(key), _CACHED):
-            place = as_tensor(key[at : at + _CACHED]) - int(key[0])
-            table.scatter_(0, place.long(), as_tensor(rank2[at : at + _CACHED]).to(kind) + 1)
+            return RankTable(0, np.empty(0, np.uint32))
+        kind = np.uint32 if rank2[-1] < 2**32 - 1 else np.int64
+        table = np.zeros(int(key[-1]) - int(key[0]) + 1, kind)
+        _fill(key, rank2, table)
         return RankTable(int(key[0]), table)
 
-    def look_up(self, key: np.ndarray) -> torch.Tensor:
-        """rank2 (int32 or int64) of every pair's int32 key; every key must stand in the table."""
-        at = as_tensor(key) - self.first
-        if len(key) == 0:
-            return at
-        low, high = torch.aminmax(at)
-        found = self.rank2_plus_1.index_select(0, at) if low >= 0 and high < len(self.rank2_plus_1) else None
-        if found is None or found.min() < 1:
+    def add_ranks(self, dealt: Buckets, total: np.ndarray) -> None:
+        """Adds each pair's rank2 to ``total`` (n_methods, n) int64 at its owners; `ValueError` where it is not in the table."""
+        if not _add_ranks(dealt.start, dealt.low, dealt.owner, self.first, self.rank2_plus_1, total):
             raise ValueError("a pair's similarity is missing from the ranking: pairs and ranks are of different runs")
-        return found.sub_(1)
+
+
+@compiled
+def _fill(key: np.ndarray, rank2: np.ndarray, table: np.ndarray) -> None:
+    for n in range(len(key)):
+        table[np.int64(key[n]) - np.int64(key[0])] = rank2[n] + 1
+
+
+@compiled
+def _add_ranks(
+    start: np.ndarray, low: np.ndarray, owner: np.ndarray, first: int, table: np.ndarray, total: np.ndarray
+) -> bool:
+    found = np.empty(_BUCKET_KEYS, np.int64)
+    for b in range(len(start) - 1):
+        offset = b * _BUCKET_KEYS - SIMILARITY_STEPS - first
+        for at in range(start[b], start[b + 1], _BUCKET_KEYS):
+            end = min(at + _BUCKET_KEYS, start[b + 1])
+            for p in range(at, end):
+                key = offset + low[p]
+                rank2 = np.int64(table[np.uint64(key)]) - 1 if 0 <= key < len(table) else np.int64(-1)
+                if rank2 < 0:
+                    return False
+                found[p - at] = rank2
+            for m in range(len(owner)):
+                for p in range(at, end):
+                    total[m, owner[m, p]] += found[p - at]
+    return True

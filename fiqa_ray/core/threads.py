@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
+import scipy.linalg.cython_blas  # noqa: F401  # loads SciPy's BLAS, so that it is among those limited
 import torch
 from threadpoolctl import ThreadpoolController
 

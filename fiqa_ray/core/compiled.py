@@ -1,0 +1,25 @@
+"""Loops over images and pairs that numba compiles to machine code: one pass where array operations take ten.
+
+A compiled function calls compiled functions of its own module only: numba keeps the code on disk and looks at that module's
+file alone to see whether it is still valid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from numba import njit
+
+F = TypeVar("F", bound=Callable[..., object])
+
+_OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+
+
+def compiled(function: F) -> F:
+    """Compiles ``function`` at its first call (a second or two; later processes load the code) and lets threads run it
+    side by side. Sums are taken in the order as written, products are not fused: the same bits on every processor."""
+    try:
+        return njit(cache=True, **_OPTIONS)(function)
+    except RuntimeError:  # no place to keep code: a read-only installation without a home folder
+        return njit(**_OPTIONS)(function)
