@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from fiqa_ray import schemas
 from fiqa_ray.config import PairSettings
-from fiqa_ray.core.pairs import Pairs, draw_again, mated_pairs, opened_by
+from fiqa_ray.core.pairs import Pairs, draw_again, mated_pairs
 from fiqa_ray.lineage import Job
 from fiqa_ray.storage import Dataset, Manifest, Part, table_bytes
 
@@ -76,16 +76,6 @@ class StoredPairs:
 
 
 @dataclass(frozen=True)
-class RepeatPairs:
-    """One repeat of a part: (n_pairs,) image and mate positions in the part, int32, and similarities, float32."""
-
-    repeat: int
-    image: np.ndarray
-    mate: np.ndarray
-    similarity: np.ndarray
-
-
-@dataclass(frozen=True)
 class PairReader:
     """Reads the parts of a pair dataset, or makes their pairs again where they were not kept."""
 
@@ -112,8 +102,11 @@ class PairReader:
         for r in repeats:
             yield r, self._similarity(stored.part, r)
 
-    def read(self, stored: StoredPairs, repeats: Sequence[int]) -> Iterator[RepeatPairs]:
-        """The repeats' pairs. Memory: 16 bytes per pair of one repeat; where pairs are not kept, 12 of all repeats."""
+    def read(self, stored: StoredPairs, repeats: Sequence[int]) -> Iterator[Pairs]:
+        """The repeats' pairs; positions in the part, cluster -1 where there is no embedding.
+
+        Memory: 16 bytes per pair of one repeat; where pairs are not kept, 12 of all repeats.
+        """
         if not self.settings.keep:
             yield from self._made_again(stored, repeats)
             return
@@ -121,22 +114,20 @@ class PairReader:
         for r in repeats:
             if drawn is None or self.settings.recluster:
                 drawn = self._clusters(stored.part, r)
-                image = opened_by(drawn.n_pairs)
             similarity = self._similarity(stored.part, r)
-            yield RepeatPairs(r, image, drawn.mates(r, self.seed), similarity)
+            yield Pairs(r, drawn.cluster, drawn.n_pairs, drawn.mates(r, self.seed), similarity)
 
-    def _made_again(self, stored: StoredPairs, repeats: Sequence[int]) -> Iterator[RepeatPairs]:
+    def _made_again(self, stored: StoredPairs, repeats: Sequence[int]) -> Iterator[Pairs]:
         fits = range(self.settings.n_repeats if self.settings.recluster else 1)
         clusters = [self._clusters(stored.part, r).cluster for r in fits]
         pieces = list(make_pairs(stored.shard, self.embeddings, self.settings, self.seed, clusters))
         for r in repeats:
-            own = [(p.rows, p.pairs[r]) for p in pieces]
-            yield RepeatPairs(
-                r,
-                np.concatenate([rows[pairs.image] for rows, pairs in own]),
-                np.concatenate([rows[pairs.mate] for rows, pairs in own]),
-                np.concatenate([pairs.similarity for _, pairs in own]),
-            )
+            n_opened = np.zeros(stored.shard.n_rows, np.int32)
+            for piece in pieces:
+                n_opened[piece.rows] = piece.pairs[r].n_opened
+            mate = np.concatenate([p.rows[p.pairs[r].mate] for p in pieces])
+            similarity = np.concatenate([p.pairs[r].similarity for p in pieces])
+            yield Pairs(r, clusters[r if self.settings.recluster else 0], n_opened, mate, similarity)
 
     def _similarity(self, part: Part, repeat: int) -> np.ndarray:
         return self.pairs.read(part, ["similarity"], schemas.repeat_suffix(repeat))["similarity"].to_numpy()

@@ -35,35 +35,29 @@ _TILE = 16
 
 
 def unit_vectors(embeddings: np.ndarray) -> np.ndarray:
-    """``(n_images, dim)`` float32 embeddings scaled to length 1 (equation 1's denominators); a zero vector stays zero.
-
-    A new array, filled up with zeros to a multiple of 16 values, so that every row is aligned alike.
-    """
+    """``(n_images, dim)`` float32 embeddings scaled to length 1; a zero vector stays zero."""
     x = np.asarray(embeddings, dtype=np.float32)
     norm = np.sqrt(np.einsum("ij,ij->i", x, x).astype(np.float64))
     inverse = (1.0 / np.where(norm > 0, norm, 1.0)).astype(np.float32)
-    if x.shape[1] % 16 == 0:
-        return x * inverse[:, None]
-    units = np.zeros((len(x), -(-x.shape[1] // 16) * 16), np.float32)
-    np.multiply(x, inverse[:, None], out=units[:, : x.shape[1]])
-    return units
+    return x * inverse[:, None]
 
 
-def gram_keys(units: np.ndarray, bounds: np.ndarray, flat: np.ndarray) -> None:
-    """Cosines in steps of 2^-23: ``(n_images, dim)`` float32 `unit_vectors` -> whole numbers in ``flat``, float32.
+def gram_keys(embeddings: np.ndarray, bounds: np.ndarray, flat: np.ndarray) -> None:
+    """Cosines (equation 1) in steps of 2^-23: ``(n_images, dim)`` float32 -> whole numbers in ``flat``, float32.
 
     Identity k holds images bounds[k]:bounds[k+1]. Each identity is a product of its own shape, so that its bits cannot
     depend on its neighbours; only one triangle is computed, so a pair and its mirror always tie.
     """
     syrk, number = _syrk(), ctypes.c_int
-    dim, one, zero = number(units.shape[1]), ctypes.c_float(1.0), ctypes.c_float(0.0)
-    source, target = units.ctypes.data, flat.ctypes.data
-    sizes = np.diff(bounds).tolist()
-    for n in sizes:
+    dim, one, zero = number(embeddings.shape[1]), ctypes.c_float(1.0), ctypes.c_float(0.0)
+    x = np.ascontiguousarray(embeddings, np.float32)
+    source, target = x.ctypes.data, flat.ctypes.data
+    sizes = np.diff(bounds)
+    for n in sizes.tolist():
         syrk(b"U", b"T", number(n), dim, one, source, dim, zero, target, number(n))
-        source += n * units.strides[0]
+        source += n * x.strides[0]
         target += 4 * n * n
-    _finish_keys(flat, np.array(sizes))
+    _finish_keys(flat, sizes)
 
 
 @lru_cache(maxsize=1)
@@ -78,15 +72,19 @@ def _syrk() -> Any:
 
 @compiled
 def _finish_keys(flat: np.ndarray, sizes: np.ndarray) -> None:
-    """Cosines of the lower triangles to keys of the whole matrices."""
+    """Products of the lower triangles to keys of the whole matrices; a zero vector has no similarity to any."""
     first = 0
     tile = np.empty((_TILE, _TILE), np.float32)
     for n in sizes:
         matrix = flat[first : first + n * n].reshape(n, n)
+        inverse = np.empty(n, np.float32)
         for i in range(n):
-            row = matrix[i]
-            for j in range(i + 1):
-                row[j] = min(max(np.rint(row[j] * _STEPS), -_STEPS), _STEPS)
+            norm2 = np.float64(matrix[i, i])
+            inverse[i] = 1.0 / np.sqrt(norm2) if norm2 > 0 else 0.0
+        for i in range(n):
+            row, own = matrix[i], inverse[i]
+            for j in range(i + 1):  # the product of both norms first: it does not matter which image comes first
+                row[j] = min(max(np.rint(row[j] * (own * inverse[j]) * _STEPS), -_STEPS), _STEPS)
         # mirrored tile by tile, so that neither reading nor writing leaves the cache's lines
         for top in range(0, n, _TILE):
             high = min(_TILE, n - top)

@@ -70,14 +70,17 @@ def draw_starts(sizes: np.ndarray, state: np.ndarray, starts: np.ndarray) -> Non
         draws = np.empty(sizes[k], np.uint64)
         for i in range(sizes[k]):
             draws[i] = _mix_one((state[k] ^ np.uint64(i)) + _GOLDEN)
-        taken = np.zeros(sizes[k], np.bool_)
-        for c in range(min(sizes[k], starts.shape[1])):
-            least = -1
-            for i in range(sizes[k]):
-                if not taken[i] and (least < 0 or draws[i] < draws[least]):
-                    least = i
-            taken[least] = True
-            starts[k, c] = least
+        most = min(sizes[k], starts.shape[1])
+        n = 0
+        for i in range(sizes[k]):  # into its place among the least so far; most images are not among them
+            if n == most and draws[i] >= draws[starts[k, n - 1]]:
+                continue
+            n = min(n + 1, most)
+            c = n - 1
+            while c > 0 and draws[i] < draws[starts[k, c - 1]]:
+                starts[k, c] = starts[k, c - 1]
+                c -= 1
+            starts[k, c] = i
 
 
 @compiled

@@ -56,12 +56,7 @@ class Pairs:
     @property
     def image(self) -> np.ndarray:
         """(n_pairs,) int32 positions of the images that open the pairs."""
-        return opened_by(self.n_opened)
-
-
-def opened_by(n_opened: np.ndarray) -> np.ndarray:
-    """(n_pairs,) int32 image positions from the (n_images,) numbers of pairs that each image opens."""
-    return np.repeat(np.arange(len(n_opened), dtype=np.int32), n_opened)
+        return np.repeat(np.arange(len(self.n_opened), dtype=np.int32), self.n_opened)
 
 
 @dataclass(frozen=True)
@@ -168,13 +163,13 @@ def mated_pairs(
         flat = np.empty(entries if device == "cpu" else 0, np.float32)
         for block in share:
             low, high = room.bounds[block.start], room.bounds[block.stop]
-            units = unit_vectors(embeddings[low:high])
+            x = embeddings[low:high]
             if _is_large(room, block):
-                _pair_large(room, block, units, engine is not None)
+                _pair_large(room, block, unit_vectors(x), engine is not None)
             elif device == "cpu":
-                _pair_block(room, block, units, engine, flat)
+                _pair_block(room, block, x, engine, flat)
             else:
-                _pair_on_device(room, block, units, engine, device)
+                _pair_on_device(room, block, unit_vectors(x), engine, device)
 
     with one_thread():
         if n_threads > 1 and len(blocks) > 1:
@@ -233,17 +228,17 @@ def _repeats_by_fit(room: _Layout) -> Iterator[tuple[int, slice]]:
     yield from ((f, slice(f, f + 1)) for f in range(n_fits)) if n_fits > 1 else [(0, slice(0, len(room.mate)))]
 
 
-def _pair_block(room: _Layout, block: slice, units: np.ndarray, engine: str | None, flat: np.ndarray) -> None:
+def _pair_block(room: _Layout, block: slice, x: np.ndarray, engine: str | None, flat: np.ndarray) -> None:
     own = room.bounds[block.start : block.stop + 1]
     rows, first_pair = room.rows[block], room.first_pair[block]
-    gram_keys(units, own, flat)
+    gram_keys(x, own, flat)
     for fit, repeats in _repeats_by_fit(room):
         cluster, n_cells = room.cluster[fit], room.n_cells[fit, block]
         if engine == "lloyd":
             starts = start_images(room.sizes[block], rows, room.n_clusters, seed=room.seed, repeat=fit)
             lloyd(flat, own, starts, cluster, n_cells)
         elif engine == "faiss":
-            _fit_faiss(room, block, units, fit)
+            _fit_faiss(room, block, unit_vectors(x), fit)
         states = np.ascontiguousarray(room.states[repeats, block])
         draw_mates(cluster, own, n_cells, states, first_pair, room.mate[repeats])
         _look_up(flat, own, n_cells, first_pair, room.mate[repeats], room.similarity[repeats])

@@ -20,9 +20,11 @@ N_KEYS = 2 * SIMILARITY_STEPS + 1
 _FEW_PAIRS = 1 << 17
 _STRETCH_PAIRS = 1 << 22
 _STEPS = np.float32(SIMILARITY_STEPS)
-_BUCKET_BITS = np.uint32(15)
-_BUCKET_KEYS = 1 << 15
-_N_BUCKETS = (N_KEYS >> 15) + 1
+_BUCKET_BITS = 15
+_BUCKET_KEYS = 1 << _BUCKET_BITS
+_N_BUCKETS = (N_KEYS >> _BUCKET_BITS) + 1
+_UPPER, _LOWER = np.uint32(_BUCKET_BITS), np.uint32(_BUCKET_KEYS - 1)
+_OWNER, _PACKED_LOWER = np.uint64(_BUCKET_BITS), np.uint64(_BUCKET_KEYS - 1)
 
 
 def similarity_key(similarity: np.ndarray) -> np.ndarray:
@@ -47,34 +49,15 @@ def _to_keys(similarity: np.ndarray, key: np.ndarray) -> bool:
     return ok
 
 
-@dataclass(frozen=True)
-class Buckets:
-    """Pairs dealt out by the upper bits of their similarity.
+# A table of all keys is far larger than a core's cache, and each look-up in it waits for memory. So pairs are first dealt
+# out by the upper bits of their keys: those of one bucket meet only that bucket's 32,768 keys.
 
-    A table of all keys is far larger than a core's cache, and every look-up in it waits for memory. Dealt out first, the
-    pairs of one bucket meet only that bucket's 32,768 keys, which stay in cache. ``start`` (n_buckets + 1,) int64: where each
-    bucket begins in ``low`` (n_pairs,) uint16, the lower bits of the keys, and in ``owner`` (n_methods, n_pairs) uint32.
-    """
 
-    start: np.ndarray
-    low: np.ndarray
-    owner: np.ndarray
-
-    @staticmethod
-    def of(similarity: np.ndarray, owner: np.ndarray) -> Buckets:
-        """From (n_pairs,) float32 similarities and (n_methods, n_pairs) uint32: what goes with each.
-
-        Memory: 2 + 4 n_methods bytes per pair.
-        """
-        start = np.zeros(_N_BUCKETS + 1, np.int64)
-        _require_steps(_count_buckets(similarity, start))
-        dealt = Buckets(start, np.empty(len(similarity), np.uint16), np.empty_like(owner))
-        _deal(similarity, owner, start[:-1].copy(), dealt.low, dealt.owner)
-        return dealt
-
-    def add_own_ranks(self, total: np.ndarray) -> None:
-        """Adds each pair's rank2 among these pairs to ``total`` (n_methods, n) int64 at the pair's owners."""
-        _add_own_ranks(self.start, self.low, self.owner, total)
+def bucket_starts(similarity: np.ndarray) -> np.ndarray:
+    """(n_buckets + 1,) int64: where each bucket of (n_pairs,) float32 similarities begins; errors as `similarity_key`."""
+    start = np.zeros(_N_BUCKETS + 1, np.int64)
+    _require_steps(_count_buckets(similarity, start))
+    return start
 
 
 @compiled
@@ -85,47 +68,55 @@ def _count_buckets(similarity: np.ndarray, start: np.ndarray) -> bool:
         scaled = similarity[p] * _STEPS
         key = np.int32(scaled) if abs(scaled) <= _STEPS else np.int32(0)
         ok &= np.float32(key) == scaled
-        start[(np.uint32(key + SIMILARITY_STEPS) >> _BUCKET_BITS) + np.uint32(1)] += 1
+        start[(np.uint32(key + SIMILARITY_STEPS) >> _UPPER) + np.uint32(1)] += 1
     for b in range(len(start) - 1):
         start[b + 1] += start[b]
     return ok
 
 
+def add_own_ranks(similarity: np.ndarray, owner: np.ndarray, total: np.ndarray) -> None:
+    """Adds each pair's rank2 among these pairs to ``total`` (n,) int64 at its (n_pairs,) uint32 owner.
+
+    Memory: 8 bytes per pair.
+    """
+    start = bucket_starts(similarity)
+    dealt = np.empty(len(similarity), np.uint64)
+    _deal_pairs(similarity, owner, start[:-1].astype(np.uint64), dealt)
+    _add_own_ranks(start, dealt, total)
+
+
 @compiled
-def _deal(similarity: np.ndarray, owner: np.ndarray, place: np.ndarray, low: np.ndarray, dealt: np.ndarray) -> None:
-    n_methods = len(owner)
+def _deal_pairs(similarity: np.ndarray, owner: np.ndarray, place: np.ndarray, dealt: np.ndarray) -> None:
+    """Into ``dealt``: the lower bits of the key, and the owner above them."""
     for p in range(len(similarity)):
         key = np.uint32(np.int32(similarity[p] * _STEPS) + SIMILARITY_STEPS)
-        at = place[key >> _BUCKET_BITS]
-        place[key >> _BUCKET_BITS] = at + 1
-        low[at] = key & np.uint32(_BUCKET_KEYS - 1)
-        for m in range(n_methods):
-            dealt[m, at] = owner[m, p]
+        at = place[key >> _UPPER]
+        place[key >> _UPPER] = at + np.uint64(1)
+        dealt[at] = (np.uint64(owner[p]) << _OWNER) | np.uint64(key & _LOWER)
 
 
 @compiled
-def _add_own_ranks(start: np.ndarray, low: np.ndarray, owner: np.ndarray, total: np.ndarray) -> None:
-    rank2 = np.zeros(_BUCKET_KEYS, np.int64)
+def _add_own_ranks(start: np.ndarray, dealt: np.ndarray, total: np.ndarray) -> None:
+    rank2 = np.empty(_BUCKET_KEYS, np.int64)
     before = np.int64(0)
     for b in range(len(start) - 1):
         if start[b] == start[b + 1]:
             continue
         rank2[:] = 0
         for p in range(start[b], start[b + 1]):
-            rank2[low[p]] += 1
+            rank2[dealt[p] & _PACKED_LOWER] += 1
         for key in range(_BUCKET_KEYS):
             count = rank2[key]
             rank2[key] = 2 * before + count - 1
             before += count
-        for m in range(len(owner)):
-            for p in range(start[b], start[b + 1]):
-                total[m, owner[m, p]] += rank2[low[p]]
+        for p in range(start[b], start[b + 1]):
+            total[dealt[p] >> _OWNER] += rank2[dealt[p] & _PACKED_LOWER]
 
 
 class KeyCounter:
     """Histogram of similarity keys, fed bit by bit.
 
-    Few pairs are kept and sorted at the end; many are dealt into `Buckets`, and counted in single bytes: most keys occur a
+    Few pairs are kept and sorted at the end; many are dealt out into buckets and counted in single bytes: most keys occur a
     few times. What overflows a byte (many pairs of copies of one image) is counted in a second table. Memory: 17 MB for the
     bytes, of the second table, 67 MB, the pages that are used, and 6 bytes per pair of the stretch at hand, 4 million.
     """
@@ -160,9 +151,21 @@ class KeyCounter:
             self._bytes, self._carry = np.zeros(N_KEYS, np.uint8), np.zeros(N_KEYS, np.uint32)
         similarity = np.concatenate([np.empty(0, np.float32), *self._pending])
         self._pending, self._n_pending = [], 0
-        dealt = Buckets.of(similarity, np.empty((0, len(similarity)), np.uint32))
-        self._n_carried += _count_bytes(dealt.start, dealt.low, self._bytes, self._carry)
+        start = bucket_starts(similarity)
+        low = np.empty(len(similarity), np.uint16)
+        _deal_keys(similarity, start[:-1].astype(np.uint64), low)
+        self._n_carried += _count_bytes(start, low, self._bytes, self._carry)
         return self._bytes
+
+
+@compiled
+def _deal_keys(similarity: np.ndarray, place: np.ndarray, low: np.ndarray) -> None:
+    """Into ``low``: the lower bits of the keys."""
+    for p in range(len(similarity)):
+        key = np.uint32(np.int32(similarity[p] * _STEPS) + SIMILARITY_STEPS)
+        at = place[key >> _UPPER]
+        place[key >> _UPPER] = at + np.uint64(1)
+        low[at] = key & _LOWER
 
 
 @compiled
@@ -258,9 +261,15 @@ class RankTable:
         _fill(key, rank2, table)
         return RankTable(int(key[0]), table)
 
-    def add_ranks(self, dealt: Buckets, total: np.ndarray) -> None:
-        """Adds each pair's rank2 to ``total`` (n_methods, n) int64 at its owners; `ValueError` where it is not in the table."""
-        if not _add_ranks(dealt.start, dealt.low, dealt.owner, self.first, self.rank2_plus_1, total):
+    def add_ranks(self, similarity: np.ndarray, owner: np.ndarray, total: np.ndarray) -> None:
+        """Adds each pair's rank2 to ``total`` (n,) int64 at its (n_pairs,) uint32 owner.
+
+        `ValueError` for a similarity that is not in the table. Memory: 8 bytes per pair.
+        """
+        start = bucket_starts(similarity)
+        dealt = np.empty(len(similarity), np.uint64)
+        _deal_pairs(similarity, owner, start[:-1].astype(np.uint64), dealt)
+        if not _add_ranks(start, dealt, self.first, self.rank2_plus_1, total):
             raise ValueError("a pair's similarity is missing from the ranking: pairs and ranks are of different runs")
 
 
@@ -271,21 +280,13 @@ def _fill(key: np.ndarray, rank2: np.ndarray, table: np.ndarray) -> None:
 
 
 @compiled
-def _add_ranks(
-    start: np.ndarray, low: np.ndarray, owner: np.ndarray, first: int, table: np.ndarray, total: np.ndarray
-) -> bool:
-    found = np.empty(_BUCKET_KEYS, np.int64)
+def _add_ranks(start: np.ndarray, dealt: np.ndarray, first: int, table: np.ndarray, total: np.ndarray) -> bool:
+    found = True
     for b in range(len(start) - 1):
         offset = b * _BUCKET_KEYS - SIMILARITY_STEPS - first
-        for at in range(start[b], start[b + 1], _BUCKET_KEYS):
-            end = min(at + _BUCKET_KEYS, start[b + 1])
-            for p in range(at, end):
-                key = offset + low[p]
-                rank2 = np.int64(table[np.uint64(key)]) - 1 if 0 <= key < len(table) else np.int64(-1)
-                if rank2 < 0:
-                    return False
-                found[p - at] = rank2
-            for m in range(len(owner)):
-                for p in range(at, end):
-                    total[m, owner[m, p]] += found[p - at]
-    return True
+        for p in range(start[b], start[b + 1]):
+            at = np.uint64(offset + np.int64(dealt[p] & _PACKED_LOWER))  # below 0: far beyond the end
+            rank2_plus_1 = np.int64(table[at]) if at < np.uint64(len(table)) else np.int64(0)
+            found &= rank2_plus_1 > 0
+            total[dealt[p] >> _OWNER] += rank2_plus_1 - 1
+    return found

@@ -120,7 +120,7 @@ def update_shard(
         n_scored[method] = manifest.stats["n_scored"]
     places = {method: update.index for method, update in updates.items()}
     for p in reader.read(stored, range(len(n_pairs))):
-        owned = sum_owned_ranks(places, p.image, p.mate, p.similarity, _rank_table(ranks, p.repeat))
+        owned = sum_owned_ranks(places, p.n_opened, p.mate, p.similarity, _rank_table(ranks, p.repeat))
         for method, update in updates.items():
             update.add(*owned[method], rank_scale(index_scale, n_scored[method], n_pairs[p.repeat]))
     files, without = {}, {}
