@@ -41,6 +41,9 @@ def check(path: Path) -> dict[str, Any]:
         round(SHAPES[run["shape"]].n_identities * run["share"]),
         engine=run["engine"],
         keep=run["pairs_kept"],
+        n_methods=run["n_methods"],
+        n_thetas=run["n_label_sets"] // run["n_methods"],
+        size_spread=SHAPES[run["shape"]].size_spread,
     )
     steps = label_costs(scale, measure_units(scale), run["n_workers"])
     measured: dict[str, float] = {}

@@ -66,14 +66,16 @@ def measure_floor(sizes: np.ndarray, n_pairs: int, n_repeats: int, n_workers: in
 
 
 def start_workers(n_workers: int) -> None:
-    """Lets Ray's workers import what they need, so that a step's time is that of its work."""
+    """Lets Ray's workers load what they need, compiled code too, so that a step's time is that of its work."""
     import ray
 
     def load() -> None:
         import fiqa_ray.stages.optimize
         import fiqa_ray.stages.pair
         import fiqa_ray.stages.rank  # noqa: F401
+        from fiqa_ray.costs import Scale, measure_units
 
+        measure_units(Scale(n_images=1000, n_identities=10))
         time.sleep(1)  # so that every worker gets one
 
     ray.get([ray.remote(num_cpus=1)(load).remote() for _ in range(n_workers)])
@@ -140,6 +142,7 @@ def main() -> None:
         "engine": a.engine,
         "pairs_kept": not a.no_keep,
         "n_workers": a.workers,
+        "n_methods": a.methods,
         "n_label_sets": len(files),
         "n_images": n_images,
         "n_pairs": n_pairs * n_repeats,

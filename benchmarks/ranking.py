@@ -24,8 +24,8 @@ from scipy.stats import rankdata
 from fiqa_ray.core.pairs import round_similarity
 from fiqa_ray.core.ranking import (
     RankTable,
-    RunRanks,
     add_histograms,
+    add_own_ranks,
     mean_ranks,
     merge_range,
     range_cuts,
@@ -36,25 +36,21 @@ from fiqa_ray.memory import reuse_memory
 
 
 def counting(similarity: np.ndarray) -> np.ndarray:
-    """This project's histograms."""
-    table = RunRanks.of(similarity_key(similarity))
-    return _look_up(table, similarity)
+    """This project's counting, pairs in memory: each pair's rank goes to a place of its own."""
+    rank2 = np.zeros(len(similarity), np.int64)
+    add_own_ranks(similarity, np.arange(len(similarity), dtype=np.uint32), rank2)
+    return rank2 / 2
 
 
 def sorting(similarity: np.ndarray) -> np.ndarray:
-    """This project's sample sort: 8 sorted runs, 8 ranges."""
+    """This project's sample sort: 8 sorted runs, 8 ranges, and the look-up in their table."""
     runs = [np.sort(part) for part in np.array_split(similarity_key(similarity), 8)]
     cuts = range_cuts(np.concatenate([r[:: max(1, len(r) // 1024)] for r in runs]), 8)
     pieces = [np.split(r, np.searchsorted(r, cuts)) for r in runs]
     key, count = add_histograms(merge_range([p[j] for p in pieces]) for j in range(len(cuts) + 1))
-    return _look_up(RankTable.of(key, mean_ranks(count)), similarity)
-
-
-def _look_up(table: RankTable | RunRanks, similarity: np.ndarray) -> np.ndarray:
-    parts = [
-        table.look_up(similarity_key(s)).numpy() for s in np.array_split(similarity, max(1, len(similarity) >> 16))
-    ]
-    return np.concatenate(parts) / 2
+    rank2 = np.zeros(len(similarity), np.int64)
+    RankTable.of(key, mean_ranks(count)).add_ranks(similarity, np.arange(len(similarity), dtype=np.uint32), rank2)
+    return rank2 / 2
 
 
 def by_numpy(similarity: np.ndarray) -> np.ndarray:

@@ -46,6 +46,11 @@ class Shape:
         drawn = np.random.default_rng(seed).gamma(self.shape, self.mean_images / self.shape, n)
         return np.clip(np.rint(drawn), self.least, self.most).astype(np.int64)
 
+    @property
+    def size_spread(self) -> float:
+        """Of the cost model's `Scale`, before the limits: the second moment of the sizes over the square of their mean."""
+        return 1 + 1 / self.shape
+
 
 SHAPES = {
     "vggface2": Shape(9_131, 362.6, 6.0, 80, 843),

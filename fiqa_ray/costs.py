@@ -20,7 +20,7 @@ import pyarrow as pa
 from fiqa_ray import schemas
 from fiqa_ray.core.labels import quality_index as place_scores
 from fiqa_ray.core.labels import reassign_scores, sum_owned_ranks
-from fiqa_ray.core.pairs import mated_pairs, round_similarity
+from fiqa_ray.core.pairs import Pairs, draw_again, mated_pairs, round_similarity
 from fiqa_ray.core.ranking import KeyCounter, RankTable, mean_ranks, merge_range, similarity_key
 from fiqa_ray.core.threads import one_thread
 from fiqa_ray.memory import reuse_memory
@@ -58,6 +58,9 @@ class Scale:
     n_ranges: int = 8
     keep: bool = True
     rows_per_part: int = 4096
+    size_spread: float = 1.2
+    """Images of the identity that an image belongs to, on average over images, against the mean over identities: 1 where all
+    are of one size, 1.2 in VGGFace2's shape. The work per image grows with its identity's size."""
 
     @property
     def mean_images(self) -> float:
@@ -110,7 +113,7 @@ def label_costs(scale: Scale, units: Units, n_workers: int, bandwidth: float | N
     part_pairs = part_images * pairs_per_image
     embeddings = n * (4.0 * s.dim + 8)
     again = 0.0 if s.keep else n * units.pair_image  # pairs are made once more by who needs them
-    reread = 8 * pairs if s.keep else embeddings
+    reread = 4 * pairs if s.keep else embeddings
     steps: list[StepCost] = []
 
     def add(
@@ -122,8 +125,8 @@ def label_costs(scale: Scale, units: Units, n_workers: int, bandwidth: float | N
         wall = slow * work * turns + ((read + written) * turns / bandwidth if bandwidth else 0.0)
         steps.append(StepCost(stage, what, shards, work, wall, memory + PROCESS_BYTES, read, written))
 
-    part_memory = 16 * part_pairs * r + s.rows_per_part * s.dim * 8
-    kept = 8 * pairs if s.keep else 0.0
+    part_memory = 8 * part_pairs * r + s.rows_per_part * s.dim * 8
+    kept = 4 * pairs if s.keep else 0.0
     add("pair", "mated pairs", n_parts, n * units.pair_image, embeddings, kept + 3 * n, part_memory)
 
     run_pairs = min(s.n_pairs, RUN_PAIRS if s.keep else RUN_PAIRS_NOT_KEPT)
@@ -135,7 +138,7 @@ def label_costs(scale: Scale, units: Units, n_workers: int, bandwidth: float | N
     table = 0.5 * distinct * r
     table_s = TABLE_S * distinct / _KEY_SPAN
     if s.engine == "counting":
-        memory = 151e6 * at_once + 4 * run_pairs + 8 * part_pairs
+        memory = (60e6 + 20 * distinct) * at_once + 8 * part_pairs
         histograms = 0.5 * _n_distinct(run_pairs) * n_runs * r
         work = pairs * units.count_pair + again + n_runs * r * table_s
         if n_runs == 1 and s.keep:
@@ -171,7 +174,7 @@ def label_costs(scale: Scale, units: Units, n_workers: int, bandwidth: float | N
         work + min(n_workers, n_parts) * r * table_s,
         reread + min(n_workers, n_parts) * table,
         17 * n * n_sets,
-        tables + 24 * part_pairs * (1 if s.keep else r) + 60 * part_images * s.n_methods,
+        tables + (20 * part_pairs if s.keep else 12 * part_pairs * r) + 60 * part_images * s.n_methods,
     )
     add(
         "optimize",
@@ -202,7 +205,7 @@ def measure_units(scale: Scale) -> Units:
     """Measures this machine on a sample of the given shape: one core, two or three seconds."""
     reuse_memory()
     rng = np.random.default_rng(0)
-    size = max(2, round(scale.mean_images))
+    size = max(2, round(scale.mean_images * scale.size_spread))
     n_identities = max(1, _SAMPLE_IMAGES // size)
     n = n_identities * size
     centres = rng.standard_normal((n_identities, scale.dim), np.float32)
@@ -210,31 +213,33 @@ def measure_units(scale: Scale) -> Units:
     similarity = round_similarity(0.45 + 0.15 * rng.standard_normal(_SAMPLE_KEYS))
     image = np.sort(rng.integers(0, n, _SAMPLE_KEYS)).astype(np.int32)
     mate = ((image // size) * size + rng.integers(0, size, _SAMPLE_KEYS)).astype(np.int32)
+    n_opened = np.bincount(image, minlength=n)
+    bounds, rows = np.arange(n_identities + 1) * size, np.arange(n_identities)
     prior = rng.standard_normal(1 << 20)
 
-    def make() -> object:
-        return mated_pairs(
-            x,
-            np.arange(n_identities + 1) * size,
-            np.arange(n_identities),
-            n_clusters=scale.n_clusters,
-            n_repeats=scale.n_repeats,
-        )
+    def make() -> list[Pairs]:
+        return mated_pairs(x, bounds, rows, n_clusters=scale.n_clusters, n_repeats=scale.n_repeats)
 
     with one_thread():
-        make()  # the first call loads libraries
+        made = make()[0]  # the first calls load libraries and compiled code
         pair_s = _seconds(make, 2)
+        repeats = range(scale.n_repeats)
+        draw_again(made.cluster, bounds, rows, repeats, seed=0)
+        draw_s = _seconds(lambda: draw_again(made.cluster, bounds, rows, repeats, seed=0), 2)
         key = similarity_key(similarity)
         counter = KeyCounter()
-        count_s = _seconds(lambda: counter.add(similarity_key(similarity)), 4)
+        counter.add(similarity)
+        counter.histogram()
+        count_s = _seconds(lambda: counter.add(similarity), 4)
         distinct, count = counter.histogram()
         ranks = RankTable.of(distinct, mean_ranks(count))
         sort_s = _seconds(lambda: np.sort(key), 2) * math.log2(RUN_PAIRS) / math.log2(len(key))
         runs = [np.sort(k) for k in np.array_split(key, 4)]
         merge_s = _seconds(lambda: merge_range(runs), 2)
         places = {str(i): rng.permutation(n) for i in range(3)}
-        one_s = _seconds(lambda: sum_owned_ranks({"0": places["0"]}, image, mate, similarity, ranks), 2)
-        three_s = _seconds(lambda: sum_owned_ranks(places, image, mate, similarity, ranks), 2)
+        sum_owned_ranks({"0": places["0"]}, n_opened, mate, similarity, ranks)
+        one_s = _seconds(lambda: sum_owned_ranks({"0": places["0"]}, n_opened, mate, similarity, ranks), 2)
+        three_s = _seconds(lambda: sum_owned_ranks(places, n_opened, mate, similarity, ranks), 2)
         method_s = max(0.0, three_s - one_s) / 2
         index_s = _seconds(lambda: place_scores(prior), 1)
         places_1m = place_scores(prior)
@@ -246,7 +251,7 @@ def measure_units(scale: Scale) -> Units:
         count_pair=count_s / keys,
         sort_pair=sort_s / keys,
         merge_pair=merge_s / keys,
-        sum_pair=max(0.0, one_s - method_s) / keys,
+        sum_pair=draw_s / max(len(made.mate) * scale.n_repeats, 1) + max(0.0, one_s - method_s) / keys,
         sum_pair_method=method_s / keys,
         index_image=index_s / million + row_s,
         label_image=label_s / million + 4 * row_s,
@@ -264,7 +269,7 @@ def _seconds(call: Callable[[], object], n_calls: int) -> float:
 
 def _measure_storage(similarity: np.ndarray) -> tuple[float, float, float]:
     """Seconds per byte read and written as pairs are, and per row and column as labels are, on the local disk."""
-    pairs = pa.table({"mate_row": np.arange(len(similarity)), "similarity": similarity}, schema=schemas.PAIRS)
+    pairs = pa.table({"similarity": similarity}, schema=schemas.PAIRS)
     rows = pa.table({"score": np.random.default_rng(0).random(1 << 20)})
     with tempfile.TemporaryDirectory() as folder:
         dataset = Dataset(f"{folder}/v=0", "pairs")

@@ -30,7 +30,7 @@ SIMILARITY_STEPS = 1 << 23
 
 MAX_ITERATIONS = 50
 _INIT_STREAM = 0x1217
-_STEPS = np.float32(SIMILARITY_STEPS)
+_MOST = float(SIMILARITY_STEPS)
 _TILE = 16
 
 
@@ -65,7 +65,7 @@ def _syrk() -> Any:
     """BLAS: one triangle of a matrix times its own transpose. As a C function, which lets other threads run meanwhile."""
     pointer, by_reference = ctypes.c_void_p, ctypes.POINTER
     whole, real = by_reference(ctypes.c_int), by_reference(ctypes.c_float)
-    arguments = [ctypes.c_char_p, ctypes.c_char_p, whole, whole, real, pointer, whole, real, pointer, whole]
+    arguments: list[Any] = [ctypes.c_char_p, ctypes.c_char_p, whole, whole, real, pointer, whole, real, pointer, whole]
     address = get_cython_function_address("scipy.linalg.cython_blas", "ssyrk")
     return ctypes.CFUNCTYPE(None, *arguments)(address)
 
@@ -77,14 +77,14 @@ def _finish_keys(flat: np.ndarray, sizes: np.ndarray) -> None:
     tile = np.empty((_TILE, _TILE), np.float32)
     for n in sizes:
         matrix = flat[first : first + n * n].reshape(n, n)
-        inverse = np.empty(n, np.float32)
+        inverse = np.empty(n, np.float64)
         for i in range(n):
             norm2 = np.float64(matrix[i, i])
             inverse[i] = 1.0 / np.sqrt(norm2) if norm2 > 0 else 0.0
         for i in range(n):
-            row, own = matrix[i], inverse[i]
-            for j in range(i + 1):  # the product of both norms first: it does not matter which image comes first
-                row[j] = min(max(np.rint(row[j] * (own * inverse[j]) * _STEPS), -_STEPS), _STEPS)
+            row, own = matrix[i], inverse[i] * SIMILARITY_STEPS
+            for j in range(i + 1):  # in float64, so that the division adds no error
+                row[j] = np.float32(min(max(np.rint(row[j] * (own * inverse[j])), -_MOST), _MOST))
         # mirrored tile by tile, so that neither reading nor writing leaves the cache's lines
         for top in range(0, n, _TILE):
             high = min(_TILE, n - top)

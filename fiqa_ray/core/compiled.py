@@ -7,19 +7,20 @@ file alone to see whether it is still valid.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from numba import njit
 
 F = TypeVar("F", bound=Callable[..., object])
 
-_OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": False}
-
 
 def compiled(function: F) -> F:
-    """Compiles ``function`` at its first call (a second or two; later processes load the code) and lets threads run it
-    side by side. Sums are taken in the order as written, products are not fused: the same bits on every processor."""
+    """Compiles ``function`` at its first call and lets threads run it side by side.
+
+    That takes a second or two; later processes load the code. Sums are taken in the order as written and products are not
+    fused: the same bits on every processor.
+    """
     try:
-        return njit(cache=True, **_OPTIONS)(function)
+        return cast(F, njit(function, cache=True, nogil=True, error_model="numpy"))
     except RuntimeError:  # no place to keep code: a read-only installation without a home folder
-        return njit(**_OPTIONS)(function)
+        return cast(F, njit(function, nogil=True, error_model="numpy"))

@@ -97,8 +97,8 @@ def _find_owners(
             own = np.uint32(i) if place < other else j
             own = own if min(place, other) >= 0 else np.uint32(n_images)
             owners[q] = own
-            n_mine += np.int64(own == i)
-            count[j] += np.int64(own == j)
+            n_mine += int(own == i)
+            count[j] += int(own == j)
         count[i] += n_mine
         p += n
 

@@ -287,6 +287,6 @@ def _add_ranks(start: np.ndarray, dealt: np.ndarray, first: int, table: np.ndarr
         for p in range(start[b], start[b + 1]):
             at = np.uint64(offset + np.int64(dealt[p] & _PACKED_LOWER))  # below 0: far beyond the end
             rank2_plus_1 = np.int64(table[at]) if at < np.uint64(len(table)) else np.int64(0)
-            found &= rank2_plus_1 > 0
+            found = bool(found and rank2_plus_1 > 0)
             total[dealt[p] >> _OWNER] += rank2_plus_1 - 1
     return found

@@ -2,11 +2,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
-from fiqa_ray.core.clustering import faiss_clusters, gram_keys, lloyd_batch, unit_vectors
-from fiqa_ray.core.pairs import list_partners, mated_pairs, partner_words
+from fiqa_ray.core import compiled
+from fiqa_ray.core.clustering import faiss_clusters, gram_keys, lloyd, start_images, unit_vectors
+from fiqa_ray.core.draws import counter_draws
+from fiqa_ray.core.pairs import draw_again, mated_pairs
 
 
 def shard(rng, sizes, dim=32):
@@ -49,9 +52,8 @@ def test_an_identity_does_not_see_its_neighbours():
 
 
 def sample_partners(cluster, bounds, identity_rows, *, seed, repeat):
-    partners = list_partners(cluster, bounds)
-    words = torch.from_numpy(partner_words(bounds, identity_rows, seed=seed, repeat=repeat))
-    return partners.image.numpy(), partners.draw(words).numpy()
+    n_opened, mate = draw_again(cluster, bounds, identity_rows, [repeat], seed=seed)
+    return np.repeat(np.arange(len(cluster)), n_opened), mate[0]
 
 
 def test_partners_are_uniform_and_independent():
@@ -80,18 +82,23 @@ def test_clusters_are_as_good_as_scikit_learn(engine):
     """Same start, same data: inertia within 1 % of scikit-learn's Lloyd (it may stop at another local optimum)."""
     from sklearn.cluster import KMeans
 
-    from fiqa_ray.core.draws import counter_draws
-
     rng = np.random.default_rng(2)
     x, _ = shard(rng, [300], dim=64)
     units = unit_vectors(x)
     start = np.argsort(counter_draws(9, 0x1217, 0, 4, np.arange(300)), kind="stable")[:20]
     other = KMeans(20, init=units[start], n_init=1, max_iter=50, tol=0).fit(units)
     if engine == "lloyd":
-        gram = torch.empty(300, 300)
-        gram_keys(units, gram)
-        assert torch.equal(gram, gram.T)
-        labels = lloyd_batch([gram], [4], 20, seed=9)[0]
+        flat, labels, n_cells = np.empty(300 * 300, np.float32), np.empty(300, np.int32), np.empty(1, np.int32)
+        bounds = np.array([0, 300])
+        gram_keys(x, bounds, flat)
+        gram = flat.reshape(300, 300)
+        assert np.array_equal(gram, gram.T)
+        exact = x.astype(float) / np.linalg.norm(x.astype(float), axis=1, keepdims=True)
+        np.testing.assert_allclose(gram / 2**23, exact @ exact.T, atol=6e-7)  # products are float32
+        starts = start_images(np.array([300]), np.array([4]), 20, seed=9, repeat=0)
+        assert starts[0].tolist() == start.tolist()
+        lloyd(flat, bounds, starts, labels, n_cells)
+        assert n_cells[0] == labels.max() + 1 == 20
     else:
         labels = faiss_clusters(units, 4, 20, seed=9)
     inertia = sum(((units[labels == c] - units[labels == c].mean(0)) ** 2).sum() for c in np.unique(labels))
@@ -117,3 +124,69 @@ def test_large_identities_go_another_way(monkeypatch):
     cosine = np.sum(unit_vectors(x)[p.image].astype(float) * unit_vectors(x)[p.mate], axis=1)
     np.testing.assert_allclose(p.similarity, cosine, atol=3e-7)
     assert set(np.bincount(p.image)) == {5}
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 70), min_size=1, max_size=6),
+    n_clusters=st.integers(1, 25),
+    recluster=st.booleans(),
+    duplicates=st.booleans(),
+    seed=st.integers(0, 2**40),
+)
+def test_accelerators_find_the_same(sizes, n_clusters, recluster, duplicates, seed):
+    """The torch path, on torch's own processor device, against the compiled one: the same bits where products are exact."""
+    rng = np.random.default_rng(seed)
+    x = rng.choice([-1.0, 1.0], size=(sum(sizes), 4 if duplicates else 16)).astype(np.float32)
+    bounds, rows = np.concatenate([[0], np.cumsum(sizes)]), rng.integers(0, 10**6, len(sizes))
+    here, there = (
+        mated_pairs(x, bounds, rows, n_clusters=n_clusters, n_repeats=2, seed=seed, recluster=recluster, device=device)
+        for device in ("cpu", "cpu:0")
+    )
+    for p, q in zip(here, there, strict=True):
+        assert np.array_equal(p.cluster, q.cluster)
+        assert np.array_equal(p.n_opened, q.n_opened)
+        assert np.array_equal(p.mate, q.mate)
+        assert np.array_equal(p.similarity, q.similarity)
+        # and the mates follow from the clusters
+        n_opened, mate = draw_again(p.cluster, bounds, rows, [p.repeat], seed=seed)
+        assert np.array_equal(n_opened, p.n_opened)
+        assert np.array_equal(mate[0], p.mate)
+
+
+def test_vectors_of_any_length_and_none():
+    """Products take raw embeddings: their length does not matter, and a zero vector resembles nothing."""
+    x, bounds = shard(np.random.default_rng(4), [60])
+    x[7] = 0
+    pairs = []
+    for scale in (1.0, 2.0**-20, 2.0**20):
+        pairs += mated_pairs(x * np.float32(scale), bounds, np.arange(1), n_clusters=6, n_repeats=1)
+    for p in pairs[1:]:
+        assert np.array_equal(p.mate, pairs[0].mate)
+        assert np.array_equal(p.similarity, pairs[0].similarity)
+    with_zero = (pairs[0].image == 7) | (pairs[0].mate == 7)
+    assert not pairs[0].similarity[with_zero].any()
+    assert pairs[0].similarity[~with_zero].all()
+
+
+def test_order_of_threads_and_blocks_does_not_matter():
+    rng = np.random.default_rng(5)
+    sizes = rng.integers(1, 200, 40)
+    x, bounds = shard(rng, sizes)
+    one, many = (mated_pairs(x, bounds, np.arange(40), n_clusters=9, n_repeats=2, n_threads=n) for n in (1, 4))
+    for p, q in zip(one, many, strict=True):
+        assert np.array_equal(p.mate, q.mate)
+        assert np.array_equal(p.similarity, q.similarity)
+
+
+def test_compiled_code_does_without_a_cache(monkeypatch):
+    """Where numba finds no folder for compiled code, functions are compiled in every process."""
+    real = compiled.njit
+
+    def njit(function, *, cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return real(function, **options)
+
+    monkeypatch.setattr(compiled, "njit", njit)
+    assert compiled.compiled(lambda a: a + 1)(2) == 3

@@ -8,8 +8,8 @@ from fiqa_ray.core import ranking
 from fiqa_ray.core.ranking import (
     KeyCounter,
     RankTable,
-    RunRanks,
     add_histograms,
+    add_own_ranks,
     mean_ranks,
     merge_range,
     range_cuts,
@@ -22,10 +22,21 @@ def few(monkeypatch):
     monkeypatch.setattr(ranking, "_FEW_PAIRS", 300)  # both ways of counting are met
 
 
+def similarities(key):
+    return (np.asarray(key) / 2**23).astype(np.float32)
+
+
+def look_up(table, key):
+    """Each pair's rank2: every pair is its own owner."""
+    total = np.zeros(len(key), np.int64)
+    table.add_ranks(similarities(key), np.arange(len(key), dtype=np.uint32), total)
+    return total
+
+
 def histogram_of(*pieces):
     counter = KeyCounter()
     for key in pieces:
-        counter.add(key)
+        counter.add(similarities(key))
     assert counter.n_pairs == sum(len(p) for p in pieces)
     return counter.histogram()
 
@@ -52,7 +63,7 @@ def test_both_engines_equal_scipy(n_shards, n_ranges, spread, seed):
     merged = tuple(np.concatenate(column) for column in zip(*ranges, strict=True))
 
     for key, count in (counted, merged):
-        assert np.array_equal(RankTable.of(key, mean_ranks(count)).look_up(everything).numpy() / 2, expected)
+        assert np.array_equal(look_up(RankTable.of(key, mean_ranks(count)), everything) / 2, expected)
     assert all(np.array_equal(a, b) for a, b in zip(counted, merged, strict=True))
     assert all(np.array_equal(a, b) for a, b in zip(counted, at_once, strict=True))
 
@@ -62,9 +73,9 @@ def test_keys_are_exact():
     with pytest.raises(ValueError, match="multiples"):
         similarity_key(np.array([2.0**-24]))
     with pytest.raises(ValueError, match="missing"):
-        RankTable.of(np.array([1, 2]), np.array([0, 2])).look_up(np.array([3], np.int32))
+        look_up(RankTable.of(np.array([1, 2]), np.array([0, 2])), [3])
     with pytest.raises(ValueError, match="missing"):
-        RankTable.of(np.array([1, 4]), np.array([0, 2])).look_up(np.array([3], np.int32))
+        look_up(RankTable.of(np.array([1, 4]), np.array([0, 2])), [3])
 
 
 @pytest.mark.parametrize("n_copies", [0, 300_000])
@@ -90,7 +101,7 @@ def test_counts_beyond_32_bits():
 def test_ranks_beyond_32_bits():
     """A repeat of 3 thousand million pairs at two similarities: places need int64."""
     table = RankTable.of(np.array([5, 9], np.int32), mean_ranks(np.array([2 * 10**9, 10**9])))
-    assert table.look_up(np.array([5, 9, 5], np.int32)).tolist() == [2 * 10**9 - 1, 5 * 10**9 - 1, 2 * 10**9 - 1]
+    assert look_up(table, [5, 9, 5]).tolist() == [2 * 10**9 - 1, 5 * 10**9 - 1, 2 * 10**9 - 1]
 
 
 @settings(max_examples=60, deadline=None)
@@ -101,10 +112,28 @@ def test_ranks_beyond_32_bits():
     seed=st.integers(0, 99),
 )
 def test_ranks_of_a_run_in_memory(n, spread, centre, seed):
-    """Eight keys to a word; runs with many ties overflow its bytes and are ranked otherwise."""
+    """Without a table, ties and all."""
     draws = np.random.default_rng(seed).integers(-spread, spread + 1, n) + centre
     key = np.clip(draws, -(1 << 23), 1 << 23).astype(np.int32)
-    found = RunRanks.of(key).look_up(key).numpy()
+    found = np.zeros(n, np.int64)
+    add_own_ranks(similarities(key), np.arange(n, dtype=np.uint32), found)
     assert np.array_equal(found, (2 * (rankdata(key) - 1)).astype(np.int64))
-    assert isinstance(RunRanks.of(np.zeros(255, np.int32)), RunRanks)
-    assert isinstance(RunRanks.of(np.zeros(256, np.int32)), RankTable)
+
+
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(1, 500), n_owners=st.integers(1, 50), own=st.booleans(), seed=st.integers(0, 2**32))
+def test_sums_by_owner(n, n_owners, own, seed):
+    rng = np.random.default_rng(seed)
+    key = rng.integers(-(2**23), 2**23 + 1, n).astype(np.int32)
+    owner = rng.integers(0, n_owners, n).astype(np.uint32)
+    rank2 = (2 * (rankdata(key) - 1)).astype(np.int64)
+    total = np.zeros(n_owners, np.int64)
+    if own:
+        add_own_ranks(similarities(key), owner, total)
+    else:
+        distinct, count = np.unique(key, return_counts=True)
+        RankTable.of(distinct, mean_ranks(count)).add_ranks(similarities(key), owner, total)
+    assert total.tolist() == [int(rank2[owner == o].sum()) for o in range(n_owners)]
+    for bad in (np.nan, 1.5, 2.0**-24):
+        with pytest.raises(ValueError, match="multiples"):
+            add_own_ranks(np.float32([bad]), np.zeros(1, np.uint32), total)
