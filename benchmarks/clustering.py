@@ -19,7 +19,7 @@ from shapes import make_identities
 from sklearn.cluster import KMeans
 
 from fiqa_ray.core.accelerator import cluster_all, gram_matrices
-from fiqa_ray.core.clustering import MAX_ITERATIONS, gram_keys, lloyd, start_images, unit_vectors
+from fiqa_ray.core.clustering import MAX_ITERATIONS, gram_keys, lloyd, start_images, start_states, unit_vectors
 from fiqa_ray.core.threads import one_thread
 
 SIZES, K = (20, 100, 363, 843, 5000), 20
@@ -37,7 +37,7 @@ def ours(x: np.ndarray, n: int, device: str) -> list[np.ndarray]:
         if device == "cpu":
             cluster, n_cells = np.empty(len(own), np.int32), np.empty(len(rows), np.int32)
             gram_keys(own, bounds, flat)
-            lloyd(flat, bounds, start_images(np.diff(bounds), rows, K, seed=0, repeat=0), cluster, n_cells)
+            lloyd(flat, bounds, start_images(np.diff(bounds), start_states(rows, [0], seed=0)[0], K), cluster, n_cells)
         else:
             _, grams = gram_matrices(unit_vectors(own), bounds, device)
             cluster = cluster_all(grams, rows, K, seed=0)
@@ -88,7 +88,7 @@ def main() -> None:
         m = max(1, a.images // n)
         x = make_identities(range(m), np.full(m, n))
         units = [unit_vectors(x[i * n : (i + 1) * n]) for i in range(m)]
-        starts = list(start_images(np.full(m, n), np.arange(m), K, seed=0, repeat=0))
+        starts = list(start_images(np.full(m, n), start_states(np.arange(m), [0], seed=0)[0], K))
         seconds, labels = {}, {}
         with one_thread():
             ours(x[:n], n, a.device)  # the first call loads libraries and compiled code

@@ -24,7 +24,7 @@ from fiqa_ray.core.pairs import Pairs, draw_again, mated_pairs, round_similarity
 from fiqa_ray.core.ranking import KeyCounter, RankTable, mean_ranks, merge_range, similarity_key
 from fiqa_ray.core.threads import one_thread
 from fiqa_ray.memory import reuse_memory
-from fiqa_ray.pair_parts import MAX_PART_IMAGES, N_PARTS, PLAIN
+from fiqa_ray.pair_parts import PLAIN, part_images
 from fiqa_ray.stages.rank import RUN_PAIRS, RUN_PAIRS_NOT_KEPT
 from fiqa_ray.storage import Dataset
 
@@ -107,10 +107,10 @@ def label_costs(scale: Scale, units: Units, n_workers: int, bandwidth: float | N
     """Predicts pair, rank and optimize. ``bandwidth``: bytes/s between each worker and storage that is not a local disk."""
     s, n, r = scale, scale.n_images, scale.n_repeats
     pairs = s.n_pairs * r
-    part_images = max(min(MAX_PART_IMAGES, n / N_PARTS), min(n, s.rows_per_part))
-    n_parts = math.ceil(n / part_images)
+    images_of_part = max(min(n, part_images(n)), min(n, s.rows_per_part))
+    n_parts = math.ceil(n / images_of_part)
     pairs_per_image = s.n_pairs / max(n, 1)
-    part_pairs = part_images * pairs_per_image
+    part_pairs = images_of_part * pairs_per_image
     embeddings = n * (4.0 * s.dim + 8)
     again = 0.0 if s.keep else n * units.pair_image  # pairs are made once more by who needs them
     reread = 4 * pairs if s.keep else embeddings
@@ -174,7 +174,7 @@ def label_costs(scale: Scale, units: Units, n_workers: int, bandwidth: float | N
         work + min(n_workers, n_parts) * r * table_s,
         reread + min(n_workers, n_parts) * table,
         17 * n * n_sets,
-        tables + (20 * part_pairs if s.keep else 12 * part_pairs * r) + 60 * part_images * s.n_methods,
+        tables + (20 * part_pairs if s.keep else 12 * part_pairs * r) + 60 * images_of_part * s.n_methods,
     )
     add(
         "optimize",

@@ -21,7 +21,7 @@ from fiqa_ray.core.pairs import Pairs, draw_again, mated_pairs
 from fiqa_ray.lineage import Job
 from fiqa_ray.storage import Dataset, Manifest, Part, table_bytes
 
-MAX_PART_IMAGES = 262_144
+MIN_PART_IMAGES, MAX_PART_IMAGES = 32_768, 262_144
 N_PARTS = 64
 PLAIN: dict[str, Any] = {
     "column_encoding": None,
@@ -45,12 +45,18 @@ class PairShard:
         return sum(p.n_rows for p in self.embeddings)
 
 
-def pair_shards(embeddings: Manifest) -> list[PairShard]:
-    """Cuts a face set into about 64 shards, of no more than 262,144 images where embedding parts allow.
+def part_images(n_images: int) -> int:
+    """Images that a part of pairs should have."""
+    return min(MAX_PART_IMAGES, max(MIN_PART_IMAGES, -(-n_images // N_PARTS)))
 
-    Depends on the embeddings alone, so that any cluster continues what another began.
+
+def pair_shards(embeddings: Manifest) -> list[PairShard]:
+    """Cuts a face set into about 64 shards, of 32,768 to 262,144 images where embedding parts allow.
+
+    In smaller ones the fixed costs of a shard, and of its look-ups in tables of all similarities, would show. Depends on the
+    embeddings alone, so that any cluster continues what another began.
     """
-    target = min(MAX_PART_IMAGES, -(-embeddings.n_rows // N_PARTS))
+    target = part_images(embeddings.n_rows)
     shards: list[PairShard] = []
     pending: list[Part] = []
     first = n = 0

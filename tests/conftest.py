@@ -35,6 +35,12 @@ for name in ("RAY_ADDRESS", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
     os.environ.pop(name, None)
 
 
+@pytest.fixture(autouse=True)
+def many_parts_of_pairs(monkeypatch):
+    """Small data too are cut into many parts of pairs; real ones are cut where fixed costs no longer show."""
+    monkeypatch.setattr("fiqa_ray.pair_parts.MIN_PART_IMAGES", 1)
+
+
 @pytest.fixture(scope="session")
 def s3_server():
     """A moto server in a process of its own, so that Ray's workers and subprocesses reach it; sets AWS_ENDPOINT_URL."""

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from fiqa_ray.core.clustering import MAX_ITERATIONS, SIMILARITY_STEPS, start_images
+from fiqa_ray.core.clustering import MAX_ITERATIONS, SIMILARITY_STEPS, start_images, start_states
 from fiqa_ray.core.draws import LANE_STEP, lane_draws
 
 
@@ -65,7 +65,7 @@ def lloyd_batch(
     gram = torch.zeros((n_identities, n_max, n_max), device=device)
     nobody = n_clusters  # the number that stands for "in no cluster": padding, and images before the first step
     start = np.full((n_identities, n_max), nobody, np.int64)
-    chosen = start_images(np.array(sizes), identity_rows, n_clusters, seed=seed, repeat=repeat)
+    chosen = start_images(np.array(sizes), start_states(identity_rows, [repeat], seed=seed)[0], n_clusters)
     for b, (g, n) in enumerate(zip(grams, sizes, strict=True)):
         # n numbers of up to 2^23 / 2^shift sum to no more than 2^24, which float32 holds exactly
         shift = max(0, (n - 1).bit_length() - 1)

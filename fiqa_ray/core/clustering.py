@@ -16,6 +16,7 @@ images, takes n_k^2 entries.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -104,12 +105,18 @@ def _finish_keys(flat: np.ndarray, sizes: np.ndarray) -> None:
         first += n * n
 
 
-def start_images(
-    sizes: np.ndarray, identity_rows: np.ndarray, n_clusters: int, *, seed: int, repeat: int
-) -> np.ndarray:
-    """Places of the images that K-Means starts from: (n_identities, n_clusters) int32, of which the first n_images count."""
+def start_states(identity_rows: np.ndarray, repeats: Sequence[int], *, seed: int) -> np.ndarray:
+    """(n_repeats, n_identities) uint64: the counters that decide where K-Means starts, before an image's own place."""
+    return counter_draws(seed, _INIT_STREAM, np.asarray(repeats)[:, None], identity_rows)
+
+
+def start_images(sizes: np.ndarray, state: np.ndarray, n_clusters: int) -> np.ndarray:
+    """Places of the images that K-Means starts from: (n_identities, n_clusters) int32, of which the first n_images count.
+
+    ``sizes``: (n_identities,) images; ``state``: (n_identities,) of `start_states`.
+    """
     starts = np.zeros((len(sizes), n_clusters), np.int32)
-    draw_starts(sizes, counter_draws(seed, _INIT_STREAM, repeat, identity_rows), starts)
+    draw_starts(sizes, state, starts)
     return starts
 
 
@@ -200,7 +207,8 @@ def faiss_clusters(units: np.ndarray, identity_row: int, n_clusters: int, *, see
 
     n = len(units)
     k = min(n_clusters, n)
-    start = start_images(np.array([n]), np.array([identity_row]), k, seed=seed, repeat=repeat)[0]
+    state = start_states(np.array([identity_row]), [repeat], seed=seed)[0]
+    start = start_images(np.array([n]), state, k)[0]
     kmeans = faiss.Kmeans(
         units.shape[1], k, niter=MAX_ITERATIONS, seed=1, min_points_per_centroid=1, max_points_per_centroid=n
     )

@@ -21,6 +21,7 @@ from fiqa_ray.core.clustering import (
     gram_keys,
     lloyd,
     start_images,
+    start_states,
     unit_vectors,
 )
 from fiqa_ray.core.compiled import compiled
@@ -65,14 +66,15 @@ class _Layout:
 
     ``cluster`` (n_fits, n_images) and ``n_cells`` (n_fits, n_identities), int32; ``mate`` int32 and ``similarity`` float32,
     (n_repeats, room), where identity k's pairs begin at first_pair[k] as if it had as many clusters as it may have;
-    ``states``: their `partner_states`.
+    (n_fits, n_identities) `start_states` and (n_repeats, n_identities) `partner_states`.
     """
 
     bounds: np.ndarray
     sizes: np.ndarray
     rows: np.ndarray
     first_pair: np.ndarray
-    states: np.ndarray
+    start_states: np.ndarray
+    partner_states: np.ndarray
     n_clusters: int
     seed: int
     cluster: np.ndarray
@@ -91,6 +93,7 @@ class _Layout:
             sizes,
             rows,
             np.cumsum(n_pairs) - n_pairs,
+            start_states(rows, range(n_fits), seed=seed),
             partner_states(rows, range(n_repeats), seed=seed),
             n_clusters,
             seed,
@@ -230,16 +233,16 @@ def _repeats_by_fit(room: _Layout) -> Iterator[tuple[int, slice]]:
 
 def _pair_block(room: _Layout, block: slice, x: np.ndarray, engine: str | None, flat: np.ndarray) -> None:
     own = room.bounds[block.start : block.stop + 1]
-    rows, first_pair = room.rows[block], room.first_pair[block]
+    first_pair = room.first_pair[block]
     gram_keys(x, own, flat)
     for fit, repeats in _repeats_by_fit(room):
         cluster, n_cells = room.cluster[fit], room.n_cells[fit, block]
         if engine == "lloyd":
-            starts = start_images(room.sizes[block], rows, room.n_clusters, seed=room.seed, repeat=fit)
+            starts = start_images(room.sizes[block], room.start_states[fit, block], room.n_clusters)
             lloyd(flat, own, starts, cluster, n_cells)
         elif engine == "faiss":
             _fit_faiss(room, block, unit_vectors(x), fit)
-        states = np.ascontiguousarray(room.states[repeats, block])
+        states = np.ascontiguousarray(room.partner_states[repeats, block])
         draw_mates(cluster, own, n_cells, states, first_pair, room.mate[repeats])
         _look_up(flat, own, n_cells, first_pair, room.mate[repeats], room.similarity[repeats])
 
@@ -275,7 +278,7 @@ def _pair_large(room: _Layout, block: slice, units: np.ndarray, to_fit: bool) ->
     for fit, repeats in _repeats_by_fit(room):
         if to_fit:
             _fit_faiss(room, block, units, fit)
-        n_cells, states = room.n_cells[fit, block], np.ascontiguousarray(room.states[repeats, block])
+        n_cells, states = room.n_cells[fit, block], np.ascontiguousarray(room.partner_states[repeats, block])
         draw_mates(room.cluster[fit], own, n_cells, states, first_pair, room.mate[repeats])
         opened = int(n_cells[0]) - 1
         image = np.repeat(np.arange(len(units), dtype=np.int32), opened)

@@ -117,8 +117,8 @@ class KeyCounter:
     """Histogram of similarity keys, fed bit by bit.
 
     Few pairs are kept and sorted at the end; many are dealt out into buckets and counted in single bytes: most keys occur a
-    few times. What overflows a byte (many pairs of copies of one image) is counted in a second table. Memory: 17 MB for the
-    bytes, of the second table, 67 MB, the pages that are used, and 6 bytes per pair of the stretch at hand, 4 million.
+    few times. Keys whose byte runs over (many pairs of copies of one image) are noted. Memory: 17 MB for the bytes, and 10
+    bytes per pair of the stretch at hand, 4 million; 150 MB at the end if a byte ran over.
     """
 
     def __init__(self) -> None:
@@ -126,8 +126,7 @@ class KeyCounter:
         self._pending: list[np.ndarray] = []
         self._n_pending = 0
         self._bytes: np.ndarray | None = None
-        self._carry = np.empty(0, np.uint32)
-        self._n_carried = 0
+        self._ran_over: list[np.ndarray] = []
 
     def add(self, similarity: np.ndarray) -> None:
         """Takes (n,) float32 similarities, multiples of 2^-23."""
@@ -144,17 +143,22 @@ class KeyCounter:
             distinct, count = np.unique(key, return_counts=True)
             return distinct, count.astype(np.int64)
         counts = self._count()
-        return _distinct(counts if self._n_carried == 0 else counts + 256 * self._carry.astype(np.int64))
+        ran_over = np.concatenate([np.empty(0, np.uint32), *self._ran_over])
+        if len(ran_over):
+            counts = counts.astype(np.int64)
+            np.add.at(counts, ran_over, 256)
+        return _distinct(counts)
 
     def _count(self) -> np.ndarray:
         if self._bytes is None:
-            self._bytes, self._carry = np.zeros(N_KEYS, np.uint8), np.zeros(N_KEYS, np.uint32)
+            self._bytes = np.zeros(N_KEYS, np.uint8)
         similarity = np.concatenate([np.empty(0, np.float32), *self._pending])
         self._pending, self._n_pending = [], 0
         start = bucket_starts(similarity)
         low = np.empty(len(similarity), np.uint16)
         _deal_keys(similarity, start[:-1].astype(np.uint64), low)
-        self._n_carried += _count_bytes(start, low, self._bytes, self._carry)
+        ran_over = np.empty(len(low), np.uint32)
+        self._ran_over.append(ran_over[: _count_bytes(start, low, self._bytes, ran_over)].copy())
         return self._bytes
 
 
@@ -169,9 +173,9 @@ def _deal_keys(similarity: np.ndarray, place: np.ndarray, low: np.ndarray) -> No
 
 
 @compiled
-def _count_bytes(start: np.ndarray, low: np.ndarray, counts: np.ndarray, carry: np.ndarray) -> int:
-    """Adds to ``counts``, modulo 256, and to ``carry`` how often each ran over; how many did."""
-    n_carried = 0
+def _count_bytes(start: np.ndarray, low: np.ndarray, counts: np.ndarray, ran_over: np.ndarray) -> int:
+    """Adds to ``counts``, modulo 256; notes in ``ran_over`` the places that ran over, and returns how often one did."""
+    n = 0
     for b in range(len(start) - 1):
         first = b * _BUCKET_KEYS
         for p in range(start[b], start[b + 1]):
@@ -179,9 +183,9 @@ def _count_bytes(start: np.ndarray, low: np.ndarray, counts: np.ndarray, carry: 
             count = np.uint8(counts[at] + 1)
             counts[at] = count
             if count == 0:
-                carry[at] += 1
-                n_carried += 1
-    return n_carried
+                ran_over[n] = at
+                n += 1
+    return n
 
 
 def _distinct(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

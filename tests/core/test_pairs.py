@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fiqa_ray.core import compiled
-from fiqa_ray.core.clustering import faiss_clusters, gram_keys, lloyd, start_images, unit_vectors
+from fiqa_ray.core.clustering import faiss_clusters, gram_keys, lloyd, start_images, start_states, unit_vectors
 from fiqa_ray.core.draws import counter_draws
 from fiqa_ray.core.pairs import draw_again, mated_pairs
 
@@ -95,7 +95,7 @@ def test_clusters_are_as_good_as_scikit_learn(engine):
         assert np.array_equal(gram, gram.T)
         exact = x.astype(float) / np.linalg.norm(x.astype(float), axis=1, keepdims=True)
         np.testing.assert_allclose(gram / 2**23, exact @ exact.T, atol=6e-7)  # products are float32
-        starts = start_images(np.array([300]), np.array([4]), 20, seed=9, repeat=0)
+        starts = start_images(np.array([300]), start_states(np.array([4]), [0], seed=9)[0], 20)
         assert starts[0].tolist() == start.tolist()
         lloyd(flat, bounds, starts, labels, n_cells)
         assert n_cells[0] == labels.max() + 1 == 20
