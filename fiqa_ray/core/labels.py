@@ -97,8 +97,9 @@ def _find_owners(
             own = np.uint32(i) if place < other else j
             own = own if min(place, other) >= 0 else np.uint32(n_images)
             owners[q] = own
-            n_mine += int(own == i)
-            count[j] += int(own == j)
+            is_mine = own == i
+            n_mine += int(is_mine)
+            count[j] += int(own == j) - int(is_mine and own == j)  # an image paired with itself counts once
         count[i] += n_mine
         p += n
 

@@ -142,6 +142,13 @@ def test_order_of_images_and_names_of_people_do_not_matter(seed, theta):
     assert np.array_equal(run(embeddings[mixed], people[mixed], prior[mixed]).score, plain.score[mixed])
 
 
+def test_an_image_paired_with_itself_owns_the_pair_once():
+    repeat = (np.array([1, 1, 0]), np.array([1, 0, 0]), np.array([0.5, 0.25, 0.75]))
+    got = optimize_from_pairs(np.array([0.1, 0.2]), [repeat], theta=0.5)
+    assert got.n_owned_pairs.tolist() == [2, 1]  # image 0 owns the pair with 1 and the one with itself
+    assert got.mean_similarity_rank.tolist() == [1.0, 1.0]  # places 0 and 2; place 1
+
+
 def test_normalized_scale_is_n_over_l():
     prior = np.array([0.1, 0.2, 0.3])
     repeat = (np.array([0, 1, 1, 2]), np.array([1, 0, 2, 1]), np.array([0.5, 0.5, 0.75, 0.75]))
