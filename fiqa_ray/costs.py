@@ -28,12 +28,12 @@ from fiqa_ray.pair_parts import PLAIN, part_images
 from fiqa_ray.stages.rank import RUN_PAIRS, RUN_PAIRS_NOT_KEPT
 from fiqa_ray.storage import Dataset
 
-PROCESS_BYTES = 350e6
-"""A worker before its first shard: Python, torch, Arrow."""
+PROCESS_BYTES = 400e6
+"""A worker before its first shard: Python, torch, Arrow, numba."""
 RECORD_BYTES = 4000
 """What a shard sends through Ray and its object store: its part's record. Data go between tasks by storage alone."""
-START_S = 3.0
-"""Before a worker's first shard: its imports."""
+START_S = 5.0
+"""Before a worker's first shard: its imports, and the loading of compiled code."""
 CONTENTION = 1.25
 """How much slower a core works when the others, with whom it shares memory and cache, work too (benchmarks/full_size.py)."""
 TABLE_S = 0.12

@@ -358,10 +358,9 @@ class Dataset:
         for suffix, content in files.items():
             data = table_bytes(content, **parquet) if isinstance(content, pa.Table) else content
             made[name + suffix if suffix.startswith(".") else suffix] = data
-        # CRC-32, as Parquet's own pages and as stores have it: SHA-256 took longer than writing the file
-        written = {k: {"n_bytes": len(d), "crc32": f"{zlib.crc32(d):08x}"} for k, d in made.items()}
+        written = {k: _sums(d) for k, d in made.items()}
         manifest = self.manifest()
-        if manifest is not None and manifest.parts[index].files != written:
+        if manifest is not None and not _same_files(manifest.parts[index].files, made):
             raise FiqaRayError(
                 f"{self.uri}: {name} was lost and made again, but with other bytes than before (another batch size, device "
                 "or library version?), so what was made from it no longer fits; remove this folder and run again, or choose "
@@ -490,6 +489,22 @@ class Dataset:
             f"{self.at(name)} is damaged: {how} {part_name(part.index)}.json; remove this file and run again, and its part "
             "is made anew"
         )
+
+
+def _same_files(record: Mapping[str, Mapping[str, Any]], made: Mapping[str, bytes | pa.Buffer]) -> bool:
+    """Whether files are those of a record; records of earlier versions hold SHA-256."""
+
+    def same(known: Mapping[str, Any], data: bytes | pa.Buffer) -> bool:
+        if "sha256" in known:
+            return bool(known["sha256"] == hashlib.sha256(data).hexdigest())
+        return bool(known == _sums(data))
+
+    return record.keys() == made.keys() and all(same(record[name], data) for name, data in made.items())
+
+
+def _sums(data: bytes | pa.Buffer) -> dict[str, Any]:
+    # CRC-32, as Parquet's own pages and as stores have it: SHA-256 took longer than writing the file
+    return {"n_bytes": len(data), "crc32": f"{zlib.crc32(data):08x}"}
 
 
 def _json(value: Any) -> bytes:

@@ -5,6 +5,7 @@ import pytest
 
 from fiqa_ray.core.pairs import mated_pairs
 from fiqa_ray.costs import CONTENTION, PROCESS_BYTES, START_S, Scale, Units, label_costs, measure_units
+from fiqa_ray.pair_parts import part_images
 
 FREE = dict.fromkeys(Units.__dataclass_fields__, 0.0)
 VGGFACE2 = Scale(3_311_286, 9_131)
@@ -26,6 +27,11 @@ def test_pairs_of_vggface2():
     x = np.random.default_rng(0).normal(size=(1000, 8)).astype(np.float32)
     made = mated_pairs(x, np.arange(0, 1001, 2), np.arange(500), n_repeats=1)
     assert len(made[0].mate) == small.n_pairs
+
+
+def test_parts_of_pairs_are_neither_small_nor_huge(monkeypatch):
+    monkeypatch.undo()  # the other tests cut small data too
+    assert [part_images(n) for n in (10, 100_000, 3_311_286, 42_474_558)] == [32_768, 32_768, 51_739, 262_144]
 
 
 def test_work_is_shared_out_by_shards():

@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import multiprocessing
 import os
@@ -198,3 +199,16 @@ def test_a_part_made_again_with_other_bytes_is_an_error(root):
     ):
         d.write_part(0, {".parquet": table(4, 1)}, n_rows=4)
     assert read_bytes(d.at("part-00000.parquet")) == before
+
+
+def test_parts_of_earlier_versions_are_mended(tmp_path):
+    """Their records hold SHA-256: the same bytes are taken, others refused."""
+    d = dataset(str(tmp_path))
+    d.write_plan({"n_parts": 1})
+    data = b"as it was"
+    old = {"index": 0, "n_rows": 1, "files": {"x.bin": {"n_bytes": 9, "sha256": hashlib.sha256(data).hexdigest()}}}
+    put_if_absent(d.at("_manifest.json"), json.dumps({"dataset": "things", "parts": [old]}).encode())
+    d.write_part(0, {"x.bin": data}, n_rows=1)
+    assert read_bytes(d.at("x.bin")) == data
+    with pytest.raises(FiqaRayError, match="other bytes"):
+        d.write_part(0, {"x.bin": b"as it IS "}, n_rows=1)

@@ -54,7 +54,7 @@ def gram_keys(embeddings: np.ndarray, bounds: np.ndarray, flat: np.ndarray) -> N
     x = np.ascontiguousarray(embeddings, np.float32)
     source, target = x.ctypes.data, flat.ctypes.data
     sizes = np.diff(bounds)
-    for n in sizes.tolist():
+    for n in sizes[sizes > 0].tolist():
         syrk(b"U", b"T", number(n), dim, one, source, dim, zero, target, number(n))
         source += n * x.strides[0]
         target += 4 * n * n
@@ -73,7 +73,10 @@ def _syrk() -> Any:
 
 @compiled
 def _finish_keys(flat: np.ndarray, sizes: np.ndarray) -> None:
-    """Products of the lower triangles to keys of the whole matrices; a zero vector has no similarity to any."""
+    """Products of the lower triangles to keys of the whole matrices.
+
+    A vector without direction, of length zero or beyond float32, has similarity 0 to every other.
+    """
     first = 0
     tile = np.empty((_TILE, _TILE), np.float32)
     for n in sizes:
@@ -85,7 +88,9 @@ def _finish_keys(flat: np.ndarray, sizes: np.ndarray) -> None:
         for i in range(n):
             row, own = matrix[i], inverse[i] * SIMILARITY_STEPS
             for j in range(i + 1):  # in float64, so that the division adds no error
-                row[j] = np.float32(min(max(np.rint(row[j] * (own * inverse[j])), -_MOST), _MOST))
+                scale = own * inverse[j]
+                key = min(max(np.rint(row[j] * scale), -_MOST), _MOST)
+                row[j] = np.float32(key if scale > 0 else 0.0)  # what overflowed is no number
         # mirrored tile by tile, so that neither reading nor writing leaves the cache's lines
         for top in range(0, n, _TILE):
             high = min(_TILE, n - top)

@@ -1,7 +1,8 @@
 """Loops over images and pairs that numba compiles to machine code: one pass where array operations take ten.
 
 A compiled function calls compiled functions of its own module only: numba keeps the code on disk and looks at that module's
-file alone to see whether it is still valid.
+file alone to see whether it is still valid. Constants are compiled in: whoever changes one that another module imports
+(`SIMILARITY_STEPS`) removes the __pycache__ folders. Nothing checks bounds there: the Python functions around do.
 """
 
 from __future__ import annotations

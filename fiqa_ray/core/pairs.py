@@ -108,12 +108,12 @@ class _Layout:
         return repeat if len(self.cluster) > 1 else 0
 
     def set_clusters(self, clusters: Sequence[np.ndarray]) -> None:
-        """Takes clusters that are known."""
-        identity = np.repeat(np.arange(len(self.rows)), self.sizes)
+        """Takes clusters that are known; `ValueError` for more of them than there is room for."""
         for fit, cluster in enumerate(clusters):
             self.cluster[fit] = cluster
-            self.n_cells[fit] = 0
-            np.maximum.at(self.n_cells[fit], identity, self.cluster[fit] + 1)
+            self.n_cells[fit] = count_cells(self.cluster[fit], self.sizes)
+            if (self.n_cells[fit] > np.minimum(self.sizes, self.n_clusters)).any():
+                raise ValueError(f"an identity has more than {self.n_clusters} clusters, or more than it has images")
 
     def pairs(self, repeat: int) -> Pairs:
         """What was found in one repeat; copies only where an identity has fewer clusters than it may have."""
@@ -145,7 +145,8 @@ def mated_pairs(
 
     ``embeddings``: (n_images, dim) float32, identity k in rows bounds[k]:bounds[k+1]. ``recluster`` fits the clusters anew
     for each repeat (the paper's text); the default fits them once (its authors' code). ``clustering``: "lloyd" or "faiss".
-    ``clusters``: what an earlier call found, one array (n_images,) per fit; nothing is fitted then.
+    ``clusters``: what an earlier call found, one array (n_images,) per fit; nothing is fitted then. A vector without
+    direction, of length 0 or beyond float32, has similarity 0 to all.
     Memory: the pairs, 8 bytes each, and per thread 4 bytes per Gram entry of up to 131,072 or of one identity of up to
     `MAX_GRAM_IMAGES`; on a device 12 bytes per entry of up to 2 million.
     """
@@ -193,13 +194,21 @@ def draw_again(
     Returns ``n_opened`` (n_images,) int32 and ``mate`` (n_repeats, n_pairs) int32, as `Pairs` has them.
     """
     sizes = np.diff(bounds)
-    n_cells = np.zeros(len(sizes), np.int32)
-    np.maximum.at(n_cells, np.repeat(np.arange(len(sizes)), sizes), cluster + 1)
+    n_cells = count_cells(cluster, sizes)
     length = sizes * (n_cells - 1)
     mate = np.empty((len(repeats), int(length.sum())), np.int32)
     state = partner_states(identity_rows, repeats, seed=seed)
     draw_mates(cluster, np.asarray(bounds, np.int64), n_cells, state, np.cumsum(length) - length, mate)
     return np.repeat(n_cells - 1, sizes), mate
+
+
+def count_cells(cluster: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """(n_identities,) int32 clusters of identities of these ``sizes``; `ValueError` for an image without one."""
+    if len(cluster) != sizes.sum() or (len(cluster) and cluster.min() < 0):
+        raise ValueError("every image must have a cluster, a number from 0")
+    n_cells = np.zeros(len(sizes), np.int32)
+    np.maximum.at(n_cells, np.repeat(np.arange(len(sizes)), sizes), np.asarray(cluster, np.int32) + 1)
+    return n_cells
 
 
 def partner_states(identity_rows: np.ndarray, repeats: Sequence[int], *, seed: int) -> np.ndarray:

@@ -34,6 +34,11 @@ def similarity_key(similarity: np.ndarray) -> np.ndarray:
     return key
 
 
+def _require_owners(similarity: np.ndarray, owner: np.ndarray, total: np.ndarray) -> None:
+    if len(owner) != len(similarity) or (len(owner) and owner.max() >= len(total)):
+        raise ValueError(f"{len(similarity)} similarities need as many owners, each below {len(total)}")
+
+
 def _require_steps(ok: bool) -> None:
     if not ok:
         raise ValueError("similarities must be multiples of 2^-23 in [-1, 1]; pass them through round_similarity first")
@@ -44,8 +49,8 @@ def _to_keys(similarity: np.ndarray, key: np.ndarray) -> bool:
     ok = True
     for p in range(len(similarity)):
         scaled = similarity[p] * _STEPS  # a power of two: exact
-        key[p] = np.int32(scaled)
-        ok &= np.float64(key[p]) == scaled and abs(scaled) <= _STEPS
+        key[p] = np.int32(scaled) if abs(scaled) <= _STEPS else 0
+        ok &= np.float64(key[p]) == scaled
     return ok
 
 
@@ -79,6 +84,7 @@ def add_own_ranks(similarity: np.ndarray, owner: np.ndarray, total: np.ndarray) 
 
     Memory: 8 bytes per pair.
     """
+    _require_owners(similarity, owner, total)
     start = bucket_starts(similarity)
     dealt = np.empty(len(similarity), np.uint64)
     _deal_pairs(similarity, owner, start[:-1].astype(np.uint64), dealt)
@@ -118,7 +124,7 @@ class KeyCounter:
 
     Few pairs are kept and sorted at the end; many are dealt out into buckets and counted in single bytes: most keys occur a
     few times. Keys whose byte runs over (many pairs of copies of one image) are noted. Memory: 17 MB for the bytes, and 10
-    bytes per pair of the stretch at hand, 4 million; 150 MB at the end if a byte ran over.
+    bytes per pair at hand, up to 4 million more than one call adds; 150 MB at the end if a byte ran over.
     """
 
     def __init__(self) -> None:
@@ -270,6 +276,7 @@ class RankTable:
 
         `ValueError` for a similarity that is not in the table. Memory: 8 bytes per pair.
         """
+        _require_owners(similarity, owner, total)
         start = bucket_starts(similarity)
         dealt = np.empty(len(similarity), np.uint64)
         _deal_pairs(similarity, owner, start[:-1].astype(np.uint64), dealt)

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import reference
-from fiqa_ray.core.labels import optimize_from_pairs, optimize_labels, quality_index
+from fiqa_ray.core.labels import optimize_from_pairs, optimize_labels, quality_index, sum_owned_ranks
 from fiqa_ray.errors import UsageError
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "label_optimization_check.json").read_text())
@@ -149,6 +149,26 @@ def test_an_image_paired_with_itself_owns_the_pair_once():
     assert got.mean_similarity_rank.tolist() == [1.0, 1.0]  # places 0 and 2; place 1
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"mate": np.array([1, 0, 9], np.int32)}, "rows below 3"),
+        ({"mate": np.array([1, 0], np.int32)}, "different runs"),
+        ({"similarity": np.zeros(4, np.float32)}, "different runs"),
+        ({"n_opened": np.array([1, 1, 0])}, "different runs"),
+    ],
+)
+def test_pairs_that_do_not_fit_together_are_refused(change, words):
+    good = {
+        "n_opened": np.array([1, 1, 1]),
+        "mate": np.array([1, 0, 0], np.int32),
+        "similarity": np.array([0.5, 0.5, 0.25], np.float32),
+    }
+    assert sum_owned_ranks({"": np.arange(3)}, **good)[""][1].tolist() == [3, 0, 0]
+    with pytest.raises(ValueError, match=words):
+        sum_owned_ranks({"": np.arange(3)}, **{**good, **change})
+
+
 def test_normalized_scale_is_n_over_l():
     prior = np.array([0.1, 0.2, 0.3])
     repeat = (np.array([0, 1, 1, 2]), np.array([1, 0, 2, 1]), np.array([0.5, 0.5, 0.75, 0.75]))
@@ -163,11 +183,13 @@ def test_normalized_scale_is_n_over_l():
         ({"prior_scores": np.array([0.1, np.nan, 0.2])}, "image 1 is nan"),
         ({"identities": ["a", "a"]}, "3 embeddings but 2 identities"),
         ({"embeddings": np.full((3, 4), np.inf, np.float32)}, "finite"),
+        ({"embeddings": np.full((3, 4), 1e39)}, "finite"),
+        ({"embeddings": np.empty((3, 0))}, r"shape \(n_images, dim\), got \(3, 0\)"),
         ({"theta": 2.0}, "theta=2.0 is outside"),
         ({"index_scale": "row"}, "index_scale='row'"),
     ],
 )
 def test_bad_input_is_named(change, words):
     good = {"embeddings": np.eye(3, 4, dtype=np.float32), "identities": list("aab"), "prior_scores": np.arange(3.0)}
-    with pytest.raises(UsageError, match=words.replace("(", r"\(")):
+    with pytest.raises(UsageError, match=words):
         optimize_labels(**{**good, **change})

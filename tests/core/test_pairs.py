@@ -169,6 +169,31 @@ def test_vectors_of_any_length_and_none():
     assert pairs[0].similarity[~with_zero].all()
 
 
+@pytest.mark.parametrize("bad", [1e20, np.inf, np.nan])
+def test_vectors_beyond_float32_resemble_nothing(bad):
+    """Their products overflow; nothing of it may reach the clusters."""
+    x, bounds = shard(np.random.default_rng(6), [40, 30])
+    x[3] *= np.float32(bad)
+    for p in mated_pairs(x, bounds, np.arange(2), n_clusters=6, n_repeats=2):
+        assert p.cluster.min() == 0
+        touched = (p.image == 3) | (p.mate == 3)
+        assert not p.similarity[touched].any()
+        assert np.isfinite(p.similarity).all()
+
+
+def test_known_clusters_must_fit():
+    x, bounds = shard(np.random.default_rng(7), [40])
+    cluster = np.arange(40) % 5
+    (p,) = mated_pairs(x, bounds, np.arange(1), n_clusters=5, n_repeats=1, clusters=[cluster])
+    assert np.array_equal(p.cluster, cluster)
+    assert set(p.n_opened) == {4}
+    with pytest.raises(ValueError, match="more than 4 clusters"):
+        mated_pairs(x, bounds, np.arange(1), n_clusters=4, n_repeats=1, clusters=[cluster])
+    for wrong in (cluster - 1, cluster[1:]):
+        with pytest.raises(ValueError, match="every image must have a cluster"):
+            draw_again(wrong, bounds, np.arange(1), [0], seed=0)
+
+
 def test_order_of_threads_and_blocks_does_not_matter():
     rng = np.random.default_rng(5)
     sizes = rng.integers(1, 200, 40)

@@ -134,6 +134,10 @@ def test_sums_by_owner(n, n_owners, own, seed):
         distinct, count = np.unique(key, return_counts=True)
         RankTable.of(distinct, mean_ranks(count)).add_ranks(similarities(key), owner, total)
     assert total.tolist() == [int(rank2[owner == o].sum()) for o in range(n_owners)]
+    with pytest.raises(ValueError, match="as many owners"):
+        add_own_ranks(similarities(key), owner[1:], total)
+    with pytest.raises(ValueError, match="each below 1"):
+        add_own_ranks(np.zeros(2, np.float32), np.array([0, 1], np.uint32), total[:1])
     for bad in (np.nan, 1.5, 2.0**-24):
         with pytest.raises(ValueError, match="multiples"):
             add_own_ranks(np.float32([bad]), np.zeros(1, np.uint32), total)
