@@ -35,10 +35,15 @@ for name in ("RAY_ADDRESS", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
     os.environ.pop(name, None)
 
 
-@pytest.fixture(autouse=True)
-def many_parts_of_pairs(monkeypatch):
-    """Small data too are cut into many parts of pairs; real ones are cut where fixed costs no longer show."""
-    monkeypatch.setattr("fiqa_ray.pair_parts.MIN_PART_IMAGES", 1)
+@pytest.fixture(scope="session", autouse=True)
+def shipped_min_part_images():
+    """Small data too are cut into many parts of pairs; real ones are cut where fixed costs no longer show (the value)."""
+    from fiqa_ray import pair_parts
+
+    shipped = pair_parts.MIN_PART_IMAGES
+    pair_parts.MIN_PART_IMAGES = 1
+    yield shipped
+    pair_parts.MIN_PART_IMAGES = shipped
 
 
 @pytest.fixture(scope="session")

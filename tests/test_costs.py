@@ -29,8 +29,8 @@ def test_pairs_of_vggface2():
     assert len(made[0].mate) == small.n_pairs
 
 
-def test_parts_of_pairs_are_neither_small_nor_huge(monkeypatch):
-    monkeypatch.undo()  # the other tests cut small data too
+def test_parts_of_pairs_are_neither_small_nor_huge(monkeypatch, shipped_min_part_images):
+    monkeypatch.setattr("fiqa_ray.pair_parts.MIN_PART_IMAGES", shipped_min_part_images)
     assert [part_images(n) for n in (10, 100_000, 3_311_286, 42_474_558)] == [32_768, 32_768, 51_739, 262_144]
 
 
