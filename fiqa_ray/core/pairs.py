@@ -103,10 +103,6 @@ class _Layout:
             np.empty((n_repeats, room), np.float32),
         )
 
-    def fit_of(self, repeat: int) -> int:
-        """The row of ``cluster`` that a repeat draws from."""
-        return repeat if len(self.cluster) > 1 else 0
-
     def set_clusters(self, clusters: Sequence[np.ndarray]) -> None:
         """Takes clusters that are known; `ValueError` for more of them than there is room for."""
         for fit, cluster in enumerate(clusters):
@@ -117,7 +113,7 @@ class _Layout:
 
     def pairs(self, repeat: int) -> Pairs:
         """What was found in one repeat; copies only where an identity has fewer clusters than it may have."""
-        fit = self.fit_of(repeat)
+        fit = repeat if len(self.cluster) > 1 else 0  # the clusters that the repeat drew from
         sizes, opened = self.sizes, self.n_cells[fit] - 1
         mate, similarity = self.mate[repeat], self.similarity[repeat]
         length = sizes * opened
