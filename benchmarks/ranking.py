@@ -25,7 +25,6 @@ from fiqa_ray.core.pairs import round_similarity
 from fiqa_ray.core.ranking import (
     RankTable,
     add_histograms,
-    add_own_ranks,
     mean_ranks,
     merge_range,
     range_cuts,
@@ -36,10 +35,8 @@ from fiqa_ray.memory import reuse_memory
 
 
 def counting(similarity: np.ndarray) -> np.ndarray:
-    """This project's counting, pairs in memory: each pair's rank goes to a place of its own."""
-    rank2 = np.zeros(len(similarity), np.int64)
-    add_own_ranks(similarity, np.arange(len(similarity), dtype=np.uint32), rank2)
-    return rank2 / 2
+    """This project's counting."""
+    return RankTable.among(similarity).rank2(similarity) / 2
 
 
 def sorting(similarity: np.ndarray) -> np.ndarray:
@@ -48,9 +45,7 @@ def sorting(similarity: np.ndarray) -> np.ndarray:
     cuts = range_cuts(np.concatenate([r[:: max(1, len(r) // 1024)] for r in runs]), 8)
     pieces = [np.split(r, np.searchsorted(r, cuts)) for r in runs]
     key, count = add_histograms(merge_range([p[j] for p in pieces]) for j in range(len(cuts) + 1))
-    rank2 = np.zeros(len(similarity), np.int64)
-    RankTable.of(key, mean_ranks(count)).add_ranks(similarity, np.arange(len(similarity), dtype=np.uint32), rank2)
-    return rank2 / 2
+    return RankTable.of(key, mean_ranks(count)).rank2(similarity) / 2
 
 
 def by_numpy(similarity: np.ndarray) -> np.ndarray:

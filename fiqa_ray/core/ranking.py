@@ -14,17 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from fiqa_ray.core.clustering import SIMILARITY_STEPS
-from fiqa_ray.core.compiled import compiled
+from fiqa_ray.core.compiled import compiled, prefetch
 
 N_KEYS = 2 * SIMILARITY_STEPS + 1
 _FEW_PAIRS = 1 << 17
-_STRETCH_PAIRS = 1 << 22
 _STEPS = np.float32(SIMILARITY_STEPS)
-_BUCKET_BITS = 15
-_BUCKET_KEYS = 1 << _BUCKET_BITS
-_N_BUCKETS = (N_KEYS >> _BUCKET_BITS) + 1
-_UPPER, _LOWER = np.uint32(_BUCKET_BITS), np.uint32(_BUCKET_KEYS - 1)
-_OWNER, _PACKED_LOWER = np.uint64(_BUCKET_BITS), np.uint64(_BUCKET_KEYS - 1)
+_AHEAD = 64
 
 
 def similarity_key(similarity: np.ndarray) -> np.ndarray:
@@ -32,11 +27,6 @@ def similarity_key(similarity: np.ndarray) -> np.ndarray:
     key = np.empty(len(similarity), np.int32)
     _require_steps(_to_keys(np.asarray(similarity, np.float64), key))
     return key
-
-
-def _require_owners(similarity: np.ndarray, owner: np.ndarray, total: np.ndarray) -> None:
-    if len(owner) != len(similarity) or (len(owner) and owner.max() >= len(total)):
-        raise ValueError(f"{len(similarity)} similarities need as many owners, each below {len(total)}")
 
 
 def _require_steps(ok: bool) -> None:
@@ -54,144 +44,69 @@ def _to_keys(similarity: np.ndarray, key: np.ndarray) -> bool:
     return ok
 
 
-# A table of all keys is far larger than a core's cache, and each look-up in it waits for memory. So pairs are first dealt
-# out by the upper bits of their keys: those of one bucket meet only that bucket's 32,768 keys.
-
-
-def bucket_starts(similarity: np.ndarray) -> np.ndarray:
-    """(n_buckets + 1,) int64: where each bucket of (n_pairs,) float32 similarities begins; errors as `similarity_key`."""
-    start = np.zeros(_N_BUCKETS + 1, np.int64)
-    _require_steps(_count_buckets(similarity, start))
-    return start
-
-
-@compiled
-def _count_buckets(similarity: np.ndarray, start: np.ndarray) -> bool:
-    """Fills ``start``; False if something is no multiple of 2^-23 in [-1, 1]."""
-    ok = True
-    for p in range(len(similarity)):
-        scaled = similarity[p] * _STEPS
-        key = np.int32(scaled) if abs(scaled) <= _STEPS else np.int32(0)
-        ok &= np.float32(key) == scaled
-        start[(np.uint32(key + SIMILARITY_STEPS) >> _UPPER) + np.uint32(1)] += 1
-    for b in range(len(start) - 1):
-        start[b + 1] += start[b]
-    return ok
-
-
-def add_own_ranks(similarity: np.ndarray, owner: np.ndarray, total: np.ndarray) -> None:
-    """Adds each pair's rank2 among these pairs to ``total`` (n,) int64 at its (n_pairs,) uint32 owner.
-
-    Memory: 8 bytes per pair.
-    """
-    _require_owners(similarity, owner, total)
-    start = bucket_starts(similarity)
-    dealt = np.empty(len(similarity), np.uint64)
-    _deal_pairs(similarity, owner, start[:-1].astype(np.uint64), dealt)
-    _add_own_ranks(start, dealt, total)
-
-
-@compiled
-def _deal_pairs(similarity: np.ndarray, owner: np.ndarray, place: np.ndarray, dealt: np.ndarray) -> None:
-    """Into ``dealt``: the lower bits of the key, and the owner above them."""
-    for p in range(len(similarity)):
-        key = np.uint32(np.int32(similarity[p] * _STEPS) + SIMILARITY_STEPS)
-        at = place[key >> _UPPER]
-        place[key >> _UPPER] = at + np.uint64(1)
-        dealt[at] = (np.uint64(owner[p]) << _OWNER) | np.uint64(key & _LOWER)
-
-
-@compiled
-def _add_own_ranks(start: np.ndarray, dealt: np.ndarray, total: np.ndarray) -> None:
-    rank2 = np.empty(_BUCKET_KEYS, np.int64)
-    before = np.int64(0)
-    for b in range(len(start) - 1):
-        if start[b] == start[b + 1]:
-            continue
-        rank2[:] = 0
-        for p in range(start[b], start[b + 1]):
-            rank2[dealt[p] & _PACKED_LOWER] += 1
-        for key in range(_BUCKET_KEYS):
-            count = rank2[key]
-            rank2[key] = 2 * before + count - 1
-            before += count
-        for p in range(start[b], start[b + 1]):
-            total[dealt[p] >> _OWNER] += rank2[dealt[p] & _PACKED_LOWER]
-
-
 class KeyCounter:
     """Histogram of similarity keys, fed bit by bit.
 
-    Few pairs are kept and sorted at the end; many are dealt out into buckets and counted in single bytes: most keys occur a
-    few times. Keys whose byte runs over (many pairs of copies of one image) are noted. Memory: 17 MB for the bytes, and 10
-    bytes per pair at hand, up to 4 million more than one call adds; 150 MB at the end if a byte ran over.
+    Few pairs are kept and sorted at the end; many are counted in single bytes, of which more find room in a processor's
+    cache: most keys occur a few times. Keys whose byte runs over (many pairs of copies of one image) are noted.
+    Memory: 17 MB for the bytes and 4 bytes per pair that is added at once; 150 MB at the end if a byte ran over.
     """
 
     def __init__(self) -> None:
         self.n_pairs = 0
-        self._pending: list[np.ndarray] = []
-        self._n_pending = 0
+        self._few: list[np.ndarray] = []
         self._bytes: np.ndarray | None = None
         self._ran_over: list[np.ndarray] = []
 
     def add(self, similarity: np.ndarray) -> None:
         """Takes (n,) float32 similarities, multiples of 2^-23."""
         self.n_pairs += len(similarity)
-        self._pending.append(similarity)
-        self._n_pending += len(similarity)
-        if self._n_pending >= _STRETCH_PAIRS:
-            self._count()
+        if self.n_pairs <= _FEW_PAIRS:
+            self._few.append(similarity)
+            return
+        if self._bytes is None:
+            self._bytes = np.zeros(N_KEYS, np.uint8)
+        for some in (*self._few, similarity):
+            ran_over = np.empty(len(some), np.uint32)
+            n = _count_bytes(some, self._bytes, ran_over)
+            _require_steps(n >= 0)
+            self._ran_over.append(ran_over[:n].copy())
+        self._few = []
 
     def histogram(self) -> tuple[np.ndarray, np.ndarray]:
         """The distinct keys, ascending int32, and their counts int64."""
-        if self.n_pairs <= _FEW_PAIRS:
-            key = similarity_key(np.concatenate([np.empty(0, np.float32), *self._pending]))
+        if self._bytes is None:
+            key = similarity_key(np.concatenate([np.empty(0, np.float32), *self._few]))
             distinct, count = np.unique(key, return_counts=True)
             return distinct, count.astype(np.int64)
-        counts = self._count()
-        ran_over = np.concatenate([np.empty(0, np.uint32), *self._ran_over])
+        counts = self._bytes
+        ran_over = np.concatenate(self._ran_over)
         if len(ran_over):
             counts = counts.astype(np.int64)
             np.add.at(counts, ran_over, 256)
         return _distinct(counts)
 
-    def _count(self) -> np.ndarray:
-        if self._bytes is None:
-            self._bytes = np.zeros(N_KEYS, np.uint8)
-        similarity = np.concatenate([np.empty(0, np.float32), *self._pending])
-        self._pending, self._n_pending = [], 0
-        start = bucket_starts(similarity)
-        low = np.empty(len(similarity), np.uint16)
-        _deal_keys(similarity, start[:-1].astype(np.uint64), low)
-        ran_over = np.empty(len(low), np.uint32)
-        self._ran_over.append(ran_over[: _count_bytes(start, low, self._bytes, ran_over)].copy())
-        return self._bytes
-
 
 @compiled
-def _deal_keys(similarity: np.ndarray, place: np.ndarray, low: np.ndarray) -> None:
-    """Into ``low``: the lower bits of the keys."""
+def _count_bytes(similarity: np.ndarray, counts: np.ndarray, ran_over: np.ndarray) -> int:
+    """Adds to ``counts``, modulo 256; notes in ``ran_over`` the places that ran over, and returns how often one did.
+
+    -1 if something is no multiple of 2^-23 in [-1, 1].
+    """
+    n, ok = 0, True
+    last = len(similarity) - 1
     for p in range(len(similarity)):
-        key = np.uint32(np.int32(similarity[p] * _STEPS) + SIMILARITY_STEPS)
-        at = place[key >> _UPPER]
-        place[key >> _UPPER] = at + np.uint64(1)
-        low[at] = key & _LOWER
-
-
-@compiled
-def _count_bytes(start: np.ndarray, low: np.ndarray, counts: np.ndarray, ran_over: np.ndarray) -> int:
-    """Adds to ``counts``, modulo 256; notes in ``ran_over`` the places that ran over, and returns how often one did."""
-    n = 0
-    for b in range(len(start) - 1):
-        first = b * _BUCKET_KEYS
-        for p in range(start[b], start[b + 1]):
-            at = np.uint32(first + low[p])
-            count = np.uint8(counts[at] + 1)
-            counts[at] = count
-            if count == 0:
-                ran_over[n] = at
-                n += 1
-    return n
+        prefetch(counts, np.int64(similarity[min(p + _AHEAD, last)] * _STEPS) + SIMILARITY_STEPS)
+        scaled = similarity[p] * _STEPS
+        key = np.int32(scaled) if abs(scaled) <= _STEPS else np.int32(0)
+        ok &= np.float32(key) == scaled
+        at = np.uint32(key + SIMILARITY_STEPS)
+        count = np.uint8(counts[at] + 1)
+        counts[at] = count
+        if count == 0:
+            ran_over[n] = at
+            n += 1
+    return n if ok else -1
 
 
 def _distinct(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -271,17 +186,28 @@ class RankTable:
         _fill(key, rank2, table)
         return RankTable(int(key[0]), table)
 
-    def add_ranks(self, similarity: np.ndarray, owner: np.ndarray, total: np.ndarray) -> None:
-        """Adds each pair's rank2 to ``total`` (n,) int64 at its (n_pairs,) uint32 owner.
+    @staticmethod
+    def among(similarity: np.ndarray) -> RankTable:
+        """The ranks of (n_pairs,) float32 similarities, multiples of 2^-23, among themselves.
 
-        `ValueError` for a similarity that is not in the table. Memory: 8 bytes per pair.
+        Memory: 4 bytes per pair, and as the table.
         """
-        _require_owners(similarity, owner, total)
-        start = bucket_starts(similarity)
-        dealt = np.empty(len(similarity), np.uint64)
-        _deal_pairs(similarity, owner, start[:-1].astype(np.uint64), dealt)
-        if not _add_ranks(start, dealt, self.first, self.rank2_plus_1, total):
+        key = similarity_key(similarity)
+        if len(key) <= _FEW_PAIRS:
+            distinct, count = np.unique(key, return_counts=True)
+            return RankTable.of(distinct, mean_ranks(count))
+        first = int(key.min())
+        table = np.zeros(int(key.max()) - first + 1, np.uint32 if 2 * len(key) < 2**32 else np.int64)
+        _rank_keys(key, first, table)
+        return RankTable(first, table)
+
+    def rank2(self, similarity: np.ndarray) -> np.ndarray:
+        """(n_pairs,) uint32 or int64 of (n_pairs,) float32 similarities; `ValueError` for one that is not in the table."""
+        found = np.empty(len(similarity), self.rank2_plus_1.dtype)
+        if not _look_up(similarity, self.first, self.rank2_plus_1, found):
+            similarity_key(similarity)  # which has its own complaint
             raise ValueError("a pair's similarity is missing from the ranking: pairs and ranks are of different runs")
+        return found
 
 
 @compiled
@@ -291,13 +217,30 @@ def _fill(key: np.ndarray, rank2: np.ndarray, table: np.ndarray) -> None:
 
 
 @compiled
-def _add_ranks(start: np.ndarray, dealt: np.ndarray, first: int, table: np.ndarray, total: np.ndarray) -> bool:
+def _rank_keys(key: np.ndarray, first: int, table: np.ndarray) -> None:
+    """Fills ``table``, zeros before: counts, which then become ranks."""
+    last = len(key) - 1
+    for p in range(len(key)):
+        prefetch(table, np.int64(key[min(p + _AHEAD, last)]) - first)
+        table[np.uint64(np.int64(key[p]) - first)] += 1
+    before = np.int64(0)
+    for at in range(len(table)):
+        count = np.int64(table[at])
+        table[at] = 2 * before + count if count > 0 else 0  # rank2 + 1
+        before += count
+
+
+@compiled
+def _look_up(similarity: np.ndarray, first: int, table: np.ndarray, rank2: np.ndarray) -> bool:
+    """Fills ``rank2``; False if a similarity is not in the table."""
     found = True
-    for b in range(len(start) - 1):
-        offset = b * _BUCKET_KEYS - SIMILARITY_STEPS - first
-        for p in range(start[b], start[b + 1]):
-            at = np.uint64(offset + np.int64(dealt[p] & _PACKED_LOWER))  # below 0: far beyond the end
-            rank2_plus_1 = np.int64(table[at]) if at < np.uint64(len(table)) else np.int64(0)
-            found = bool(found and rank2_plus_1 > 0)
-            total[dealt[p] >> _OWNER] += rank2_plus_1 - 1
+    last, size = len(similarity) - 1, np.uint64(len(table))
+    for p in range(len(similarity)):
+        prefetch(table, np.int64(similarity[min(p + _AHEAD, last)] * _STEPS) - first)
+        scaled = similarity[p] * _STEPS
+        key = np.int32(scaled) if abs(scaled) <= _STEPS else np.int32(0)
+        at = np.uint64(np.int64(key) - first)  # below 0: far beyond the end
+        rank2_plus_1 = np.int64(table[at]) if at < size else np.int64(0)
+        found = bool(found and rank2_plus_1 > 0 and np.float32(key) == scaled)
+        rank2[p] = rank2_plus_1 - 1
     return found

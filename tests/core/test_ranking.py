@@ -9,7 +9,6 @@ from fiqa_ray.core.ranking import (
     KeyCounter,
     RankTable,
     add_histograms,
-    add_own_ranks,
     mean_ranks,
     merge_range,
     range_cuts,
@@ -24,13 +23,6 @@ def few(monkeypatch):
 
 def similarities(key):
     return (np.asarray(key) / 2**23).astype(np.float32)
-
-
-def look_up(table, key):
-    """Each pair's rank2: every pair is its own owner."""
-    total = np.zeros(len(key), np.int64)
-    table.add_ranks(similarities(key), np.arange(len(key), dtype=np.uint32), total)
-    return total
 
 
 def histogram_of(*pieces):
@@ -63,7 +55,7 @@ def test_both_engines_equal_scipy(n_shards, n_ranges, spread, seed):
     merged = tuple(np.concatenate(column) for column in zip(*ranges, strict=True))
 
     for key, count in (counted, merged):
-        assert np.array_equal(look_up(RankTable.of(key, mean_ranks(count)), everything) / 2, expected)
+        assert np.array_equal(RankTable.of(key, mean_ranks(count)).rank2(similarities(everything)) / 2, expected)
     assert all(np.array_equal(a, b) for a, b in zip(counted, merged, strict=True))
     assert all(np.array_equal(a, b) for a, b in zip(counted, at_once, strict=True))
 
@@ -73,15 +65,14 @@ def test_keys_are_exact():
     with pytest.raises(ValueError, match="multiples"):
         similarity_key(np.array([2.0**-24]))
     with pytest.raises(ValueError, match="missing"):
-        look_up(RankTable.of(np.array([1, 2]), np.array([0, 2])), [3])
+        RankTable.of(np.array([1, 2]), np.array([0, 2])).rank2(similarities([3]))
     with pytest.raises(ValueError, match="missing"):
-        look_up(RankTable.of(np.array([1, 4]), np.array([0, 2])), [3])
+        RankTable.of(np.array([1, 4]), np.array([0, 2])).rank2(similarities([3]))
 
 
 @pytest.mark.parametrize("n_copies", [0, 300_000])
-def test_many_keys_are_counted_like_few(monkeypatch, n_copies):
+def test_many_keys_are_counted_like_few(n_copies):
     """At once, bit by bit, and as the sum of two histograms; also where one similarity overflows a byte."""
-    monkeypatch.setattr(ranking, "_STRETCH_PAIRS", 500_000)
     key = np.random.default_rng(0).integers(-(2**23), 2**23 + 1, 1_200_000).astype(np.int32)
     key[600_000 : 600_000 + n_copies] = 2**23
     distinct, count = np.unique(key, return_counts=True)
@@ -101,7 +92,7 @@ def test_counts_beyond_32_bits():
 def test_ranks_beyond_32_bits():
     """A repeat of 3 thousand million pairs at two similarities: places need int64."""
     table = RankTable.of(np.array([5, 9], np.int32), mean_ranks(np.array([2 * 10**9, 10**9])))
-    assert look_up(table, [5, 9, 5]).tolist() == [2 * 10**9 - 1, 5 * 10**9 - 1, 2 * 10**9 - 1]
+    assert table.rank2(similarities([5, 9, 5])).tolist() == [2 * 10**9 - 1, 5 * 10**9 - 1, 2 * 10**9 - 1]
 
 
 @settings(max_examples=60, deadline=None)
@@ -115,29 +106,15 @@ def test_ranks_of_a_run_in_memory(n, spread, centre, seed):
     """Without a table, ties and all."""
     draws = np.random.default_rng(seed).integers(-spread, spread + 1, n) + centre
     key = np.clip(draws, -(1 << 23), 1 << 23).astype(np.int32)
-    found = np.zeros(n, np.int64)
-    add_own_ranks(similarities(key), np.arange(n, dtype=np.uint32), found)
+    found = RankTable.among(similarities(key)).rank2(similarities(key))
     assert np.array_equal(found, (2 * (rankdata(key) - 1)).astype(np.int64))
 
 
-@settings(max_examples=60, deadline=None)
-@given(n=st.integers(1, 500), n_owners=st.integers(1, 50), own=st.booleans(), seed=st.integers(0, 2**32))
-def test_sums_by_owner(n, n_owners, own, seed):
-    rng = np.random.default_rng(seed)
-    key = rng.integers(-(2**23), 2**23 + 1, n).astype(np.int32)
-    owner = rng.integers(0, n_owners, n).astype(np.uint32)
-    rank2 = (2 * (rankdata(key) - 1)).astype(np.int64)
-    total = np.zeros(n_owners, np.int64)
-    if own:
-        add_own_ranks(similarities(key), owner, total)
-    else:
-        distinct, count = np.unique(key, return_counts=True)
-        RankTable.of(distinct, mean_ranks(count)).add_ranks(similarities(key), owner, total)
-    assert total.tolist() == [int(rank2[owner == o].sum()) for o in range(n_owners)]
-    with pytest.raises(ValueError, match="as many owners"):
-        add_own_ranks(similarities(key), owner[1:], total)
-    with pytest.raises(ValueError, match="each below 1"):
-        add_own_ranks(np.zeros(2, np.float32), np.array([0, 1], np.uint32), total[:1])
-    for bad in (np.nan, 1.5, 2.0**-24):
-        with pytest.raises(ValueError, match="multiples"):
-            add_own_ranks(np.float32([bad]), np.zeros(1, np.uint32), total)
+@pytest.mark.parametrize("n_before", [0, 1, 500])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1.5, 2.0**-24])
+def test_what_is_no_similarity_is_refused(bad, n_before):
+    good = similarities(np.arange(n_before))
+    with pytest.raises(ValueError, match="multiples"):
+        RankTable.among(np.append(good, np.float32(bad)))
+    with pytest.raises(ValueError, match="multiples"):
+        RankTable.among(similarities(np.arange(9))).rank2(np.append(good[:9], np.float32(bad)))
