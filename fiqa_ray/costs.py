@@ -24,9 +24,9 @@ from fiqa_ray.core.pairs import Pairs, draw_again, mated_pairs, round_similarity
 from fiqa_ray.core.ranking import KeyCounter, RankTable, mean_ranks, merge_range, similarity_key
 from fiqa_ray.core.threads import one_thread
 from fiqa_ray.memory import reuse_memory
-from fiqa_ray.pair_parts import PLAIN, part_images
+from fiqa_ray.pair_parts import part_images
 from fiqa_ray.stages.rank import RUN_PAIRS, RUN_PAIRS_NOT_KEPT
-from fiqa_ray.storage import Dataset
+from fiqa_ray.storage import Dataset, plain_bytes
 
 PROCESS_BYTES = 400e6
 """A worker before its first shard: Python, torch, Arrow, numba."""
@@ -274,7 +274,7 @@ def _measure_storage(similarity: np.ndarray) -> tuple[float, float, float]:
     with tempfile.TemporaryDirectory() as folder:
         dataset = Dataset(f"{folder}/v=0", "pairs")
         started = time.perf_counter()
-        part = dataset.write_part(0, {".parquet": pairs}, n_rows=len(pairs), **PLAIN)
+        part = dataset.write_part(0, {".parquet": plain_bytes(pairs)}, n_rows=len(pairs))
         write_s = time.perf_counter() - started
         read_s = _seconds(lambda: dataset.read(part), 2)
         started = time.perf_counter()

@@ -5,14 +5,12 @@ from __future__ import annotations
 import ctypes
 from functools import lru_cache
 
-import pyarrow as pa
-
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 
 
 @lru_cache(maxsize=1)
 def reuse_memory() -> None:
-    """Makes this process keep the memory of freed arrays for the next ones, Arrow's too.
+    """Makes this process keep the memory of freed arrays for the next ones (Arrow's own pool does so by itself).
 
     By default glibc hands large blocks back to the kernel at once, which clears each page anew at the next use: for the
     label stages up to a fifth of their time. Where the C library has no such setting nothing changes.
@@ -24,4 +22,3 @@ def reuse_memory() -> None:
     mallopt(_MMAP_THRESHOLD, 1 << 30)
     mallopt(_TRIM_THRESHOLD, 1 << 30)
     mallopt(_TOP_PAD, 1 << 26)
-    pa.set_memory_pool(pa.system_memory_pool())

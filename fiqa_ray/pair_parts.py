@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -19,16 +19,10 @@ from fiqa_ray import schemas
 from fiqa_ray.config import PairSettings
 from fiqa_ray.core.pairs import Pairs, draw_again, mated_pairs
 from fiqa_ray.lineage import Job
-from fiqa_ray.storage import Dataset, Manifest, Part, table_bytes
+from fiqa_ray.storage import Dataset, Manifest, Part, plain_bytes, table_bytes
 
 MIN_PART_IMAGES, MAX_PART_IMAGES = 32_768, 262_144
 N_PARTS = 64
-PLAIN: dict[str, Any] = {
-    "column_encoding": None,
-    "compression": "NONE",
-    "write_statistics": False,
-    "data_page_size": 1 << 20,
-}
 
 
 @dataclass(frozen=True)
@@ -152,11 +146,16 @@ class _Clusters:
     cluster: np.ndarray
     n_pairs: np.ndarray
 
+    @cached_property
+    def _drawn_from(self) -> tuple[np.ndarray, ...]:
+        """Rows with an embedding, and what `draw_again` takes for them."""
+        rows = np.flatnonzero(self.cluster >= 0).astype(np.int32)
+        return rows, self.cluster[rows], *_identities(self.identity_row[rows])
+
     def mates(self, repeat: int, seed: int) -> np.ndarray:
         """(n_pairs,) int32 positions of one repeat's mates in the part."""
-        rows = np.flatnonzero(self.cluster >= 0).astype(np.int32)
-        starts, own = _identities(self.identity_row[rows])
-        mate = draw_again(self.cluster[rows], starts, own, [repeat], seed=seed)[1][0]
+        rows, cluster, starts, own = self._drawn_from
+        mate = draw_again(cluster, starts, own, [repeat], seed=seed)[1][0]
         return mate if len(rows) == len(self.cluster) else rows[mate]
 
 
@@ -247,7 +246,7 @@ def pair_files(
     for r in range(settings.n_repeats if settings.keep else 0):
         column = pa.chunked_array(similarity[r], pa.float32())
         similarity[r] = []
-        files[schemas.repeat_suffix(r)] = table_bytes(pa.table([column], schema=schemas.PAIRS), **PLAIN)
+        files[schemas.repeat_suffix(r)] = plain_bytes(pa.table([column], schema=schemas.PAIRS))
     sizes = np.unique(identity_row[cluster[0] >= 0], return_counts=True)[1]
     return files, PairCounts(n_pairs, sizes, n_without)
 

@@ -23,7 +23,6 @@ import socket
 import threading
 import time
 import uuid
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -34,11 +33,13 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from isal.isal_zlib import crc32
 
 from fiqa_ray.errors import FiqaRayError, IncompleteError, StorageError
 
 _SLASH = "/"
 _READS_AT_ONCE = 8
+_SMALL_BYTES = 1 << 20
 
 
 # --- file systems and errors ---
@@ -293,6 +294,22 @@ def table_bytes(table: pa.Table, row_group_rows: int = 1 << 20, **options: Any) 
     return sink.getvalue()
 
 
+def plain_bytes(table: pa.Table) -> pa.Buffer:
+    """Numbers without nulls as a Parquet file that holds them as they are: for large columns that are read whole, and are
+    checked by their file's sum. Memory: the file, once."""
+    room = pa.allocate_buffer(table.nbytes + table.nbytes // 50 + (1 << 20))  # more than page headers take
+    sink = pa.FixedSizeBufferWriter(room)
+    pq.write_table(
+        table.replace_schema_metadata(None),
+        sink,
+        compression="NONE",
+        use_dictionary=False,
+        write_statistics=False,
+        data_page_size=1 << 20,
+    )
+    return room.slice(0, sink.tell())
+
+
 _ENCODING = {pa.int32(): "DELTA_BINARY_PACKED", pa.int64(): "DELTA_BINARY_PACKED"}
 _ENCODING |= {pa.float32(): "BYTE_STREAM_SPLIT", pa.float64(): "BYTE_STREAM_SPLIT"}
 
@@ -434,14 +451,18 @@ class Dataset:
         return manifest
 
     def read(self, part: Part, columns: list[str] | None = None, suffix: str = ".parquet") -> pa.Table:
-        """A part's table or some columns of it, checked page by page; from a local disk only those are read."""
-        with self._table(part, suffix) as file:
-            return file.read(columns)
+        """A part's table or some columns of it, checked: all of the file where most of it is wanted, else page by page.
+
+        From a local disk only the wanted columns of a large file are read.
+        """
+        with self._table(part, suffix, columns) as file:
+            return file.read(columns, use_threads=False)
 
     def read_all(self, columns: list[str] | None = None, suffix: str = ".parquet") -> pa.Table:
         """All parts in order as one table: for per-image vectors and small results."""
         parts = self.require().parts
-        with ThreadPoolExecutor(_READS_AT_ONCE) as pool:  # many small parts: storage answers them side by side
+        # many small parts: a store answers them side by side; from a local disk threads would wait for one another
+        with ThreadPoolExecutor(1 if _is_local(filesystem(self.uri)[0]) else _READS_AT_ONCE) as pool:
             return pa.concat_tables(pool.map(lambda p: self.read(p, columns, suffix), parts))
 
     def read_rows(self, part: Part, first: int, last: int, columns: list[str]) -> pa.Table:
@@ -468,7 +489,9 @@ class Dataset:
             return file.read_row_groups(groups)
 
     @contextmanager
-    def _table(self, part: Part, suffix: str, whole: bool = True) -> Iterator[pq.ParquetFile]:
+    def _table(
+        self, part: Part, suffix: str, columns: list[str] | None = None, whole: bool = True
+    ) -> Iterator[pq.ParquetFile]:
         """Opens a part's table; what proves damaged while it is open is reported with the remedy."""
         name = part_name(part.index) + suffix
         uri = self.at(name)
@@ -479,8 +502,17 @@ class Dataset:
             else:  # one request, unless only a little is wanted
                 source = pa.BufferReader(fs.cat_file(path)) if whole else fs.open(path, "rb")
         try:
-            with source, pq.ParquetFile(source, page_checksum_verification=True) as file:
-                yield file
+            with source:
+                known = part.files.get(name, {}).get("crc32") if whole else None
+                small = known and (not _is_local(fs) or source.size() <= _SMALL_BYTES)
+                if known and (small or _is_most(columns, source)):
+                    source.seek(0)
+                    if f"{crc32(source.read_buffer()):08x}" != known:
+                        raise self._damaged(part, name, "its checksum differs from")
+                else:
+                    known = None
+                with pq.ParquetFile(source, page_checksum_verification=known is None) as file:
+                    yield file
         except (pa.ArrowException, OSError) as exc:
             raise self._damaged(part, name, f"{' '.join(str(exc).split())[:120]}; see its record") from exc
 
@@ -489,6 +521,20 @@ class Dataset:
             f"{self.at(name)} is damaged: {how} {part_name(part.index)}.json; remove this file and run again, and its part "
             "is made anew"
         )
+
+
+def _is_most(columns: list[str] | None, source: pa.NativeFile) -> bool:
+    """Whether some columns, or all, make more than half of a Parquet file."""
+    if columns is None:
+        return True
+    metadata = pq.read_metadata(source)
+    wanted = total = 0
+    for g in range(metadata.num_row_groups):
+        for c in range(metadata.num_columns):
+            chunk = metadata.row_group(g).column(c)
+            wanted += chunk.total_compressed_size * (chunk.path_in_schema.split(".")[0] in columns)
+            total += chunk.total_compressed_size
+    return 2 * wanted > total
 
 
 def _same_files(record: Mapping[str, Mapping[str, Any]], made: Mapping[str, bytes | pa.Buffer]) -> bool:
@@ -503,8 +549,8 @@ def _same_files(record: Mapping[str, Mapping[str, Any]], made: Mapping[str, byte
 
 
 def _sums(data: bytes | pa.Buffer) -> dict[str, Any]:
-    # CRC-32, as Parquet's own pages and as stores have it: SHA-256 took longer than writing the file
-    return {"n_bytes": len(data), "crc32": f"{zlib.crc32(data):08x}"}
+    # CRC-32, as stores and Parquet's own pages have it: SHA-256 took longer than writing the file, and zlib's CRC as long
+    return {"n_bytes": len(data), "crc32": f"{crc32(data):08x}"}
 
 
 def _json(value: Any) -> bytes:

@@ -20,7 +20,7 @@ import torch
 
 from fiqa_ray.core.compiled import compiled
 from fiqa_ray.core.pairs import Pairs, mated_pairs, round_similarity
-from fiqa_ray.core.ranking import RankTable
+from fiqa_ray.core.ranking import RankTable, stable_order
 from fiqa_ray.core.threads import one_thread
 from fiqa_ray.errors import UsageError
 
@@ -46,7 +46,7 @@ class OptimizedLabels:
 
 def quality_index(prior_scores: np.ndarray) -> np.ndarray:
     """Place of each score in the ascending stable order, int64 from 0 (the worst image); ties keep their row order."""
-    order = np.argsort(prior_scores, kind="stable")
+    order = stable_order(prior_scores)
     index = np.empty(len(order), np.int64)
     index[order] = np.arange(len(order))
     return index
@@ -128,12 +128,8 @@ class IndexUpdate:
 
     def add(self, rank2_sum: np.ndarray, n_owned: np.ndarray, scale: float = 1.0) -> None:
         """Takes one repeat's `sum_owned_ranks` and its `rank_scale`."""
-        owns = n_owned > 0
-        mean = rank2_sum / np.maximum(2 * n_owned, 1)
-        self._shift += np.where(owns, mean * scale - self.index, 0.0)
-        self._mean_rank += np.where(owns, mean, 0.0)
-        self._n_owning_repeats += owns
-        self.n_owned_pairs += n_owned
+        kept = self._shift, self._mean_rank, self._n_owning_repeats, self.n_owned_pairs
+        _add_repeat(self.index, rank2_sum, n_owned, scale, *kept)
         self._n_repeats += 1
 
     def optimized_index(self, theta: float) -> np.ndarray:
@@ -147,6 +143,27 @@ class IndexUpdate:
         return np.where(n > 0, self._mean_rank / np.maximum(n, 1), np.nan)
 
 
+@compiled
+def _add_repeat(
+    index: np.ndarray,
+    rank2_sum: np.ndarray,
+    n_owned: np.ndarray,
+    scale: float,
+    shift: np.ndarray,
+    mean_rank: np.ndarray,
+    n_owning_repeats: np.ndarray,
+    n_owned_pairs: np.ndarray,
+) -> None:
+    for i in range(len(index)):
+        n = n_owned[i]
+        if n > 0:
+            mean = rank2_sum[i] / (2 * n)
+            shift[i] += mean * scale - index[i]
+            mean_rank[i] += mean
+            n_owning_repeats[i] += 1
+            n_owned_pairs[i] += n
+
+
 def reassign_scores(
     prior_scores: np.ndarray, index: np.ndarray, optimized_index: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -158,7 +175,7 @@ def reassign_scores(
     prior = np.asarray(prior_scores, np.float64)
     by_quality = np.empty(len(prior), np.int64)
     by_quality[index] = np.arange(len(prior))
-    order = by_quality[np.argsort(optimized_index[by_quality], kind="stable")]
+    order = by_quality[stable_order(optimized_index[by_quality])]
     score, place = np.empty_like(prior), np.empty(len(prior), np.int64)
     score[order] = prior[by_quality]
     place[order] = np.arange(len(prior))

@@ -86,6 +86,7 @@ def index_shard(dataset: Dataset, priors: Dataset) -> Part:
         n_rows=len(out),
         stats={"n_scored": int(valid.sum())},
         duration_s=time.monotonic() - started,
+        row_group_rows=1 << 16,  # parts of pairs read their own rows
     )
 
 
@@ -161,22 +162,23 @@ def label_shard(
     optimized = found["optimized_index"].to_numpy()
     score, label, place = reassign_scores(prior[rows], index[rows], optimized)
 
-    def spread(values: np.ndarray | pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
+    at = np.full(len(index), -1, np.int64)
+    at[rows] = np.arange(len(rows))
+    place_of = pa.array(at, mask=at < 0)
+
+    def spread(values: np.ndarray | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
         """Values of the scored rows, null elsewhere."""
-        at = np.full(len(index), -1, np.int64)
-        at[rows] = np.arange(len(rows))
-        taken = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else pa.array(values)
-        return taken.take(pa.array(at, mask=at < 0)).cast(kind)
+        return values if len(rows) == len(index) else pa.table([values], names=[""]).take(place_of).column(0)
 
     columns = {
         "image_row": source["image_row"],
         "prior_score": source["prior_score"],
         "quality_index": pa.array(index, mask=index < 0),
-        "n_owned_pairs": spread(found["n_owned_pairs"], pa.int64()),
-        "mean_similarity_rank": spread(found["mean_similarity_rank"], pa.float64()),
-        "optimized_index": spread(optimized, pa.float64()),
-        "optimized_score": spread(score, pa.float64()),
-        "label": spread(label, pa.float32()),
+        "n_owned_pairs": spread(found["n_owned_pairs"]),
+        "mean_similarity_rank": spread(found["mean_similarity_rank"]),
+        "optimized_index": spread(optimized),
+        "optimized_score": spread(score),
+        "label": spread(label),
     }
     n_pairs = ranks.require().parts[0].n_rows
     raw = index_scale == "raw"

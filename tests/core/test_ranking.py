@@ -13,6 +13,7 @@ from fiqa_ray.core.ranking import (
     merge_range,
     range_cuts,
     similarity_key,
+    stable_order,
 )
 
 
@@ -118,3 +119,28 @@ def test_what_is_no_similarity_is_refused(bad, n_before):
         RankTable.among(np.append(good, np.float32(bad)))
     with pytest.raises(ValueError, match="multiples"):
         RankTable.among(similarities(np.arange(9))).rank2(np.append(good[:9], np.float32(bad)))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    n=st.integers(0, 400),
+    kind=st.sampled_from(["doubles", "floats", "close", "places", "few", "wide", "one", "zeros"]),
+    seed=st.integers(0, 2**32),
+)
+def test_stable_order(n, kind, seed):
+    """Also where values differ in bits that find no room beside the row, or not at all."""
+    rng = np.random.default_rng(seed)
+    values = {
+        "doubles": rng.standard_normal(n),
+        "floats": rng.random(n, np.float32),
+        "close": 0.5 + rng.integers(0, 50, n) * 2.0**-53,
+        "places": rng.permutation(n) + 1e-3 * rng.random(n),
+        "few": rng.integers(-2, 3, n).astype(float),
+        "wide": rng.choice([-1e308, -1.0, -5e-324, 5e-324, 1.0, 1e308], n) * rng.choice([1, 0.5], n),
+        "one": np.full(n, 0.7),
+        "zeros": rng.choice([0.0, -0.0], n),
+    }[kind]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "_FEW_VALUES", 2)
+        found = stable_order(values)
+    assert found.tolist() == sorted(range(n), key=lambda row: values[row])
