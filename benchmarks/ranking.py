@@ -23,6 +23,7 @@ from scipy.stats import rankdata
 
 from fiqa_ray.core.pairs import round_similarity
 from fiqa_ray.core.ranking import (
+    KeyCounter,
     RankTable,
     add_histograms,
     mean_ranks,
@@ -35,8 +36,11 @@ from fiqa_ray.memory import reuse_memory
 
 
 def counting(similarity: np.ndarray) -> np.ndarray:
-    """This project's counting."""
-    return RankTable.among(similarity).rank2(similarity) / 2
+    """This project's counting, and the look-up in its table."""
+    counter = KeyCounter()
+    counter.add(similarity)
+    key, count = counter.histogram()
+    return RankTable.of(key, mean_ranks(count)).rank2(similarity) / 2
 
 
 def sorting(similarity: np.ndarray) -> np.ndarray:

@@ -92,8 +92,17 @@ def test_counts_beyond_32_bits():
 
 def test_ranks_beyond_32_bits():
     """A repeat of 3 thousand million pairs at two similarities: places need int64."""
-    table = RankTable.of(np.array([5, 9], np.int32), mean_ranks(np.array([2 * 10**9, 10**9])))
-    assert table.rank2(similarities([5, 9, 5])).tolist() == [2 * 10**9 - 1, 5 * 10**9 - 1, 2 * 10**9 - 1]
+    for far in (9, 2**20):  # in one block of the table, and in two
+        table = RankTable.of(np.array([5, far], np.int32), mean_ranks(np.array([2 * 10**9, 10**9])))
+        assert table.rank2(similarities([5, far, 5])).tolist() == [2 * 10**9 - 1, 5 * 10**9 - 1, 2 * 10**9 - 1]
+
+
+@pytest.mark.parametrize("most", [0, 2**16 - 2, 2**16 - 1, 2**32 - 2**16, 2**32 - 2, 2**32 - 1, 2**40])
+@pytest.mark.parametrize("keys", [[-129, -128, -65, -64, 63, 64], [2**23 - 1, 2**23], [-(2**23), 0], [0]])
+def test_ranks_at_the_limits_of_the_table(keys, most):
+    rank2 = np.sort(most - np.arange(len(keys))[::-1] * (most // 7))
+    found = RankTable.of(np.array(keys, np.int32), rank2).rank2(similarities(keys))
+    assert found.tolist() == rank2.tolist()
 
 
 @settings(max_examples=60, deadline=None)
