@@ -147,7 +147,7 @@ class MemoryWatch:
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def _look(self) -> None:
-        while not self._stop.wait(0.5):
+        while not self._stop.wait(1.0):
             me = psutil.Process()
             found = [_resident(p.pid) for p in [me, *me.children(recursive=True)]]
             own = [anonymous + shared for anonymous, _, shared in found]
@@ -173,7 +173,7 @@ def _resident(pid: int) -> tuple[int, int, int]:
 
 @contextmanager
 def memory_watch() -> Iterator[MemoryWatch]:
-    """Watches this process and its descendants twice a second."""
+    """Watches this process and its descendants, once a second."""
     watch = MemoryWatch()
     thread = threading.Thread(target=watch._look, daemon=True)
     thread.start()
