@@ -55,6 +55,9 @@ def ready(run: Callable[..., Part], *settings: Any) -> Callable[[], Worker]:
     return partial(partial, run, *settings)
 
 
+MAX_FAILURES = 5
+"""How often Ray Train starts its workers again."""
+
 TrainLoop = Callable[[Any, int, int, Callable[[dict[str, Any]], None]], None]
 """Trains in one of several workers: (plan, rank, world, report)."""
 
@@ -63,7 +66,7 @@ def fit_with_ray(loop: TrainLoop, plan: Any, n_workers: int, device: str) -> Non
     """Runs a training loop in ``n_workers`` workers of Ray Train; the loop restores its state from storage by itself.
 
     ``device``: cpu, cuda or auto. Raises `FiqaRayError` with the loop's own message where trying again cannot help, and
-    `IncompleteError` where workers failed more than five times.
+    `IncompleteError` where workers failed more than `MAX_FAILURES` times.
     """
     # Ray Train would move its workers to a folder of its own, where relative paths lead nowhere
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
@@ -81,7 +84,7 @@ def fit_with_ray(loop: TrainLoop, plan: Any, n_workers: int, device: str) -> Non
             num_workers=n_workers, use_gpu=use_gpu, resources_per_worker=None if use_gpu else {"CPU": 1}
         ),
         # the loop restores from the run's own storage, so a worker that is started again goes on from there
-        run_config=RunConfig(failure_config=FailureConfig(max_failures=5)),
+        run_config=RunConfig(failure_config=FailureConfig(max_failures=MAX_FAILURES)),
     )
     try:
         result = trainer.fit()

@@ -11,6 +11,7 @@ import torch
 from scipy.stats import spearmanr
 
 import smoke
+from fiqa_ray import stages
 from fiqa_ray.config import load_settings
 from fiqa_ray.errors import FiqaRayError, IncompleteError, UsageError
 from fiqa_ray.images import decode_faces
@@ -119,8 +120,9 @@ def test_relative_paths_through_ray_train(tmp_path):
     assert (tmp_path / "head.pt").exists()
 
 
-def test_a_worker_without_people_stops_all(tmp_path, ray_cluster):
+def test_a_worker_without_people_stops_all(tmp_path, ray_cluster, monkeypatch):
     """The second part holds one person, who is held out: the first worker must not wait for the second."""
+    monkeypatch.setattr(stages, "MAX_FAILURES", 1)
     faces = smoke.make_faces(tmp_path / "faces", n_identities=21, per_identity=3, benchmark=False)
     path = smoke.write_job(
         tmp_path / "job.yaml", faces, str(tmp_path / "run"), recognizer={"name": "smoke:split"}, benchmarks=[]
