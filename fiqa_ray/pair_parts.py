@@ -105,7 +105,7 @@ class PairReader:
     def read(self, stored: StoredPairs, repeats: Sequence[int]) -> Iterator[Pairs]:
         """The repeats' pairs; positions in the part, cluster -1 where there is no embedding.
 
-        Memory: 16 bytes per pair of one repeat; where pairs are not kept, 12 of all repeats.
+        Memory: 12 bytes per pair of one repeat; where pairs are not kept, 12 of all repeats.
         """
         if not self.settings.keep:
             yield from self._made_again(stored, repeats)

@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import hashlib
 import json
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fiqa_ray import storage
@@ -212,3 +214,40 @@ def test_parts_of_earlier_versions_are_mended(tmp_path):
     assert read_bytes(d.at("x.bin")) == data
     with pytest.raises(FiqaRayError, match="other bytes"):
         d.write_part(0, {"x.bin": b"as it IS "}, n_rows=1)
+
+
+@pytest.mark.parametrize("how", ["encoded", "plain", "little of it", "old record"])
+def test_damage_anywhere_is_found(root, monkeypatch, how):
+    """One bit of the file, wherever; of a large local file the pages of the wanted column."""
+    d = dataset(root)
+    if how == "plain":
+        numbers = np.random.default_rng(0).random(3000, np.float32)
+        schema = pa.schema([pa.field("value", pa.float32(), nullable=False)])
+        content = storage.plain_bytes(pa.table([numbers], schema=schema))
+        assert (
+            d.read(d.write_part(0, {".parquet": content}, n_rows=3000))["value"].to_numpy().tolist() == numbers.tolist()
+        )
+    else:
+        content = storage.table_bytes(table(3000))
+    part = d.write_part(0, {".parquet": content}, n_rows=3000)
+    if how == "old record":
+        part = dataclasses.replace(part, files={"part-00000.parquet": {"n_bytes": len(content), "sha256": "0"}})
+    columns = None
+    whole = bytes(content)
+    places = np.linspace(0, len(whole) - 1, 40).astype(int).tolist()
+    if how in ("little of it", "old record"):
+        monkeypatch.setattr(storage, "_SMALL_BYTES", 0)
+        chunk = pq.read_metadata(pa.BufferReader(content)).row_group(0).column(1)
+        columns = ["value"]
+        first = chunk.data_page_offset + 100  # beyond the page's header, which no sum covers
+        places = np.linspace(first, chunk.data_page_offset + chunk.total_compressed_size - 1, 10).astype(int).tolist()
+        if how == "little of it":
+            monkeypatch.setattr(storage, "_is_most", lambda *_: False)
+    assert d.read(part, columns).num_rows == 3000
+    for place in places:
+        write_atomic(d.at("part-00000.parquet"), whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(FiqaRayError, match=r"part-00000\.parquet is damaged.*remove this file and run again"):
+            d.read(part, columns)
+    write_atomic(d.at("part-00000.parquet"), whole[: len(whole) // 2])
+    with pytest.raises(FiqaRayError, match="is damaged"):
+        d.read(part, columns)
