@@ -65,7 +65,7 @@ def sum_owned_ranks(
     has no owner. ``n_opened``: (n_images,) int, the pairs that each image opens, one behind the other; ``mate``:
     (n_pairs,) int32 positions; ``similarity``: (n_pairs,) float32, multiples of 2^-23. ``ranks``: those of a repeat that
     holds more than these pairs; without, they are ranked among themselves. Sums are whole numbers: independent of order.
-    Memory: 4 bytes per pair, 8 where ranks need int64; without ``ranks`` those too, some 100 MB.
+    Memory: 4 bytes per pair, 8 where ranks need int64; without ``ranks`` 40 more.
     """
     if not len(mate) == len(similarity) == int(n_opened.sum()):
         raise ValueError(
@@ -247,7 +247,7 @@ def optimize_labels(
     ``prior_scores``: (n_images,) floats, larger is better, or {method: (n_images,)}, which gives {method: labels}.
     Identity rows count in order of first appearance. Errors: `UsageError` for arrays that do not fit together or values
     that are not finite. Uses all of this process's torch threads. Memory: the pairs of all repeats, 8 bytes each (1.5 kB per
-    image at the defaults), 12 bytes more per pair of one repeat and thread, one copy of the embeddings where identities are
+    image at the defaults), 40 bytes more per pair of one repeat and thread, one copy of the embeddings where identities are
     scattered.
     """
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused
