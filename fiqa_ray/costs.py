@@ -165,7 +165,7 @@ def label_costs(scale: Scale, units: Units, n_workers: int, bandwidth: float | N
         io=False,
     )
     work = pairs * (units.sum_pair + s.n_methods * units.sum_pair_method) + again
-    tables = 2.2 * _KEY_SPAN * min(r, 10)
+    tables = (2.2 if s.n_pairs < 2e9 else 4.2) * _KEY_SPAN * min(r, 10)
     n_sets = s.n_methods * s.n_thetas
     add(
         "optimize",

@@ -130,7 +130,7 @@ class PairReader:
             yield Pairs(r, clusters[r if self.settings.recluster else 0], n_opened, mate, similarity)
 
     def _similarity(self, part: Part, repeat: int) -> np.ndarray:
-        return self.pairs.read(part, ["similarity"], schemas.repeat_suffix(repeat))["similarity"].to_numpy()
+        return self.pairs.read(part, suffix=schemas.repeat_suffix(repeat))["similarity"].to_numpy()
 
     def _clusters(self, part: Part, repeat: int) -> _Clusters:
         suffix = schemas.cluster_suffix(repeat if self.settings.recluster else 0)

@@ -295,8 +295,8 @@ def table_bytes(table: pa.Table, row_group_rows: int = 1 << 20, **options: Any) 
 
 
 def plain_bytes(table: pa.Table) -> pa.Buffer:
-    """Numbers without nulls as a Parquet file that holds them as they are: for large columns that are read whole, and are
-    checked by their file's sum. Memory: the file, once."""
+    """Numbers without nulls as a Parquet file that holds them as they are, and has no sums of its own: for large columns
+    that are read as a whole (`Dataset.read` without ``columns``), where the file's sum is looked at. Memory: the file."""
     room = pa.allocate_buffer(table.nbytes + table.nbytes // 50 + (1 << 20))  # more than page headers take
     sink = pa.FixedSizeBufferWriter(room)
     pq.write_table(
@@ -513,7 +513,7 @@ class Dataset:
                     known = None
                 with pq.ParquetFile(source, page_checksum_verification=known is None) as file:
                     yield file
-        except (pa.ArrowException, OSError) as exc:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as exc:
             raise self._damaged(part, name, f"{' '.join(str(exc).split())[:120]}; see its record") from exc
 
     def _damaged(self, part: Part, name: str, how: str) -> FiqaRayError:

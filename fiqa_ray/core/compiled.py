@@ -1,8 +1,9 @@
 """Loops over images and pairs that numba compiles to machine code: one pass where array operations take ten.
 
 A compiled function calls compiled functions of its own module only: numba keeps the code on disk and looks at that module's
-file alone to see whether it is still valid. Constants are compiled in: whoever changes one that another module imports
-(`SIMILARITY_STEPS`) removes the __pycache__ folders. Nothing checks bounds there: the Python functions around do.
+file alone to see whether it is still valid. Constants and `prefetch` are compiled in: whoever changes it, or a constant that
+another module imports (`SIMILARITY_STEPS`), removes the __pycache__ folders. Nothing checks bounds there: the Python
+functions around do.
 """
 
 from __future__ import annotations

@@ -67,12 +67,12 @@ def sum_owned_ranks(
     holds more than these pairs; without, they are ranked among themselves. Sums are whole numbers: independent of order.
     Memory: 4 bytes per pair, 8 where ranks need int64; without ``ranks`` 40 more.
     """
-    if not len(mate) == len(similarity) == int(n_opened.sum()):
+    n_images = len(n_opened)
+    if not len(mate) == len(similarity) == int(n_opened.sum()) or (n_images and n_opened.min() < 0):
         raise ValueError(
             f"{len(mate)} mates, {len(similarity)} similarities and {int(n_opened.sum())} pairs opened: pairs and clusters "
             "are of different runs"
         )
-    n_images = len(n_opened)
     if len(mate) and not 0 <= mate.min() <= mate.max() < n_images:
         raise ValueError(f"mates must be rows below {n_images}, the number of images")
     rank2 = (ranks or RankTable.among(similarity)).rank2(similarity)
@@ -128,6 +128,8 @@ class IndexUpdate:
 
     def add(self, rank2_sum: np.ndarray, n_owned: np.ndarray, scale: float = 1.0) -> None:
         """Takes one repeat's `sum_owned_ranks` and its `rank_scale`."""
+        if not len(rank2_sum) == len(n_owned) == len(self.index):
+            raise ValueError(f"{len(rank2_sum)} rank sums and {len(n_owned)} counts for {len(self.index)} images")
         kept = self._shift, self._mean_rank, self._n_owning_repeats, self.n_owned_pairs
         _add_repeat(self.index, rank2_sum, n_owned, scale, *kept)
         self._n_repeats += 1

@@ -203,8 +203,8 @@ class RankTable:
 
     ``base`` (n_blocks,) int64: the least rank2 in each block of 64 keys, from the key ``first`` on; ``step``
     (64 * n_blocks,): what each key's own rank2 is above that, plus 1; 0 where no pair has it.
-    Memory: 2 bytes for each key between the least and the greatest, at most 36 MB; 8 where 64 neighbouring keys hold more
-    than 32,000 pairs.
+    Memory: 2 bytes for each key between the least and the greatest, at most 36 MB; twice that where 64 neighbouring keys
+    hold more than 32,000 pairs (many near-copies of images do that), four times beyond 2^31.
     """
 
     first: int
@@ -218,10 +218,10 @@ class RankTable:
             return RankTable(0, np.zeros(1, np.int64), np.zeros(_BLOCK_KEYS, np.uint16))
         first = int(key[0]) // _BLOCK_KEYS * _BLOCK_KEYS
         base = np.zeros((int(key[-1]) - first) // _BLOCK_KEYS + 1, np.int64)
-        step = np.zeros(_BLOCK_KEYS * len(base), np.uint16)
-        if not _fill(key, rank2, first, base, step, 2**16 - 1):
-            step = np.zeros(len(step), np.int64)
-            _fill(key, rank2, first, base, step, 2**63 - 1)
+        for kind in (np.uint16, np.uint32, np.int64):
+            step = np.zeros(_BLOCK_KEYS * len(base), kind)
+            if _fill(key, rank2, first, base, step, int(np.iinfo(kind).max)):
+                break
         return RankTable(first, base, step)
 
     @staticmethod
@@ -232,7 +232,7 @@ class RankTable:
 
     def rank2(self, similarity: np.ndarray) -> np.ndarray:
         """(n_pairs,) uint32 or int64 of (n_pairs,) float32 similarities; `ValueError` for one that is not in the table."""
-        is_small = self.step.dtype == np.uint16 and self.base[-1] < 2**32 - 2**16
+        is_small = int(self.base[-1]) + int(self.step[-_BLOCK_KEYS:].max()) <= 2**32
         found = np.empty(len(similarity), np.uint32 if is_small else np.int64)
         if not _look_up(similarity, self.first, self.base, self.step, found):
             similarity_key(similarity)  # which has its own complaint

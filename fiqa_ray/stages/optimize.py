@@ -92,7 +92,8 @@ def index_shard(dataset: Dataset, priors: Dataset) -> Part:
 
 @lru_cache(maxsize=10)
 def _rank_table(ranks: Dataset, repeat: int) -> RankTable:
-    """A repeat's table, kept for the worker's next shards: the paper's ten repeats take 360 MB at most."""
+    """A repeat's table, kept for the worker's next shards: the paper's ten repeats take 360 MB at most, twice that with many
+    near-copies."""
     table = ranks.read(ranks.require().parts[repeat])
     return RankTable.of(table["similarity_key"].to_numpy(), table["rank2"].to_numpy())
 

@@ -156,6 +156,7 @@ def test_an_image_paired_with_itself_owns_the_pair_once():
         ({"mate": np.array([1, 0], np.int32)}, "different runs"),
         ({"similarity": np.zeros(4, np.float32)}, "different runs"),
         ({"n_opened": np.array([1, 1, 0])}, "different runs"),
+        ({"n_opened": np.array([-5000, 5000, 3])}, "different runs"),
     ],
 )
 def test_pairs_that_do_not_fit_together_are_refused(change, words):

@@ -97,6 +97,14 @@ def test_ranks_beyond_32_bits():
         assert table.rank2(similarities([5, far, 5])).tolist() == [2 * 10**9 - 1, 5 * 10**9 - 1, 2 * 10**9 - 1]
 
 
+def test_near_copies_cost_the_table_two_bytes_more():
+    """70,000 pairs at a similarity just below 1, among single ones."""
+    key = np.array([-(2**23), 0, 2**23 - 2, 2**23 - 1], np.int32)
+    table = RankTable.of(key, mean_ranks(np.array([1, 1, 70_000, 1])))
+    assert table.step.dtype == np.uint32
+    assert table.rank2(similarities(key)).tolist() == [0, 2, 2 * 2 + 69_999, 2 * 70_002]
+
+
 @pytest.mark.parametrize("most", [0, 2**16 - 2, 2**16 - 1, 2**32 - 2**16, 2**32 - 2, 2**32 - 1, 2**40])
 @pytest.mark.parametrize("keys", [[-129, -128, -65, -64, 63, 64], [2**23 - 1, 2**23], [-(2**23), 0], [0]])
 def test_ranks_at_the_limits_of_the_table(keys, most):
