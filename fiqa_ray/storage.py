@@ -503,15 +503,14 @@ class Dataset:
                 source = pa.BufferReader(fs.cat_file(path)) if whole else fs.open(path, "rb")
         try:
             with source:
-                known = part.files.get(name, {}).get("crc32") if whole else None
-                small = known and (not _is_local(fs) or source.size() <= _SMALL_BYTES)
-                if known and (small or _is_most(columns, source)):
+                known = part.files.get(name, {}).get("crc32")  # records of earlier versions have none
+                at_hand = whole and (not _is_local(fs) or source.size() <= _SMALL_BYTES or _is_most(columns, source))
+                sum_it = at_hand and known is not None
+                if sum_it:
                     source.seek(0)
                     if f"{crc32(source.read_buffer()):08x}" != known:
                         raise self._damaged(part, name, "its checksum differs from")
-                else:
-                    known = None
-                with pq.ParquetFile(source, page_checksum_verification=known is None) as file:
+                with pq.ParquetFile(source, page_checksum_verification=not sum_it) as file:
                     yield file
         except (pa.ArrowException, OSError, UnicodeDecodeError) as exc:
             raise self._damaged(part, name, f"{' '.join(str(exc).split())[:120]}; see its record") from exc

@@ -115,7 +115,7 @@ def _counts_table(counter: tuple[np.ndarray, np.ndarray]) -> pa.Table:
 
 
 def count_run(dataset: Dataset, reader: PairReader, run: PairRun) -> Part:
-    """Histograms of a run. Memory: a part's similarities as read, and 17 to 84 MB per repeat."""
+    """Histograms of a run. Memory: a part's similarities as read, and a `KeyCounter` per repeat."""
     started = time.monotonic()
     counters = _count(reader, run)
     files = {schemas.repeat_suffix(r): _counts_table(c.histogram()) for r, c in counters.items()}

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy.stats import rankdata
 
 import reference
 from fiqa_ray.core.labels import optimize_from_pairs, optimize_labels, quality_index, sum_owned_ranks
+from fiqa_ray.core.ranking import RankTable
 from fiqa_ray.errors import UsageError
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "label_optimization_check.json").read_text())
@@ -168,6 +170,32 @@ def test_pairs_that_do_not_fit_together_are_refused(change, words):
     assert sum_owned_ranks({"": np.arange(3)}, **good)[""][1].tolist() == [3, 0, 0]
     with pytest.raises(ValueError, match=words):
         sum_owned_ranks({"": np.arange(3)}, **{**good, **change})
+
+
+@settings(max_examples=60, deadline=None)
+@given(n_images=st.integers(1, 40), n_pairs=st.integers(0, 300), is_part=st.booleans(), seed=st.integers(0, 2**32))
+def test_sums_by_owner_equal_slow_loops(n_images, n_pairs, is_part, seed):
+    """Of two methods at once, some images without a score; ranked among themselves, or as part of a repeat."""
+    rng = np.random.default_rng(seed)
+    image = np.sort(rng.integers(0, n_images, n_pairs))
+    mate = rng.integers(0, n_images, n_pairs).astype(np.int32)
+    key = rng.choice([rng.integers(-5, 5, n_pairs), rng.integers(-(2**23), 2**23 + 1, n_pairs)])
+    others = rng.integers(-(2**23), 2**23 + 1, 50 if is_part else 0)
+    everything = np.concatenate([key, others])
+    rank2 = (2 * (rankdata(everything) - 1)).astype(int) if len(everything) else everything
+    indices = {m: np.where(rng.random(n_images) < 0.2, -1, rng.permutation(n_images)) for m in "ab"}
+    ranks = RankTable.among((everything / 2**23).astype(np.float32)) if is_part else None
+    n_opened = np.bincount(image, minlength=n_images)
+    found = sum_owned_ranks(indices, n_opened, mate, (key / 2**23).astype(np.float32), ranks)
+    for method, index in indices.items():
+        total, count = [0] * n_images, [0] * n_images
+        for i, j, r in zip(image, mate, rank2, strict=False):
+            if min(index[i], index[j]) >= 0:
+                owner = i if index[i] <= index[j] else j
+                total[owner] += int(r)
+                count[owner] += 1
+        assert found[method][0].tolist() == total
+        assert found[method][1].tolist() == count
 
 
 def test_normalized_scale_is_n_over_l():
