@@ -6,7 +6,7 @@ WORK_DIR takes 2 kB per image for the embeddings, made up once and kept, and 1.5
 measured in the same run on the same cores before and after the job, is the bare Gram products of all identities and one
 vectorised sort of all keys: of the bare keys, and, as the packed floor, of keys that carry their pair's number, without
 which a rank finds no pair. The start of Ray and of its workers (start_s) is not part of the total; at its end the
-embeddings are read once, so that they come from memory and not from the disk.
+inputs are read once, so that they come from memory and not from the disk.
 """
 
 from __future__ import annotations
@@ -139,15 +139,17 @@ def main() -> None:
     with memory_watch() as memory, ray_session(settings.compute):
         if not a.in_process:
             start_workers(a.workers)
-        for name in sizes_below(job.embeddings("train").uri):
-            read_bytes(job.embeddings("train").at(name))
+        for inputs in (job.embeddings("train"), *(job.prior_scores("train", m) for m in settings.methods)):
+            for name in sizes_below(inputs.uri):
+                read_bytes(inputs.at(name))
         start_s = time.perf_counter() - started
         mapper = local_map if a.in_process else ray_mapper(settings.compute)
+        at = time.perf_counter()
         for stage in STAGES:
-            for steps in stage_steps(stage, job):
-                at = time.perf_counter()
+            for steps in stage_steps(stage, job):  # planning counts: it reads manifests
                 run_steps(steps, mapper)
-                seconds[group_name(steps)] = round(time.perf_counter() - at, 2)
+                before, at = at, time.perf_counter()
+                seconds[group_name(steps)] = round(at - before, 2)
     floors.append(measure_floor(sizes, n_pairs, n_repeats, a.workers))
     floor = {name: round((floors[0][name] + floors[1][name]) / 2, 2) for name in floors[0]}
     total_s = sum(seconds.values())

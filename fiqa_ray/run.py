@@ -276,7 +276,9 @@ def _ray_tasks(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tupl
 
     # a lost machine is Ray's to retry; what the code raises comes back as a result
     task = ray.remote(num_cpus=1, max_retries=5)(run_shard)
-    width = compute.n_workers or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    n_cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    # as many again wait at the workers, which then need not wait for this loop
+    width = compute.n_workers if compute.n_workers and compute.n_workers < n_cpus else 2 * n_cpus
     waiting = iter(items)
     running: dict[Any, Item] = {}
     while True:

@@ -15,6 +15,12 @@ SCHEMA_VERSION = 2
 ROW = ("image_row", pa.int64())
 STATUS = [("status", pa.string()), ("error", pa.string())]
 
+
+def _never_null(name: str, kind: pa.DataType) -> pa.Field:
+    """A column of the label stages' large tables: without room for nulls it is written and read twice as fast."""
+    return pa.field(name, kind, nullable=False)
+
+
 SOURCE_FACES = pa.schema(  # what a source lists, before any image is read
     [
         ("uri", pa.string()),
@@ -65,20 +71,16 @@ QUALITY_SCORES = pa.schema(  # prior scores, and scores of regressors
 # every image of a part of pairs; one file per part, or one per repeat where clusters are fitted anew
 CLUSTERS = pa.schema(
     [
-        ROW,
-        ("identity_row", pa.int32()),
-        ("cluster", pa.int32()),  # dense from 0 within the identity; -1 where the image has no embedding
-        ("n_pairs", pa.int32()),  # pairs that the image opens in a repeat: one per other cluster of its identity
+        _never_null(*ROW),
+        _never_null("identity_row", pa.int32()),
+        _never_null("cluster", pa.int32()),  # dense from 0 within the identity; -1 where the image has no embedding
+        _never_null("n_pairs", pa.int32()),  # that the image opens in a repeat: one per other cluster of its identity
     ]
 )
 
 # one file per part and repeat: for each image of CLUSTERS its n_pairs, ordered by the mate's cluster; the mates are not
 # stored, they follow from clusters and seed (fiqa_ray.pair_parts)
-PAIRS = pa.schema(
-    [
-        pa.field("similarity", pa.float32(), nullable=False),  # cosine, a multiple of 2^-23 in [-1, 1]
-    ]
-)
+PAIRS = pa.schema([_never_null("similarity", pa.float32())])  # cosine, a multiple of 2^-23 in [-1, 1]
 
 
 def cluster_suffix(fit: int) -> str:
@@ -92,27 +94,29 @@ def repeat_suffix(repeat: int) -> str:
 
 
 KEY_COUNTS = pa.schema(  # histogram of some parts of pairs or of a key range; similarity = key / 2^23
-    [("similarity_key", pa.int32()), ("n_pairs", pa.int64())]
+    [_never_null("similarity_key", pa.int32()), _never_null("n_pairs", pa.int64())]
 )
 
-SORTED_KEYS = pa.schema([("similarity_key", pa.int32())])  # a sorted run: the keys of some parts of pairs
+SORTED_KEYS = pa.schema([_never_null("similarity_key", pa.int32())])  # a sorted run: the keys of some parts of pairs
 
-KEY_SAMPLES = pa.schema([("repeat", pa.int32()), ("similarity_key", pa.int32())])  # evenly spaced keys of sorted runs
+KEY_SAMPLES = pa.schema(  # evenly spaced keys of sorted runs
+    [_never_null("repeat", pa.int32()), _never_null("similarity_key", pa.int32())]
+)
 
 SIMILARITY_RANKS = pa.schema(  # one part per repeat: twice the mean place (from 0) of all pairs with this similarity
-    [("similarity_key", pa.int32()), ("rank2", pa.int64())]
+    [_never_null("similarity_key", pa.int32()), _never_null("rank2", pa.int64())]
 )
 
 QUALITY_INDEX = pa.schema(  # place of the prior score, 0 is the worst; -1 and null where the image has no score
-    [ROW, ("quality_index", pa.int64()), ("prior_score", pa.float64())]
+    [_never_null(*ROW), _never_null("quality_index", pa.int64()), ("prior_score", pa.float64())]
 )
 
 OPTIMIZED_INDEX = pa.schema(  # rows of images with a score
     [
-        ROW,
-        ("optimized_index", pa.float64()),
+        _never_null(*ROW),
+        _never_null("optimized_index", pa.float64()),
         ("mean_similarity_rank", pa.float64()),  # mean over the repeats in which the image owned a pair, else null
-        ("n_owned_pairs", pa.int64()),  # over all repeats
+        _never_null("n_owned_pairs", pa.int64()),  # over all repeats
     ]
 )
 

@@ -461,9 +461,12 @@ class Dataset:
     def read_all(self, columns: list[str] | None = None, suffix: str = ".parquet") -> pa.Table:
         """All parts in order as one table: for per-image vectors and small results."""
         parts = self.require().parts
-        # many small parts: a store answers them side by side; from a local disk threads would wait for one another
-        with ThreadPoolExecutor(1 if _is_local(filesystem(self.uri)[0]) else _READS_AT_ONCE) as pool:
-            return pa.concat_tables(pool.map(lambda p: self.read(p, columns, suffix), parts))
+        if _is_local(filesystem(self.uri)[0]):  # where threads would wait for one another
+            tables = [self.read(p, columns, suffix) for p in parts]
+        else:  # many small parts: a store answers them side by side
+            with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+                tables = list(pool.map(lambda p: self.read(p, columns, suffix), parts))
+        return pa.concat_tables(tables, promote_options="default")  # parts of earlier versions may have room for nulls
 
     def read_rows(self, part: Part, first: int, last: int, columns: list[str]) -> pa.Table:
         """Rows first:last of a large part; reads only the row groups that hold them."""

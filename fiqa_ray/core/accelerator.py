@@ -138,15 +138,14 @@ class Partners:
         return self.by_cluster.index_select(0, place.add_(self.first))
 
 
-def list_partners(cluster: np.ndarray, bounds: np.ndarray, device: str) -> Partners:
+def list_partners(cluster: np.ndarray, bounds: np.ndarray, n_cells: np.ndarray, device: str) -> Partners:
     """Lays out all pairs of identities that lie one behind the other.
 
-    ``cluster``: (n_images,) int, dense from 0 within each identity; identity k holds images bounds[k]:bounds[k+1].
+    ``cluster``: (n_images,) int, dense from 0 within each identity; identity k holds images bounds[k]:bounds[k+1] in
+    ``n_cells[k]`` clusters.
     """
-    sizes = np.diff(bounds)
+    sizes, n_cells = np.diff(bounds), np.asarray(n_cells, np.int64)
     identity = np.repeat(np.arange(len(sizes)), sizes)
-    n_cells = np.zeros(len(sizes), np.int64)
-    np.maximum.at(n_cells, identity, cluster.astype(np.int64) + 1)
     first_cell = np.cumsum(n_cells) - n_cells
     cell = first_cell[identity] + cluster
     cell_size = np.bincount(cell, minlength=int(n_cells.sum()))

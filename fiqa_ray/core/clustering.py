@@ -92,21 +92,21 @@ def _finish_keys(flat: np.ndarray, sizes: np.ndarray) -> None:
                 key = min(max(np.rint(row[j] * scale), -_MOST), _MOST)
                 row[j] = np.float32(key if scale > 0 else 0.0)  # what overflowed is no number
         # mirrored tile by tile, so that neither reading nor writing leaves the cache's lines
-        for top in range(0, n, _TILE):
-            high = min(_TILE, n - top)
-            for left in range(0, top + 1, _TILE):
-                wide = min(_TILE, n - left)
-                for i in range(high):
-                    for j in range(wide):
+        whole = n // _TILE * _TILE
+        for top in range(0, whole, _TILE):
+            for left in range(0, top, _TILE):
+                for i in range(_TILE):
+                    for j in range(_TILE):
                         tile[j, i] = matrix[top + i, left + j]
-                if left < top:
-                    for j in range(wide):
-                        for i in range(high):
-                            matrix[left + j, top + i] = tile[j, i]
-                else:
-                    for j in range(wide):
-                        for i in range(j + 1, high):
-                            matrix[left + j, top + i] = tile[j, i]
+                for j in range(_TILE):
+                    for i in range(_TILE):
+                        matrix[left + j, top + i] = tile[j, i]
+            for i in range(top, top + _TILE):
+                for j in range(top, i):
+                    matrix[j, i] = matrix[i, j]
+        for i in range(whole, n):
+            for j in range(i):
+                matrix[j, i] = matrix[i, j]
         first += n * n
 
 

@@ -21,6 +21,7 @@ LANE_STEP = 0x9E3779B9 - (1 << 32)
 """Distance of neighbouring lanes, as int32."""
 _L1, _L2 = np.uint32(0x21F0AAAD), np.uint32(0x735A2D97)
 _T16, _T15, _T8 = np.uint32(16), np.uint32(15), np.uint32(8)
+_LANES = 16
 
 
 def _mix(z: np.ndarray) -> np.ndarray:
@@ -102,11 +103,12 @@ def draw_mates(
     most = 1
     for k in range(len(n_cells)):
         most = max(most, n_cells[k])
-    first = np.empty(most + 1, np.int32)
-    scale = np.empty(most, np.float32)
-    lane = np.empty(most, np.uint32)
-    place = np.empty(most, np.uint32)
-    for c in range(most):
+    wide = (most + _LANES - 1) // _LANES * _LANES  # whole vectors: what lies beyond an identity's clusters is not used
+    first = np.zeros(wide + 1, np.int32)
+    scale = np.zeros(wide, np.float32)
+    lane = np.empty(wide, np.uint32)
+    place = np.empty(wide, np.uint32)
+    for c in range(wide):
         lane[c] = np.uint32(c * LANE_STEP)
     for k in range(len(n_cells)):
         low, n, cells = bounds[k], bounds[k + 1] - bounds[k], n_cells[k]
@@ -121,23 +123,24 @@ def draw_mates(
         filled = first[:cells].copy()
         members = np.empty(n, np.int32)
         for i in range(n):
-            members[filled[own[i]]] = i
+            members[filled[own[i]]] = low + i
             filled[own[i]] += 1
+        n_vectors, n_mates = (cells + _LANES - 1) // _LANES, cells - 1
         for r in range(len(mate)):
             out, start = mate[r], state[r, k]
-            p = np.uint64(first_pair[k])
+            p = first_pair[k]
             for i in range(n):
                 word = np.uint32(_mix_one((start ^ np.uint64(i)) + _GOLDEN) >> _S32)
-                for c in range(cells):  # also for the image's own cluster: without exceptions it is a vector operation
-                    x = np.uint32(word + lane[c])
-                    x = np.uint32((x ^ (x >> _T16)) * _L1)
-                    x = np.uint32((x ^ (x >> _T15)) * _L2)
-                    x = np.uint32((x ^ (x >> _T15)) >> _T8)
-                    # 24 bits times a size below 2^24, rounded once, stays below the size
-                    place[c] = np.uint32(np.int32(np.float32(np.int32(x)) * scale[c]) + first[c])
-                for c in range(own[i]):
-                    out[p] = low + members[place[c]]
-                    p += np.uint64(1)
-                for c in range(own[i] + 1, cells):
-                    out[p] = low + members[place[c]]
-                    p += np.uint64(1)
+                for v in range(n_vectors):
+                    for d in range(_LANES):  # a fixed number of turns, which becomes vector operations
+                        at = np.uint32(v * _LANES + d)
+                        x = np.uint32(word + lane[at])
+                        x = np.uint32((x ^ (x >> _T16)) * _L1)
+                        x = np.uint32((x ^ (x >> _T15)) * _L2)
+                        x = np.uint32((x ^ (x >> _T15)) >> _T8)
+                        # 24 bits times a size below 2^24, rounded once, stays below the size
+                        place[at] = np.uint32(np.int32(np.float32(np.int32(x)) * scale[at]) + first[at])
+                mine, mates = own[i], out[p : p + n_mates]
+                for c in range(n_mates):  # all but the image's own cluster
+                    mates[np.uint32(c)] = members[place[np.uint32(c + (c >= mine))]]
+                p += n_mates

@@ -200,11 +200,23 @@ def draw_again(
 
 def count_cells(cluster: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """(n_identities,) int32 clusters of identities of these ``sizes``; `ValueError` for an image without one."""
-    if len(cluster) != sizes.sum() or (len(cluster) and cluster.min() < 0):
-        raise ValueError("every image must have a cluster, a number from 0")
     n_cells = np.zeros(len(sizes), np.int32)
-    np.maximum.at(n_cells, np.repeat(np.arange(len(sizes)), sizes), np.asarray(cluster, np.int32) + 1)
+    if len(cluster) != sizes.sum() or not _count_cells(cluster, sizes, n_cells):
+        raise ValueError("every image must have a cluster, a number from 0")
     return n_cells
+
+
+@compiled
+def _count_cells(cluster: np.ndarray, sizes: np.ndarray, n_cells: np.ndarray) -> bool:
+    """Fills ``n_cells``, zeros before; False for a negative cluster."""
+    i, least = 0, 0
+    for k in range(len(sizes)):
+        most = -1
+        for _ in range(sizes[k]):
+            least, most = min(least, cluster[i]), max(most, cluster[i])
+            i += 1
+        n_cells[k] = most + 1
+    return least >= 0
 
 
 def partner_states(identity_rows: np.ndarray, repeats: Sequence[int], *, seed: int) -> np.ndarray:
@@ -318,7 +330,7 @@ def _pair_on_device(room: _Layout, block: slice, units: np.ndarray, engine: str 
             room.n_cells[fit, block] = np.maximum.reduceat(cluster, bounds[:-1]) + 1
         elif engine == "faiss":
             _fit_faiss(room, block, units, fit)
-        partners = accelerator.list_partners(cluster, bounds, device)
+        partners = accelerator.list_partners(cluster, bounds, room.n_cells[fit, block], device)
         entry = accelerator.gram_rows(partners, bounds)
         image = np.arange(bounds[-1]) - np.repeat(bounds[:-1], sizes)
         # the pairs of an identity stand where it would have all its clusters

@@ -163,15 +163,16 @@ def merge_range(runs: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return key[first], np.diff(first, append=len(key))
 
 
-def stable_order(values: np.ndarray) -> np.ndarray:
-    """(n,) int64 rows by ascending value, ties in row order, of (n,) finite floats: a stable argsort, five times as fast.
+def stable_order(values: np.ndarray, ties: np.ndarray | None = None) -> np.ndarray:
+    """(n,) int64 rows of (n,) finite floats by ascending value: a stable argsort, five times as fast.
 
-    A value's leading bits and its row share one word, so that numpy's vectorised sort applies; values that agree in those
-    bits, but not in all, are put in order afterwards. Memory: 40 bytes per value.
+    Equal values stand in the order of ``ties`` (n,) where given, else of their rows. A value's leading bits and its row
+    share one word, so that numpy's vectorised sort applies; values that agree in those bits are put in order afterwards.
+    Memory: 40 bytes per value.
     """
     n = len(values)
     if n < _FEW_VALUES:
-        return np.argsort(values, kind="stable")
+        return np.argsort(values, kind="stable") if ties is None else np.lexsort((ties, values))
     bits = (np.asarray(values, np.float64) + 0.0).view(np.uint64)  # -0 is 0
     sign = np.uint64(1 << 63)
     bits = np.where(bits & sign, ~bits, bits | sign)  # ascending like the values
@@ -183,12 +184,12 @@ def stable_order(values: np.ndarray) -> np.ndarray:
     packed |= np.arange(n, dtype=np.uint64)
     packed.sort()
     order = (packed & rows).astype(np.int64)
-    if (bits & rows).any():  # bits that found no room
+    if ties is not None or (bits & rows).any():  # bits that found no room
         packed >>= row_bits
         alike = packed[1:] == packed[:-1]
         unsure = np.flatnonzero(np.append(alike, False) | np.append(False, alike))
         some = order[unsure]
-        order[unsure] = some[np.argsort(bits[some], kind="stable")]
+        order[unsure] = some[np.lexsort((some if ties is None else ties[some], bits[some]))]
     return order
 
 
@@ -201,8 +202,8 @@ def mean_ranks(count: np.ndarray) -> np.ndarray:
 class RankTable:
     """rank2 by similarity, small for the sake of the processor's cache.
 
-    ``base`` (n_blocks,) int64: the least rank2 in each block of 64 keys, from the key ``first`` on; ``step``
-    (64 * n_blocks,): what each key's own rank2 is above that, plus 1; 0 where no pair has it.
+    ``base`` (n_blocks,) uint32, int64 for ranks beyond it: the least rank2 in each block of 64 keys, from the key ``first``
+    on; ``step`` (64 * n_blocks,): what each key's own rank2 is above that, plus 1; 0 where no pair has it.
     Memory: 2 bytes for each key between the least and the greatest, at most 36 MB; twice that where 64 neighbouring keys
     hold more than 32,000 pairs (many near-copies of images do that), four times beyond 2^31.
     """
@@ -215,9 +216,10 @@ class RankTable:
     def of(key: np.ndarray, rank2: np.ndarray) -> RankTable:
         """From the ascending distinct keys and their rank2."""
         if len(key) == 0:
-            return RankTable(0, np.zeros(1, np.int64), np.zeros(_BLOCK_KEYS, np.uint16))
+            return RankTable(0, np.zeros(1, np.uint32), np.zeros(_BLOCK_KEYS, np.uint16))
         first = int(key[0]) // _BLOCK_KEYS * _BLOCK_KEYS
-        base = np.zeros((int(key[-1]) - first) // _BLOCK_KEYS + 1, np.int64)
+        is_small = int(rank2[-1]) < 2**32
+        base = np.zeros((int(key[-1]) - first) // _BLOCK_KEYS + 1, np.uint32 if is_small else np.int64)
         for kind in (np.uint16, np.uint32, np.int64):
             step = np.zeros(_BLOCK_KEYS * len(base), kind)
             if _fill(key, rank2, first, base, step, int(np.iinfo(kind).max)):
@@ -232,8 +234,7 @@ class RankTable:
 
     def rank2(self, similarity: np.ndarray) -> np.ndarray:
         """(n_pairs,) uint32 or int64 of (n_pairs,) float32 similarities; `ValueError` for one that is not in the table."""
-        is_small = int(self.base[-1]) + int(self.step[-_BLOCK_KEYS:].max()) <= 2**32
-        found = np.empty(len(similarity), np.uint32 if is_small else np.int64)
+        found = np.empty(len(similarity), self.base.dtype)
         if not _look_up(similarity, self.first, self.base, self.step, found):
             similarity_key(similarity)  # which has its own complaint
             raise ValueError("a pair's similarity is missing from the ranking: pairs and ranks are of different runs")
@@ -243,13 +244,13 @@ class RankTable:
 @compiled
 def _fill(key: np.ndarray, rank2: np.ndarray, first: int, base: np.ndarray, step: np.ndarray, most: int) -> bool:
     """Fills ``base`` and ``step``, zeros before; False if a step would be more than ``most``."""
-    block = np.int64(-1)
+    block = least = np.int64(-1)
     for n in range(len(key)):
         at = np.int64(key[n]) - first
         if at // _BLOCK_KEYS != block:
-            block = at // _BLOCK_KEYS
-            base[block] = rank2[n]
-        above = rank2[n] - base[block]
+            block, least = at // _BLOCK_KEYS, np.int64(rank2[n])
+            base[block] = least
+        above = rank2[n] - least
         if above >= most:
             return False
         step[at] = above + 1
@@ -270,5 +271,5 @@ def _look_up(similarity: np.ndarray, first: int, base: np.ndarray, step: np.ndar
         at = at if at < size else np.uint64(0)
         above = np.int64(step[at])
         found = bool(found and above > 0)
-        rank2[p] = base[at >> _BLOCK_BITS] + above - 1
+        rank2[p] = np.int64(base[at >> _BLOCK_BITS]) + above - 1
     return found

@@ -159,5 +159,7 @@ def test_stable_order(n, kind, seed):
     }[kind]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranking, "_FEW_VALUES", 2)
-        found = stable_order(values)
+        found, ties = stable_order(values), rng.permutation(n)
+        found_by_ties = stable_order(values, ties)
     assert found.tolist() == sorted(range(n), key=lambda row: values[row])
+    assert found_by_ties.tolist() == sorted(range(n), key=lambda row: (values[row], ties[row]))
