@@ -25,6 +25,7 @@ from fiqa_ray.core.ranking import KeyCounter, RankTable, mean_ranks, merge_range
 from fiqa_ray.core.threads import one_thread
 from fiqa_ray.memory import reuse_memory
 from fiqa_ray.pair_parts import part_images
+from fiqa_ray.stages.optimize import INDEX_BYTES, LABEL_BYTES
 from fiqa_ray.stages.rank import RUN_PAIRS, RUN_PAIRS_NOT_KEPT
 from fiqa_ray.storage import Dataset, plain_bytes
 
@@ -161,7 +162,7 @@ def label_costs(scale: Scale, units: Units, n_workers: int, bandwidth: float | N
         n * s.n_methods * units.index_image,
         9 * n,
         13 * n,
-        60 * n,
+        INDEX_BYTES * n,
         io=False,
     )
     work = pairs * (units.sum_pair + s.n_methods * units.sum_pair_method) + again
@@ -183,7 +184,7 @@ def label_costs(scale: Scale, units: Units, n_workers: int, bandwidth: float | N
         n * n_sets * units.label_image,
         30 * n * n_sets,
         40 * n * n_sets,
-        150 * n,
+        LABEL_BYTES * n,
         io=False,
     )
     steps[0] = replace(steps[0], wall_s=steps[0].wall_s + START_S)

@@ -277,13 +277,15 @@ def _ray_tasks(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tupl
     # a lost machine is Ray's to retry; what the code raises comes back as a result
     task = ray.remote(num_cpus=1, max_retries=5)(run_shard)
     n_cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    most = int(max((node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]), default=0))
     # as many again wait at the workers, which then need not wait for this loop
     width = compute.n_workers if compute.n_workers and compute.n_workers < n_cpus else 2 * n_cpus
     waiting = iter(items)
     running: dict[Any, Item] = {}
     while True:
         while len(running) < width and (item := next(waiting, None)) is not None:
-            running[task.remote(item[0].make_worker, item[1])] = item
+            memory = min(item[0].memory_bytes, most)  # more than any machine has would wait for ever
+            running[task.options(memory=memory or None).remote(item[0].make_worker, item[1])] = item
         if not running:
             return
         (ready,), _ = ray.wait(list(running), num_returns=1)

@@ -12,9 +12,10 @@ import pytest
 
 import smoke
 from fiqa_ray.lineage import Job
-from fiqa_ray.run import run_job
+from fiqa_ray.run import ray_mapper, run_job
+from fiqa_ray.stages import Step, ready
 from fiqa_ray.status import run_status
-from fiqa_ray.storage import read_bytes, sizes_below
+from fiqa_ray.storage import Dataset, Part, read_bytes, sizes_below
 
 TESTS = Path(__file__).parent
 
@@ -74,6 +75,26 @@ def test_labels_do_not_depend_on_workers_shards_or_engine(
     )  # fmt: skip
     run_job(settings, ["pack", "embed", "score", "pair", "rank", "optimize"])
     assert label_bytes(settings) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("share", "at_once"), [(0.3, 3), (0.4, 2), (7, 1)])
+def test_a_machine_gets_no_more_tasks_than_its_memory_holds(tmp_path, ray_cluster, share, at_once):
+    """Also a task that asks for more than there is runs."""
+    memory = int(share * ray_cluster.nodes()[0]["Resources"]["memory"])
+
+    def make_part(shard):
+        import time
+
+        started = time.time()
+        time.sleep(1)
+        return Part(shard, 1, {}, {"started": started, "ended": time.time()})
+
+    step = Step("optimize", Dataset(f"{tmp_path}/v=0", "labels"), range(4), ready(make_part), 4, memory_bytes=memory)
+    mapper = ray_mapper(smoke.settings(tmp_path, tmp_path, str(tmp_path / "run"), "compute.engine=ray").compute)
+    parts = [part.stats for _, part in mapper([(step, shard) for shard in step.shards])]
+    assert len(parts) == 4
+    assert max(sum(p["started"] <= q["started"] < p["ended"] for p in parts) for q in parts) == at_once
 
 
 @pytest.mark.slow

@@ -168,14 +168,14 @@ def stable_order(values: np.ndarray, ties: np.ndarray | None = None) -> np.ndarr
 
     Equal values stand in the order of ``ties`` (n,) where given, else of their rows. A value's leading bits and its row
     share one word, so that numpy's vectorised sort applies; values that agree in those bits are put in order afterwards.
-    Memory: 40 bytes per value.
+    Memory: 32 bytes per value.
     """
     n = len(values)
     if n < _FEW_VALUES:
         return np.argsort(values, kind="stable") if ties is None else np.lexsort((ties, values))
     bits = (np.asarray(values, np.float64) + 0.0).view(np.uint64)  # -0 is 0
-    sign = np.uint64(1 << 63)
-    bits = np.where(bits & sign, ~bits, bits | sign)  # ascending like the values
+    # ascending like the values: negative ones turned round, above them the others
+    bits ^= (bits.view(np.int64) >> 63).view(np.uint64) | np.uint64(1 << 63)
     bits -= bits.min()
     row_bits = np.uint64((n - 1).bit_length())
     bits <<= np.uint64(64 - int(bits.max()).bit_length())
@@ -183,7 +183,7 @@ def stable_order(values: np.ndarray, ties: np.ndarray | None = None) -> np.ndarr
     packed = bits & ~rows
     packed |= np.arange(n, dtype=np.uint64)
     packed.sort()
-    order = (packed & rows).astype(np.int64)
+    order = (packed & rows).view(np.int64)
     if ties is not None or (bits & rows).any():  # bits that found no room
         packed >>= row_bits
         alike = packed[1:] == packed[:-1]

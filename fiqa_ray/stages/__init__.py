@@ -24,7 +24,8 @@ class Step:
 
     ``also``: further datasets of as many rows, whose part i the same shard makes. ``make_worker`` is picklable and called
     once per process or actor, so it may load a model. ``engine``: Ray "data" (an actor pool of Ray Data), Ray "tasks", or
-    "driver" (the worker starts Ray work of its own).
+    "driver" (the worker starts Ray work of its own). ``memory_bytes``: what a shard takes where that grows with the whole
+    database, so that a machine gets no more such tasks than it can hold.
     """
 
     stage: str
@@ -38,6 +39,7 @@ class Step:
     plan: dict[str, Any] = field(default_factory=dict)
     check: Callable[[Manifest], None] = lambda _: None
     also: tuple[Dataset, ...] = ()
+    memory_bytes: int = 0
 
     @property
     def datasets(self) -> tuple[Dataset, ...]:

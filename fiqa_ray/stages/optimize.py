@@ -23,6 +23,9 @@ from fiqa_ray.pair_parts import PairReader, StoredPairs
 from fiqa_ray.stages import Step, ready
 from fiqa_ray.storage import Dataset, Part
 
+INDEX_BYTES, LABEL_BYTES = 110, 190
+"""Memory per image, as measured, of the steps that take all images of a method at once: places of prior scores, final sort."""
+
 
 def optimize_steps(job: Job) -> Iterator[list[Step]]:
     """quality_index per method, optimized_index over the pairs, optimized_labels per method and theta."""
@@ -34,7 +37,9 @@ def optimize_steps(job: Job) -> Iterator[list[Step]]:
         priors = job.prior_scores("train", method)
         priors.require()
         dataset = indices[method.label]
-        steps.append(Step("optimize", dataset, [priors], ready(index_shard, dataset), n_images, unit="images"))
+        worker = ready(index_shard, dataset)
+        memory = INDEX_BYTES * n_images
+        steps.append(Step("optimize", dataset, [priors], worker, n_images, unit="images", memory_bytes=memory))
     yield steps
 
     ranks, dataset, reader = job.similarity_ranks(), job.optimized_index(), PairReader.of(job)
@@ -49,7 +54,8 @@ def optimize_steps(job: Job) -> Iterator[list[Step]]:
             labels = job.optimized_labels(method, theta)
             label_worker = ready(label_shard, labels, dataset, theta, settings.optimize.index_scale, ranks)
             shard = LabelShard(method.label, indices[method.label])
-            steps.append(Step("optimize", labels, [shard], label_worker, n_images, unit="images"))
+            memory = LABEL_BYTES * n_images
+            steps.append(Step("optimize", labels, [shard], label_worker, n_images, unit="images", memory_bytes=memory))
     yield steps
 
 
@@ -67,24 +73,22 @@ def index_suffix(method: str, theta: float) -> str:
 
 
 def index_shard(dataset: Dataset, priors: Dataset) -> Part:
-    """Place of every prior score of one method. Memory: about 40 bytes per image."""
+    """Place of every prior score of one method. Memory: up to `INDEX_BYTES` per image."""
     started = time.monotonic()
-    table = priors.read_all(["image_row", "score"]).combine_chunks()
-    valid = table["score"].is_valid().to_numpy()
-    score = table["score"].to_numpy()
+    column = priors.read_all(["score"])["score"]
+    if column.null_count == len(column):
+        raise FiqaRayError(f"{priors.uri} holds no score at all; see its column 'error'")
+    score, valid = column.to_numpy(), np.flatnonzero(column.is_valid().to_numpy())
+    del column
     index = np.full(len(score), -1, np.int64)
     index[valid] = quality_index(score[valid])
-    if not valid.any():
-        raise FiqaRayError(f"{priors.uri} holds no score at all; see its column 'error'")
-    out = pa.table(
-        {"image_row": table["image_row"], "quality_index": index, "prior_score": pa.array(score, mask=~valid)},
-        schema=schemas.QUALITY_INDEX,
-    )
+    scores = pa.array(score, from_pandas=True)  # NaN stands for null
+    out = pa.table([np.arange(len(score)), index, scores], schema=schemas.QUALITY_INDEX)
     return dataset.write_part(
         0,
         {".parquet": out},
         n_rows=len(out),
-        stats={"n_scored": int(valid.sum())},
+        stats={"n_scored": len(valid)},
         duration_s=time.monotonic() - started,
         row_group_rows=1 << 16,  # parts of pairs read their own rows
     )
@@ -153,27 +157,33 @@ def update_shard(
 def label_shard(
     dataset: Dataset, updates: Dataset, theta: float, index_scale: str, ranks: Dataset, shard: LabelShard
 ) -> Part:
-    """The final sort of one method and theta, over all images. Memory: about 120 bytes per image."""
+    """The final sort of one method and theta, over all images. Memory: up to `LABEL_BYTES` per image."""
     started = time.monotonic()
-    source = shard.quality_index.read_all()
-    found = updates.read_all(suffix=index_suffix(shard.method, theta))
-    rows = found["image_row"].to_numpy()
-    index = source["quality_index"].to_numpy()
-    prior = source["prior_score"].to_numpy()
-    optimized = found["optimized_index"].to_numpy()
-    score, label, place = reassign_scores(prior[rows], index[rows], optimized)
-
-    at = np.full(len(index), -1, np.int64)
-    at[rows] = np.arange(len(rows))
-    place_of = pa.array(at, mask=at < 0)
+    source = shard.quality_index.read_all(["quality_index", "prior_score"])
+    index, prior = source["quality_index"].to_numpy(), source["prior_score"].to_numpy()
+    del source
+    suffix = index_suffix(shard.method, theta)
+    found = updates.read_all(["image_row", "optimized_index"], suffix)
+    rows, optimized = found["image_row"].to_numpy(), found["optimized_index"].to_numpy()
+    del found
+    n_images, n_scored = len(index), len(rows)
+    own_prior, own_index = (prior, index) if n_scored == n_images else (prior[rows], index[rows])
+    score, label, place = reassign_scores(own_prior, own_index, optimized)
+    moved = float(np.abs(place - own_index).mean() / n_scored) if n_scored else 0.0
+    del own_prior, own_index, place
+    found = updates.read_all(["n_owned_pairs", "mean_similarity_rank"], suffix)  # not before the sort, for memory's sake
 
     def spread(values: np.ndarray | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
         """Values of the scored rows, null elsewhere."""
-        return values if len(rows) == len(index) else pa.table([values], names=[""]).take(place_of).column(0)
+        if n_scored == n_images:
+            return values
+        at = np.full(n_images, -1)
+        at[rows] = np.arange(n_scored)
+        return pa.table([values], names=[""]).take(pa.array(at, mask=at < 0)).column(0)
 
     columns = {
-        "image_row": source["image_row"],
-        "prior_score": source["prior_score"],
+        "image_row": np.arange(n_images),
+        "prior_score": pa.array(prior, from_pandas=True),  # NaN stands for null
         "quality_index": pa.array(index, mask=index < 0),
         "n_owned_pairs": spread(found["n_owned_pairs"]),
         "mean_similarity_rank": spread(found["mean_similarity_rank"]),
@@ -184,16 +194,16 @@ def label_shard(
     n_pairs = ranks.require().parts[0].n_rows
     raw = index_scale == "raw"
     summary = {
-        "n_scored": len(rows),
+        "n_scored": n_scored,
         "n_without_pairs": int((found["n_owned_pairs"].to_numpy() == 0).sum()),
         "n_pairs_per_repeat": n_pairs,
-        "theta_effective": theta * (n_pairs / len(rows) if raw and len(rows) else 1.0),
-        "mean_move_fraction": float(np.abs(place - index[rows]).mean() / len(rows)) if len(rows) else 0.0,
+        "theta_effective": theta * (n_pairs / n_scored if raw and n_scored else 1.0),
+        "mean_move_fraction": moved,
     }
     return dataset.write_part(
         0,
         {".parquet": pa.table(columns, schema=schemas.OPTIMIZED_LABELS)},
-        n_rows=len(index),
+        n_rows=n_images,
         stats=summary,
         duration_s=time.monotonic() - started,
     )
