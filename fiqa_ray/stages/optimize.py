@@ -24,7 +24,7 @@ from fiqa_ray.stages import Step, ready
 from fiqa_ray.storage import Dataset, Part
 
 INDEX_BYTES, LABEL_BYTES = 110, 190
-"""Memory per image, as measured, of the steps that take all images of a method at once: places of prior scores, final sort."""
+"""Memory per image, as measured, of the steps that take a method's images all at once: places of scores, final sort."""
 
 
 def optimize_steps(job: Job) -> Iterator[list[Step]]:
@@ -171,7 +171,7 @@ def label_shard(
     score, label, place = reassign_scores(own_prior, own_index, optimized)
     moved = float(np.abs(place - own_index).mean() / n_scored) if n_scored else 0.0
     del own_prior, own_index, place
-    found = updates.read_all(["n_owned_pairs", "mean_similarity_rank"], suffix)  # not before the sort, for memory's sake
+    found = updates.read_all(["n_owned_pairs", "mean_similarity_rank"], suffix)  # now: the sort needs the room
 
     def spread(values: np.ndarray | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
         """Values of the scored rows, null elsewhere."""
