@@ -195,7 +195,11 @@ def stable_order(values: np.ndarray, ties: np.ndarray | None = None) -> np.ndarr
 
 def mean_ranks(count: np.ndarray) -> np.ndarray:
     """Doubled mean place (int64) of each distinct key: twice the pairs before it, plus count - 1."""
-    return 2 * (np.cumsum(count) - count) + count - 1
+    rank2 = np.cumsum(count, dtype=np.int64)
+    rank2 *= 2
+    rank2 -= count  # twice the pairs before are twice those up to here, less twice the key's own
+    rank2 -= 1
+    return rank2
 
 
 @dataclass(frozen=True)

@@ -204,4 +204,5 @@ def _write_ranks(dataset: Dataset, repeat: int, counts: tuple[np.ndarray, np.nda
         n_rows=n_pairs,
         stats={"n_pairs": {str(repeat): n_pairs}, "n_distinct": {str(repeat): len(key)}},
         duration_s=time.monotonic() - started,
+        write_statistics=False,  # always read as a whole
     )
