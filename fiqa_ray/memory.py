@@ -10,10 +10,11 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 
 @lru_cache(maxsize=1)
 def reuse_memory() -> None:
-    """Makes this process keep the memory of freed arrays for the next ones (Arrow's own pool does so by itself).
+    """Makes this process keep the memory of freed arrays for the next ones.
 
     By default glibc hands large blocks back to the kernel at once, which clears each page anew at the next use: for the
-    label stages up to a fifth of their time. Where the C library has no such setting nothing changes.
+    label stages up to a fifth of their time. Where the C library has no such setting nothing changes. Arrow's own pool
+    does the same 10 ms later, unless MIMALLOC_PURGE_DELAY=-1 stands in the environment when it is loaded (`ray_session`).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

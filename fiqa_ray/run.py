@@ -380,6 +380,7 @@ def ray_session(compute: ComputeSettings) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("MIMALLOC_PURGE_DELAY", "-1")  # Arrow in workers keeps freed memory, as `memory` says
     import logging
     import warnings
 
