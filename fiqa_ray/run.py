@@ -266,26 +266,28 @@ def ray_mapper(compute: ComputeSettings) -> Mapper:
 def _ray_tasks(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tuple[Item | None, Outcome]]:
     import ray
 
-    def run_shard(make_worker: Any, shard: Any) -> Outcome:
+    def run_shard(make_worker: Any, shard: Any, is_large: bool) -> Outcome:
         from fiqa_ray.core.threads import one_thread
-        from fiqa_ray.memory import reuse_memory
+        from fiqa_ray.memory import give_back_memory, reuse_memory
 
         reuse_memory()
         with one_thread():
-            return _outcome(lambda: make_worker()(shard))
+            outcome = _outcome(lambda: make_worker()(shard))
+        if is_large:  # another process may get the next one
+            give_back_memory()
+        return outcome
 
     # a lost machine is Ray's to retry; what the code raises comes back as a result
     task = ray.remote(num_cpus=1, max_retries=5)(run_shard)
-    n_cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    most = int(max((node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]), default=0))
-    # as many again wait at the workers, which then need not wait for this loop
-    width = compute.n_workers if compute.n_workers and compute.n_workers < n_cpus else 2 * n_cpus
+    width = compute.n_workers or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting = iter(items)
     running: dict[Any, Item] = {}
     while True:
         while len(running) < width and (item := next(waiting, None)) is not None:
-            memory = min(item[0].memory_bytes, most)  # more than any machine has would wait for ever
-            running[task.options(memory=memory or None).remote(item[0].make_worker, item[1])] = item
+            step, shard = item
+            memory = _grantable(step.memory_bytes) if step.memory_bytes else 0
+            sent = task.options(memory=memory or None).remote(step.make_worker, shard, step.memory_bytes > 0)
+            running[sent] = item
         if not running:
             return
         (ready,), _ = ray.wait(list(running), num_returns=1)
@@ -295,6 +297,15 @@ def _ray_tasks(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tupl
         except ray.exceptions.RayError as exc:
             outcome = exc
         yield item, outcome
+
+
+def _grantable(memory_bytes: int) -> int:
+    """Memory to ask Ray for: what no machine with processors has, Ray would wait for without end."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    most = max((r.get("memory", 0) for r in nodes if r.get("CPU", 0) >= 1), default=0)
+    return int(min(memory_bytes, most))  # 0 before the first machine is there: it then asks for a processor alone
 
 
 class _ShardActor:
@@ -380,7 +391,7 @@ def ray_session(compute: ComputeSettings) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("MIMALLOC_PURGE_DELAY", "-1")  # Arrow in workers keeps freed memory, as `memory` says
+    os.environ.setdefault("MIMALLOC_PURGE_DELAY", "2000")  # ms that Arrow keeps freed memory: see fiqa_ray.memory
     import logging
     import warnings
 

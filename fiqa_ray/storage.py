@@ -379,9 +379,9 @@ class Dataset:
         manifest = self.manifest()
         if manifest is not None and not _same_files(manifest.parts[index].files, made):
             raise FiqaRayError(
-                f"{self.uri}: {name} was lost and made again, but with other bytes than before (another batch size, device "
-                "or library version?), so what was made from it no longer fits; remove this folder and run again, or choose "
-                "another run_uri"
+                f"{self.uri}: {name} was lost and made again, but with other bytes than before (another batch size, device, "
+                "library or fiqa_ray version?), so what was made from it no longer fits; remove this folder and run again, "
+                "or choose another run_uri"
             )
         for file_name, data in made.items():
             write_atomic(self.at(file_name), data)

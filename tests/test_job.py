@@ -83,18 +83,26 @@ def test_a_machine_gets_no_more_tasks_than_its_memory_holds(tmp_path, ray_cluste
     """Also a task that asks for more than there is runs."""
     memory = int(share * ray_cluster.nodes()[0]["Resources"]["memory"])
 
-    def make_part(shard):
-        import time
+    (tmp_path / "running").mkdir()
 
-        started = time.time()
+    def make_part(shard):
+        """Waits until as many run as may, and a second more for one too many; those left over do not wait."""
+        running, others_done = tmp_path / "running", tmp_path / "done"
+        (running / str(shard)).touch()
+        until = time.time() + 60
+        while len(list(running.iterdir())) < at_once and not others_done.exists() and time.time() < until:
+            time.sleep(0.05)
         time.sleep(1)
-        return Part(shard, 1, {}, {"started": started, "ended": time.time()})
+        most = len(list(running.iterdir()))
+        others_done.touch()
+        (running / str(shard)).unlink()
+        return Part(shard, 1, {}, {"most": most})
 
     step = Step("optimize", Dataset(f"{tmp_path}/v=0", "labels"), range(4), ready(make_part), 4, memory_bytes=memory)
     mapper = ray_mapper(smoke.settings(tmp_path, tmp_path, str(tmp_path / "run"), "compute.engine=ray").compute)
-    parts = [part.stats for _, part in mapper([(step, shard) for shard in step.shards])]
-    assert len(parts) == 4
-    assert max(sum(p["started"] <= q["started"] < p["ended"] for p in parts) for q in parts) == at_once
+    parts = [part for _, part in mapper([(step, shard) for shard in step.shards])]
+    assert max(part.stats["most"] for part in parts) == at_once
+    assert sorted(part.index for part in parts) == [0, 1, 2, 3]
 
 
 @pytest.mark.slow

@@ -175,9 +175,11 @@ def reassign_scores(
     to [0, 1] over all images (0 where all scores are equal); ``place`` (n_images,) int64, by optimized index.
     """
     prior = np.asarray(prior_scores, np.float64)
+    by_quality = np.empty(len(prior), np.int64)
+    by_quality[index] = np.arange(len(prior))
     order = stable_order(optimized_index, index)
     score, place = np.empty_like(prior), np.empty(len(prior), np.int64)
-    score[order] = np.sort(prior)
+    score[order] = prior[by_quality]
     place[order] = np.arange(len(prior))
     return score, scale_to_unit(score), place
 

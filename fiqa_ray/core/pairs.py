@@ -201,7 +201,8 @@ def draw_again(
 def count_cells(cluster: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """(n_identities,) int32 clusters of identities of these ``sizes``; `ValueError` for an image without one."""
     n_cells = np.zeros(len(sizes), np.int32)
-    if len(cluster) != sizes.sum() or not _count_cells(cluster, sizes, n_cells):
+    fits = len(cluster) == sizes.sum() and not (sizes < 0).any()
+    if not (fits and _count_cells(cluster, sizes, n_cells)):
         raise ValueError("every image must have a cluster, a number from 0")
     return n_cells
 

@@ -168,7 +168,7 @@ def stable_order(values: np.ndarray, ties: np.ndarray | None = None) -> np.ndarr
 
     Equal values stand in the order of ``ties`` (n,) where given, else of their rows. A value's leading bits and its row
     share one word, so that numpy's vectorised sort applies; values that agree in those bits are put in order afterwards.
-    Memory: 32 bytes per value.
+    Memory: 32 bytes per value, 75 where all of them agree in their leading bits.
     """
     n = len(values)
     if n < _FEW_VALUES:
@@ -189,7 +189,8 @@ def stable_order(values: np.ndarray, ties: np.ndarray | None = None) -> np.ndarr
         alike = packed[1:] == packed[:-1]
         unsure = np.flatnonzero(np.append(alike, False) | np.append(False, alike))
         some = order[unsure]
-        order[unsure] = some[np.lexsort((some if ties is None else ties[some], bits[some]))]
+        by_bits = np.argsort(bits[some], kind="stable") if ties is None else np.lexsort((ties[some], bits[some]))
+        order[unsure] = some[by_bits]
     return order
 
 

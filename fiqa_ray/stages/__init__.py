@@ -24,8 +24,8 @@ class Step:
 
     ``also``: further datasets of as many rows, whose part i the same shard makes. ``make_worker`` is picklable and called
     once per process or actor, so it may load a model. ``engine``: Ray "data" (an actor pool of Ray Data), Ray "tasks", or
-    "driver" (the worker starts Ray work of its own). ``memory_bytes``: what a shard takes where that grows with the whole
-    database, so that a machine gets no more such tasks than it can hold.
+    "driver" (the worker starts Ray work of its own). ``memory_bytes``: what a shard of a "tasks" step takes
+    where that grows with the whole database, so that a machine gets no more of them than it can hold.
     """
 
     stage: str

@@ -23,7 +23,7 @@ from fiqa_ray.pair_parts import PairReader, StoredPairs
 from fiqa_ray.stages import Step, ready
 from fiqa_ray.storage import Dataset, Part
 
-INDEX_BYTES, LABEL_BYTES = 110, 190
+INDEX_BYTES, LABEL_BYTES = 120, 220
 """Memory per image, as measured, of the steps that take a method's images all at once: places of scores, final sort."""
 
 
@@ -162,24 +162,22 @@ def label_shard(
     source = shard.quality_index.read_all(["quality_index", "prior_score"])
     index, prior = source["quality_index"].to_numpy(), source["prior_score"].to_numpy()
     del source
-    suffix = index_suffix(shard.method, theta)
-    found = updates.read_all(["image_row", "optimized_index"], suffix)
+    found = updates.read_all(suffix=index_suffix(shard.method, theta))
     rows, optimized = found["image_row"].to_numpy(), found["optimized_index"].to_numpy()
-    del found
+    found = found.select(["n_owned_pairs", "mean_similarity_rank"])
     n_images, n_scored = len(index), len(rows)
     own_prior, own_index = (prior, index) if n_scored == n_images else (prior[rows], index[rows])
     score, label, place = reassign_scores(own_prior, own_index, optimized)
     moved = float(np.abs(place - own_index).mean() / n_scored) if n_scored else 0.0
     del own_prior, own_index, place
-    found = updates.read_all(["n_owned_pairs", "mean_similarity_rank"], suffix)  # now: the sort needs the room
+    at = np.full(n_images, -1)
+    at[rows] = np.arange(n_scored)
+    place_of = pa.array(at, mask=at < 0)
+    del at, rows
 
     def spread(values: np.ndarray | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
         """Values of the scored rows, null elsewhere."""
-        if n_scored == n_images:
-            return values
-        at = np.full(n_images, -1)
-        at[rows] = np.arange(n_scored)
-        return pa.table([values], names=[""]).take(pa.array(at, mask=at < 0)).column(0)
+        return values if n_scored == n_images else pa.table([values], names=[""]).take(place_of).column(0)
 
     columns = {
         "image_row": np.arange(n_images),

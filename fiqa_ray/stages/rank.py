@@ -63,7 +63,9 @@ def _sort_steps(job: Job, reader: PairReader, runs: list[PairRun], n_pairs: int)
         for j in range(n_ranges):
             live = j <= len(cuts)
             shards.append(RangeShard(r * n_ranges + j, r, bounds[j], bounds[j + 1], live))
-    yield [Step("rank", counts, shards, ready(merge_shard, counts, keys), n_pairs, unit="pairs")]
+    memory = 12 * n_pairs // len(shards)
+    merge = ready(merge_shard, counts, keys)
+    yield [Step("rank", counts, shards, merge, n_pairs, unit="pairs", memory_bytes=memory)]
 
 
 @dataclass(frozen=True)

@@ -192,6 +192,8 @@ def test_known_clusters_must_fit():
     for wrong in (cluster - 1, cluster[1:]):
         with pytest.raises(ValueError, match="every image must have a cluster"):
             draw_again(wrong, bounds, np.arange(1), [0], seed=0)
+    with pytest.raises(ValueError, match="every image must have a cluster"):
+        draw_again(cluster, np.array([0, 50, 40]), np.arange(2), [0], seed=0)  # bounds that go back
 
 
 def test_order_of_threads_and_blocks_does_not_matter():
