@@ -17,8 +17,8 @@ demo: $(BIN)/.ready  ## synthetic faces, the whole job, a report; about four min
 	$(BIN)/python -m fiqa_ray.demo runs/demo
 	$(BIN)/fiqa-ray run jobs/demo.yaml
 
-test: $(BIN)/.ready
-	$(BIN)/python -m pytest
+test: $(BIN)/.ready  ## two files of tests at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(BIN)/.ready
 	$(BIN)/ruff check .
