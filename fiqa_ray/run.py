@@ -41,6 +41,8 @@ STEPS_OF = {  # stage -> where its steps are planned: (module of fiqa_ray.stages
 STAGES = tuple(STEPS_OF)
 MAX_FAILED_SHARDS = 3
 """A step gives up after so many failed shards; what the others made stays."""
+LARGE_BYTES = 1 << 30
+"""A process gives back the memory of shards that take more; smaller ones leave theirs to the next shard."""
 
 
 def run_job(settings: Settings, stages: Iterable[str] = STAGES, *, new_settings: bool = False) -> Job:
@@ -286,7 +288,7 @@ def _ray_tasks(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tupl
         while len(running) < width and (item := next(waiting, None)) is not None:
             step, shard = item
             memory = _grantable(step.memory_bytes) if step.memory_bytes else 0
-            sent = task.options(memory=memory or None).remote(step.make_worker, shard, step.memory_bytes > 0)
+            sent = task.options(memory=memory or None).remote(step.make_worker, shard, step.memory_bytes > LARGE_BYTES)
             running[sent] = item
         if not running:
             return

@@ -82,7 +82,6 @@ def test_labels_do_not_depend_on_workers_shards_or_engine(
 def test_a_machine_gets_no_more_tasks_than_its_memory_holds(tmp_path, ray_cluster, share, at_once):
     """Also a task that asks for more than there is runs."""
     memory = int(share * ray_cluster.nodes()[0]["Resources"]["memory"])
-
     (tmp_path / "running").mkdir()
 
     def make_part(shard):
