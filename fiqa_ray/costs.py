@@ -25,8 +25,8 @@ from fiqa_ray.core.ranking import KeyCounter, RankTable, mean_ranks, merge_range
 from fiqa_ray.core.threads import one_thread
 from fiqa_ray.memory import reuse_memory
 from fiqa_ray.pair_parts import part_images
-from fiqa_ray.stages.optimize import INDEX_BYTES, LABEL_BYTES
-from fiqa_ray.stages.rank import RUN_PAIRS, RUN_PAIRS_NOT_KEPT
+from fiqa_ray.stages.optimize import LABEL_BYTES
+from fiqa_ray.stages.rank import INDEX_BYTES, RUN_PAIRS, RUN_PAIRS_NOT_KEPT
 from fiqa_ray.storage import Dataset, plain_bytes
 
 PROCESS_BYTES = 400e6
@@ -156,7 +156,7 @@ def label_costs(scale: Scale, units: Units, n_workers: int, bandwidth: float | N
         add("rank", "ranks", r, s.n_ranges * r * table_s, table, table, 2.7e8)
 
     add(
-        "optimize",
+        "rank",
         "places of prior scores",
         s.n_methods,
         n * s.n_methods * units.index_image,

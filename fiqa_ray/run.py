@@ -89,7 +89,7 @@ def run_steps(steps: Sequence[Step], mapper: Mapper, max_bad_fraction: float = 1
     """
     manifests = [[dataset.manifest() for dataset in step.datasets] for step in steps]
     items: list[Item] = []
-    n_done = 0
+    done: list[tuple[Step, int]] = []
     unfinished = []
     for step, stored in zip(steps, manifests, strict=True):
         finished = step.finished_parts()
@@ -99,15 +99,17 @@ def run_steps(steps: Sequence[Step], mapper: Mapper, max_bad_fraction: float = 1
             for dataset in step.datasets:
                 dataset.write_plan({**plan, "created_s": time.time(), **step.plan})
             items += [(step, s) for s in missing]
-            n_done += sum(p.n_rows for p in finished.values())
+            done += [(step, p.n_rows) for p in finished.values()]
             unfinished.append(step)
     if items:
-        total = sum(s.n_rows for s in unfinished)
         if steps[0].engine == "driver":  # shows its own progress
-            _map(items, mapper, lambda _: None)
+            _map(items, mapper, lambda *_: None)
         else:
-            with StepProgress(group_name(unfinished), total, steps[0].unit, n_done) as progress:
-                _map(items, mapper, progress.advance)
+            unit = _main(unfinished).unit  # what counts in other units is small beside it
+            total = sum(s.n_rows for s in unfinished if s.unit == unit)
+            n_done = sum(n for s, n in done if s.unit == unit)
+            with StepProgress(group_name(unfinished), total, unit, n_done) as progress:
+                _map(items, mapper, lambda step, n: progress.advance(n if step.unit == unit else 0))
     committed = []
     for step, stored in zip(steps, manifests, strict=True):
         for dataset, manifest in zip(step.datasets, stored, strict=True):
@@ -117,7 +119,7 @@ def run_steps(steps: Sequence[Step], mapper: Mapper, max_bad_fraction: float = 1
     return committed
 
 
-def _map(items: list[Item], mapper: Mapper, advance: Callable[[int], None]) -> None:
+def _map(items: list[Item], mapper: Mapper, advance: Callable[[Step, int], None]) -> None:
     failures: list[tuple[Item | None, Exception]] = []
     for item, outcome in mapper(items):
         if isinstance(outcome, Exception):
@@ -126,7 +128,7 @@ def _map(items: list[Item], mapper: Mapper, advance: Callable[[int], None]) -> N
             if hopeless or len(failures) >= MAX_FAILED_SHARDS:
                 break
         else:
-            advance(outcome.n_rows)
+            advance((item or items[0])[0], outcome.n_rows)
     if not failures:
         return
     item, first = failures[0]
@@ -144,7 +146,13 @@ def _map(items: list[Item], mapper: Mapper, advance: Callable[[int], None]) -> N
 def group_name(steps: Sequence[Step]) -> str:
     """What a group of steps is doing, in a few words."""
     more = f" and {len(steps) - 1} more" if len(steps) > 1 else ""
-    return f"{steps[0].stage}: {short_name(steps[0])}{more}"
+    main = _main(steps)
+    return f"{main.stage}: {short_name(main)}{more}"
+
+
+def _main(steps: Sequence[Step]) -> Step:
+    """The step of a group with the most to do."""
+    return max(steps, key=lambda step: step.n_rows)
 
 
 def short_name(step: Step) -> str:

@@ -193,7 +193,7 @@ def plan_job(job: Job, n_workers: int = 1, bandwidth: float | None = None) -> li
         add(
             step.stage,
             step.what,
-            made.get(step.stage) or made[step.what],
+            made.get(step.what) or made[step.stage],
             int(scale.n_pairs * scale.n_repeats) if step.stage == "rank" else n_train,
             step.n_shards,
             work_s=step.work_s,

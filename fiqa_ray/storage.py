@@ -322,7 +322,7 @@ MADE_BY = {
     "key_counts": "rank",
     "sorted_keys": "rank",
     "similarity_ranks": "rank",
-    "quality_index": "optimize",
+    "quality_index": "rank",
     "optimized_index": "optimize",
     "optimized_labels": "optimize",
     "regressor": "train",

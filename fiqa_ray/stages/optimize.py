@@ -1,7 +1,7 @@
 """optimize: equation 3 for all FIQA methods and thetas in one pass over the pairs, then the scores dealt out anew.
 
-Three steps: the place of every prior score (one task per method), the optimized index of every image (one task per part of
-pairs; a pair's owner is always in its own part), the final sort and labels (one task per method and theta).
+Two steps: the optimized index of every image (one task per part of pairs; a pair's owner is always in its own part), the
+final sort and labels (one task per method and theta).
 """
 
 from __future__ import annotations
@@ -15,35 +15,25 @@ import numpy as np
 import pyarrow as pa
 
 from fiqa_ray import schemas
-from fiqa_ray.core.labels import IndexUpdate, quality_index, rank_scale, reassign_scores, sum_owned_ranks
+from fiqa_ray.core.labels import IndexUpdate, rank_scale, reassign_scores, sum_owned_ranks
 from fiqa_ray.core.ranking import RankTable
-from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.lineage import Job
 from fiqa_ray.pair_parts import PairReader, StoredPairs
 from fiqa_ray.stages import Step, ready
 from fiqa_ray.storage import Dataset, Part
 
-INDEX_BYTES, LABEL_BYTES = 120, 220
-"""Memory per image, as measured, of the steps that take a method's images all at once: places of scores, final sort."""
+LABEL_BYTES = 220
+"""Memory per image, as measured, of the final sort, which takes a method's images all at once."""
 
 
 def optimize_steps(job: Job) -> Iterator[list[Step]]:
-    """quality_index per method, optimized_index over the pairs, optimized_labels per method and theta."""
+    """optimized_index over the pairs, optimized_labels per method and theta."""
     settings = job.settings
     n_images = job.faces("train").require().n_rows
     indices = {m.label: job.quality_index(m) for m in settings.methods}
-    steps = []
-    for method in settings.methods:
-        priors = job.prior_scores("train", method)
-        priors.require()
-        dataset = indices[method.label]
-        worker = ready(index_shard, dataset)
-        memory = INDEX_BYTES * n_images
-        steps.append(Step("optimize", dataset, [priors], worker, n_images, unit="images", memory_bytes=memory))
-    yield steps
-
     ranks, dataset, reader = job.similarity_ranks(), job.optimized_index(), PairReader.of(job)
-    ranks.require()
+    for needed in (ranks, *indices.values()):
+        needed.require()
     thetas = settings.optimize.theta
     worker = ready(update_shard, dataset, reader, ranks, indices, thetas, settings.optimize.index_scale)
     yield [Step("optimize", dataset, reader.stored(), worker, n_images, unit="images")]
@@ -70,28 +60,6 @@ class LabelShard:
 def index_suffix(method: str, theta: float) -> str:
     """Suffix of the file with one method's and theta's optimized indices."""
     return f".{method}.theta-{theta!r}.parquet"
-
-
-def index_shard(dataset: Dataset, priors: Dataset) -> Part:
-    """Place of every prior score of one method. Memory: up to `INDEX_BYTES` per image."""
-    started = time.monotonic()
-    column = priors.read_all(["score"])["score"]
-    if column.null_count == len(column):
-        raise FiqaRayError(f"{priors.uri} holds no score at all; see its column 'error'")
-    score, valid = column.to_numpy(), np.flatnonzero(column.is_valid().to_numpy())
-    del column
-    index = np.full(len(score), -1, np.int64)
-    index[valid] = quality_index(score[valid])
-    scores = pa.array(score, from_pandas=True)  # NaN stands for null
-    out = pa.table([np.arange(len(score)), index, scores], schema=schemas.QUALITY_INDEX)
-    return dataset.write_part(
-        0,
-        {".parquet": out},
-        n_rows=len(out),
-        stats={"n_scored": len(valid)},
-        duration_s=time.monotonic() - started,
-        row_group_rows=1 << 16,  # parts of pairs read their own rows
-    )
 
 
 @lru_cache(maxsize=10)

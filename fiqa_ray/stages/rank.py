@@ -1,9 +1,10 @@
-"""rank: the global place of every pair's similarity, per repeat (paper equation 2), by one of two engines.
+"""rank: the global place of every prior score, and of every pair's similarity per repeat (paper equation 2).
 
-Both begin with runs of many parts of pairs. ``counting``: each run's histogram of similarity keys; the histograms of a
-repeat are added and summed along, pairs never move. ``sort``: a range-partitioned sample sort: each run's keys are sorted,
-cuts are taken from samples of all runs, each key range is merged by a task of its own, and the ranges' counts give the
-offsets. Both end in the same table similarity -> rank, byte for byte.
+The scores of a method are sorted by one task. Pairs are ranked by one of two engines, which both begin with runs of many
+parts of pairs. ``counting``: each run's histogram of similarity keys; the histograms of a repeat are added and summed
+along, pairs never move. ``sort``: a range-partitioned sample sort: each run's keys are sorted, cuts are taken from samples
+of all runs, each key range is merged by a task of its own, and the ranges' counts give the offsets. Both end in the same
+table similarity -> rank, byte for byte.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 from fiqa_ray import schemas
+from fiqa_ray.core.labels import quality_index
 from fiqa_ray.core.ranking import KeyCounter, add_histograms, mean_ranks, merge_range, range_cuts, similarity_key
+from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.lineage import Job
 from fiqa_ray.pair_parts import PairReader, StoredPairs
 from fiqa_ray.stages import Step, ready
@@ -27,6 +30,8 @@ RUN_PAIRS = 1 << 26
 RUN_PAIRS_NOT_KEPT = 1 << 24
 """The same where pairs are made anew: a run then holds all repeats."""
 _SAMPLES_PER_RUN = 1024
+INDEX_BYTES = 120
+"""Memory per image, as measured, of the places of a method's scores, which are sorted all at once."""
 
 
 def rank_steps(job: Job) -> Iterator[list[Step]]:
@@ -38,7 +43,7 @@ def rank_steps(job: Job) -> Iterator[list[Step]]:
     n_pairs = sum(s.n_pairs(r) for s in stored for r in range(n_repeats))
     runs = plan_runs(stored, n_repeats, job.settings.pair.keep)
     if job.settings.rank.engine == "counting" and [r.repeats for r in runs] == [(r,) for r in range(n_repeats)]:
-        yield [Step("rank", ranks, runs, ready(rank_run, ranks, reader), n_pairs, unit="pairs")]
+        yield [*_index_steps(job), Step("rank", ranks, runs, ready(rank_run, ranks, reader), n_pairs, unit="pairs")]
         return
     if len(ranks.finished_parts(verify=True)) < n_repeats:  # ranks that are there need no histograms
         if job.settings.rank.engine == "counting":
@@ -47,7 +52,19 @@ def rank_steps(job: Job) -> Iterator[list[Step]]:
         else:
             yield from _sort_steps(job, reader, runs, n_pairs)
     shards = [RankShard(r, job.key_counts()) for r in range(n_repeats)]
-    yield [Step("rank", ranks, shards, ready(rank_shard, ranks), n_pairs, unit="pairs")]
+    yield [*_index_steps(job), Step("rank", ranks, shards, ready(rank_shard, ranks), n_pairs, unit="pairs")]
+
+
+def _index_steps(job: Job) -> list[Step]:
+    """One step per method: first in their group, for their tasks are the longest."""
+    n_images = job.faces("train").require().n_rows
+    steps = []
+    for method in job.settings.methods:
+        dataset, priors = job.quality_index(method), job.prior_scores("train", method)
+        priors.require()
+        worker, memory = ready(index_shard, dataset), INDEX_BYTES * n_images
+        steps.append(Step("rank", dataset, [priors], worker, n_images, unit="images", memory_bytes=memory))
+    return steps
 
 
 def _sort_steps(job: Job, reader: PairReader, runs: list[PairRun], n_pairs: int) -> Iterator[list[Step]]:
@@ -109,6 +126,28 @@ class RangeShard:
     low: int | None
     high: int | None
     live: bool
+
+
+def index_shard(dataset: Dataset, priors: Dataset) -> Part:
+    """Place of every prior score of one method. Memory: up to `INDEX_BYTES` per image."""
+    started = time.monotonic()
+    column = priors.read_all(["score"])["score"]
+    if column.null_count == len(column):
+        raise FiqaRayError(f"{priors.uri} holds no score at all; see its column 'error'")
+    score, valid = column.to_numpy(), np.flatnonzero(column.is_valid().to_numpy())
+    del column
+    index = np.full(len(score), -1, np.int64)
+    index[valid] = quality_index(score[valid])
+    scores = pa.array(score, from_pandas=True)  # NaN stands for null
+    out = pa.table([np.arange(len(score)), index, scores], schema=schemas.QUALITY_INDEX)
+    return dataset.write_part(
+        0,
+        {".parquet": out},
+        n_rows=len(out),
+        stats={"n_scored": len(valid)},
+        duration_s=time.monotonic() - started,
+        row_group_rows=1 << 16,  # parts of pairs read their own rows
+    )
 
 
 def _counts_table(counter: tuple[np.ndarray, np.ndarray]) -> pa.Table:
