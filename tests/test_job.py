@@ -65,13 +65,11 @@ def test_the_whole_job_and_its_page(faces, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n_workers", "rows_per_part", "engine"), [(1, 1000, "counting"), (3, 20, "sort")])
-def test_labels_do_not_depend_on_workers_shards_or_engine(
-    faces, tmp_path, ray_cluster, expected, n_workers, rows_per_part, engine
-):
+def test_labels_do_not_depend_on_workers_shards_or_engine(faces, tmp_path, ray_cluster, expected):
+    """One worker, many parts; two workers, other parts and the counting engine are in the bucket below."""
     settings = smoke.settings(
-        tmp_path, faces, str(tmp_path / "run"), "compute.engine=ray", f"compute.n_workers={n_workers}",
-        f"compute.rows_per_part={rows_per_part}", f"rank.engine={engine}",
+        tmp_path, faces, str(tmp_path / "run"), "compute.engine=ray", "compute.n_workers=1", "compute.rows_per_part=7",
+        "rank.engine=sort",
     )  # fmt: skip
     run_job(settings, ["pack", "embed", "score", "pair", "rank", "optimize"])
     assert label_bytes(settings) == expected
@@ -126,7 +124,7 @@ def test_whole_job_in_a_bucket_through_ray(faces, tmp_path, ray_cluster, bucket,
 
 @pytest.mark.slow
 def test_killed_at_random_and_continued(faces, tmp_path, expected):
-    """SIGKILL at ten random moments; then the rest. No finished part is written twice; the labels are the same bytes."""
+    """SIGKILL at seven random moments; then the rest. No finished part is written twice; the labels are the same bytes."""
     run_uri = tmp_path / "run"
     job = smoke.write_job(tmp_path / "job.yaml", faces, str(run_uri))
     command = [sys.executable, "-m", "fiqa_ray.cli", "run", job]
@@ -134,7 +132,7 @@ def test_killed_at_random_and_continued(faces, tmp_path, expected):
     rng = random.Random(5)
     written: dict[Path, tuple[int, int]] = {}
     n_killed = 0
-    for _ in range(10):
+    for _ in range(7):
         process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         started = time.monotonic()
         n_before = len(list(run_uri.rglob("part-*.json")))
@@ -151,7 +149,7 @@ def test_killed_at_random_and_continued(faces, tmp_path, expected):
         for record in run_uri.rglob("part-*.json"):
             stamp = (record.stat().st_ino, record.stat().st_mtime_ns)
             assert written.setdefault(record, stamp) == stamp, f"{record} was made twice"
-    assert n_killed >= 5
+    assert n_killed >= 4
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for record, stamp in written.items():

@@ -99,10 +99,12 @@ def test_two_workers_of_ray_train(packed, tmp_path, ray_cluster):
     assert int(head["layers.2.num_batches_tracked"]) == 4
 
 
-def test_relative_paths_through_ray_train(tmp_path):
+def test_relative_paths_through_ray_train(tmp_path, monkeypatch):
     """As a user starts it: run folder, weights and result named from where the command is run."""
     smoke.make_faces(tmp_path / "faces", n_identities=4, per_identity=4, benchmark=False)
     smoke.write_job(tmp_path / "job.yaml", "faces", "run", recognizer={"name": "smoke:split"}, benchmarks=[])
+    monkeypatch.chdir(tmp_path)
+    run_job(load_settings("job.yaml", ["compute.n_workers=1"]), ["pack"])
     argv = [
         "job.yaml",
         "head.pt",
@@ -122,7 +124,7 @@ def test_relative_paths_through_ray_train(tmp_path):
 
 def test_a_worker_without_people_stops_all(tmp_path, ray_cluster, monkeypatch):
     """The second part holds one person, who is held out: the first worker must not wait for the second."""
-    monkeypatch.setattr(stages, "MAX_FAILURES", 1)
+    monkeypatch.setattr(stages, "MAX_FAILURES", 0)
     faces = smoke.make_faces(tmp_path / "faces", n_identities=21, per_identity=3, benchmark=False)
     path = smoke.write_job(
         tmp_path / "job.yaml", faces, str(tmp_path / "run"), recognizer={"name": "smoke:split"}, benchmarks=[]
