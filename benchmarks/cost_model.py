@@ -88,7 +88,7 @@ def main() -> None:
         engines = {}
         for engine in ("counting", "sort"):
             costs = label_costs(replace(scale, engine=engine), units, 8, 1e6 * a.bandwidth)
-            rank = [s for s in costs if s.stage == "rank"]
+            rank = [s for s in costs if s.stage == "rank" and s.what != "places of prior scores"]
             # what goes from task to task: histograms or sorted runs, written once and read once
             engines[engine] = {
                 "shuffled_bytes": 2 * sum(s.written_bytes for s in rank[:-1]),

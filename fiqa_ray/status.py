@@ -194,7 +194,7 @@ def plan_job(job: Job, n_workers: int = 1, bandwidth: float | None = None) -> li
             step.stage,
             step.what,
             made.get(step.what) or made[step.stage],
-            int(scale.n_pairs * scale.n_repeats) if step.stage == "rank" else n_train,
+            n_train if step.stage != "rank" or step.what in made else int(scale.n_pairs * scale.n_repeats),
             step.n_shards,
             work_s=step.work_s,
             wall_s=step.wall_s,

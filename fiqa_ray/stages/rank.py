@@ -35,7 +35,11 @@ INDEX_BYTES = 120
 
 
 def rank_steps(job: Job) -> Iterator[list[Step]]:
-    """counting: histograms, ranks (at once where each repeat is one run); sort: runs, merged ranges, ranks."""
+    """counting: histograms, ranks (at once where each repeat is one run); sort: runs, merged ranges, ranks.
+
+    Beside the ranks: quality_index per method.
+    """
+    places = _index_steps(job)  # before long work: it asks for the prior scores
     ranks = job.similarity_ranks()
     reader = PairReader.of(job)
     stored = reader.stored()
@@ -43,7 +47,7 @@ def rank_steps(job: Job) -> Iterator[list[Step]]:
     n_pairs = sum(s.n_pairs(r) for s in stored for r in range(n_repeats))
     runs = plan_runs(stored, n_repeats, job.settings.pair.keep)
     if job.settings.rank.engine == "counting" and [r.repeats for r in runs] == [(r,) for r in range(n_repeats)]:
-        yield [*_index_steps(job), Step("rank", ranks, runs, ready(rank_run, ranks, reader), n_pairs, unit="pairs")]
+        yield [*places, Step("rank", ranks, runs, ready(rank_run, ranks, reader), n_pairs, unit="pairs")]
         return
     if len(ranks.finished_parts(verify=True)) < n_repeats:  # ranks that are there need no histograms
         if job.settings.rank.engine == "counting":
@@ -52,11 +56,11 @@ def rank_steps(job: Job) -> Iterator[list[Step]]:
         else:
             yield from _sort_steps(job, reader, runs, n_pairs)
     shards = [RankShard(r, job.key_counts()) for r in range(n_repeats)]
-    yield [*_index_steps(job), Step("rank", ranks, shards, ready(rank_shard, ranks), n_pairs, unit="pairs")]
+    yield [*places, Step("rank", ranks, shards, ready(rank_shard, ranks), n_pairs, unit="pairs")]
 
 
 def _index_steps(job: Job) -> list[Step]:
-    """One step per method: first in their group, for their tasks are the longest."""
+    """quality_index, a step per method: to be first in their group, for their tasks are the longest."""
     n_images = job.faces("train").require().n_rows
     steps = []
     for method in job.settings.methods:
