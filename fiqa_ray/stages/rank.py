@@ -39,10 +39,10 @@ def rank_steps(job: Job) -> Iterator[list[Step]]:
 
     Beside the ranks: quality_index per method.
     """
-    places = _index_steps(job)  # before long work: it asks for the prior scores
     ranks = job.similarity_ranks()
     reader = PairReader.of(job)
     stored = reader.stored()
+    places = _index_steps(job)  # before long work: it asks for the prior scores
     n_repeats = job.settings.pair.n_repeats
     n_pairs = sum(s.n_pairs(r) for s in stored for r in range(n_repeats))
     runs = plan_runs(stored, n_repeats, job.settings.pair.keep)
