@@ -47,6 +47,8 @@ _SMALL_BYTES = 1 << 20
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URI and the path within it."""
+    if ":" not in uri:  # which fsspec takes half a millisecond to find out
+        return _local(), os.path.abspath(os.path.expanduser(uri))
     options: dict[str, Any] = {}
     if uri.startswith(("s3://", "s3a://")):
         # stores other than AWS reject the checksums that newer clients add unasked
@@ -61,6 +63,11 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         raise FiqaRayError(
             f"cannot open {uri}: {exc}; use a local path, s3://, memory:// or another fsspec URL"
         ) from exc
+
+
+@lru_cache(maxsize=1)
+def _local() -> fsspec.AbstractFileSystem:
+    return fsspec.filesystem("file")
 
 
 @contextmanager
@@ -277,12 +284,13 @@ def table_bytes(table: pa.Table, row_group_rows: int = 1 << 20, **options: Any) 
     """A table as Parquet with a checksum per page: equal tables give equal bytes with one pyarrow version.
 
     Whole numbers are stored as differences, which need no more packing; embeddings as they are, for their digits are noise;
-    floats byte by byte and the rest by zstd.
+    floats byte by byte, by snappy, of whose time zstd takes twice as much for 3 % of the room; the rest by zstd.
     """
     sink = pa.BufferOutputStream()
     encodings = {f.name: _ENCODING[f.type] for f in table.schema if f.type in _ENCODING}
     bare = [f.name for f in table.schema if pa.types.is_integer(f.type) or pa.types.is_fixed_size_binary(f.type)]
     packing = {name: "NONE" if name in bare else "zstd" for name in table.schema.names}
+    packing |= {f.name: "snappy" for f in table.schema if pa.types.is_floating(f.type)}
     options.setdefault("use_dictionary", [f.name for f in table.schema if pa.types.is_string(f.type)])
     pq.write_table(
         table.replace_schema_metadata(None),

@@ -268,7 +268,9 @@ def _look_up(similarity: np.ndarray, first: int, base: np.ndarray, step: np.ndar
     found = True
     last, size = len(similarity) - 1, np.uint64(len(step))
     for p in range(len(similarity)):
-        prefetch(step, np.int64(similarity[min(p + _AHEAD, last)] * _STEPS) - first)
+        ahead = np.int64(similarity[min(p + _AHEAD, last)] * _STEPS) - first
+        prefetch(step, ahead)
+        prefetch(base, ahead >> 6)
         scaled = similarity[p] * _STEPS
         key = np.int32(scaled) if abs(scaled) <= _STEPS else np.int32(0)
         at = np.uint64(np.int64(key) - first)  # below 0: far beyond the end

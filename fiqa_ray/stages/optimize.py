@@ -138,14 +138,14 @@ def label_shard(
     score, label, place = reassign_scores(own_prior, own_index, optimized)
     moved = float(np.abs(place - own_index).mean() / n_scored) if n_scored else 0.0
     del own_prior, own_index, place
-    at = np.full(n_images, -1)
-    at[rows] = np.arange(n_scored)
-    place_of = pa.array(at, mask=at < 0)
-    del at, rows
 
     def spread(values: np.ndarray | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
         """Values of the scored rows, null elsewhere."""
-        return values if n_scored == n_images else pa.table([values], names=[""]).take(place_of).column(0)
+        if n_scored == n_images:
+            return values
+        at = np.full(n_images, -1)
+        at[rows] = np.arange(n_scored)
+        return pa.table([values], names=[""]).take(pa.array(at, mask=at < 0)).column(0)
 
     columns = {
         "image_row": np.arange(n_images),
