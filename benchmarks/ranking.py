@@ -26,7 +26,6 @@ from fiqa_ray.core.ranking import (
     KeyCounter,
     RankTable,
     add_histograms,
-    mean_ranks,
     merge_range,
     range_cuts,
     similarity_key,
@@ -39,8 +38,7 @@ def counting(similarity: np.ndarray) -> np.ndarray:
     """This project's counting, and the look-up in its table."""
     counter = KeyCounter()
     counter.add(similarity)
-    key, count = counter.histogram()
-    return RankTable.of(key, mean_ranks(count)).rank2(similarity) / 2
+    return RankTable.of(counter.histogram()).rank2(similarity) / 2
 
 
 def sorting(similarity: np.ndarray) -> np.ndarray:
@@ -48,8 +46,8 @@ def sorting(similarity: np.ndarray) -> np.ndarray:
     runs = [np.sort(part) for part in np.array_split(similarity_key(similarity), 8)]
     cuts = range_cuts(np.concatenate([r[:: max(1, len(r) // 1024)] for r in runs]), 8)
     pieces = [np.split(r, np.searchsorted(r, cuts)) for r in runs]
-    key, count = add_histograms(merge_range([p[j] for p in pieces]) for j in range(len(cuts) + 1))
-    return RankTable.of(key, mean_ranks(count)).rank2(similarity) / 2
+    histogram = add_histograms(merge_range([p[j] for p in pieces]) for j in range(len(cuts) + 1))
+    return RankTable.of(histogram).rank2(similarity) / 2
 
 
 def by_numpy(similarity: np.ndarray) -> np.ndarray:

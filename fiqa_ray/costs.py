@@ -21,7 +21,7 @@ from fiqa_ray import schemas
 from fiqa_ray.core.labels import quality_index as place_scores
 from fiqa_ray.core.labels import reassign_scores, sum_owned_ranks
 from fiqa_ray.core.pairs import Pairs, draw_again, mated_pairs, round_similarity
-from fiqa_ray.core.ranking import KeyCounter, RankTable, mean_ranks, merge_range, similarity_key
+from fiqa_ray.core.ranking import BLOCK_KEYS, KeyCounter, RankTable, merge_range, similarity_key
 from fiqa_ray.core.threads import one_thread
 from fiqa_ray.memory import reuse_memory
 from fiqa_ray.pair_parts import part_images
@@ -37,8 +37,10 @@ START_S = 5.0
 """Before a worker's first shard: its imports, and the loading of compiled code."""
 CONTENTION = 1.25
 """How much slower a core works when the others, with whom it shares memory and cache, work too (benchmarks/full_size.py)."""
-TABLE_S = 0.12
-"""To make or to load one table of ranks, or one histogram, of a repeat with `_KEY_SPAN` distinct similarities."""
+TABLE_S = 0.05
+"""To make or to load one table of ranks, or one histogram, of a repeat; of little more than `_KEY_SPAN` bytes."""
+PACKED = 0.4
+"""What zstd leaves of a histogram on its way from task to task."""
 _KEY_SPAN = 1.2e7  # steps of 2^-23 between the least and the greatest mated similarity of a real database
 _SAMPLE_IMAGES = 2048
 _SAMPLE_KEYS = 1 << 21
@@ -133,27 +135,25 @@ def label_costs(scale: Scale, units: Units, n_workers: int, bandwidth: float | N
     run_pairs = min(s.n_pairs, RUN_PAIRS if s.keep else RUN_PAIRS_NOT_KEPT)
     n_runs = max(1, math.ceil(s.n_pairs / max(run_pairs, 1)))
     run_shards = n_runs * r if s.keep else n_runs
-    distinct = _n_distinct(s.n_pairs)
     similarities = 4 * pairs if s.keep else embeddings
     at_once = 1 if s.keep else r
-    table = 0.5 * distinct * r
-    table_s = TABLE_S * distinct / _KEY_SPAN
+    table = _histogram_bytes(s.n_pairs) * r
     if s.engine == "counting":
-        memory = (60e6 + 20 * distinct) * at_once + 8 * part_pairs
-        histograms = 0.5 * _n_distinct(run_pairs) * n_runs * r
-        work = pairs * units.count_pair + again + n_runs * r * table_s
+        memory = 60e6 * at_once + 8 * part_pairs
+        histograms = PACKED * _histogram_bytes(run_pairs) * n_runs * r
+        work = pairs * units.count_pair + again + n_runs * r * TABLE_S
         if n_runs == 1 and s.keep:
             add("rank", "counting", run_shards, work, similarities, table, memory)
         else:
             add("rank", "counting: histograms", run_shards, work, similarities, histograms, memory)
-            add("rank", "ranks", r, n_runs * r * table_s, histograms, table, 2.7e8)
+            add("rank", "ranks", r, n_runs * r * TABLE_S, histograms, table, 2.7e8)
     else:
         runs = pairs * _sorted_key_bytes(run_pairs)
         work = pairs * units.sort_pair + again
         add("rank", "sort: runs", run_shards, work, similarities, runs, (12 * run_pairs + 8 * part_pairs) * at_once)
         ranges = s.n_ranges * r
-        add("rank", "sort: ranges", ranges, pairs * units.merge_pair, runs, table, 12 * s.n_pairs / s.n_ranges)
-        add("rank", "ranks", r, s.n_ranges * r * table_s, table, table, 2.7e8)
+        add("rank", "sort: ranges", ranges, pairs * units.merge_pair, runs, PACKED * table, 12 * s.n_pairs / s.n_ranges)
+        add("rank", "ranks", r, s.n_ranges * r * TABLE_S, PACKED * table, table, 2.7e8)
 
     add(
         "rank",
@@ -172,7 +172,7 @@ def label_costs(scale: Scale, units: Units, n_workers: int, bandwidth: float | N
         "optimize",
         "optimized indices",
         n_parts,
-        work + min(n_workers, n_parts) * r * table_s,
+        work + min(n_workers, n_parts) * r * TABLE_S,
         reread + min(n_workers, n_parts) * table,
         17 * n * n_sets,
         tables + (20 * part_pairs if s.keep else 12 * part_pairs * r) + 60 * images_of_part * s.n_methods,
@@ -191,9 +191,11 @@ def label_costs(scale: Scale, units: Units, n_workers: int, bandwidth: float | N
     return steps
 
 
-def _n_distinct(n_pairs: float) -> float:
-    """Similarities that occur among so many pairs."""
-    return _KEY_SPAN * -math.expm1(-n_pairs / _KEY_SPAN)
+def _histogram_bytes(n_pairs: float) -> float:
+    """A histogram of so many pairs: its blocks of 64 keys that have one, with counts as wide as the largest needs."""
+    n_blocks = _KEY_SPAN / BLOCK_KEYS
+    width = 1 if 3 * n_pairs / _KEY_SPAN < 2**8 else 2 if 3 * n_pairs / _KEY_SPAN < 2**16 else 4
+    return (BLOCK_KEYS * width + 2) * n_blocks * -math.expm1(-n_pairs / n_blocks)
 
 
 def _sorted_key_bytes(n_pairs: float) -> float:
@@ -232,8 +234,7 @@ def measure_units(scale: Scale) -> Units:
         counter.add(similarity)
         counter.histogram()
         count_s = _seconds(lambda: counter.add(similarity), 4)
-        distinct, count = counter.histogram()
-        ranks = RankTable.of(distinct, mean_ranks(count))
+        ranks = RankTable.of(counter.histogram())
         sort_s = _seconds(lambda: np.sort(key), 2) * math.log2(RUN_PAIRS) / math.log2(len(key))
         runs = [np.sort(k) for k in np.array_split(key, 4)]
         merge_s = _seconds(lambda: merge_range(runs), 2)

@@ -136,7 +136,8 @@ class Job:
     def key_counts(self) -> Dataset:
         """counting: the shards' histograms; sort: the histograms of merged key ranges."""
         rank = self.settings.rank
-        config = {"engine": rank.engine} | ({"n_ranges": rank.n_ranges} if rank.engine == "sort" else {})
+        config: dict[str, Any] = {"engine": rank.engine, "layout": "blocks"}
+        config |= {"n_ranges": rank.n_ranges} if rank.engine == "sort" else {}
         return self._dataset("key_counts", {"fr": self.fr}, config, {"pairs": self.pairs()})
 
     def sorted_keys(self) -> Dataset:
@@ -145,6 +146,10 @@ class Job:
 
     def similarity_ranks(self) -> Dataset:
         """Rank of every similarity, per repeat; the engines agree, so the engine stays out of the fingerprint."""
+        return self._dataset("similarity_ranks", {"fr": self.fr}, {"layout": "blocks"}, {"pairs": self.pairs()})
+
+    def _any_ranks(self) -> Dataset:
+        """Ranks in whatever layout: what was made from those of an earlier version stays as it is."""
         return self._dataset("similarity_ranks", {"fr": self.fr}, {}, {"pairs": self.pairs()})
 
     def quality_index(self, method: MethodSettings) -> Dataset:
@@ -154,7 +159,7 @@ class Job:
 
     def optimized_index(self) -> Dataset:
         """Optimized indices of all methods and thetas, one pass over the pairs."""
-        inputs = {"ranks": self.similarity_ranks()}
+        inputs = {"ranks": self._any_ranks()}
         inputs |= {m.label: self.prior_scores("train", m) for m in self.settings.methods}
         config = self.settings.optimize.model_dump(mode="json")
         return self._dataset("optimized_index", {"fr": self.fr}, config, inputs)
@@ -163,7 +168,7 @@ class Job:
         """Optimized labels of one method and theta."""
         keys = {"fr": self.fr, "fiqa": method.label, "theta": f"{theta:g}"}
         config = {"theta": theta, "index_scale": self.settings.optimize.index_scale}
-        inputs = {"ranks": self.similarity_ranks(), "prior_scores": self.prior_scores("train", method)}
+        inputs = {"ranks": self._any_ranks(), "prior_scores": self.prior_scores("train", method)}
         return self._dataset("optimized_labels", keys, config, inputs)
 
     # regressors

@@ -93,18 +93,38 @@ def repeat_suffix(repeat: int) -> str:
     return f".repeat-{repeat:02d}.parquet"
 
 
-KEY_COUNTS = pa.schema(  # histogram of some parts of pairs or of a key range; similarity = key / 2^23
-    [_never_null("similarity_key", pa.int32()), _never_null("n_pairs", pa.int64())]
-)
+def key_counts(n_bytes: int) -> pa.Schema:
+    """Histogram of some parts of pairs or of a key range: how many pairs have each of 64 neighbouring similarities, from
+    64 * block / 2^23 in steps of 2^-23, as unsigned whole numbers of so many bytes, the least byte first."""
+    return pa.schema([_never_null("block", pa.int32()), _never_null("n_pairs", pa.binary(64 * n_bytes))])
+
+
+def similarity_ranks(n_bytes: int) -> pa.Schema:
+    """One part per repeat, of all its pairs, with the number of pairs below the block: a pair's place is that, and the pairs
+    before its own similarity in the block, and half of those that share it but one."""
+    counts = key_counts(n_bytes)
+    return counts.insert(1, _never_null("n_before", pa.int64()))
+
+
+def counts_column(counts: np.ndarray) -> pa.Array:
+    """Histogram rows (n_blocks, 64) as the column ``n_pairs``."""
+    kind = pa.binary(64 * counts.itemsize)
+    little = np.ascontiguousarray(counts, counts.dtype.newbyteorder("<"))
+    return pa.FixedSizeBinaryArray.from_buffers(kind, len(counts), [None, pa.py_buffer(little)])
+
+
+def counts_values(table: pa.Table) -> np.ndarray:
+    """Histogram rows (n_blocks, 64) of a table; int64 where counts take 8 bytes, else unsigned."""
+    column = table["n_pairs"].combine_chunks()
+    n_bytes = column.type.byte_width // 64
+    values = np.frombuffer(column.buffers()[1], dtype="<i8" if n_bytes == 8 else f"<u{n_bytes}")
+    return values[64 * column.offset :][: 64 * len(column)].reshape(-1, 64)
+
 
 SORTED_KEYS = pa.schema([_never_null("similarity_key", pa.int32())])  # a sorted run: the keys of some parts of pairs
 
 KEY_SAMPLES = pa.schema(  # evenly spaced keys of sorted runs
     [_never_null("repeat", pa.int32()), _never_null("similarity_key", pa.int32())]
-)
-
-SIMILARITY_RANKS = pa.schema(  # one part per repeat: twice the mean place (from 0) of all pairs with this similarity
-    [_never_null("similarity_key", pa.int32()), _never_null("rank2", pa.int64())]
 )
 
 QUALITY_INDEX = pa.schema(  # place of the prior score, 0 is the worst; -1 and null where the image has no score

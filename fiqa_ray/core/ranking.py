@@ -2,26 +2,30 @@
 
 Places count from 0 for the least similar of the L pairs of a repeat; tied pairs share their mean place. A place is held
 doubled (``rank2``), so that means of ties stay whole numbers. Similarities are multiples of 2^-23 (`similarity_key`), so a
-repeat has at most 2^24 + 1 distinct ones, and its ranking is the table (key, count) -> rank2 that both engines make:
-`counting` adds up the histograms of many shards, `sort` cuts sorted runs of keys into ranges that are merged one by one.
+repeat has at most 2^24 + 1 distinct ones, and its ranking follows from their histogram, which both engines make: `counting`
+adds up the histograms of many shards, `sort` cuts sorted runs of keys into ranges that are merged one by one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from fiqa_ray.core.clustering import SIMILARITY_STEPS
 from fiqa_ray.core.compiled import compiled, prefetch
 
-N_KEYS = 2 * SIMILARITY_STEPS + 1
+BLOCK_KEYS = 64
+"""Neighbouring keys that a row of a histogram counts: block b holds the keys from 64 b on."""
+_FIRST_BLOCK = -SIMILARITY_STEPS // BLOCK_KEYS
+_N_BLOCKS = 2 * SIMILARITY_STEPS // BLOCK_KEYS + 1
 _FEW_PAIRS = 1 << 17
 _FEW_VALUES = 1 << 14
 _STEPS = np.float32(SIMILARITY_STEPS)
 _AHEAD = 64
-_BLOCK_KEYS, _BLOCK_BITS = 64, np.uint64(6)
+_BLOCK_BITS = 6
 
 
 def similarity_key(similarity: np.ndarray) -> np.ndarray:
@@ -46,12 +50,67 @@ def _to_keys(similarity: np.ndarray, key: np.ndarray) -> bool:
     return ok
 
 
+@dataclass(frozen=True)
+class Histogram:
+    """How many pairs have each similarity key.
+
+    ``block`` (n_blocks,) int32, ascending: the blocks of `BLOCK_KEYS` neighbouring keys that have pairs; ``count``
+    (n_blocks, 64) uint8, uint16, uint32 or int64: the narrowest that holds them, so that equal histograms are equal bytes.
+    """
+
+    block: np.ndarray
+    count: np.ndarray
+
+    @staticmethod
+    def of(key: np.ndarray, count: np.ndarray) -> Histogram:
+        """From ascending distinct int32 keys and their counts."""
+        of_key = key >> _BLOCK_BITS
+        block, row = np.unique(of_key, return_inverse=True)
+        counts = np.zeros((len(block), BLOCK_KEYS), np.int64)
+        counts[row, key & (BLOCK_KEYS - 1)] = count
+        return Histogram(block, _narrow(counts))
+
+    @staticmethod
+    def of_all(counts: np.ndarray) -> Histogram:
+        """From the counts of all keys there may be, (2^24 + 64,) whole numbers."""
+        rows = counts.reshape(_N_BLOCKS, BLOCK_KEYS)
+        filled = np.flatnonzero(_row_sums(rows))
+        return Histogram((filled + _FIRST_BLOCK).astype(np.int32), _narrow(rows[filled]))
+
+    @cached_property
+    def n_pairs(self) -> np.ndarray:
+        """(n_blocks,) int64 pairs of each block."""
+        return _row_sums(self.count)
+
+    @property
+    def n_before(self) -> np.ndarray:
+        """(n_blocks,) int64: pairs whose similarity is below the block's."""
+        return np.cumsum(self.n_pairs) - self.n_pairs
+
+
+@compiled
+def _row_sums(count: np.ndarray) -> np.ndarray:
+    """Sums along the rows, int64: by numpy, single bytes take five times as long."""
+    sums = np.zeros(len(count), np.int64)
+    for b in range(len(count)):
+        total = np.int64(0)
+        for k in range(BLOCK_KEYS):
+            total += np.int64(count[b, k])
+        sums[b] = total
+    return sums
+
+
+def _narrow(counts: np.ndarray) -> np.ndarray:
+    most = int(counts.max()) if counts.size else 0
+    return counts.astype(np.min_scalar_type(most) if most < 2**32 else np.int64, copy=False)
+
+
 class KeyCounter:
     """Histogram of similarity keys, fed bit by bit.
 
     Few pairs are kept and sorted at the end; many are counted in single bytes, of which more find room in a processor's
     cache: most keys occur a few times. Keys whose byte runs over (many pairs of copies of one image) are noted.
-    Memory: 17 MB for the bytes and 4 bytes per pair that is added at once; 150 MB at the end if a byte ran over.
+    Memory: 17 MB for the bytes and 4 bytes per pair that is added at once, twice that at the end; 150 MB if a byte ran over.
     """
 
     def __init__(self) -> None:
@@ -67,7 +126,7 @@ class KeyCounter:
             self._few.append(similarity)
             return
         if self._bytes is None:
-            self._bytes = np.zeros(N_KEYS, np.uint8)
+            self._bytes = np.zeros(_N_BLOCKS * BLOCK_KEYS, np.uint8)
         for some in (*self._few, similarity):
             ran_over = np.empty(len(some), np.uint32)
             n = _count_bytes(some, self._bytes, ran_over)
@@ -75,18 +134,16 @@ class KeyCounter:
             self._ran_over.append(ran_over[:n].copy())
         self._few = []
 
-    def histogram(self) -> tuple[np.ndarray, np.ndarray]:
-        """The distinct keys, ascending int32, and their counts int64."""
+    def histogram(self) -> Histogram:
+        """What was counted."""
         if self._bytes is None:
-            key = similarity_key(np.concatenate([np.empty(0, np.float32), *self._few]))
-            distinct, count = np.unique(key, return_counts=True)
-            return distinct, count.astype(np.int64)
-        counts = self._bytes
+            return histogram_of_keys(similarity_key(np.concatenate([np.empty(0, np.float32), *self._few])))
         ran_over = np.concatenate(self._ran_over)
-        if len(ran_over):
-            counts = counts.astype(np.int64)
-            np.add.at(counts, ran_over, 256)
-        return _distinct(counts)
+        if not len(ran_over):
+            return Histogram.of_all(self._bytes)
+        counts = self._bytes.astype(np.int64)
+        np.add.at(counts, ran_over, 256)
+        return Histogram.of_all(counts)
 
 
 @compiled
@@ -111,38 +168,26 @@ def _count_bytes(similarity: np.ndarray, counts: np.ndarray, ran_over: np.ndarra
     return n if ok else -1
 
 
-def _distinct(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    n = np.count_nonzero(counts)
-    key, count = np.empty(n, np.int32), np.empty(n, np.int64)
-    _gather_counted(counts, key, count)
-    return key, count
+def histogram_of_keys(key: np.ndarray) -> Histogram:
+    """Histogram of (n,) int32 keys. Memory: 24 bytes per key."""
+    return Histogram.of(*np.unique(key, return_counts=True))
 
 
-@compiled
-def _gather_counted(counts: np.ndarray, key: np.ndarray, count: np.ndarray) -> None:
-    n = 0
-    for at in range(len(counts)):
-        if counts[at] != 0:
-            key[n] = at - SIMILARITY_STEPS
-            count[n] = counts[at]
-            n += 1
-
-
-def add_histograms(histograms: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Sum of histograms (distinct ascending int32 keys, int64 counts). Memory: 134 MB where there are several."""
-    alone: tuple[np.ndarray, np.ndarray] | None = None
+def add_histograms(histograms: Iterable[Histogram]) -> Histogram:
+    """Their sum. Memory: 134 MB, and as much again where counts are large, if there are several."""
+    alone: Histogram | None = None
     total: np.ndarray | None = None
-    for key, count in histograms:
+    for histogram in histograms:
         if alone is None:
-            alone = key, count
+            alone = histogram
             continue
         if total is None:
-            total = np.zeros(N_KEYS, np.int64)
-            total[alone[0] + np.int32(SIMILARITY_STEPS)] = alone[1]
-        total[key + np.int32(SIMILARITY_STEPS)] += count  # the keys of one histogram are distinct
+            total = np.zeros((_N_BLOCKS, BLOCK_KEYS), np.int64)
+            total[alone.block - _FIRST_BLOCK] = alone.count
+        total[histogram.block - _FIRST_BLOCK] += histogram.count  # the blocks of one histogram are distinct
     if total is None:
-        return alone or (np.empty(0, np.int32), np.empty(0, np.int64))
-    return _distinct(total)
+        return alone or Histogram.of(np.empty(0, np.int32), np.empty(0, np.int64))
+    return Histogram.of_all(total.reshape(-1))
 
 
 def range_cuts(samples: np.ndarray, n_ranges: int) -> np.ndarray:
@@ -154,13 +199,13 @@ def range_cuts(samples: np.ndarray, n_ranges: int) -> np.ndarray:
     return np.unique(ordered[at]).astype(np.int32)
 
 
-def merge_range(runs: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def merge_range(runs: Sequence[np.ndarray]) -> Histogram:
     """Merges the sorted runs of one key range into its histogram. Memory: about 16 bytes per key of the range."""
     key = np.concatenate([np.empty(0, np.int32), *runs])
     if len(runs) > 1:
         key.sort(kind="stable")  # which finds the runs and merges them
     first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])) if len(key) else np.empty(0, np.int64)
-    return key[first], np.diff(first, append=len(key))
+    return Histogram.of(key[first], np.diff(first, append=len(key)))
 
 
 def stable_order(values: np.ndarray, ties: np.ndarray | None = None) -> np.ndarray:
@@ -194,21 +239,12 @@ def stable_order(values: np.ndarray, ties: np.ndarray | None = None) -> np.ndarr
     return order
 
 
-def mean_ranks(count: np.ndarray) -> np.ndarray:
-    """Doubled mean place (int64) of each distinct key: twice the pairs before it, plus count - 1."""
-    rank2 = np.cumsum(count, dtype=np.int64)
-    rank2 *= 2
-    rank2 -= count  # twice the pairs before are twice those up to here, less twice the key's own
-    rank2 -= 1
-    return rank2
-
-
 @dataclass(frozen=True)
 class RankTable:
     """rank2 by similarity, small for the sake of the processor's cache.
 
-    ``base`` (n_blocks,) uint32, int64 for ranks beyond it: the least rank2 in each block of 64 keys, from the key ``first``
-    on; ``step`` (64 * n_blocks,): what each key's own rank2 is above that, plus 1; 0 where no pair has it.
+    ``base`` (n_blocks,) uint32, int64 for ranks beyond it: twice the pairs before each block of 64 keys, from the key
+    ``first`` on; ``step`` (64 * n_blocks,): what each key's own rank2 is above that, plus 1; 0 where no pair has it.
     Memory: 2 bytes for each key between the least and the greatest, at most 36 MB; twice that where 64 neighbouring keys
     hold more than 32,000 pairs (many near-copies of images do that), four times beyond 2^31.
     """
@@ -218,24 +254,22 @@ class RankTable:
     step: np.ndarray
 
     @staticmethod
-    def of(key: np.ndarray, rank2: np.ndarray) -> RankTable:
-        """From the ascending distinct keys and their rank2."""
-        if len(key) == 0:
-            return RankTable(0, np.zeros(1, np.uint32), np.zeros(_BLOCK_KEYS, np.uint16))
-        first = int(key[0]) // _BLOCK_KEYS * _BLOCK_KEYS
-        is_small = int(rank2[-1]) < 2**32
-        base = np.zeros((int(key[-1]) - first) // _BLOCK_KEYS + 1, np.uint32 if is_small else np.int64)
-        for kind in (np.uint16, np.uint32, np.int64):
-            step = np.zeros(_BLOCK_KEYS * len(base), kind)
-            if _fill(key, rank2, first, base, step, int(np.iinfo(kind).max)):
-                break
-        return RankTable(first, base, step)
+    def of(histogram: Histogram) -> RankTable:
+        """The ranks of the pairs that were counted."""
+        block, count = histogram.block, histogram.count
+        if len(block) == 0:
+            return RankTable(0, np.zeros(1, np.uint32), np.zeros(BLOCK_KEYS, np.uint16))
+        own, most = block - block[0], 2 * int(histogram.n_pairs.max())
+        base = np.zeros(own[-1] + 1, np.uint32 if 2 * int(histogram.n_pairs.sum()) <= 2**32 else np.int64)
+        base[own] = 2 * histogram.n_before
+        step = np.zeros(BLOCK_KEYS * len(base), np.min_scalar_type(max(most, 2**16 - 1)))
+        _fill(own, count, step)
+        return RankTable(BLOCK_KEYS * int(block[0]), base, step)
 
     @staticmethod
     def among(similarity: np.ndarray) -> RankTable:
         """The ranks of (n_pairs,) float32 similarities, multiples of 2^-23, among themselves. Memory: 40 bytes per pair."""
-        key, count = np.unique(similarity_key(similarity), return_counts=True)
-        return RankTable.of(key, mean_ranks(count))
+        return RankTable.of(histogram_of_keys(similarity_key(similarity)))
 
     def rank2(self, similarity: np.ndarray) -> np.ndarray:
         """(n_pairs,) uint32 or int64 of (n_pairs,) float32 similarities; `ValueError` for one that is not in the table."""
@@ -247,19 +281,14 @@ class RankTable:
 
 
 @compiled
-def _fill(key: np.ndarray, rank2: np.ndarray, first: int, base: np.ndarray, step: np.ndarray, most: int) -> bool:
-    """Fills ``base`` and ``step``, zeros before; False if a step would be more than ``most``."""
-    block = least = np.int64(-1)
-    for n in range(len(key)):
-        at = np.int64(key[n]) - first
-        if at // _BLOCK_KEYS != block:
-            block, least = at // _BLOCK_KEYS, np.int64(rank2[n])
-            base[block] = least
-        above = rank2[n] - least
-        if above >= most:
-            return False
-        step[at] = above + 1
-    return True
+def _fill(row: np.ndarray, count: np.ndarray, step: np.ndarray) -> None:
+    """Fills ``step``, zeros before: twice the block's pairs before a key, plus the mean place among its own."""
+    for b in range(len(row)):
+        first, before = np.int64(row[b]) * BLOCK_KEYS, np.int64(0)
+        for k in range(BLOCK_KEYS):
+            n = np.int64(count[b, k])
+            step[first + k] = 2 * before + n if n > 0 else 0
+            before += n
 
 
 @compiled
@@ -270,7 +299,7 @@ def _look_up(similarity: np.ndarray, first: int, base: np.ndarray, step: np.ndar
     for p in range(len(similarity)):
         ahead = np.int64(similarity[min(p + _AHEAD, last)] * _STEPS) - first
         prefetch(step, ahead)
-        prefetch(base, ahead >> 6)
+        prefetch(base, ahead >> _BLOCK_BITS)
         scaled = similarity[p] * _STEPS
         key = np.int32(scaled) if abs(scaled) <= _STEPS else np.int32(0)
         at = np.uint64(np.int64(key) - first)  # below 0: far beyond the end
@@ -278,5 +307,5 @@ def _look_up(similarity: np.ndarray, first: int, base: np.ndarray, step: np.ndar
         at = at if at < size else np.uint64(0)
         above = np.int64(step[at])
         found = bool(found and above > 0)
-        rank2[p] = np.int64(base[at >> _BLOCK_BITS]) + above - 1
+        rank2[p] = np.int64(base[at >> np.uint64(_BLOCK_BITS)]) + above - 1
     return found

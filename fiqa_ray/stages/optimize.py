@@ -20,6 +20,7 @@ from fiqa_ray.core.ranking import RankTable
 from fiqa_ray.lineage import Job
 from fiqa_ray.pair_parts import PairReader, StoredPairs
 from fiqa_ray.stages import Step, ready
+from fiqa_ray.stages.rank import read_histogram
 from fiqa_ray.storage import Dataset, Part
 
 LABEL_BYTES = 220
@@ -66,8 +67,7 @@ def index_suffix(method: str, theta: float) -> str:
 def _rank_table(ranks: Dataset, repeat: int) -> RankTable:
     """A repeat's table, kept for the worker's next shards: the paper's ten repeats take 360 MB at most, twice that with many
     near-copies."""
-    table = ranks.read(ranks.require().parts[repeat])
-    return RankTable.of(table["similarity_key"].to_numpy(), table["rank2"].to_numpy())
+    return RankTable.of(read_histogram(ranks.read(ranks.require().parts[repeat])))
 
 
 def update_shard(

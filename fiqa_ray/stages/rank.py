@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from fiqa_ray import schemas
 from fiqa_ray.core.labels import quality_index
-from fiqa_ray.core.ranking import KeyCounter, add_histograms, mean_ranks, merge_range, range_cuts, similarity_key
+from fiqa_ray.core.ranking import Histogram, KeyCounter, add_histograms, merge_range, range_cuts, similarity_key
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.lineage import Job
 from fiqa_ray.pair_parts import PairReader, StoredPairs
@@ -30,6 +30,10 @@ RUN_PAIRS = 1 << 26
 RUN_PAIRS_NOT_KEPT = 1 << 24
 """The same where pairs are made anew: a run then holds all repeats."""
 _SAMPLES_PER_RUN = 1024
+_SHUFFLED = {
+    "block": "NONE",
+    "n_pairs": "zstd",
+}  # between tasks bytes count for more than the 40 ms; in ranks they do not
 INDEX_BYTES = 120
 """Memory per image, as measured, of the places of a method's scores, which are sorted all at once."""
 
@@ -154,9 +158,9 @@ def index_shard(dataset: Dataset, priors: Dataset) -> Part:
     )
 
 
-def _counts_table(counter: tuple[np.ndarray, np.ndarray]) -> pa.Table:
-    key, count = counter
-    return pa.table({"similarity_key": key, "n_pairs": count}, schema=schemas.KEY_COUNTS)
+def _counts_table(histogram: Histogram) -> pa.Table:
+    columns = {"block": histogram.block, "n_pairs": schemas.counts_column(histogram.count)}
+    return pa.table(columns, schema=schemas.key_counts(histogram.count.itemsize))
 
 
 def count_run(dataset: Dataset, reader: PairReader, run: PairRun) -> Part:
@@ -165,7 +169,8 @@ def count_run(dataset: Dataset, reader: PairReader, run: PairRun) -> Part:
     counters = _count(reader, run)
     files = {schemas.repeat_suffix(r): _counts_table(c.histogram()) for r, c in counters.items()}
     n_pairs = sum(c.n_pairs for c in counters.values())
-    return dataset.write_part(run.index, files, n_rows=n_pairs, duration_s=time.monotonic() - started)
+    duration_s = time.monotonic() - started
+    return dataset.write_part(run.index, files, n_rows=n_pairs, duration_s=duration_s, compression=_SHUFFLED)
 
 
 def rank_run(dataset: Dataset, reader: PairReader, run: PairRun) -> Part:
@@ -221,6 +226,7 @@ def merge_shard(dataset: Dataset, keys: Dataset, shard: RangeShard) -> Part:
         {schemas.repeat_suffix(shard.repeat): table},
         n_rows=n_pairs,
         duration_s=time.monotonic() - started,
+        compression=_SHUFFLED,
     )
 
 
@@ -235,19 +241,23 @@ def rank_shard(dataset: Dataset, shard: RankShard) -> Part:
     started = time.monotonic()
     suffix = schemas.repeat_suffix(shard.repeat)
     tables = (shard.counts.read(p, suffix=suffix) for p in _parts_of(shard.counts, shard.repeat))
-    counts = add_histograms((t["similarity_key"].to_numpy(), t["n_pairs"].to_numpy()) for t in tables)
+    counts = add_histograms(read_histogram(t) for t in tables)
     return _write_ranks(dataset, shard.repeat, counts, started)
 
 
-def _write_ranks(dataset: Dataset, repeat: int, counts: tuple[np.ndarray, np.ndarray], started: float) -> Part:
-    key, count = counts
-    n_pairs = int(count.sum())
-    table = pa.table({"similarity_key": key, "rank2": mean_ranks(count)}, schema=schemas.SIMILARITY_RANKS)
+def read_histogram(table: pa.Table) -> Histogram:
+    """What a table of counts or of ranks holds."""
+    return Histogram(table["block"].to_numpy(), schemas.counts_values(table))
+
+
+def _write_ranks(dataset: Dataset, repeat: int, histogram: Histogram, started: float) -> Part:
+    table = _counts_table(histogram).add_column(1, "n_before", [histogram.n_before])
+    n_pairs = int(histogram.n_pairs.sum())
     return dataset.write_part(
         repeat,
-        {".parquet": table},
+        {".parquet": table.cast(schemas.similarity_ranks(histogram.count.itemsize))},
         n_rows=n_pairs,
-        stats={"n_pairs": {str(repeat): n_pairs}, "n_distinct": {str(repeat): len(key)}},
+        stats={"n_pairs": {str(repeat): n_pairs}, "n_distinct": {str(repeat): int(np.count_nonzero(histogram.count))}},
         duration_s=time.monotonic() - started,
         write_statistics=False,  # always read as a whole
     )

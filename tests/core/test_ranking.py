@@ -6,10 +6,10 @@ from scipy.stats import rankdata
 
 from fiqa_ray.core import ranking
 from fiqa_ray.core.ranking import (
+    Histogram,
     KeyCounter,
     RankTable,
     add_histograms,
-    mean_ranks,
     merge_range,
     range_cuts,
     similarity_key,
@@ -34,6 +34,10 @@ def histogram_of(*pieces):
     return counter.histogram()
 
 
+def same(a, b):
+    return all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in ((a.block, b.block), (a.count, b.count)))
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     n_shards=st.integers(1, 5),
@@ -52,13 +56,14 @@ def test_both_engines_equal_scipy(n_shards, n_ranges, spread, seed):
     runs = [np.sort(s) for s in shards]
     cuts = range_cuts(np.concatenate([r[:: max(1, len(r) // 16)] for r in runs]), n_ranges)
     pieces = [np.split(r, np.searchsorted(r, cuts)) for r in runs]
-    ranges = [merge_range([p[j] for p in pieces]) for j in range(len(cuts) + 1)]
-    merged = tuple(np.concatenate(column) for column in zip(*ranges, strict=True))
+    merged = add_histograms(merge_range([p[j] for p in pieces]) for j in range(len(cuts) + 1))
 
-    for key, count in (counted, merged):
-        assert np.array_equal(RankTable.of(key, mean_ranks(count)).rank2(similarities(everything)) / 2, expected)
-    assert all(np.array_equal(a, b) for a, b in zip(counted, merged, strict=True))
-    assert all(np.array_equal(a, b) for a, b in zip(counted, at_once, strict=True))
+    assert np.array_equal(RankTable.of(counted).rank2(similarities(everything)) / 2, expected)
+    assert same(counted, at_once)
+    assert same(counted, merged)
+    assert counted.n_pairs.sum() == len(everything)
+    least = np.sort(everything) // 64
+    assert counted.n_before.tolist() == [np.searchsorted(least, b) for b in np.unique(least)]
 
 
 def test_keys_are_exact():
@@ -66,9 +71,11 @@ def test_keys_are_exact():
     with pytest.raises(ValueError, match="multiples"):
         similarity_key(np.array([2.0**-24]))
     with pytest.raises(ValueError, match="missing"):
-        RankTable.of(np.array([1, 2]), np.array([0, 2])).rank2(similarities([3]))
+        RankTable.of(histogram_of([1, 2])).rank2(similarities([3]))
     with pytest.raises(ValueError, match="missing"):
-        RankTable.of(np.array([1, 4]), np.array([0, 2])).rank2(similarities([3]))
+        RankTable.of(histogram_of([1, 2])).rank2(similarities([64]))
+    with pytest.raises(ValueError, match="missing"):
+        RankTable.of(histogram_of([1, 4])).rank2(similarities([3]))
 
 
 @pytest.mark.parametrize("n_copies", [0, 300_000])
@@ -79,38 +86,43 @@ def test_many_keys_are_counted_like_few(n_copies):
     distinct, count = np.unique(key, return_counts=True)
     halves = [histogram_of(h) for h in np.array_split(key, 2)]
     for found in (histogram_of(key), histogram_of(*np.array_split(key, 7)), add_histograms(halves)):
-        assert np.array_equal(found[0], distinct)
-        assert np.array_equal(found[1], count)
+        row, column = np.nonzero(found.count)
+        assert np.array_equal(64 * found.block[row] + column, distinct)
+        assert np.array_equal(found.count[row, column], count)
+        assert found.count.dtype == (np.uint32 if n_copies else np.uint8)
 
 
 def test_counts_beyond_32_bits():
     key = np.arange(-(2**10), 2**10, dtype=np.int32)
-    found = add_histograms([(key, np.full(len(key), 2**40)), (key[::2], np.ones(2**10, np.int64))])
-    assert np.array_equal(found[0], key)
-    assert found[1].tolist() == [2**40 + 1, 2**40] * 2**10
+    found = add_histograms(
+        [Histogram.of(key, np.full(len(key), 2**40)), Histogram.of(key[::2], np.ones(2**10, np.int64))]
+    )
+    assert found.block.tolist() == list(range(-16, 16))
+    assert found.count.ravel().tolist() == [2**40 + 1, 2**40] * 2**10
 
 
 def test_ranks_beyond_32_bits():
     """A repeat of 3 thousand million pairs at two similarities: places need int64."""
     for far in (9, 2**20):  # in one block of the table, and in two
-        table = RankTable.of(np.array([5, far], np.int32), mean_ranks(np.array([2 * 10**9, 10**9])))
+        table = RankTable.of(Histogram.of(np.array([5, far], np.int32), np.array([2 * 10**9, 10**9])))
         assert table.rank2(similarities([5, far, 5])).tolist() == [2 * 10**9 - 1, 5 * 10**9 - 1, 2 * 10**9 - 1]
 
 
 def test_near_copies_cost_the_table_two_bytes_more():
     """70,000 pairs at a similarity just below 1, among single ones."""
     key = np.array([-(2**23), 0, 2**23 - 2, 2**23 - 1], np.int32)
-    table = RankTable.of(key, mean_ranks(np.array([1, 1, 70_000, 1])))
+    table = RankTable.of(Histogram.of(key, np.array([1, 1, 70_000, 1])))
     assert table.step.dtype == np.uint32
     assert table.rank2(similarities(key)).tolist() == [0, 2, 2 * 2 + 69_999, 2 * 70_002]
 
 
-@pytest.mark.parametrize("most", [0, 2**16 - 2, 2**16 - 1, 2**32 - 2**16, 2**32 - 2, 2**32 - 1, 2**40])
+@pytest.mark.parametrize("most", [1, 2**15 - 1, 2**15, 2**16 - 1, 2**16, 2**31 - 1, 2**31, 2**32, 2**40])
 @pytest.mark.parametrize("keys", [[-129, -128, -65, -64, 63, 64], [2**23 - 1, 2**23], [-(2**23), 0], [0]])
 def test_ranks_at_the_limits_of_the_table(keys, most):
-    rank2 = np.sort(most - np.arange(len(keys))[::-1] * (most // 7))
-    found = RankTable.of(np.array(keys, np.int32), rank2).rank2(similarities(keys))
-    assert found.tolist() == rank2.tolist()
+    """Places of so many pairs at each similarity, one more at each than at the one before."""
+    count = [most + k for k in range(len(keys))]
+    found = RankTable.of(Histogram.of(np.array(keys, np.int32), np.array(count))).rank2(similarities(keys))
+    assert found.tolist() == [2 * sum(count[:k]) + count[k] - 1 for k in range(len(keys))]
 
 
 @settings(max_examples=60, deadline=None)
