@@ -32,7 +32,7 @@ SIMILARITY_STEPS = 1 << 23
 MAX_ITERATIONS = 50
 _INIT_STREAM = 0x1217
 _MOST = float(SIMILARITY_STEPS)
-_TILE = 16
+_TILE = 8
 
 
 def unit_vectors(embeddings: np.ndarray) -> np.ndarray:
@@ -78,7 +78,6 @@ def _finish_keys(flat: np.ndarray, sizes: np.ndarray) -> None:
     A vector without direction, of length zero or beyond float32, has similarity 0 to every other.
     """
     first = 0
-    tile = np.empty((_TILE, _TILE), np.float32)
     for n in sizes:
         matrix = flat[first : first + n * n].reshape(n, n)
         inverse = np.empty(n, np.float64)
@@ -95,12 +94,9 @@ def _finish_keys(flat: np.ndarray, sizes: np.ndarray) -> None:
         whole = n // _TILE * _TILE
         for top in range(0, whole, _TILE):
             for left in range(0, top, _TILE):
-                for i in range(_TILE):
-                    for j in range(_TILE):
-                        tile[j, i] = matrix[top + i, left + j]
                 for j in range(_TILE):
                     for i in range(_TILE):
-                        matrix[left + j, top + i] = tile[j, i]
+                        matrix[left + j, top + i] = matrix[top + i, left + j]
             for i in range(top, top + _TILE):
                 for j in range(top, i):
                     matrix[j, i] = matrix[i, j]
