@@ -65,7 +65,7 @@ def sum_owned_ranks(
     has no owner. ``n_opened``: (n_images,) int, the pairs that each image opens, one behind the other; ``mate``:
     (n_pairs,) int32 positions; ``similarity``: (n_pairs,) float32, multiples of 2^-23. ``ranks``: those of a repeat that
     holds more than these pairs; without, they are ranked among themselves. Sums are whole numbers: independent of order.
-    Memory: 4 bytes per pair, 8 where ranks need int64; without ``ranks`` 40 more.
+    Memory: 4 bytes per pair, 8 where ranks need int64; without ``ranks`` 4 more, and 100 MB.
     """
     n_images = len(n_opened)
     if not len(mate) == len(similarity) == int(n_opened.sum()) or (n_images and n_opened.min() < 0):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -65,17 +66,18 @@ class Histogram:
     def of(key: np.ndarray, count: np.ndarray) -> Histogram:
         """From ascending distinct int32 keys and their counts."""
         of_key = key >> _BLOCK_BITS
-        block, row = np.unique(of_key, return_inverse=True)
-        counts = np.zeros((len(block), BLOCK_KEYS), np.int64)
-        counts[row, key & (BLOCK_KEYS - 1)] = count
-        return Histogram(block, _narrow(counts))
+        is_first = np.append(True, of_key[1:] != of_key[:-1])[: len(key)]
+        block = of_key[is_first]
+        counts = np.zeros((len(block), BLOCK_KEYS), _narrowest(count))
+        counts[np.cumsum(is_first) - 1, key & (BLOCK_KEYS - 1)] = count
+        return Histogram(block, counts)
 
     @staticmethod
     def of_all(counts: np.ndarray) -> Histogram:
         """From the counts of all keys there may be, (2^24 + 64,) whole numbers."""
         rows = counts.reshape(_N_BLOCKS, BLOCK_KEYS)
         filled = np.flatnonzero(_row_sums(rows))
-        return Histogram((filled + _FIRST_BLOCK).astype(np.int32), _narrow(rows[filled]))
+        return Histogram((filled + _FIRST_BLOCK).astype(np.int32), rows[filled].astype(_narrowest(rows), copy=False))
 
     @cached_property
     def n_pairs(self) -> np.ndarray:
@@ -100,9 +102,9 @@ def _row_sums(count: np.ndarray) -> np.ndarray:
     return sums
 
 
-def _narrow(counts: np.ndarray) -> np.ndarray:
+def _narrowest(counts: np.ndarray) -> np.dtype[Any]:
     most = int(counts.max()) if counts.size else 0
-    return counts.astype(np.min_scalar_type(most) if most < 2**32 else np.int64, copy=False)
+    return np.min_scalar_type(most) if most < 2**32 else np.dtype(np.int64)
 
 
 class KeyCounter:
@@ -137,7 +139,8 @@ class KeyCounter:
     def histogram(self) -> Histogram:
         """What was counted."""
         if self._bytes is None:
-            return histogram_of_keys(similarity_key(np.concatenate([np.empty(0, np.float32), *self._few])))
+            key = similarity_key(np.concatenate([np.empty(0, np.float32), *self._few]))
+            return Histogram.of(*np.unique(key, return_counts=True))
         ran_over = np.concatenate(self._ran_over)
         if not len(ran_over):
             return Histogram.of_all(self._bytes)
@@ -166,11 +169,6 @@ def _count_bytes(similarity: np.ndarray, counts: np.ndarray, ran_over: np.ndarra
             ran_over[n] = at
             n += 1
     return n if ok else -1
-
-
-def histogram_of_keys(key: np.ndarray) -> Histogram:
-    """Histogram of (n,) int32 keys. Memory: 24 bytes per key."""
-    return Histogram.of(*np.unique(key, return_counts=True))
 
 
 def add_histograms(histograms: Iterable[Histogram]) -> Histogram:
@@ -268,8 +266,10 @@ class RankTable:
 
     @staticmethod
     def among(similarity: np.ndarray) -> RankTable:
-        """The ranks of (n_pairs,) float32 similarities, multiples of 2^-23, among themselves. Memory: 40 bytes per pair."""
-        return RankTable.of(histogram_of_keys(similarity_key(similarity)))
+        """The ranks of (n_pairs,) float32 similarities, multiples of 2^-23, among themselves. Memory: as `KeyCounter`."""
+        counter = KeyCounter()
+        counter.add(similarity)
+        return RankTable.of(counter.histogram())
 
     def rank2(self, similarity: np.ndarray) -> np.ndarray:
         """(n_pairs,) uint32 or int64 of (n_pairs,) float32 similarities; `ValueError` for one that is not in the table."""
