@@ -113,12 +113,12 @@ def counts_column(counts: np.ndarray) -> pa.Array:
     return pa.FixedSizeBinaryArray.from_buffers(kind, len(counts), [None, pa.py_buffer(little)])
 
 
-def counts_values(table: pa.Table) -> np.ndarray:
-    """Histogram rows (n_blocks, 64) of a table; int64 where counts take 8 bytes, else unsigned."""
+def histogram_values(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Blocks (n_blocks,) int32 and counts (n_blocks, 64), int64 where they take 8 bytes, else unsigned, of either table."""
     column = table["n_pairs"].combine_chunks()
     n_bytes = column.type.byte_width // 64
     values = np.frombuffer(column.buffers()[1], dtype="<i8" if n_bytes == 8 else f"<u{n_bytes}")
-    return values[64 * column.offset :][: 64 * len(column)].reshape(-1, 64)
+    return table["block"].to_numpy(), values[64 * column.offset :][: 64 * len(column)].reshape(-1, 64)
 
 
 SORTED_KEYS = pa.schema([_never_null("similarity_key", pa.int32())])  # a sorted run: the keys of some parts of pairs

@@ -16,11 +16,10 @@ import pyarrow as pa
 
 from fiqa_ray import schemas
 from fiqa_ray.core.labels import IndexUpdate, rank_scale, reassign_scores, sum_owned_ranks
-from fiqa_ray.core.ranking import RankTable
+from fiqa_ray.core.ranking import Histogram, RankTable
 from fiqa_ray.lineage import Job
 from fiqa_ray.pair_parts import PairReader, StoredPairs
 from fiqa_ray.stages import Step, ready
-from fiqa_ray.stages.rank import read_histogram
 from fiqa_ray.storage import Dataset, Part
 
 LABEL_BYTES = 220
@@ -67,7 +66,8 @@ def index_suffix(method: str, theta: float) -> str:
 def _rank_table(ranks: Dataset, repeat: int) -> RankTable:
     """A repeat's table, kept for the worker's next shards: the paper's ten repeats take 360 MB at most, twice that with many
     near-copies."""
-    return RankTable.of(read_histogram(ranks.read(ranks.require().parts[repeat])))
+    table = ranks.read(ranks.require().parts[repeat])
+    return RankTable.of(Histogram(*schemas.histogram_values(table)))
 
 
 def update_shard(

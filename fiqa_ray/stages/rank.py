@@ -30,10 +30,8 @@ RUN_PAIRS = 1 << 26
 RUN_PAIRS_NOT_KEPT = 1 << 24
 """The same where pairs are made anew: a run then holds all repeats."""
 _SAMPLES_PER_RUN = 1024
-_SHUFFLED = {
-    "block": "NONE",
-    "n_pairs": "zstd",
-}  # between tasks bytes count for more than the 40 ms; in ranks they do not
+_SHUFFLED = {"block": "NONE", "n_pairs": "zstd"}
+"""Compression of histograms: between tasks bytes count for more than the 40 ms, in a table of ranks they do not."""
 INDEX_BYTES = 120
 """Memory per image, as measured, of the places of a method's scores, which are sorted all at once."""
 
@@ -241,13 +239,8 @@ def rank_shard(dataset: Dataset, shard: RankShard) -> Part:
     started = time.monotonic()
     suffix = schemas.repeat_suffix(shard.repeat)
     tables = (shard.counts.read(p, suffix=suffix) for p in _parts_of(shard.counts, shard.repeat))
-    counts = add_histograms(read_histogram(t) for t in tables)
+    counts = add_histograms(Histogram(*schemas.histogram_values(t)) for t in tables)
     return _write_ranks(dataset, shard.repeat, counts, started)
-
-
-def read_histogram(table: pa.Table) -> Histogram:
-    """What a table of counts or of ranks holds."""
-    return Histogram(table["block"].to_numpy(), schemas.counts_values(table))
 
 
 def _write_ranks(dataset: Dataset, repeat: int, histogram: Histogram, started: float) -> Part:
