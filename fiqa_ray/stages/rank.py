@@ -30,8 +30,8 @@ RUN_PAIRS = 1 << 26
 RUN_PAIRS_NOT_KEPT = 1 << 24
 """The same where pairs are made anew: a run then holds all repeats."""
 _SAMPLES_PER_RUN = 1024
-_SHUFFLED = {"block": "NONE", "n_pairs": "zstd"}
-"""Compression of histograms: between tasks bytes count for more than the 40 ms, in a table of ranks they do not."""
+_PACKED = {"block": "NONE", "n_before": "NONE", "n_pairs": "zstd"}
+"""Of histograms: between tasks bytes count for more than the 40 ms; in a table of ranks only where it is mostly empty."""
 INDEX_BYTES = 120
 """Memory per image, as measured, of the places of a method's scores, which are sorted all at once."""
 
@@ -168,7 +168,7 @@ def count_run(dataset: Dataset, reader: PairReader, run: PairRun) -> Part:
     files = {schemas.repeat_suffix(r): _counts_table(c.histogram()) for r, c in counters.items()}
     n_pairs = sum(c.n_pairs for c in counters.values())
     duration_s = time.monotonic() - started
-    return dataset.write_part(run.index, files, n_rows=n_pairs, duration_s=duration_s, compression=_SHUFFLED)
+    return dataset.write_part(run.index, files, n_rows=n_pairs, duration_s=duration_s, compression=_PACKED)
 
 
 def rank_run(dataset: Dataset, reader: PairReader, run: PairRun) -> Part:
@@ -224,7 +224,7 @@ def merge_shard(dataset: Dataset, keys: Dataset, shard: RangeShard) -> Part:
         {schemas.repeat_suffix(shard.repeat): table},
         n_rows=n_pairs,
         duration_s=time.monotonic() - started,
-        compression=_SHUFFLED,
+        compression=_PACKED,
     )
 
 
@@ -245,12 +245,14 @@ def rank_shard(dataset: Dataset, shard: RankShard) -> Part:
 
 def _write_ranks(dataset: Dataset, repeat: int, histogram: Histogram, started: float) -> Part:
     table = _counts_table(histogram).add_column(1, "n_before", [histogram.n_before])
-    n_pairs = int(histogram.n_pairs.sum())
+    n_pairs, n_distinct = int(histogram.n_pairs.sum()), int(np.count_nonzero(histogram.count))
+    packing = {"compression": _PACKED} if 4 * n_distinct < histogram.count.size else {}
     return dataset.write_part(
         repeat,
         {".parquet": table.cast(schemas.similarity_ranks(histogram.count.itemsize))},
         n_rows=n_pairs,
-        stats={"n_pairs": {str(repeat): n_pairs}, "n_distinct": {str(repeat): int(np.count_nonzero(histogram.count))}},
+        stats={"n_pairs": {str(repeat): n_pairs}, "n_distinct": {str(repeat): n_distinct}},
         duration_s=time.monotonic() - started,
         write_statistics=False,  # always read as a whole
+        **packing,
     )
