@@ -244,12 +244,14 @@ def rank_shard(dataset: Dataset, shard: RankShard) -> Part:
 
 
 def _write_ranks(dataset: Dataset, repeat: int, histogram: Histogram, started: float) -> Part:
-    table = _counts_table(histogram).add_column(1, "n_before", [histogram.n_before])
+    counts = schemas.counts_column(histogram.count)
+    columns = {"block": histogram.block, "n_before": histogram.n_before, "n_pairs": counts}
+    table = pa.table(columns, schema=schemas.similarity_ranks(histogram.count.itemsize))
     n_pairs, n_distinct = int(histogram.n_pairs.sum()), int(np.count_nonzero(histogram.count))
     packing = {"compression": _PACKED} if 4 * n_distinct < histogram.count.size else {}
     return dataset.write_part(
         repeat,
-        {".parquet": table.cast(schemas.similarity_ranks(histogram.count.itemsize))},
+        {".parquet": table},
         n_rows=n_pairs,
         stats={"n_pairs": {str(repeat): n_pairs}, "n_distinct": {str(repeat): n_distinct}},
         duration_s=time.monotonic() - started,
