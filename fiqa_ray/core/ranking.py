@@ -112,7 +112,7 @@ class KeyCounter:
 
     Few pairs are kept and sorted at the end; many are counted in single bytes, of which more find room in a processor's
     cache: most keys occur a few times. Keys whose byte runs over (many pairs of copies of one image) are noted.
-    Memory: 17 MB for the bytes and 4 bytes per pair that is added at once; at the end 35 MB, 170 MB if a byte ran over.
+    Memory: 17 MB for the bytes and 4 bytes per pair that is added at once; at the end 37 MB, 155 MB if a byte ran over.
     """
 
     def __init__(self) -> None:
