@@ -139,7 +139,8 @@ def main() -> None:
     with memory_watch() as memory, ray_session(settings.compute):
         if not a.in_process:
             start_workers(a.workers)
-        for inputs in (job.embeddings("train"), *(job.prior_scores("train", m) for m in settings.methods)):
+        priors = (job.prior_scores("train", m) for m in settings.methods)
+        for inputs in (job.faces("train"), job.embeddings("train"), *priors):
             for name in sizes_below(inputs.uri):
                 read_bytes(inputs.at(name))
         start_s = time.perf_counter() - started

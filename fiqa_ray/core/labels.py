@@ -99,19 +99,19 @@ def _sum_owned(
     p = np.uint64(0)
     for i in range(len(n_opened)):
         place, mine, n_mine = index[i], np.int64(0), np.int64(0)
-        for _ in range(n_opened[i]):  # choices instead of branches, which no processor could foresee
+        for _ in range(n_opened[i]):  # masks instead of branches, which no processor could foresee
             j = np.uint32(mate[p])
-            rank, other = np.int64(rank2[p]), index[j]
+            rank, is_other = np.int64(rank2[p]), np.int64(index[j] < place)
             p += np.uint64(1)
-            both = min(place, other) >= 0
-            is_mine = both and place <= other  # equal where an image is paired with itself: counted once
-            is_other = both and place > other
-            mine += rank if is_mine else np.int64(0)
-            n_mine += int(is_mine)
-            total[j] += rank if is_other else np.int64(0)
-            count[j] += int(is_other)
+            mine += rank & (is_other - 1)
+            n_mine += 1 - is_other
+            total[j] += rank & -is_other
+            count[j] += is_other
         total[i] += mine
         count[i] += n_mine
+    for i in range(len(index)):  # an image without a score has a lower index than any: it took all its pairs
+        if index[i] < 0:
+            total[i] = count[i] = 0
 
 
 class IndexUpdate:

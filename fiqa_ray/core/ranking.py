@@ -26,6 +26,7 @@ _FEW_PAIRS = 1 << 17
 _FEW_VALUES = 1 << 14
 _STEPS = np.float32(SIMILARITY_STEPS)
 _AHEAD = 64
+_CHUNK_PAIRS = 2048
 _BLOCK_BITS = 6
 
 
@@ -150,24 +151,39 @@ class KeyCounter:
 
 
 @compiled
+def _to_places(similarity: np.ndarray, first: int, n_places: int, place: np.ndarray) -> bool:
+    """Similarities to places in a table of ``n_places`` keys from ``first`` on: place 0 and False for what is not in it."""
+    low, end, n_bad = np.int32(first), np.uint32(n_places), np.uint32(0)
+    for p in range(len(similarity)):  # in narrow types and without branches: vector operations
+        scaled = similarity[p] * _STEPS  # a power of two: exact
+        within = abs(scaled) <= _STEPS
+        key = np.int32(scaled if within else np.float32(0.0))
+        at = np.uint32(np.int32(key - low))  # below 0: far beyond the end
+        good = within and np.float32(key) == scaled and at < end
+        place[p] = at if good else np.uint32(0)
+        n_bad = np.uint32(n_bad + np.uint32(not good))
+    return bool(n_bad == 0)
+
+
+@compiled
 def _count_bytes(similarity: np.ndarray, counts: np.ndarray, ran_over: np.ndarray) -> int:
     """Adds to ``counts``, modulo 256; notes in ``ran_over`` the places that ran over, and returns how often one did.
 
     -1 if something is no multiple of 2^-23 in [-1, 1].
     """
     n, ok = 0, True
-    last = len(similarity) - 1
-    for p in range(len(similarity)):
-        prefetch(counts, np.int64(similarity[min(p + _AHEAD, last)] * _STEPS) + SIMILARITY_STEPS)
-        scaled = similarity[p] * _STEPS
-        key = np.int32(scaled) if abs(scaled) <= _STEPS else np.int32(0)
-        ok &= np.float32(key) == scaled
-        at = np.uint32(key + SIMILARITY_STEPS)
-        count = np.uint8(counts[at] + 1)
-        counts[at] = count
-        if count == 0:
-            ran_over[n] = at
-            n += 1
+    place = np.zeros(_CHUNK_PAIRS + _AHEAD, np.uint32)
+    for first in range(0, len(similarity), _CHUNK_PAIRS):
+        some = similarity[first : first + _CHUNK_PAIRS]
+        ok &= _to_places(some, -SIMILARITY_STEPS, 2 * SIMILARITY_STEPS + 1, place)
+        for p in range(len(some)):
+            prefetch(counts, np.int64(place[np.uint64(p) + np.uint64(_AHEAD)]))
+            at = np.uint64(place[np.uint64(p)])
+            count = np.uint8(counts[at] + 1)
+            counts[at] = count
+            if count == 0:
+                ran_over[n] = at
+                n += 1
     return n if ok else -1
 
 
@@ -295,17 +311,18 @@ def _fill(row: np.ndarray, count: np.ndarray, step: np.ndarray) -> None:
 def _look_up(similarity: np.ndarray, first: int, base: np.ndarray, step: np.ndarray, rank2: np.ndarray) -> bool:
     """Fills ``rank2``; False if a similarity is not in the table."""
     found = True
-    last, size = len(similarity) - 1, np.uint64(len(step))
-    for p in range(len(similarity)):
-        ahead = np.int64(similarity[min(p + _AHEAD, last)] * _STEPS) - first
-        prefetch(step, ahead)
-        prefetch(base, ahead >> _BLOCK_BITS)
-        scaled = similarity[p] * _STEPS
-        key = np.int32(scaled) if abs(scaled) <= _STEPS else np.int32(0)
-        at = np.uint64(np.int64(key) - first)  # below 0: far beyond the end
-        found = bool(found and at < size and np.float32(key) == scaled)
-        at = at if at < size else np.uint64(0)
-        above = np.int64(step[at])
-        found = bool(found and above > 0)
-        rank2[p] = np.int64(base[at >> np.uint64(_BLOCK_BITS)]) + above - 1
+    place = np.zeros(_CHUNK_PAIRS + _AHEAD, np.uint32)
+    for low in range(0, len(similarity), _CHUNK_PAIRS):
+        some, ranks = similarity[low : low + _CHUNK_PAIRS], rank2[low : low + _CHUNK_PAIRS]
+        found &= _to_places(some, first, len(step), place)
+        n_missing = 0
+        for p in range(len(some)):
+            ahead = np.int64(place[np.uint64(p) + np.uint64(_AHEAD)])
+            prefetch(step, ahead)
+            prefetch(base, ahead >> _BLOCK_BITS)
+            at = np.uint64(place[np.uint64(p)])
+            above = np.int64(step[at])
+            n_missing += int(above == 0)
+            ranks[np.uint64(p)] = np.int64(base[at >> np.uint64(_BLOCK_BITS)]) + above - 1
+        found &= n_missing == 0
     return found
