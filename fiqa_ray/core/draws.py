@@ -141,6 +141,8 @@ def draw_mates(
                         # 24 bits times a size below 2^24, rounded once, stays below the size
                         place[at] = np.uint32(np.int32(np.float32(np.int32(x)) * scale[at]) + first[at])
                 mine, mates = own[i], out[p : p + n_mates]
-                for c in range(n_mates):  # all but the image's own cluster
-                    mates[np.uint32(c)] = members[place[np.uint32(c + (c >= mine))]]
+                for c in range(mine):
+                    mates[np.uint64(c)] = members[place[np.uint64(c)]]
+                for c in range(mine, n_mates):  # past the image's own cluster
+                    mates[np.uint64(c)] = members[place[np.uint64(c + 1)]]
                 p += n_mates

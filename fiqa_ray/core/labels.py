@@ -168,20 +168,31 @@ def _add_repeat(
 
 def reassign_scores(
     prior_scores: np.ndarray, index: np.ndarray, optimized_index: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Deals the prior scores out anew by ascending optimized index (ties: by quality index).
 
-    Returns ``score`` (n_images,) float64, a permutation of the prior scores; ``label`` (n_images,) float32: the score scaled
-    to [0, 1] over all images (0 where all scores are equal); ``place`` (n_images,) int64, by optimized index.
+    ``index``: (n_images,) int64, the quality indices. Returns ``score`` (n_images,) float64, a permutation of the prior
+    scores; ``label`` (n_images,) float32: the score scaled to [0, 1] over all images (0 where all scores are equal); and how
+    many places an image moved on average.
     """
     prior = np.asarray(prior_scores, np.float64)
-    by_quality = np.empty(len(prior), np.int64)
-    by_quality[index] = np.arange(len(prior))
     order = stable_order(optimized_index, index)
-    score, place = np.empty_like(prior), np.empty(len(prior), np.int64)
-    score[order] = prior[by_quality]
-    place[order] = np.arange(len(prior))
-    return score, scale_to_unit(score), place
+    ascending, score = np.empty_like(prior), np.empty_like(prior)
+    n_moves = _deal(prior, np.asarray(index, np.int64), order, ascending, score)
+    return score, scale_to_unit(score), n_moves / max(len(prior), 1)
+
+
+@compiled
+def _deal(prior: np.ndarray, index: np.ndarray, order: np.ndarray, ascending: np.ndarray, score: np.ndarray) -> int:
+    """Fills ``ascending``, the prior scores by quality index, and ``score``; returns by how many places all images moved."""
+    for i in range(len(index)):
+        ascending[np.uint64(index[i])] = prior[i]
+    n_moves = 0
+    for place in range(len(order)):
+        image = np.uint64(order[place])
+        score[image] = ascending[place]
+        n_moves += abs(place - index[image])
+    return n_moves
 
 
 def scale_to_unit(score: np.ndarray) -> np.ndarray:

@@ -135,9 +135,8 @@ def label_shard(
     found = found.select(["n_owned_pairs", "mean_similarity_rank"])
     n_images, n_scored = len(index), len(rows)
     own_prior, own_index = (prior, index) if n_scored == n_images else (prior[rows], index[rows])
-    score, label, place = reassign_scores(own_prior, own_index, optimized)
-    moved = float(np.abs(place - own_index).mean() / n_scored) if n_scored else 0.0
-    del own_prior, own_index, place
+    score, label, n_places = reassign_scores(own_prior, own_index, optimized)
+    del own_prior, own_index
 
     def spread(values: np.ndarray | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
         """Values of the scored rows, null elsewhere."""
@@ -164,7 +163,7 @@ def label_shard(
         "n_without_pairs": int((found["n_owned_pairs"].to_numpy() == 0).sum()),
         "n_pairs_per_repeat": n_pairs,
         "theta_effective": theta * (n_pairs / n_scored if raw and n_scored else 1.0),
-        "mean_move_fraction": moved,
+        "mean_move_fraction": n_places / max(n_scored, 1),
     }
     return dataset.write_part(
         0,
