@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ from fiqa_ray import schemas
 from fiqa_ray.config import PairSettings
 from fiqa_ray.core.pairs import Pairs, draw_again, mated_pairs
 from fiqa_ray.lineage import Job
-from fiqa_ray.storage import Dataset, Manifest, Part, plain_bytes, table_bytes
+from fiqa_ray.storage import Dataset, FileContent, Manifest, Part, plain_bytes, table_bytes
 
 MIN_PART_IMAGES, MAX_PART_IMAGES = 32_768, 262_144
 N_PARTS = 64
@@ -213,8 +213,11 @@ def make_pairs(
 
 def pair_files(
     shard: PairShard, pieces: Iterable[PairPiece], settings: PairSettings
-) -> tuple[dict[str, pa.Buffer], PairCounts]:
-    """The files of a part, by suffix, and what was counted on the way. Memory: 8 bytes per pair where they are kept."""
+) -> tuple[dict[str, FileContent], PairCounts]:
+    """The files of a part, by suffix, or what makes them, and what was counted on the way.
+
+    Memory: 4 bytes per pair of all repeats where they are kept, 4 more for those of the repeat that is made into a file.
+    """
     fits = range(settings.n_repeats if settings.recluster else 1)
     image_rows = np.arange(shard.first, shard.first + shard.n_rows)
     identity_row = np.empty(shard.n_rows, np.int32)
@@ -234,7 +237,7 @@ def pair_files(
             n_pairs[r] += len(pairs.similarity)
             if settings.keep:
                 similarity[r].append(pairs.similarity)
-    files: dict[str, pa.Buffer] = {}
+    files: dict[str, FileContent] = {}
     for fit in fits:
         columns = {
             "image_row": image_rows,
@@ -244,11 +247,13 @@ def pair_files(
         }
         files[schemas.cluster_suffix(fit)] = table_bytes(pa.table(columns, schema=schemas.CLUSTERS))
     for r in range(settings.n_repeats if settings.keep else 0):
-        column = pa.chunked_array(similarity[r], pa.float32())
-        similarity[r] = []
-        files[schemas.repeat_suffix(r)] = plain_bytes(pa.table([column], schema=schemas.PAIRS))
+        files[schemas.repeat_suffix(r)] = partial(_similarity_file, similarity[r])
     sizes = np.unique(identity_row[cluster[0] >= 0], return_counts=True)[1]
     return files, PairCounts(n_pairs, sizes, n_without)
+
+
+def _similarity_file(similarity: list[np.ndarray]) -> pa.Buffer:
+    return plain_bytes(pa.table([pa.chunked_array(similarity, pa.float32())], schema=schemas.PAIRS))
 
 
 @dataclass(frozen=True)

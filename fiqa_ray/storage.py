@@ -28,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import fsspec
 import pyarrow as pa
@@ -256,6 +256,10 @@ class Manifest:
         return first
 
 
+FileContent: TypeAlias = pa.Table | pa.Buffer | bytes | Callable[[], pa.Buffer]
+"""A table, bytes, or what makes the bytes."""
+
+
 def part_name(index: int) -> str:
     """Parts sort by name as by number up to 100,000 of them."""
     return f"part-{index:05d}"
@@ -360,7 +364,7 @@ class Dataset:
     def write_part(
         self,
         index: int,
-        files: Mapping[str, pa.Table | pa.Buffer | bytes],
+        files: Mapping[str, FileContent],
         *,
         n_rows: int,
         stats: dict[str, Any] | None = None,
@@ -369,26 +373,42 @@ class Dataset:
     ) -> Part:
         """Writes the part's files, each by one atomic act, then its record.
 
-        ``files``: suffix (".parquet", appended to the part's name) or a whole name ("report.html") -> table or bytes.
+        ``files``: suffix (".parquet", appended to the part's name) or a whole name ("report.html") -> content. Each is
+        made, summed and written before the next: while it is in the processor's cache, and one at a time in memory.
         """
         name = part_name(index)
-        made: dict[str, bytes | pa.Buffer] = {}
-        for suffix, content in files.items():
-            data = table_bytes(content, **parquet) if isinstance(content, pa.Table) else content
-            made[name + suffix if suffix.startswith(".") else suffix] = data
-        written = {k: _sums(d) for k, d in made.items()}
+        contents = {name + suffix if suffix.startswith(".") else suffix: content for suffix, content in files.items()}
         manifest = self.manifest()
-        if manifest is not None and not _same_files(manifest.parts[index].files, made):
-            raise FiqaRayError(
-                f"{self.uri}: {name} was lost and made again, but with other bytes than before (another batch size, device, "
-                "library or fiqa_ray version?), so what was made from it no longer fits; remove this folder and run again, "
-                "or choose another run_uri"
-            )
-        for file_name, data in made.items():
-            write_atomic(self.at(file_name), data)
+        record = None if manifest is None else manifest.parts[index].files
+        if record is not None and record.keys() != contents.keys():
+            raise self._made_otherwise(name)
+        written = {
+            file_name: self._write_file(name, file_name, content, record and record[file_name], parquet)
+            for file_name, content in contents.items()
+        }
         part = Part(index, n_rows, written, stats or {}, round(duration_s, 3))
         write_atomic(self.at(name + ".json"), _json(asdict(part)))
         return part
+
+    def _write_file(
+        self, part: str, name: str, content: FileContent, known: Mapping[str, Any] | None, parquet: dict[str, Any]
+    ) -> dict[str, Any]:
+        if isinstance(content, pa.Table):
+            data: bytes | pa.Buffer = table_bytes(content, **parquet)
+        else:
+            data = content() if callable(content) else content
+        sums = _sums(data)
+        if known is not None and not _is_same(known, sums, data):
+            raise self._made_otherwise(part)
+        write_atomic(self.at(name), data)
+        return sums
+
+    def _made_otherwise(self, name: str) -> FiqaRayError:
+        return FiqaRayError(
+            f"{self.uri}: {name} was lost and made again, but with other bytes than before (another batch size, device, "
+            "library or fiqa_ray version?), so what was made from it no longer fits; remove this folder and run again, "
+            "or choose another run_uri"
+        )
 
     def commit(self, n_parts: int) -> Manifest:
         """Writes the manifest once all parts are there; `IncompleteError` names those that are missing."""
@@ -540,15 +560,11 @@ def _is_most(columns: list[str] | None, source: pa.NativeFile) -> bool:
     return 2 * wanted > total
 
 
-def _same_files(record: Mapping[str, Mapping[str, Any]], made: Mapping[str, bytes | pa.Buffer]) -> bool:
-    """Whether files are those of a record; records of earlier versions hold SHA-256."""
-
-    def same(known: Mapping[str, Any], data: bytes | pa.Buffer) -> bool:
-        if "sha256" in known:
-            return bool(known["sha256"] == hashlib.sha256(data).hexdigest())
-        return bool(known == _sums(data))
-
-    return record.keys() == made.keys() and all(same(record[name], data) for name, data in made.items())
+def _is_same(known: Mapping[str, Any], sums: Mapping[str, Any], data: bytes | pa.Buffer) -> bool:
+    """Whether a file is the one of a record; records of earlier versions hold SHA-256."""
+    if "sha256" in known:
+        return bool(known["sha256"] == hashlib.sha256(data).hexdigest())
+    return bool(known == sums)
 
 
 def _sums(data: bytes | pa.Buffer) -> dict[str, Any]:
