@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +43,8 @@ PACKED = 0.4
 """What zstd leaves of a histogram on its way from task to task."""
 _KEY_SPAN = 1.2e7  # steps of 2^-23 between the least and the greatest mated similarity of a real database
 _SAMPLE_IMAGES = 2048
+_FILE_PAIRS = 1 << 20
+_N_WRITES = 4
 _SAMPLE_KEYS = 1 << 21
 
 
@@ -271,15 +273,22 @@ def _seconds(call: Callable[[], object], n_calls: int) -> float:
 
 def _measure_storage(similarity: np.ndarray) -> tuple[float, float, float]:
     """Seconds per byte read and written as pairs are, and per row and column as labels are, on the local disk."""
-    pairs = pa.table({"similarity": similarity}, schema=schemas.PAIRS)
+    files = (
+        [  # of the size that a part's files of pairs have
+            partial(plain_bytes, pa.table({"similarity": similarity[at : at + _FILE_PAIRS]}, schema=schemas.PAIRS))
+            for at in range(0, len(similarity), _FILE_PAIRS)
+        ]
+        * _N_WRITES
+    )
     rows = pa.table({"score": np.random.default_rng(0).random(1 << 20)})
     with tempfile.TemporaryDirectory() as folder:
         dataset = Dataset(f"{folder}/v=0", "pairs")
         started = time.perf_counter()
-        part = dataset.write_part(0, {".parquet": plain_bytes(pairs)}, n_rows=len(pairs))
+        parts = [dataset.write_part(i, {".parquet": file}, n_rows=1) for i, file in enumerate(files)]
         write_s = time.perf_counter() - started
-        read_s = _seconds(lambda: dataset.read(part), 2)
+        read_s = _seconds(lambda: [dataset.read(part) for part in parts], 2)
         started = time.perf_counter()
-        dataset.write_part(1, {".parquet": rows}, n_rows=len(rows))
+        dataset.write_part(len(parts), {".parquet": rows}, n_rows=len(rows))
         row_s = time.perf_counter() - started
-    return read_s / pairs.nbytes, write_s / pairs.nbytes, row_s / len(rows)
+    n_bytes = _N_WRITES * similarity.nbytes
+    return read_s / n_bytes, write_s / n_bytes, row_s / len(rows)
