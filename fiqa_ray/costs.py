@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -273,18 +273,14 @@ def _seconds(call: Callable[[], object], n_calls: int) -> float:
 
 def _measure_storage(similarity: np.ndarray) -> tuple[float, float, float]:
     """Seconds per byte read and written as pairs are, and per row and column as labels are, on the local disk."""
-    files = (
-        [  # of the size that a part's files of pairs have
-            partial(plain_bytes, pa.table({"similarity": similarity[at : at + _FILE_PAIRS]}, schema=schemas.PAIRS))
-            for at in range(0, len(similarity), _FILE_PAIRS)
-        ]
-        * _N_WRITES
-    )
+    # in files of the size that a part's have
+    cuts = range(0, len(similarity), _FILE_PAIRS)
+    pairs = [pa.table({"similarity": similarity[c : c + _FILE_PAIRS]}, schema=schemas.PAIRS) for c in cuts] * _N_WRITES
     rows = pa.table({"score": np.random.default_rng(0).random(1 << 20)})
     with tempfile.TemporaryDirectory() as folder:
         dataset = Dataset(f"{folder}/v=0", "pairs")
         started = time.perf_counter()
-        parts = [dataset.write_part(i, {".parquet": file}, n_rows=1) for i, file in enumerate(files)]
+        parts = [dataset.write_part(i, {".parquet": plain_bytes(p)}, n_rows=len(p)) for i, p in enumerate(pairs)]
         write_s = time.perf_counter() - started
         read_s = _seconds(lambda: [dataset.read(part) for part in parts], 2)
         started = time.perf_counter()

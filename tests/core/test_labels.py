@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 
 import reference
-from fiqa_ray.core.labels import optimize_from_pairs, optimize_labels, quality_index, sum_owned_ranks
+from fiqa_ray.core.labels import optimize_from_pairs, optimize_labels, quality_index, reassign_scores, sum_owned_ranks
 from fiqa_ray.core.ranking import RankTable
 from fiqa_ray.errors import UsageError
 
@@ -197,6 +197,14 @@ def test_sums_by_owner_equal_slow_loops(n_images, n_pairs, is_part, seed):
                 count[owner] += 1
         assert found[method][0].tolist() == total
         assert found[method][1].tolist() == count
+
+
+def test_scores_are_dealt_out_by_place():
+    # by hand: places 2, 0, 1 become 0, 1, 2, so the images move by 2, 1 and 1 places
+    score, label, moved = reassign_scores(np.array([0.3, 0.1, 0.2]), np.array([2, 0, 1]), np.array([0.5, 0.75, 9.0]))
+    assert score.tolist() == [0.1, 0.2, 0.3]
+    assert label.tolist() == [0.0, 0.5, 1.0]
+    assert moved == 4 / 3
 
 
 def test_normalized_scale_is_n_over_l():
