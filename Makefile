@@ -14,7 +14,7 @@ $(BIN)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(BIN)/.ready  ## synthetic faces, the whole job, a report; about four minutes on two cores
-	$(BIN)/python -m fiqa_ray.demo runs/demo
+	$(BIN)/python -m fiqa_ray.synthetic runs/demo
 	$(BIN)/fiqa-ray run jobs/demo.yaml
 
 test: $(BIN)/.ready  ## two files of tests at a time

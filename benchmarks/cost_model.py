@@ -17,7 +17,7 @@ from typing import Any
 
 from shapes import SHAPES
 
-from fiqa_ray.costs import START_S, Scale, StepCost, label_costs, measure_units
+from fiqa_ray.tools.costs import START_S, Scale, StepCost, label_costs, measure_units
 
 DATABASES = {  # identities, images: as their authors give them
     "VGGFace2": (9_131, 3_311_286),

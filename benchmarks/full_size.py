@@ -24,11 +24,14 @@ from pathlib import Path
 import numpy as np
 from shapes import DIM, SHAPES, label_settings, memory_watch, write_inputs
 
-from fiqa_ray.core.threads import one_thread
-from fiqa_ray.lineage import Job
-from fiqa_ray.run import group_name, local_map, ray_mapper, ray_session, run_steps, stage_steps
-from fiqa_ray.status import run_status
+from fiqa_ray.core.kernels.threads import one_thread
+from fiqa_ray.engine.local import local_map
+from fiqa_ray.engine.ray import ray_mapper, ray_session
+from fiqa_ray.engine.run_steps import group_name, run_steps
+from fiqa_ray.job import Job
+from fiqa_ray.stages import stage_steps
 from fiqa_ray.storage import join, read_bytes, sizes_below
+from fiqa_ray.tools.status import run_status
 
 STAGES = ("pair", "rank", "optimize")
 RANKS = ("key_counts", "sorted_keys", "similarity_ranks")
@@ -85,7 +88,7 @@ def start_workers(n_workers: int) -> None:
         import fiqa_ray.stages.optimize
         import fiqa_ray.stages.pair
         import fiqa_ray.stages.rank  # noqa: F401
-        from fiqa_ray.costs import Scale, measure_units
+        from fiqa_ray.tools.costs import Scale, measure_units
 
         measure_units(Scale(n_images=1000, n_identities=10))
         time.sleep(1)  # so that every worker gets one

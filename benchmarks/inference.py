@@ -27,16 +27,18 @@ import pyarrow as pa
 import torch
 from torch.nn import functional
 
-from fiqa_ray import schemas
 from fiqa_ray.config import Settings, default_batch_size, make_settings
-from fiqa_ray.core.threads import one_thread
+from fiqa_ray.core.kernels.threads import one_thread
+from fiqa_ray.datasets import schemas
+from fiqa_ray.engine.ray import ray_mapper, ray_session
+from fiqa_ray.engine.run_steps import run_steps
 from fiqa_ray.images import encode_png
-from fiqa_ray.lineage import Job
+from fiqa_ray.job import Job
 from fiqa_ray.models.quality import load_scorer
 from fiqa_ray.models.recognition import Recognizer, load_recognizer
-from fiqa_ray.run import ray_mapper, ray_session, run_steps, stage_steps
-from fiqa_ray.sources.synthetic import HELDOUT_PART, aligned_faces
+from fiqa_ray.stages import stage_steps
 from fiqa_ray.stages.infer import ModelCall
+from fiqa_ray.synthetic.dataset import HELDOUT_PART, aligned_faces
 
 N_UNLIKE = 256
 PART_FACES = 512

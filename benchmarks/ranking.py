@@ -21,17 +21,10 @@ import polars as pl
 import pyarrow as pa
 from scipy.stats import rankdata
 
+from fiqa_ray.core.kernels.threads import one_thread
 from fiqa_ray.core.pairs import round_similarity
-from fiqa_ray.core.ranking import (
-    KeyCounter,
-    RankTable,
-    add_histograms,
-    merge_range,
-    range_cuts,
-    similarity_key,
-)
-from fiqa_ray.core.threads import one_thread
-from fiqa_ray.memory import reuse_memory
+from fiqa_ray.core.ranking import KeyCounter, RankTable, add_histograms, merge_range, range_cuts, similarity_key
+from fiqa_ray.engine.memory import reuse_memory
 
 
 def counting(similarity: np.ndarray) -> np.ndarray:
@@ -93,7 +86,7 @@ def seconds_of(call: Callable[[np.ndarray], np.ndarray], similarity: np.ndarray,
 def ray_data_sort(similarity: np.ndarray) -> float:
     """Seconds of Ray Data's distributed sort, once Ray is up."""
     from fiqa_ray.config import ComputeSettings
-    from fiqa_ray.run import ray_session
+    from fiqa_ray.engine.ray import ray_session
 
     with ray_session(ComputeSettings()):
         import ray

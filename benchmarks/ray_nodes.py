@@ -20,8 +20,10 @@ import psutil
 from moto.server import ThreadedMotoServer
 from shapes import SHAPES, label_settings, write_inputs
 
-from fiqa_ray.lineage import Job
-from fiqa_ray.run import ray_mapper, run_steps, stage_steps
+from fiqa_ray.engine.ray import ray_mapper
+from fiqa_ray.engine.run_steps import run_steps
+from fiqa_ray.job import Job
+from fiqa_ray.stages import stage_steps
 from fiqa_ray.storage import filesystem, read_bytes
 
 

@@ -21,10 +21,10 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from fiqa_ray import schemas
 from fiqa_ray.config import Settings, make_settings
-from fiqa_ray.lineage import Job
-from fiqa_ray.storage import Part
+from fiqa_ray.datasets import schemas
+from fiqa_ray.datasets.dataset import Part
+from fiqa_ray.job import Job
 
 DIM = 512
 PART_IMAGES = 4096

@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fiqa_ray._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from fiqa_ray.core.edc import edc_curve as edc_curve
     from fiqa_ray.core.labels import OptimizedLabels as OptimizedLabels
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from fiqa_ray.models.quality import load_scorer as load_scorer
     from fiqa_ray.models.recognition import load_recognizer as load_recognizer
 
-__version__ = "0.1.0"
 
 _HOMES = {
     "optimize_labels": "fiqa_ray.core.labels",
@@ -25,6 +26,8 @@ _HOMES = {
     "load_recognizer": "fiqa_ray.models.recognition",
     "load_scorer": "fiqa_ray.models.quality",
 }
+
+
 __all__ = ["OptimizedLabels", "edc_curve", "load_recognizer", "load_scorer", "optimize_labels"]
 
 

@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fiqa_ray import __version__
+from fiqa_ray._version import __version__
 from fiqa_ray.errors import FiqaRayError, UsageError
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def run(
 ) -> None:
     """Runs a job, or what is missing of it, and prints where the report lies."""
     from fiqa_ray.config import load_settings
-    from fiqa_ray.run import STAGES, run_job
+    from fiqa_ray.stages import STAGES
+    from fiqa_ray.tools.run_job import run_job
 
     settings = load_settings(job, [*(overrides or []), *([f"source.limit={limit}"] if limit else [])])
     if limit:  # a trial has a folder of its own
@@ -89,8 +90,8 @@ def plan(
 ) -> None:
     """Shows what a run would do: shards, bytes, time and memory per step, measured on a sample here."""
     from fiqa_ray.config import load_settings
-    from fiqa_ray.lineage import Job
-    from fiqa_ray.status import plan_job
+    from fiqa_ray.job import Job
+    from fiqa_ray.tools.plan import plan_job
 
     rows = plan_job(Job(load_settings(job, overrides or [])), workers, bandwidth and 1e6 * bandwidth)
     if as_json:
@@ -128,7 +129,7 @@ def status(
     run_uri: Annotated[str, typer.Argument(metavar="RUN_URI", help="run_uri of a job")], as_json: Json = False
 ) -> None:
     """Shows how far a run is, from storage alone. Exit code 3 while something that was started is unfinished."""
-    from fiqa_ray.status import run_is_held, run_status
+    from fiqa_ray.tools.status import run_is_held, run_status
 
     records = run_status(run_uri)
     if as_json:
@@ -162,8 +163,8 @@ def rejects(
 
     from pyarrow import csv
 
-    from fiqa_ray.status import rejected_images
     from fiqa_ray.storage import write_atomic
+    from fiqa_ray.tools.status import rejected_images
 
     table = rejected_images(run_uri)
     text = io.BytesIO()
@@ -201,11 +202,11 @@ def score(
 ) -> None:
     """Scores images, larger is better; needs neither YAML nor cluster. A bad image gets a row with its fault."""
     from fiqa_ray.config import default_batch_size
+    from fiqa_ray.engine.progress import StepProgress
     from fiqa_ray.models.detector import FaceDetector
     from fiqa_ray.models.recognition import IMPORTED
-    from fiqa_ray.progress import StepProgress
-    from fiqa_ray.score import check_output, score_images, write_scores
-    from fiqa_ray.sources.places import expand
+    from fiqa_ray.sources.command_line import expand
+    from fiqa_ray.tools.score import check_output, score_images, write_scores
 
     check_output(output)
     files = expand(images)
@@ -295,9 +296,9 @@ def doctor(
 ) -> None:
     """Checks that a model is fed and read as it was made to be, and says what is wrong. Exit code 1 if anything is."""
     from fiqa_ray.config import parse_options
-    from fiqa_ray.doctor import Finding, check_file, check_recognizer, check_scorer, load_trial_faces
     from fiqa_ray.models.quality import METHODS
     from fiqa_ray.models.recognition import RECOGNIZERS, Recognizer, find_device, load_recognizer
+    from fiqa_ray.tools.doctor import Finding, check_file, check_recognizer, check_scorer, load_trial_faces
 
     is_recognizer = as_recognizer or (model in RECOGNIZERS and model not in METHODS)
     if is_recognizer and (recognizer or recognizer_weights or recognizer_option or allow_import):
@@ -354,8 +355,9 @@ def train_pcnet(
 ) -> None:
     """Trains PCNet's head on a job's recogniser and training faces; then `methods: [{name: pcnet, weights: HEAD.pt}]`."""
     from fiqa_ray.config import load_settings
-    from fiqa_ray.run import ray_session, run_job
-    from fiqa_ray.stages.pcnet import train_pcnet as train
+    from fiqa_ray.engine.ray import ray_session
+    from fiqa_ray.tools.run_job import run_job
+    from fiqa_ray.training.pcnet import train_pcnet as train
 
     settings = load_settings(job, overrides or [])
     packed = run_job(settings, ["pack"], new_settings=new_settings)
@@ -378,12 +380,12 @@ def export(
     """Writes a regressor as one ONNX file, from uint8 faces to score and embedding, once it gives torch's results."""
     import numpy as np
 
-    from fiqa_ray.models.export import TOLERANCE, export_onnx
+    from fiqa_ray.models.formats.export import TOLERANCE, export_onnx
     from fiqa_ray.models.regressor import load_regressor
-    from fiqa_ray.score import read_crops
-    from fiqa_ray.sources.places import expand
-    from fiqa_ray.sources.synthetic import aligned_faces
+    from fiqa_ray.sources.command_line import expand
     from fiqa_ray.storage import write_atomic
+    from fiqa_ray.synthetic.dataset import aligned_faces
+    from fiqa_ray.tools.score import read_crops
 
     if not output.endswith(".onnx"):
         raise UsageError(f"output {output!r} must end in .onnx")
@@ -408,8 +410,8 @@ def report(
 ) -> None:
     """Writes the report of a finished job and prints its place."""
     from fiqa_ray.config import load_settings
-    from fiqa_ray.run import run_job
     from fiqa_ray.storage import read_bytes, write_atomic
+    from fiqa_ray.tools.run_job import run_job
 
     settings = load_settings(job, [*(overrides or []), "compute.engine=local"])
     place = run_job(settings, ["report"], new_settings=new_settings).report().at("report.html")
@@ -428,7 +430,7 @@ def submit(
 ) -> None:
     """Submits `fiqa-ray run` as a Ray job and prints its id."""
     from fiqa_ray.config import load_settings
-    from fiqa_ray.submit import submit_job
+    from fiqa_ray.engine.submit import submit_job
 
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS", "")
     if not address:

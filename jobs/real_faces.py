@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 
 from fiqa_ray.core.align import TEMPLATE
-from fiqa_ray.sources.synthetic import Degradation, degrade
+from fiqa_ray.synthetic.damage import Degradation, degrade
 
 KINDS = ("blur", "low_resolution", "noise", "occlusion", "compression", "darkness")
 PEOPLE_PER_FOLD = 50

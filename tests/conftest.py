@@ -29,7 +29,7 @@ os.environ.update(
     AWS_ACCESS_KEY_ID="testing",
     AWS_SECRET_ACCESS_KEY="testing",
     AWS_DEFAULT_REGION="us-east-1",
-    PYTHONPATH=os.path.dirname(__file__),  # Ray's workers import the tests' own models
+    PYTHONPATH=os.path.join(os.path.dirname(__file__), "helpers"),  # Ray's workers import the tests' own models
 )
 for name in ("RAY_ADDRESS", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
     os.environ.pop(name, None)
@@ -38,7 +38,7 @@ for name in ("RAY_ADDRESS", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
 @pytest.fixture(scope="session", autouse=True)
 def shipped_min_part_images():
     """Small data too are cut into many parts of pairs; real ones are cut where fixed costs no longer show (the value)."""
-    from fiqa_ray import pair_parts
+    from fiqa_ray.datasets import pairs as pair_parts
 
     shipped = pair_parts.MIN_PART_IMAGES
     pair_parts.MIN_PART_IMAGES = 1

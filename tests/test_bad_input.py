@@ -18,10 +18,11 @@ import smoke
 from fiqa_ray import storage
 from fiqa_ray.cli import main
 from fiqa_ray.config import load_settings
-from fiqa_ray.lineage import Job
-from fiqa_ray.models.iresnet import IResNet
-from fiqa_ray.models.mobilefacenet import arcface_torch_mobilefacenet
-from fiqa_ray.storage import RunLock, content_hash, put_if_absent, read_bytes
+from fiqa_ray.engine.lock import RunLock
+from fiqa_ray.job import Job
+from fiqa_ray.models.networks.iresnet import IResNet
+from fiqa_ray.models.networks.mobilefacenet import arcface_torch_mobilefacenet
+from fiqa_ray.storage import content_hash, put_if_absent, read_bytes
 
 LABELS = "--stages=pack,embed,score,pair,rank,optimize"
 REGRESSORS = LABELS + ",train"

@@ -17,18 +17,20 @@ import torch
 from rich.console import Console
 
 import smoke
-from fiqa_ray import __version__
+from fiqa_ray._version import __version__
 from fiqa_ray.cli import main
 from fiqa_ray.config import load_settings
 from fiqa_ray.core.align import TEMPLATE
-from fiqa_ray.lineage import PRIOR, Job
-from fiqa_ray.models import export
+from fiqa_ray.engine.lock import RunLock
+from fiqa_ray.job import PRIOR, Job
+from fiqa_ray.models.formats import export
 from fiqa_ray.models.quality import METHODS, load_scorer
 from fiqa_ray.models.recognition import RECOGNIZERS
-from fiqa_ray.run import STAGES, run_job
-from fiqa_ray.score import score_images
-from fiqa_ray.sources.places import expand
-from fiqa_ray.storage import RunLock, filesystem
+from fiqa_ray.sources.command_line import expand
+from fiqa_ray.stages import STAGES
+from fiqa_ray.storage import filesystem
+from fiqa_ray.tools.run_job import run_job
+from fiqa_ray.tools.score import score_images
 
 
 @pytest.fixture

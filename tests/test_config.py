@@ -2,7 +2,7 @@ import pytest
 
 from fiqa_ray.config import load_settings
 from fiqa_ray.errors import FiqaRayError, UsageError
-from fiqa_ray.lineage import Job
+from fiqa_ray.job import Job
 
 GOOD = """
 name: t

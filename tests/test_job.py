@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 
 import smoke
-from fiqa_ray.lineage import Job
-from fiqa_ray.run import ray_mapper, run_job
-from fiqa_ray.stages import Step, ready
-from fiqa_ray.status import run_status
-from fiqa_ray.storage import Dataset, Part, read_bytes, sizes_below
+from fiqa_ray.datasets.dataset import Dataset, Part
+from fiqa_ray.engine.ray import ray_mapper
+from fiqa_ray.engine.step import Step, ready
+from fiqa_ray.job import Job
+from fiqa_ray.storage import read_bytes, sizes_below
+from fiqa_ray.tools.run_job import run_job
+from fiqa_ray.tools.status import run_status
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parent / "helpers"
 
 
 @pytest.fixture(scope="module")

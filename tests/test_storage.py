@@ -15,8 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from fiqa_ray import storage
+from fiqa_ray.datasets import dataset as dataset_module
+from fiqa_ray.datasets import parquet
+from fiqa_ray.datasets.dataset import Dataset, add_stats
+from fiqa_ray.engine.lock import RunLock
 from fiqa_ray.errors import FiqaRayError, IncompleteError
-from fiqa_ray.storage import Dataset, RunLock, add_stats, join, put_if_absent, read_bytes, sizes_below, write_atomic
+from fiqa_ray.storage import join, put_if_absent, read_bytes, sizes_below, write_atomic
 
 
 def dataset(root):
@@ -91,7 +95,7 @@ def test_stats_add_up_in_any_order():
 
 
 def test_equal_tables_give_equal_bytes():
-    assert storage.table_bytes(table(100)) == storage.table_bytes(
+    assert parquet.table_bytes(table(100)) == parquet.table_bytes(
         pa.concat_tables([table(60), table(40, 60)])
         .replace_schema_metadata({"x": "y"})
         .set_column(1, "value", table(100)["value"])
@@ -150,7 +154,7 @@ def test_second_run_is_refused_and_a_released_lock_is_free(root):
 
 def test_lock_of_a_killed_process_is_taken_over(tmp_path):
     code = (
-        "import time; from fiqa_ray.storage import RunLock; "
+        "import time; from fiqa_ray.engine.lock import RunLock; "
         f"RunLock({str(tmp_path)!r}).__enter__(); print('in', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -223,12 +227,12 @@ def test_damage_anywhere_is_found(root, monkeypatch, how):
     if how == "plain":
         numbers = np.random.default_rng(0).random(3000, np.float32)
         schema = pa.schema([pa.field("value", pa.float32(), nullable=False)])
-        content = storage.plain_bytes(pa.table([numbers], schema=schema))
+        content = parquet.plain_bytes(pa.table([numbers], schema=schema))
         assert (
             d.read(d.write_part(0, {".parquet": content}, n_rows=3000))["value"].to_numpy().tolist() == numbers.tolist()
         )
     else:
-        content = storage.table_bytes(table(3000))
+        content = parquet.table_bytes(table(3000))
     part = d.write_part(0, {".parquet": content}, n_rows=3000)
     if how == "old record":
         part = dataclasses.replace(part, files={"part-00000.parquet": {"n_bytes": len(content), "sha256": "0"}})
@@ -236,16 +240,16 @@ def test_damage_anywhere_is_found(root, monkeypatch, how):
     whole = bytes(content)
     places = np.linspace(0, len(whole) - 1, 40).astype(int).tolist()
     if how == "plain":  # large, and read as a whole: the footer must not decide whether sums are looked at
-        monkeypatch.setattr(storage, "_SMALL_BYTES", 0)
+        monkeypatch.setattr(dataset_module, "_SMALL_BYTES", 0)
         places += range(len(whole) - 400, len(whole), 9)
     if how in ("little of it", "old record"):
-        monkeypatch.setattr(storage, "_SMALL_BYTES", 0)
+        monkeypatch.setattr(dataset_module, "_SMALL_BYTES", 0)
         chunk = pq.read_metadata(pa.BufferReader(content)).row_group(0).column(1)
         columns = ["value"]
         first = chunk.data_page_offset + 100  # beyond the page's header, which no sum covers
         places = np.linspace(first, chunk.data_page_offset + chunk.total_compressed_size - 1, 10).astype(int).tolist()
         if how == "little of it":
-            monkeypatch.setattr(storage, "_is_most", lambda *_: False)
+            monkeypatch.setattr(dataset_module, "_is_most", lambda *_: False)
     assert d.read(part, columns).num_rows == 3000
     for place in places:
         write_atomic(d.at("part-00000.parquet"), whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])

@@ -15,18 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fiqa_ray.core.clustering import (
-    SIMILARITY_STEPS,
-    faiss_clusters,
-    gram_keys,
-    lloyd,
-    start_images,
-    start_states,
-    unit_vectors,
-)
-from fiqa_ray.core.compiled import compiled
-from fiqa_ray.core.draws import counter_draws, draw_mates
-from fiqa_ray.core.threads import one_thread
+from fiqa_ray.core.clustering import faiss_clusters, lloyd, start_images, start_states
+from fiqa_ray.core.kernels.draws import counter_draws, draw_mates
+from fiqa_ray.core.kernels.gram import SIMILARITY_STEPS, gram_keys, unit_vectors
+from fiqa_ray.core.kernels.jit import compiled
+from fiqa_ray.core.kernels.threads import one_thread
 
 MAX_GRAM_IMAGES = 4096
 """Identities with more images than this go without a Gram matrix: faiss, several times faster there, clusters them."""
@@ -319,7 +312,7 @@ def _fit_faiss(room: _Layout, block: slice, units: np.ndarray, fit: int) -> None
 
 
 def _pair_on_device(room: _Layout, block: slice, units: np.ndarray, engine: str | None, device: str) -> None:
-    from fiqa_ray.core import accelerator  # torch is for accelerators alone
+    from fiqa_ray.core.kernels import accelerator  # torch is for accelerators alone
 
     own = room.bounds[block.start : block.stop + 1]
     bounds, rows, sizes = own - own[0], room.rows[block], room.sizes[block]

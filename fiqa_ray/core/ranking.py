@@ -15,19 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from fiqa_ray.core.clustering import SIMILARITY_STEPS
-from fiqa_ray.core.compiled import compiled, prefetch
+from fiqa_ray.core.kernels.counting import _BLOCK_BITS, BLOCK_KEYS, _count_bytes, _fill, _look_up, _row_sums, _to_keys
+from fiqa_ray.core.kernels.gram import SIMILARITY_STEPS
 
-BLOCK_KEYS = 64
-"""Neighbouring keys that a row of a histogram counts: block b holds the keys from 64 b on."""
 _FIRST_BLOCK = -SIMILARITY_STEPS // BLOCK_KEYS
+
+
 _N_BLOCKS = 2 * SIMILARITY_STEPS // BLOCK_KEYS + 1
+
+
 _FEW_PAIRS = 1 << 17
-_FEW_VALUES = 1 << 14
-_STEPS = np.float32(SIMILARITY_STEPS)
-_AHEAD = 64
-_CHUNK_PAIRS = 4096
-_BLOCK_BITS = 6
 
 
 def similarity_key(similarity: np.ndarray) -> np.ndarray:
@@ -40,16 +37,6 @@ def similarity_key(similarity: np.ndarray) -> np.ndarray:
 def _require_steps(ok: bool) -> None:
     if not ok:
         raise ValueError("similarities must be multiples of 2^-23 in [-1, 1]; pass them through round_similarity first")
-
-
-@compiled
-def _to_keys(similarity: np.ndarray, key: np.ndarray) -> bool:
-    ok = True
-    for p in range(len(similarity)):
-        scaled = similarity[p] * _STEPS  # a power of two: exact
-        key[p] = np.int32(scaled) if abs(scaled) <= _STEPS else 0
-        ok &= np.float64(key[p]) == scaled
-    return ok
 
 
 @dataclass(frozen=True)
@@ -89,18 +76,6 @@ class Histogram:
     def n_before(self) -> np.ndarray:
         """(n_blocks,) int64: pairs whose similarity is below the block's."""
         return np.cumsum(self.n_pairs) - self.n_pairs
-
-
-@compiled
-def _row_sums(count: np.ndarray) -> np.ndarray:
-    """Sums along the rows, int64: by numpy, single bytes take five times as long."""
-    sums = np.zeros(len(count), np.int64)
-    for b in range(len(count)):
-        total = np.int64(0)
-        for k in range(BLOCK_KEYS):
-            total += np.int64(count[b, k])
-        sums[b] = total
-    return sums
 
 
 def _narrowest(counts: np.ndarray) -> np.dtype[Any]:
@@ -150,43 +125,6 @@ class KeyCounter:
         return Histogram.of_all(counts)
 
 
-@compiled
-def _to_places(similarity: np.ndarray, first: int, n_places: int, place: np.ndarray) -> bool:
-    """Similarities to places in a table of ``n_places`` keys from ``first`` on: place 0 and False for what is not in it."""
-    low, end, n_bad = np.int32(first), np.uint32(n_places), np.uint32(0)
-    for p in range(len(similarity)):  # in narrow types and without branches: vector operations
-        scaled = similarity[p] * _STEPS  # a power of two: exact
-        within = abs(scaled) <= _STEPS
-        key = np.int32(scaled if within else np.float32(0.0))
-        at = np.uint32(np.int32(key - low))  # below 0: far beyond the end
-        good = within and np.float32(key) == scaled and at < end
-        place[p] = at if good else np.uint32(0)
-        n_bad = np.uint32(n_bad + np.uint32(not good))
-    return bool(n_bad == 0)
-
-
-@compiled
-def _count_bytes(similarity: np.ndarray, counts: np.ndarray, ran_over: np.ndarray) -> int:
-    """Adds to ``counts``, modulo 256; notes in ``ran_over`` the places that ran over, and returns how often one did.
-
-    -1 if something is no multiple of 2^-23 in [-1, 1].
-    """
-    n, ok = 0, True
-    place = np.zeros(_CHUNK_PAIRS + _AHEAD, np.uint32)
-    for first in range(0, len(similarity), _CHUNK_PAIRS):
-        some = similarity[first : first + _CHUNK_PAIRS]
-        ok &= _to_places(some, -SIMILARITY_STEPS, 2 * SIMILARITY_STEPS + 1, place)
-        for p in range(len(some)):
-            prefetch(counts, np.int64(place[np.uint64(p) + np.uint64(_AHEAD)]))
-            at = np.uint64(place[np.uint64(p)])
-            count = np.uint8(counts[at] + 1)
-            counts[at] = count
-            if count == 0:
-                ran_over[n] = at
-                n += 1
-    return n if ok else -1
-
-
 def add_histograms(histograms: Iterable[Histogram]) -> Histogram:
     """Their sum. Memory: if there are several, 134 MB and twice the sum."""
     alone: Histogram | None = None
@@ -220,37 +158,6 @@ def merge_range(runs: Sequence[np.ndarray]) -> Histogram:
         key.sort(kind="stable")  # which finds the runs and merges them
     first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])) if len(key) else np.empty(0, np.int64)
     return Histogram.of(key[first], np.diff(first, append=len(key)))
-
-
-def stable_order(values: np.ndarray, ties: np.ndarray | None = None) -> np.ndarray:
-    """(n,) int64 rows of (n,) finite floats by ascending value: a stable argsort, five times as fast.
-
-    Equal values stand in the order of ``ties`` (n,) where given, else of their rows. A value's leading bits and its row
-    share one word, so that numpy's vectorised sort applies; values that agree in those bits are put in order afterwards.
-    Memory: 32 bytes per value, 75 where all of them agree in their leading bits.
-    """
-    n = len(values)
-    if n < _FEW_VALUES:
-        return np.argsort(values, kind="stable") if ties is None else np.lexsort((ties, values))
-    bits = (np.asarray(values, np.float64) + 0.0).view(np.uint64)  # -0 is 0
-    # ascending like the values: negative ones turned round, above them the others
-    bits ^= (bits.view(np.int64) >> 63).view(np.uint64) | np.uint64(1 << 63)
-    bits -= bits.min()
-    row_bits = np.uint64((n - 1).bit_length())
-    bits <<= np.uint64(64 - int(bits.max()).bit_length())
-    rows = np.uint64((1 << int(row_bits)) - 1)
-    packed = bits & ~rows
-    packed |= np.arange(n, dtype=np.uint64)
-    packed.sort()
-    order = (packed & rows).view(np.int64)
-    if ties is not None or (bits & rows).any():  # bits that found no room
-        packed >>= row_bits
-        alike = packed[1:] == packed[:-1]
-        unsure = np.flatnonzero(np.append(alike, False) | np.append(False, alike))
-        some = order[unsure]
-        by_bits = np.argsort(bits[some], kind="stable") if ties is None else np.lexsort((ties[some], bits[some]))
-        order[unsure] = some[by_bits]
-    return order
 
 
 @dataclass(frozen=True)
@@ -294,35 +201,3 @@ class RankTable:
             similarity_key(similarity)  # which has its own complaint
             raise ValueError("a pair's similarity is missing from the ranking: pairs and ranks are of different runs")
         return found
-
-
-@compiled
-def _fill(row: np.ndarray, count: np.ndarray, step: np.ndarray) -> None:
-    """Fills ``step``, zeros before: twice the block's pairs before a key, plus the mean place among its own."""
-    for b in range(len(row)):
-        first, before = np.int64(row[b]) * BLOCK_KEYS, np.int64(0)
-        for k in range(BLOCK_KEYS):
-            n = np.int64(count[b, k])
-            step[first + k] = 2 * before + n if n > 0 else 0
-            before += n
-
-
-@compiled
-def _look_up(similarity: np.ndarray, first: int, base: np.ndarray, step: np.ndarray, rank2: np.ndarray) -> bool:
-    """Fills ``rank2``; False if a similarity is not in the table."""
-    found = True
-    place = np.zeros(_CHUNK_PAIRS + _AHEAD, np.uint32)
-    for low in range(0, len(similarity), _CHUNK_PAIRS):
-        some, ranks = similarity[low : low + _CHUNK_PAIRS], rank2[low : low + _CHUNK_PAIRS]
-        found &= _to_places(some, first, len(step), place)
-        n_missing = 0
-        for p in range(len(some)):
-            ahead = np.int64(place[np.uint64(p) + np.uint64(_AHEAD)])
-            prefetch(step, ahead)
-            prefetch(base, ahead >> _BLOCK_BITS)
-            at = np.uint64(place[np.uint64(p)])
-            above = np.int64(step[at])
-            n_missing += int(above == 0)
-            ranks[np.uint64(p)] = np.int64(base[at >> np.uint64(_BLOCK_BITS)]) + above - 1
-        found &= n_missing == 0
-    return found

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from fiqa_ray.errors import FiqaRayError, UsageError
-from fiqa_ray.models.export import load_exported
-from fiqa_ray.models.faceqan import faceqan_noise, faceqan_scores
-from fiqa_ray.models.ir import sddfiqa_r50
-from fiqa_ray.models.iresnet import CRFIQA, EMBEDDING_DIM, MAP_DIM, IResNet
-from fiqa_ray.models.mobilefacenet import sddfiqa_mobilefacenet
-from fiqa_ray.models.pcnet import PCNetHead
+from fiqa_ray.models.formats.export import load_exported
+from fiqa_ray.models.methods.faceqan import faceqan_noise, faceqan_scores
+from fiqa_ray.models.methods.pcnet import PCNetHead
+from fiqa_ray.models.methods.serfiq import dropout_masks, serfiq_distance, serfiq_raw, serfiq_stretched
+from fiqa_ray.models.networks.ir import sddfiqa_r50
+from fiqa_ray.models.networks.iresnet import CRFIQA, EMBEDDING_DIM, MAP_DIM, IResNet
+from fiqa_ray.models.networks.mobilefacenet import sddfiqa_mobilefacenet
 from fiqa_ray.models.recognition import (
     IMPORTED,
     IRESNET_MACS,
@@ -44,7 +45,6 @@ from fiqa_ray.models.recognition import (
     options_of,
 )
 from fiqa_ray.models.regressor import CARD_FILE, load_regressor
-from fiqa_ray.models.serfiq import dropout_masks, serfiq_distance, serfiq_raw, serfiq_stretched
 from fiqa_ray.storage import exists, join, read_bytes
 
 ScoreFaces = Callable[[CleanPass, np.ndarray], Any]

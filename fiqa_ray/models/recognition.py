@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from fiqa_ray.errors import FiqaRayError, UsageError
-from fiqa_ray.models.checkpoints import (
+from fiqa_ray.models.formats.checkpoints import (
     MAGFACE_PREFIXES,
     State,
     fill_randomly,
@@ -33,15 +33,15 @@ from fiqa_ray.models.checkpoints import (
     sha256_of,
     sha256_of_state,
 )
-from fiqa_ray.models.ir import curricularface_ir101, sddfiqa_r50_recognition
-from fiqa_ray.models.iresnet import IResNet, SplitNetwork
-from fiqa_ray.models.mobilefacenet import (
+from fiqa_ray.models.formats.mxnet_params import load_mxnet_iresnet
+from fiqa_ray.models.formats.onnx_graph import parse_onnx
+from fiqa_ray.models.networks.ir import curricularface_ir101, sddfiqa_r50_recognition
+from fiqa_ray.models.networks.iresnet import IResNet, SplitNetwork
+from fiqa_ray.models.networks.mobilefacenet import (
     arcface_torch_mobilefacenet,
     curricularface_mobilefacenet,
     ediffiqa_mobilefacenet,
 )
-from fiqa_ray.models.mxnet_params import load_mxnet_iresnet
-from fiqa_ray.models.onnx_graph import parse_onnx
 from fiqa_ray.storage import read_bytes
 
 logger = logging.getLogger(__name__)

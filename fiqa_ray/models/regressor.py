@@ -18,16 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.models.checkpoints import load_state_dict, load_strictly, sha256_of
-from fiqa_ray.models.onnx_graph import STRUCTURE, parse_onnx
-from fiqa_ray.models.recognition import (
-    RECOGNIZERS,
-    Preprocessing,
-    Recognizer,
-    call_imported,
-    check_faces,
-    find_device,
-)
+from fiqa_ray.models.formats.checkpoints import load_state_dict, load_strictly, sha256_of
+from fiqa_ray.models.formats.onnx_graph import STRUCTURE, parse_onnx
+from fiqa_ray.models.recognition import RECOGNIZERS, Preprocessing, Recognizer, call_imported, check_faces, find_device
 from fiqa_ray.storage import join, read_bytes
 
 WEIGHTS_FILE, CARD_FILE = "weights.pt", "card.json"

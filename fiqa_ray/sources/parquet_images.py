@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fiqa_ray.datasets.schemas import SOURCE_RECORDS
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.schemas import SOURCE_RECORDS
 from fiqa_ray.sources.containers import MAX_ENTRY_BYTES, Content, Fault
-from fiqa_ray.sources.faces import absolute, joined, refuse, refuse_duplicates, sorted_faces, table_landmarks
+from fiqa_ray.sources.landmarks import table_landmarks
+from fiqa_ray.sources.listing import absolute, joined, refuse, refuse_duplicates, sorted_faces
 from fiqa_ray.storage import filesystem, storage_errors
 
 _TEXT = pa.large_string()
@@ -37,7 +38,7 @@ def list_parquet_images(uri: str, *, identity_key: str | None = None) -> pa.Tabl
     ``uri``: one file, a glob, or a folder with all ``.parquet`` files below it. The image column is ``image``, else the only
     one of binary or of structs with ``bytes``. ``identity_key`` names the identity's column (default: identity, else
     label); integers become their ClassLabel name, or text. image_id is a column of that name, else the images' paths
-    where they are all there and unlike, else ``<file>/<row>``. Landmarks: as in `fiqa_ray.sources.faces.list_table`.
+    where they are all there and unlike, else ``<file>/<row>``. Landmarks: as in `fiqa_ray.sources.table.list_table`.
 
     Pixels are not read. Raises FiqaRayError naming file, column and row for what is missing or does not fit.
     """

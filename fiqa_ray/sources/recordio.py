@@ -21,10 +21,10 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 from numpy.typing import NDArray
 
+from fiqa_ray.datasets.schemas import SOURCE_FACES, SOURCE_RECORDS
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.schemas import SOURCE_FACES, SOURCE_RECORDS
 from fiqa_ray.sources.containers import Content, Fault, read_entries, read_ranges
-from fiqa_ray.sources.faces import absolute, refuse_duplicates, sorted_faces
+from fiqa_ray.sources.listing import absolute, refuse_duplicates, sorted_faces
 from fiqa_ray.storage import exists, filesystem, join, read_bytes, storage_errors
 
 _MAGIC = 0xCED7230A

@@ -19,10 +19,10 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fiqa_ray.datasets.schemas import SOURCE_FACES, SOURCE_RECORDS
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.schemas import SOURCE_FACES, SOURCE_RECORDS
 from fiqa_ray.sources.containers import N_THREADS
-from fiqa_ray.sources.faces import EXTENSIONS, absolute, joined, refuse_duplicates, sorted_faces, text_column
+from fiqa_ray.sources.listing import EXTENSIONS, absolute, joined, refuse_duplicates, sorted_faces, text_column
 from fiqa_ray.storage import filesystem, storage_errors
 
 _MAX_SHARDS = 1_000_000

@@ -18,15 +18,17 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 from scipy.stats import spearmanr
 
-from fiqa_ray import schemas
 from fiqa_ray.config import BenchmarkSettings, EvaluateSettings, PairListSettings
 from fiqa_ray.core.bootstrap import bootstrap_auc
-from fiqa_ray.core.clustering import unit_vectors
-from fiqa_ray.core.draws import counter_draws
 from fiqa_ray.core.edc import edc_curve
+from fiqa_ray.core.kernels.draws import counter_draws
+from fiqa_ray.core.kernels.gram import unit_vectors
 from fiqa_ray.core.verification import equal_error_rate, fold_accuracy, tar_at_fmr
+from fiqa_ray.datasets import columns, schemas
+from fiqa_ray.datasets.dataset import Dataset, Part
+from fiqa_ray.engine.step import Step, ready
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.lineage import Job
+from fiqa_ray.job import Job
 from fiqa_ray.sources.insightface_bin import read_bin_pairs
 from fiqa_ray.sources.protocols import (
     VerificationPairs,
@@ -37,8 +39,7 @@ from fiqa_ray.sources.protocols import (
     read_pairs_table,
 )
 from fiqa_ray.sources.scores import scores_by_id
-from fiqa_ray.stages import Step, ready
-from fiqa_ray.storage import Dataset, Part, read_bytes, storage_errors
+from fiqa_ray.storage import read_bytes, storage_errors
 
 RANDOM, ORACLE = "random", "oracle"
 """Names of the floor, random numbers, and of the recorded truth, which is compared where it covers all images."""
@@ -123,7 +124,7 @@ def run_shard(dataset: Dataset, shard: BenchmarkShard) -> Part:
     rows = [_rows_of(ids, image_id, shard) for ids in (protocol.image_id_a, protocol.image_id_b)]
 
     embeddings = shard.embeddings.read_all(["image_row", "embedding"])
-    values, good = schemas.embedding_values(embeddings)
+    values, good = columns.embedding_values(embeddings)
     place = np.full(len(image_id), -1, np.int64)
     place[good] = np.arange(len(good))
     scores = {k: _scores(d) for k, d in shard.scorers.items()}

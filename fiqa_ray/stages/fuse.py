@@ -15,19 +15,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fiqa_ray import schemas
 from fiqa_ray.core.fusion import PairSums, ScoreDistribution, fit_weights, fuse
+from fiqa_ray.datasets import schemas
+from fiqa_ray.datasets.dataset import Dataset, Part
+from fiqa_ray.datasets.pairs import PairReader, StoredPairs
+from fiqa_ray.engine.step import Step, ready
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.lineage import Job
-from fiqa_ray.pair_parts import PairReader, StoredPairs
-from fiqa_ray.stages import Step, ready
-from fiqa_ray.storage import Dataset, Part
+from fiqa_ray.job import Job
 
 
 def fuse_steps(job: Job) -> Iterator[list[Step]]:
     """fusion_fit of each method with fitted weights, then the fused scores of every face set."""
     fused = [(m, m.fuse) for m in job.settings.methods if m.fuse is not None]
-    reader = PairReader.of(job)
+    reader = job.pair_reader()
     steps = []
     for method, settings in fused:
         if settings.weights == "fitted":

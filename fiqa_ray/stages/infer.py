@@ -17,16 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from fiqa_ray import schemas
 from fiqa_ray.config import MethodSettings, RecognizerSettings, default_batch_size
+from fiqa_ray.datasets import columns, schemas
+from fiqa_ray.datasets.dataset import Dataset, Part
+from fiqa_ray.engine.step import Step, Worker, ready
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.images import decode_faces
-from fiqa_ray.lineage import Job
+from fiqa_ray.job import Job
 from fiqa_ray.models.quality import METHODS, Scorer, embedding_norm, load_scorer, needs_recognizer, score_together
 from fiqa_ray.models.recognition import Recognizer, load_recognizer
 from fiqa_ray.sources.scores import scores_by_id
-from fiqa_ray.stages import Step, Worker, ready
-from fiqa_ray.storage import Dataset, Part
 
 Model = Callable[[torch.Tensor, np.ndarray], np.ndarray]
 """(b, 3, 112, 112) uint8 faces and (b,) image rows -> (b, dim) embeddings or (b,) scores, float32."""
@@ -291,7 +291,7 @@ def norm_shard(dataset: Dataset, embeddings: Dataset, shard: Part) -> Part:
     """The length of each stored embedding: a score that costs no forward pass."""
     started = time.monotonic()
     table = embeddings.read(shard, ["image_row", "embedding", "status", "error"])
-    values, good = schemas.embedding_values(table)
+    values, good = columns.embedding_values(table)
     return _write(dataset, table, good, embedding_norm(values), False, shard.index, time.monotonic() - started)
 
 

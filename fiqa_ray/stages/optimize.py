@@ -14,13 +14,13 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
-from fiqa_ray import schemas
 from fiqa_ray.core.labels import IndexUpdate, rank_scale, reassign_scores, sum_owned_ranks
 from fiqa_ray.core.ranking import Histogram, RankTable
-from fiqa_ray.lineage import Job
-from fiqa_ray.pair_parts import PairReader, StoredPairs
-from fiqa_ray.stages import Step, ready
-from fiqa_ray.storage import Dataset, Part
+from fiqa_ray.datasets import columns, schemas
+from fiqa_ray.datasets.dataset import Dataset, Part
+from fiqa_ray.datasets.pairs import PairReader, StoredPairs
+from fiqa_ray.engine.step import Step, ready
+from fiqa_ray.job import Job
 
 LABEL_BYTES = 220
 """Memory per image, as measured, of the final sort, which takes a method's images all at once."""
@@ -31,7 +31,7 @@ def optimize_steps(job: Job) -> Iterator[list[Step]]:
     settings = job.settings
     n_images = job.faces("train").require().n_rows
     indices = {m.label: job.quality_index(m) for m in settings.methods}
-    ranks, dataset, reader = job.similarity_ranks(), job.optimized_index(), PairReader.of(job)
+    ranks, dataset, reader = job.similarity_ranks(), job.optimized_index(), job.pair_reader()
     for needed in (ranks, *indices.values()):
         needed.require()
     thetas = settings.optimize.theta
@@ -67,7 +67,7 @@ def _rank_table(ranks: Dataset, repeat: int) -> RankTable:
     """A repeat's table, kept for the worker's next shards: the paper's ten repeats take 360 MB at most, twice that with many
     near-copies."""
     table = ranks.read(ranks.require().parts[repeat])
-    return RankTable.of(Histogram(*schemas.histogram_values(table)))
+    return RankTable.of(Histogram(*columns.histogram_values(table)))
 
 
 def update_shard(

@@ -17,20 +17,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fiqa_ray import schemas
 from fiqa_ray.config import SourceSettings
+from fiqa_ray.datasets import schemas
+from fiqa_ray.datasets.dataset import Dataset, Manifest, Part
+from fiqa_ray.datasets.parquet import table_bytes
+from fiqa_ray.engine.step import Step, Worker
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.images import PreparedFace, prepare_face
-from fiqa_ray.lineage import Job
+from fiqa_ray.job import Job
 from fiqa_ray.models.detector import FaceDetector
 from fiqa_ray.sources.containers import Content, Fault, read_entries
-from fiqa_ray.sources.faces import list_folder, list_table, list_vggface2, read_face_bytes
+from fiqa_ray.sources.faces import list_folder, read_face_bytes
 from fiqa_ray.sources.insightface_bin import list_bin, read_bin
 from fiqa_ray.sources.parquet_images import list_parquet_images, read_parquet_images
 from fiqa_ray.sources.recordio import list_recordio, read_recordio
+from fiqa_ray.sources.table import list_table
+from fiqa_ray.sources.vggface2 import list_vggface2
 from fiqa_ray.sources.webdataset import list_webdataset
-from fiqa_ray.stages import Step, Worker
-from fiqa_ray.storage import Dataset, Manifest, Part, exists, read_bytes, storage_errors, table_bytes, write_atomic
+from fiqa_ray.storage import exists, read_bytes, storage_errors, write_atomic
 
 _READ_AT_ONCE = 256
 _READERS: dict[str, Callable[[pa.Table], Iterator[tuple[int, Content]]]] = {

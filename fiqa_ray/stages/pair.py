@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterator
 
 from fiqa_ray.config import PairSettings
-from fiqa_ray.lineage import Job
-from fiqa_ray.pair_parts import PairShard, make_pairs, pair_files, pair_shards
-from fiqa_ray.stages import Step, ready
-from fiqa_ray.storage import Dataset, Part
+from fiqa_ray.datasets.dataset import Dataset, Part
+from fiqa_ray.datasets.pairs import PairShard, make_pairs, pair_files, pair_shards
+from fiqa_ray.engine.step import Step, ready
+from fiqa_ray.job import Job
 
 
 def pair_steps(job: Job) -> Iterator[list[Step]]:

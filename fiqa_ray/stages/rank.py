@@ -16,14 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from fiqa_ray import schemas
 from fiqa_ray.core.labels import quality_index
 from fiqa_ray.core.ranking import Histogram, KeyCounter, add_histograms, merge_range, range_cuts, similarity_key
+from fiqa_ray.datasets import columns, schemas
+from fiqa_ray.datasets.dataset import Dataset, Part, part_name
+from fiqa_ray.datasets.pairs import PairReader, StoredPairs
+from fiqa_ray.engine.step import Step, ready
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.lineage import Job
-from fiqa_ray.pair_parts import PairReader, StoredPairs
-from fiqa_ray.stages import Step, ready
-from fiqa_ray.storage import Dataset, Part, part_name
+from fiqa_ray.job import Job
 
 RUN_PAIRS = 1 << 26
 """Pairs per run and repeat: so many that a histogram, of at most 2^24 + 1 keys, is small against them."""
@@ -42,7 +42,7 @@ def rank_steps(job: Job) -> Iterator[list[Step]]:
     Beside the ranks: quality_index per method.
     """
     ranks = job.similarity_ranks()
-    reader = PairReader.of(job)
+    reader = job.pair_reader()
     stored = reader.stored()
     places = _index_steps(job)  # before long work: it asks for the prior scores
     n_repeats = job.settings.pair.n_repeats
@@ -157,8 +157,8 @@ def index_shard(dataset: Dataset, priors: Dataset) -> Part:
 
 
 def _counts_table(histogram: Histogram) -> pa.Table:
-    columns = {"block": histogram.block, "n_pairs": schemas.counts_column(histogram.count)}
-    return pa.table(columns, schema=schemas.key_counts(histogram.count.itemsize))
+    values = {"block": histogram.block, "n_pairs": columns.counts_column(histogram.count)}
+    return pa.table(values, schema=schemas.key_counts(histogram.count.itemsize))
 
 
 def count_run(dataset: Dataset, reader: PairReader, run: PairRun) -> Part:
@@ -239,14 +239,14 @@ def rank_shard(dataset: Dataset, shard: RankShard) -> Part:
     started = time.monotonic()
     suffix = schemas.repeat_suffix(shard.repeat)
     tables = (shard.counts.read(p, suffix=suffix) for p in _parts_of(shard.counts, shard.repeat))
-    counts = add_histograms(Histogram(*schemas.histogram_values(t)) for t in tables)
+    counts = add_histograms(Histogram(*columns.histogram_values(t)) for t in tables)
     return _write_ranks(dataset, shard.repeat, counts, started)
 
 
 def _write_ranks(dataset: Dataset, repeat: int, histogram: Histogram, started: float) -> Part:
-    counts = schemas.counts_column(histogram.count)
-    columns = {"block": histogram.block, "n_before": histogram.n_before, "n_pairs": counts}
-    table = pa.table(columns, schema=schemas.similarity_ranks(histogram.count.itemsize))
+    counts = columns.counts_column(histogram.count)
+    values = {"block": histogram.block, "n_before": histogram.n_before, "n_pairs": counts}
+    table = pa.table(values, schema=schemas.similarity_ranks(histogram.count.itemsize))
     n_pairs, n_distinct = int(histogram.n_pairs.sum()), int(np.count_nonzero(histogram.count))
     packing = {"compression": _PACKED} if 4 * n_distinct < histogram.count.size else {}
     return dataset.write_part(

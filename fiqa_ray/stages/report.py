@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fiqa_ray import __version__
+from fiqa_ray._version import __version__
 from fiqa_ray.config import MethodSettings
-from fiqa_ray.core.draws import counter_draws
+from fiqa_ray.core.kernels.draws import counter_draws
 from fiqa_ray.core.verification import threshold_at_fmr
-from fiqa_ray.lineage import Job, model_id
+from fiqa_ray.datasets.dataset import Dataset, Part
+from fiqa_ray.engine.step import Step, ready
+from fiqa_ray.job import Job, model_id
 from fiqa_ray.models.quality import METHODS
 from fiqa_ray.models.recognition import RECOGNIZERS
 from fiqa_ray.report import (
@@ -31,8 +33,6 @@ from fiqa_ray.report import (
     render_report,
     rows_from,
 )
-from fiqa_ray.stages import Step, ready
-from fiqa_ray.storage import Dataset, Part
 
 N_SCATTER = 20_000
 N_FACES = 6

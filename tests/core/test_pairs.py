@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fiqa_ray.core import compiled
-from fiqa_ray.core.clustering import faiss_clusters, gram_keys, lloyd, start_images, start_states, unit_vectors
-from fiqa_ray.core.draws import counter_draws
+from fiqa_ray.core.clustering import faiss_clusters, lloyd, start_images, start_states
+from fiqa_ray.core.kernels import jit as compiled
+from fiqa_ray.core.kernels.draws import counter_draws
+from fiqa_ray.core.kernels.gram import gram_keys, unit_vectors
 from fiqa_ray.core.pairs import draw_again, mated_pairs
 
 

@@ -5,6 +5,8 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 
 from fiqa_ray.core import ranking
+from fiqa_ray.core.kernels import sorting
+from fiqa_ray.core.kernels.sorting import stable_order
 from fiqa_ray.core.ranking import (
     Histogram,
     KeyCounter,
@@ -13,7 +15,6 @@ from fiqa_ray.core.ranking import (
     merge_range,
     range_cuts,
     similarity_key,
-    stable_order,
 )
 
 
@@ -170,7 +171,7 @@ def test_stable_order(n, kind, seed):
         "zeros": rng.choice([0.0, -0.0], n),
     }[kind]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranking, "_FEW_VALUES", 2)
+        patch.setattr(sorting, "_FEW_VALUES", 2)
         found, ties = stable_order(values), rng.permutation(n)
         found_by_ties = stable_order(values, ties)
     assert found.tolist() == sorted(range(n), key=lambda row: values[row])

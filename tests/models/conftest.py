@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fiqa_ray.core import threads
+from fiqa_ray.core.kernels import threads
 
 
 @pytest.fixture(autouse=True, scope="module")

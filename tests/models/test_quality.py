@@ -3,16 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from released import fill, golden
 from torch import nn
 from torch.nn.functional import cosine_similarity
 
 from fiqa_ray.errors import FiqaRayError, UsageError
-from fiqa_ray.models.faceqan import faceqan_formula, faceqan_noise, faceqan_scores, faceqan_similarities
-from fiqa_ray.models.iresnet import IResNet, SplitNetwork
-from fiqa_ray.models.mobilefacenet import sddfiqa_mobilefacenet
+from fiqa_ray.models.methods.faceqan import faceqan_formula, faceqan_noise, faceqan_scores, faceqan_similarities
+from fiqa_ray.models.networks.iresnet import IResNet, SplitNetwork
+from fiqa_ray.models.networks.mobilefacenet import sddfiqa_mobilefacenet
 from fiqa_ray.models.quality import METHODS, embedding_norm, load_scorer, score_together
 from fiqa_ray.models.recognition import Preprocessing, Recognizer, load_recognizer
+from released import fill, golden
 
 SMALL = "curricularface_mobilefacenet"
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fiqa_ray.errors import FiqaRayError, UsageError
-from fiqa_ray.models.iresnet import IResNet
+from fiqa_ray.models.networks.iresnet import IResNet
 from fiqa_ray.models.quality import METHODS
 from fiqa_ray.models.recognition import (
     RECOGNIZERS,

@@ -7,7 +7,6 @@ import fsspec
 import numpy as np
 import pytest
 import torch
-from released import fill, golden, golden_input
 from torch import nn
 
 from fiqa_ray.errors import FiqaRayError
@@ -22,6 +21,7 @@ from fiqa_ray.models.regressor import (
     save_regressor,
     score_table,
 )
+from released import fill, golden, golden_input
 
 SMALL = "curricularface_mobilefacenet"
 

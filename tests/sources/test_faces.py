@@ -8,9 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fiqa_ray.datasets.schemas import SOURCE_FACES
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.schemas import SOURCE_FACES
-from fiqa_ray.sources.faces import list_folder, list_table, list_vggface2, read_face_bytes
+from fiqa_ray.sources.faces import list_folder, read_face_bytes
+from fiqa_ray.sources.table import list_table
+from fiqa_ray.sources.vggface2 import list_vggface2
 
 HEADER = "NAME_ID," + ",".join(f"P{i}{axis}" for i in range(1, 6) for axis in "XY")
 

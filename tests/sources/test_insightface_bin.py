@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from containers import put, put_bin
+from fiqa_ray.datasets.schemas import SOURCE_RECORDS
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.schemas import SOURCE_RECORDS
 from fiqa_ray.sources.containers import Fault
 from fiqa_ray.sources.insightface_bin import list_bin, read_bin, read_bin_pairs
 

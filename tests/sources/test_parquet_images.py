@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from containers import put, put_parquet
+from fiqa_ray.datasets.schemas import SOURCE_RECORDS
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.schemas import SOURCE_RECORDS
 from fiqa_ray.sources import parquet_images
 from fiqa_ray.sources.containers import Fault
 from fiqa_ray.sources.parquet_images import list_parquet_images, read_parquet_images

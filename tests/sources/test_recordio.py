@@ -5,8 +5,8 @@ import pytest
 
 import containers
 from containers import MAGIC, image_record, insightface_records, labels_record, put_records, record
+from fiqa_ray.datasets.schemas import SOURCE_RECORDS
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.schemas import SOURCE_RECORDS
 from fiqa_ray.sources import containers as reading
 from fiqa_ray.sources.containers import Fault
 from fiqa_ray.sources.recordio import RecordError, list_recordio, read_recordio, unpack_record

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from containers import put, tar_bytes
+from fiqa_ray.datasets.schemas import SOURCE_RECORDS
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.schemas import SOURCE_RECORDS
 from fiqa_ray.sources.containers import Fault, read_entries
 from fiqa_ray.sources.webdataset import expand_shards, list_webdataset
 

@@ -9,13 +9,14 @@ import pyarrow as pa
 import pytest
 from scipy.stats import rankdata
 
-from fiqa_ray import schemas
 from fiqa_ray.config import make_settings
 from fiqa_ray.core.labels import optimize_labels
+from fiqa_ray.datasets import schemas
+from fiqa_ray.engine.local import local_map
+from fiqa_ray.engine.run_steps import run_steps
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.lineage import Job
-from fiqa_ray.run import local_map, run_steps, stage_steps
-from fiqa_ray.stages import rank
+from fiqa_ray.job import Job
+from fiqa_ray.stages import rank, stage_steps
 from fiqa_ray.storage import read_bytes
 
 SIZES = [1, 3, 30, 12, 25, 2, 41]

@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import smoke
-from fiqa_ray import schemas
 from fiqa_ray.config import make_settings
 from fiqa_ray.core.align import TEMPLATE
+from fiqa_ray.datasets import schemas
 from fiqa_ray.errors import FiqaRayError, UsageError
-from fiqa_ray.lineage import Job
-from fiqa_ray.models.iresnet import IResNet
-from fiqa_ray.run import run_job
+from fiqa_ray.job import Job
+from fiqa_ray.models.networks.iresnet import IResNet
 from fiqa_ray.stages import infer
 from fiqa_ray.stages.pack import identity_rows, part_bounds
+from fiqa_ray.tools.run_job import run_job
 
 
 @given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=30), rows=st.integers(1, 120))

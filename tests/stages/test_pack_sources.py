@@ -16,14 +16,14 @@ from fiqa_ray.cli import main
 from fiqa_ray.config import SourceSettings, load_settings
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.images import STATUSES, decode_image
-from fiqa_ray.lineage import Job
+from fiqa_ray.job import Job
 from fiqa_ray.models.detector import FaceDetector
-from fiqa_ray.run import run_job
-from fiqa_ray.sources.faces import list_vggface2
-from fiqa_ray.sources.synthetic import write_synthetic_faces
+from fiqa_ray.sources.vggface2 import list_vggface2
 from fiqa_ray.stages.evaluate import read_pairs
 from fiqa_ray.stages.pack import list_faces, read_images
 from fiqa_ray.storage import read_bytes
+from fiqa_ray.synthetic.dataset import write_synthetic_faces
+from fiqa_ray.tools.run_job import run_job
 
 N_DAMAGES = 150  # 3,000 of each kind were tried once
 

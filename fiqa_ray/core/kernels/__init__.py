@@ -1,0 +1,1 @@
+"""Compiled loops and devices, each under its numpy equivalent."""

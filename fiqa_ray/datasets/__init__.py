@@ -1,0 +1,1 @@
+"""What lies on disk: columns, parts with their records, manifests, pairs."""

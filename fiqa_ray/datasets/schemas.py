@@ -1,0 +1,228 @@
+"""Every Parquet schema, with units, ranges and null rules: the one place where columns are named.
+
+Rows are sorted by the first column. ``image_row`` (0..n_images-1, in (identity, image_id) order) and ``identity_row``
+are dense. A bad image keeps its row with ``status`` other than "ok" and ``error``; its values are null.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 2
+"""Part of every fingerprint: raise it when a column or its meaning changes."""
+
+
+ROW = ("image_row", pa.int64())
+
+
+STATUS = [("status", pa.string()), ("error", pa.string())]
+
+
+def _never_null(name: str, kind: pa.DataType) -> pa.Field:
+    """A column of the label stages' large tables: without room for nulls it is written and read twice as fast."""
+    return pa.field(name, kind, nullable=False)
+
+
+SOURCE_FACES = pa.schema(  # what a source lists, before any image is read
+    [
+        ("uri", pa.string()),
+        ("image_id", pa.string()),  # path within the data set, unique
+        ("identity", pa.string()),
+        ("landmarks", pa.list_(pa.float64(), 10)),  # x, y of five points in pixels, or null
+    ]
+)
+
+
+SOURCE_RECORDS = SOURCE_FACES.append(  # the same for images inside larger files: uri is the container
+    pa.field("offset", pa.int64())  # first byte in the container; in Parquet the row, in .bin the place in the list
+).append(pa.field("length", pa.int64()))  # bytes; null where offset is no byte; both null where there is no image
+
+
+FACES = pa.schema(
+    [
+        ROW,
+        ("identity_row", pa.int32()),
+        ("image_id", pa.string()),
+        ("identity", pa.string()),
+        ("face", pa.binary()),  # encoded 112x112 RGB: PNG of an aligned crop, or the untouched file of a 112x112 source
+        *STATUS,
+    ]
+)
+
+
+def embeddings(dim: int) -> pa.Schema:
+    """``embedding``: dim little-endian float32 values, raw (norm kept); numpy.frombuffer reads a column in one step."""
+    return pa.schema([ROW, ("identity_row", pa.int32()), ("embedding", pa.binary(4 * dim)), *STATUS])
+
+
+QUALITY_SCORES = pa.schema(  # prior scores, and scores of regressors
+    [ROW, ("score", pa.float64()), *STATUS]  # larger is better, the method's own range
+)
+
+
+# every image of a part of pairs; one file per part, or one per repeat where clusters are fitted anew
+CLUSTERS = pa.schema(
+    [
+        _never_null(*ROW),
+        _never_null("identity_row", pa.int32()),
+        _never_null("cluster", pa.int32()),  # dense from 0 within the identity; -1 where the image has no embedding
+        _never_null("n_pairs", pa.int32()),  # that the image opens in a repeat: one per other cluster of its identity
+    ]
+)
+
+
+# one file per part and repeat: for each image of CLUSTERS its n_pairs, ordered by the mate's cluster; the mates are not
+# stored, they follow from clusters and seed (fiqa_ray.datasets.pairs)
+PAIRS = pa.schema([_never_null("similarity", pa.float32())])  # cosine, a multiple of 2^-23 in [-1, 1]
+
+
+def cluster_suffix(fit: int) -> str:
+    """Suffix of a part's file of clusters: fit 0, or one fit per repeat."""
+    return f".clusters-{fit:02d}.parquet"
+
+
+def repeat_suffix(repeat: int) -> str:
+    """Suffix of a part's file that holds one repeat."""
+    return f".repeat-{repeat:02d}.parquet"
+
+
+def key_counts(n_bytes: int) -> pa.Schema:
+    """Histogram of some parts of pairs or of a key range: how many pairs have each of 64 neighbouring similarities, from
+    64 * block / 2^23 in steps of 2^-23, as unsigned whole numbers of so many bytes, the least byte first."""
+    return pa.schema([_never_null("block", pa.int32()), _never_null("n_pairs", pa.binary(64 * n_bytes))])
+
+
+def similarity_ranks(n_bytes: int) -> pa.Schema:
+    """One part per repeat, of all its pairs, with the number of pairs below the block: a pair's place is that, and the pairs
+    before its own similarity in the block, and half of those that share it but one."""
+    counts = key_counts(n_bytes)
+    return counts.insert(1, _never_null("n_before", pa.int64()))
+
+
+SORTED_KEYS = pa.schema([_never_null("similarity_key", pa.int32())])  # a sorted run: the keys of some parts of pairs
+
+
+KEY_SAMPLES = pa.schema(  # evenly spaced keys of sorted runs
+    [_never_null("repeat", pa.int32()), _never_null("similarity_key", pa.int32())]
+)
+
+
+QUALITY_INDEX = pa.schema(  # place of the prior score, 0 is the worst; -1 and null where the image has no score
+    [_never_null(*ROW), _never_null("quality_index", pa.int64()), ("prior_score", pa.float64())]
+)
+
+
+OPTIMIZED_INDEX = pa.schema(  # rows of images with a score
+    [
+        _never_null(*ROW),
+        _never_null("optimized_index", pa.float64()),
+        ("mean_similarity_rank", pa.float64()),  # mean over the repeats in which the image owned a pair, else null
+        _never_null("n_owned_pairs", pa.int64()),  # over all repeats
+    ]
+)
+
+
+OPTIMIZED_LABELS = pa.schema(  # every image; null where it has no prior score
+    [
+        ROW,
+        ("prior_score", pa.float64()),
+        ("quality_index", pa.int64()),
+        ("n_owned_pairs", pa.int64()),
+        ("mean_similarity_rank", pa.float64()),
+        ("optimized_index", pa.float64()),
+        ("optimized_score", pa.float64()),  # the prior scores, dealt out anew
+        ("label", pa.float32()),  # optimized_score scaled to [0, 1]
+    ]
+)
+
+
+TRAINING = pa.schema(  # a regressor's history, one row per validation
+    [
+        ("step", pa.int64()),
+        ("epoch", pa.int32()),
+        ("train_loss", pa.float64()),  # mean L1 since the last row
+        ("validation_loss", pa.float64()),  # mean L1 over the validation images
+    ]
+)
+
+
+COMPARISONS = pa.schema(
+    [
+        ("image_row_a", pa.int64()),
+        ("image_row_b", pa.int64()),
+        ("mated", pa.bool_()),
+        ("fold", pa.int32()),  # -1 where the protocol has none
+        ("similarity", pa.float64()),  # cosine
+    ]
+)
+
+
+EDC = pa.schema(
+    [
+        ("benchmark", pa.string()),
+        ("fr", pa.string()),
+        ("scorer", pa.string()),
+        ("convention", pa.string()),
+        ("fmr_target", pa.float64()),
+        ("discard_fraction", pa.float64()),
+        ("fnmr", pa.float64()),  # null where undefined
+        ("threshold", pa.float64()),
+    ]
+)
+
+
+AUC = pa.schema(
+    [
+        ("benchmark", pa.string()),
+        ("fr", pa.string()),
+        ("scorer", pa.string()),
+        ("convention", pa.string()),
+        ("fmr_target", pa.float64()),
+        ("fmr_achieved", pa.float64()),
+        ("discard_limit", pa.float64()),
+        ("auc", pa.float64()),
+        ("auc_low", pa.float64()),  # bootstrap interval, 95 %; null without bootstrap
+        ("auc_high", pa.float64()),
+        ("n_mated", pa.int64()),
+        ("n_nonmated", pa.int64()),
+    ]
+)
+
+
+DIFFERENCES = pa.schema(  # AUC of a minus AUC of b on the same bootstrap draws: below 0, a is better
+    [
+        ("benchmark", pa.string()),
+        ("convention", pa.string()),
+        ("scorer_a", pa.string()),
+        ("scorer_b", pa.string()),
+        ("difference", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+    ]
+)
+
+
+VERIFICATION = pa.schema(
+    [
+        ("benchmark", pa.string()),
+        ("fr", pa.string()),
+        ("accuracy_mean", pa.float64()),
+        ("accuracy_std", pa.float64()),
+        ("tar_at_fmr", pa.float64()),
+        ("fmr", pa.float64()),
+        ("eer", pa.float64()),
+        ("n_mated", pa.int64()),
+        ("n_nonmated", pa.int64()),
+    ]
+)
+
+
+CORRELATIONS = pa.schema(  # Spearman's rho of a score with the recorded true quality
+    [
+        ("benchmark", pa.string()),
+        ("scorer", pa.string()),
+        ("kind", pa.string()),  # "all" or a kind of degradation
+        ("spearman", pa.float64()),
+        ("n", pa.int64()),
+    ]
+)

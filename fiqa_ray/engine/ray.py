@@ -1,0 +1,193 @@
+"""Runs the shards of a step on a Ray cluster, and joins or starts one."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from fiqa_ray.config import ComputeSettings
+from fiqa_ray.engine.local import Item, Mapper, Outcome, WorkerSlot, _outcome, local_map
+from fiqa_ray.engine.step import Worker
+from fiqa_ray.errors import FiqaRayError
+
+LARGE_BYTES = 1 << 30
+"""A process gives back the memory of shards that take more; smaller ones leave theirs to the next shard."""
+
+
+def ray_mapper(compute: ComputeSettings) -> Mapper:
+    """The mapper of a Ray cluster: actor pools of Ray Data for models and decoding, plain tasks for numerics."""
+
+    def run(items: Sequence[Item]) -> Iterator[tuple[Item | None, Outcome]]:
+        engine = items[0][0].engine
+        if engine == "driver":
+            return local_map(items)
+        return _ray_data(items, compute) if engine == "data" else _ray_tasks(items, compute)
+
+    return run
+
+
+def _ray_tasks(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tuple[Item | None, Outcome]]:
+    import ray
+
+    def run_shard(make_worker: Any, shard: Any, is_large: bool) -> Outcome:
+        from fiqa_ray.core.kernels.threads import one_thread
+        from fiqa_ray.engine.memory import give_back_memory, reuse_memory
+
+        reuse_memory()
+        with one_thread():
+            outcome = _outcome(lambda: make_worker()(shard))
+        if is_large:  # another process may get the next one
+            give_back_memory()
+        return outcome
+
+    # a lost machine is Ray's to retry; what the code raises comes back as a result
+    task = ray.remote(num_cpus=1, max_retries=5)(run_shard)
+    width = compute.n_workers or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    waiting = iter(items)
+    running: dict[Any, Item] = {}
+    while True:
+        while len(running) < width and (item := next(waiting, None)) is not None:
+            step, shard = item
+            memory = _grantable(step.memory_bytes) if step.memory_bytes else 0
+            sent = task.options(memory=memory or None).remote(step.make_worker, shard, step.memory_bytes > LARGE_BYTES)
+            running[sent] = item
+        if not running:
+            return
+        (ready,), _ = ray.wait(list(running), num_returns=1)
+        item = running.pop(ready)
+        try:
+            outcome: Outcome = ray.get(ready)
+        except ray.exceptions.RayError as exc:
+            outcome = exc
+        yield item, outcome
+
+
+def _grantable(memory_bytes: int) -> int:
+    """Memory to ask Ray for: what no machine with processors has, Ray would wait for without end."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    most = max((r.get("memory", 0) for r in nodes if r.get("CPU", 0) >= 1), default=0)
+    return int(min(memory_bytes, most))  # 0 before the first machine is there: it then asks for a processor alone
+
+
+class _ShardActor:
+    """One worker of a Ray Data actor pool; loads a model when the first of its shards comes."""
+
+    def __init__(self, makers: list[Callable[[], Worker]], items: list[tuple[int, Any]]) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self._makers, self._items, self._workers = makers, items, WorkerSlot()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        import ray
+        from ray import cloudpickle
+
+        outcomes = []
+        for i in batch["item"]:
+            maker, shard = self._items[int(i)]
+            outcomes.append(_outcome(lambda m=maker, s=shard: self._workers.get(self._makers[m])(ray.get(s))))  # type: ignore[misc]
+        return {"item": list(batch["item"]), "outcome": [cloudpickle.dumps(o) for o in outcomes]}
+
+
+def _ray_data(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tuple[Item | None, Outcome]]:
+    import warnings
+
+    import ray
+    from ray import cloudpickle
+
+    resources = ray.cluster_resources()
+    n_gpus = int(resources.get("GPU", 0))
+    # "cuda" is a demand, which makes an autoscaled cluster start its GPU machines; "auto" takes what is there
+    on_gpu = items[0][0].uses_model and (compute.device == "cuda" or (compute.device == "auto" and n_gpus > 0))
+    n_present = n_gpus if on_gpu else int(resources.get("CPU", 1))
+    size = min(compute.n_workers or max(1, n_present), len(items))
+    steps = list({id(step): step for step, _ in items}.values())
+    number = {id(step): i for i, step in enumerate(steps)}
+    shards = [(number[id(step)], ray.put(shard)) for step, shard in items]
+    data: ray.data.Dataset = ray.data.from_items(
+        [{"item": i} for i in range(len(items))], override_num_blocks=len(items)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # max_restarts has no named parameter yet
+        data = data.map_batches(
+            _ShardActor,
+            batch_size=1,
+            batch_format="numpy",
+            compute=ray.data.ActorPoolStrategy(size=size),
+            fn_constructor_args=([s.make_worker for s in steps], shards),
+            num_gpus=1 if on_gpu else 0,
+            num_cpus=1,
+            # a worker that dies for good must end the step: Ray Data's own default is to try for ever
+            max_restarts=3,
+            max_task_retries=3,
+        )
+    try:
+        for row in data.iter_rows():
+            yield items[int(row["item"])], cloudpickle.loads(row["outcome"])
+    except ray.exceptions.RayError as exc:
+        yield None, exc
+
+
+def _check_address(address: str) -> None:
+    """Raises where nothing listens at host:port: Ray itself would wait for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except OSError as exc:
+            raise FiqaRayError(
+                f"no Ray cluster answers at address {address!r} ({exc}); correct compute.address or RAY_ADDRESS, or leave "
+                "both out for a Ray on this machine"
+            ) from exc
+
+
+@contextmanager
+def ray_session(compute: ComputeSettings) -> Iterator[None]:
+    """Joins or starts Ray for the time of a run; nothing where the engine is local or Ray is up already."""
+    if compute.engine != "ray":
+        yield
+        return
+    address = compute.address or os.environ.get("RAY_ADDRESS", "local")
+    _check_address(address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault(
+        "MIMALLOC_PURGE_DELAY", "2000"
+    )  # ms that Arrow keeps freed memory: see fiqa_ray.engine.memory
+    import logging
+    import warnings
+
+    warnings.filterwarnings("ignore", module=r"ray(\.|$)")
+    import ray
+
+    logging.getLogger("ray.data._internal").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {}
+    if address == "local":
+        options = {"include_dashboard": False}
+        # workers find the user's module:function where this process does; on a cluster the job's working_dir does it
+        paths = [os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(p for p in paths if p))
+        if compute.object_store_bytes:
+            options["object_store_memory"] = compute.object_store_bytes
+        if compute.n_workers:
+            options["num_cpus"] = max(compute.n_workers, 2)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, OSError, ValueError, RuntimeError) as exc:
+        raise FiqaRayError(f"cannot start or join Ray at address {address!r}: {exc}") from exc
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,52 @@
+"""A step of the job: one dataset to make, its shards, and the worker that runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+from fiqa_ray.datasets.dataset import Dataset, Manifest, Part
+
+Worker = Callable[[Any], Part]
+"""Runs one shard: reads one part, calls core or models, writes one part, returns its record."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One dataset to make: its shards (shard i makes part i) and the worker that runs them.
+
+    ``also``: further datasets of as many rows, whose part i the same shard makes. ``make_worker`` is picklable and called
+    once per process or actor, so it may load a model. ``engine``: Ray "data" (an actor pool of Ray Data), Ray "tasks", or
+    "driver" (the worker starts Ray work of its own). ``memory_bytes``: what a shard of a "tasks" step takes
+    where that grows with the whole database, so that a machine gets no more of them than it can hold.
+    """
+
+    stage: str
+    dataset: Dataset
+    shards: Sequence[Any]
+    make_worker: Callable[[], Worker]
+    n_rows: int
+    engine: Literal["data", "tasks", "driver"] = "tasks"
+    uses_model: bool = False
+    unit: str = "rows"
+    plan: dict[str, Any] = field(default_factory=dict)
+    check: Callable[[Manifest], None] = lambda _: None
+    also: tuple[Dataset, ...] = ()
+    memory_bytes: int = 0
+
+    @property
+    def datasets(self) -> tuple[Dataset, ...]:
+        """All that the step makes."""
+        return (self.dataset, *self.also)
+
+    def finished_parts(self) -> dict[int, Part]:
+        """Records of the first dataset's parts whose shards need not be run: the part is there in every dataset."""
+        first, *others = (d.finished_parts(verify=True) for d in self.datasets)
+        return {i: part for i, part in first.items() if all(i in other for other in others)}
+
+
+def ready(run: Callable[..., Part], *settings: Any) -> Callable[[], Worker]:
+    """The ``make_worker`` of a worker that has nothing to load: ``run(*settings, shard)`` is the worker."""
+    return partial(partial, run, *settings)

@@ -1,0 +1,1 @@
+"""How networks are stored: PyTorch checkpoints, MXNet parameters, ONNX."""

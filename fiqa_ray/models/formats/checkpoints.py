@@ -1,0 +1,198 @@
+"""Reading released checkpoints: safe unpickling, the authors' wrappings, strict loading.
+
+The wrappings: bare (ArcFace, ElasticFace, CR-FIQA, CurricularFace); ``module.`` (data parallel, SDD-FIQA);
+``state_dict`` with ``features.module.`` and a shard of class weights (MagFace, ``IrvingMeng/MagFace
+inference/network_inf.py``). SER-FIQ's MXNet file is read by ``mxnet_params``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+import pickle
+from collections.abc import Mapping
+from zlib import crc32
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.models.formats.mxnet_params import is_mxnet
+from fiqa_ray.models.networks.iresnet import BLOCKS_PER_STAGE
+from fiqa_ray.storage import read_bytes
+
+
+class State(dict[str, Tensor]):
+    """A state dict, and the prefix that its file had before every entry."""
+
+    def __init__(self, entries: Mapping[str, Tensor], wrapping: str = "") -> None:
+        super().__init__(entries)
+        self.wrapping = wrapping
+
+
+# Tried in this order; a prefix counts only if every entry but the class weights carries it. The backbone's own
+# ``fc.weight`` is therefore never mistaken for class weights.
+MAGFACE_PREFIXES = ("features.module.", "module.features.", "features.")
+PREFIXES = (*MAGFACE_PREFIXES[:2], "module.", "features.", "base_model.")
+CLASS_WEIGHTS = frozenset({"fc.weight", "parallel_fc.weight", "module.fc.weight"})
+N_KEYS_SHOWN = 4
+
+
+def sha256_of(data: bytes) -> str:
+    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_of_state(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of a state dict's names, dtypes, shapes and values, in its order."""
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def load_state_dict(source: bytes | str | os.PathLike[str], *, name: str | None = None) -> State:
+    """Read a torch checkpoint and return its backbone's state dict without the authors' wrapping.
+
+    Args:
+        source: the file's bytes, its path, or any fsspec URL.
+        name: what to call the file in messages; by default the path.
+
+    Raises:
+        FiqaRayError: if the file cannot be read, is truncated, is not a torch file, needs code to be unpickled, or
+            holds no tensors.
+    """
+    if isinstance(source, bytes):
+        data, name = source, name or "checkpoint"
+    else:
+        data, name = read_bytes(os.fspath(source)), name or os.fspath(source)
+    try:
+        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes raise nearly anything
+        raise FiqaRayError(_unreadable(data, name, error)) from error
+    return unwrap(loaded, name)
+
+
+def _unreadable(data: bytes, name: str, error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError) and data.startswith((b"PK", b"\x80")):
+        return (
+            f"{name}: holds pickled Python objects, not only tensors, and unpickling them could run code. "
+            "Load it where you trust it and save the tensors alone: torch.save(model.state_dict(), path)"
+        )
+    if is_mxnet(data):
+        return f"{name}: an MXNet parameter file; the recogniser serfiq_lresnet100e and the method serfiq_mxnet read it"
+    if name.lower().endswith(".onnx"):
+        return f"{name}: an ONNX file is a recogniser of its own; give it as the recogniser's name, not as weights"
+    return (
+        f"{name}: not a readable torch checkpoint ({len(data):,} bytes; {type(error).__name__}). "
+        "The download may be cut off or an HTML page; fetch it again and compare its size and SHA-256"
+    )
+
+
+def unwrap(loaded: object, name: str) -> State:
+    """Take the tensors out of a loaded checkpoint: ``state_dict`` entry, prefix, class weights.
+
+    Raises:
+        FiqaRayError: if there is no dict of tensors.
+    """
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(t, Tensor) for t in loaded.values()):
+        what = f"keys {_some(list(map(str, loaded)))}" if isinstance(loaded, Mapping) else type(loaded).__name__
+        raise FiqaRayError(f"{name}: no state dict of tensors inside (found {what}); save model.state_dict()")
+    state = {str(key): tensor for key, tensor in loaded.items()}
+    for prefix in PREFIXES:
+        wrapped = {key[len(prefix) :]: tensor for key, tensor in state.items() if key.startswith(prefix)}
+        others = {key for key in state if not key.startswith(prefix)}
+        if wrapped and others <= CLASS_WEIGHTS:
+            return State(wrapped, prefix)
+    return State(state)
+
+
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Copy ``state`` into ``model``; every entry must exist on both sides with the same shape.
+
+    Raises:
+        FiqaRayError: naming missing and unexpected entries, wrong shapes, and the architecture the file looks like.
+    """
+    wanted = model.state_dict()
+    missing = [key for key in wanted if key not in state]
+    unexpected = [key for key in state if key not in wanted]
+    reshaped = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(tensor.shape)}"
+        for key, tensor in wanted.items()
+        if key in state and state[key].shape != tensor.shape
+    ]
+    if not (missing or unexpected or reshaped):
+        model.load_state_dict(dict(state), strict=True)
+        return
+    faults = [
+        f"{len(keys)} {what} ({_some(keys)})"
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        if keys
+    ]
+    guess = likely_architecture(state)
+    hint = f"; this looks like {guess}" if guess else ""
+    raise FiqaRayError(
+        f"{name}: does not fit the network, {len(wanted)} entries wanted, {len(state)} found: {', '.join(faults)}{hint}. "
+        "Choose the model that the file belongs to"
+    )
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:N_KEYS_SHOWN]) + (", ..." if len(keys) > N_KEYS_SHOWN else "")
+
+
+def likely_architecture(state: Mapping[str, Tensor]) -> str | None:
+    """Name the architecture whose entries ``state`` seems to hold; None if it is not recognised."""
+    if "regressor.weight" in state:
+        base = {key.removeprefix("base_model."): t for key, t in state.items() if key.startswith("base_model.")}
+        return f"a quality regressor on {likely_architecture(base) or 'another backbone'}"
+    if "layer1.0.bn1.weight" in state:
+        blocks = tuple(len({k.split(".")[1] for k in state if k.startswith(f"layer{s}.")}) for s in (1, 2, 3, 4))
+        depth = next((str(d) for d, known in BLOCKS_PER_STAGE.items() if known == blocks), f" with blocks {blocks}")
+        # MagFace's entries are those of ArcFace: only the way they are wrapped tells.
+        magface = "MagFace's " if isinstance(state, State) and state.wrapping in MAGFACE_PREFIXES else ""
+        return f"{magface}iresnet{depth}" + (" with CR-FIQA's quality head" if "qs.weight" in state else "")
+    if "body.0.res_layer.1.weight" in state:
+        n_blocks = len({key.split(".")[1] for key in state if key.startswith("body.")})
+        # Released CurricularFace and SDD-FIQA blocks have five modules (two BNs), later repositories' have six.
+        kind = "three-BN" if "body.0.res_layer.5.weight" in state else "two-BN"
+        return f"{kind} IR with {n_blocks} blocks" + (", SDD-FIQA" if "quality.1.weight" in state else "")
+    if "conv_6_sep.conv.weight" in state:
+        if "linear.weight" in state:
+            return "ediffiqa_mobilefacenet"
+        return "sddfiqa_mobilefacenet" if "quality.1.weight" in state else "curricularface_mobilefacenet"
+    if "conv_sep.layers.0.weight" in state:
+        return "arcface_torch_mobilefacenet"
+    if "layers.4.weight" in state:
+        return "PCNet's head"
+    return None
+
+
+def fill_randomly(model: nn.Module, seed: int) -> None:
+    """Give a network reproducible random weights, for tests and trial runs.
+
+    Each tensor depends on (seed, its name) alone. Matrices and kernels keep the variance of what passes through;
+    batch-norm weights lie in 0.7..0.9, so that 49 residual blocks do not overflow; biases are 0. Fixed parameters stay.
+    """
+    for name, parameter in model.named_parameters():
+        key = np.array([seed, crc32(name.encode())], dtype=np.uint64)
+        if not parameter.requires_grad:
+            continue
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+            continue
+        uniform = 2 * np.random.Generator(np.random.Philox(key=key)).random(tuple(parameter.shape), np.float32) - 1
+        if parameter.ndim >= 2:
+            uniform *= math.sqrt(3.0 / math.prod(parameter.shape[1:]))
+        elif isinstance(model.get_submodule(name.rpartition(".")[0]), nn.BatchNorm1d | nn.BatchNorm2d):
+            uniform = 0.8 + 0.1 * uniform
+        else:
+            continue
+        with torch.no_grad():
+            parameter.copy_(torch.from_numpy(uniform))

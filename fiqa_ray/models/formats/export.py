@@ -1,0 +1,175 @@
+"""A trained regressor as one ONNX file that can be used without this package, and such a file as a scorer.
+
+The graph takes faces as they are, uint8 RGB: colour order and scaling lie inside, and a runtime refuses pixels of another
+type. A file is handed out only after onnxruntime has run it and given torch's results.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fiqa_ray._version import __version__
+from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.models.formats.onnx_graph import OnnxGraph, parse_onnx
+from fiqa_ray.models.recognition import RECOGNIZERS
+from fiqa_ray.models.regressor import QualityRegressor, check_score_table
+from fiqa_ray.storage import read_bytes
+
+TOLERANCE = 1e-4
+"""Largest deviation from torch: of a score, as a share of the scores' range; of an embedding, as a share of its length."""
+BATCH_SIZES = (1, 8)
+OPSET = 18
+INPUT = "faces: (batch, 3, 112, 112) uint8, RGB, aligned to the ArcFace template; scaling and colour order lie inside"
+OUTPUT = "score: (batch,) float32, larger is better; embedding: (batch, dim) float32, raw, not of unit length"
+
+
+class _ScoreAndEmbedding(nn.Module):
+    """What is exported: the regressor with its embedding as a second output."""
+
+    def __init__(self, model: QualityRegressor) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
+        """Map ``(b, 3, 112, 112)`` uint8 to ``(b,)`` scores and ``(b, dim)`` embeddings."""
+        return self.model.score_and_embedding(faces)
+
+
+def export_onnx(model: QualityRegressor, card: Mapping[str, Any], faces: np.ndarray) -> bytes:
+    """Return a regressor as an ONNX file, checked against torch.
+
+    Inputs and outputs are described by ``INPUT`` and ``OUTPUT`` and, with the regressor's and the recogniser's hashes,
+    licence and score quantiles, in the file's ``metadata_props``. The batch axis is free.
+
+    Args:
+        model: on the CPU, in evaluation mode, as from ``load_regressor``.
+        card: the regressor's card.
+        faces: ``(n_images, 3, 112, 112)`` uint8 RGB, at least 2 unlike ones, on which file and torch are compared, in
+            batches of 1 and of 8.
+
+    Raises:
+        FiqaRayError: a package is missing, the network cannot be exported, or the file's scores or embeddings differ from
+            torch's by more than ``TOLERANCE``.
+    """
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  # torch.onnx writes graphs with it
+    except ImportError as error:
+        raise FiqaRayError(
+            f"export needs {error.name}, which is not installed: pip install 'fiqa-ray[export]'"
+        ) from error
+    network = _ScoreAndEmbedding(model).eval()
+    proto = _to_onnx(network)
+    onnx.helper.set_model_props(proto, _metadata(card))
+    data = proto.SerializeToString()
+    with torch.inference_mode():
+        parts = [network(torch.from_numpy(part)) for part in np.array_split(faces, -(-len(faces) // BATCH_SIZES[-1]))]
+    score, embedding = (torch.cat(outputs).numpy() for outputs in zip(*parts, strict=True))
+    spread = float(np.ptp(score))
+    if not spread > 1e-6 * float(np.abs(score).max()):  # also NaN
+        raise FiqaRayError(
+            f"the {len(faces)} crops to check the export on score the same ({score[0]:.6g}); give unlike --images"
+        )
+    for batch_size in BATCH_SIZES:
+        found = _run_onnx(onnxruntime, data, faces, batch_size)
+        for name, gap in (
+            ("scores", np.abs(found[0] - score).max() / spread),
+            ("embeddings", (np.linalg.norm(found[1] - embedding, axis=1) / np.linalg.norm(embedding, axis=1)).max()),
+        ):
+            if not gap <= TOLERANCE:
+                unit = "the scores' range" if name == "scores" else "an embedding's length"
+                raise FiqaRayError(
+                    f"not exported: in batches of {batch_size} onnxruntime's {name} differ from torch's by {gap:.2g} of "
+                    f"{unit}, more than {TOLERANCE:g}"
+                )
+    return data
+
+
+def _run_onnx(onnxruntime: Any, data: bytes, faces: np.ndarray, batch_size: int) -> tuple[np.ndarray, ...]:
+    """Scores and embeddings of all faces, in batches of one size."""
+    try:
+        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+        starts = range(0, len(faces), batch_size)
+        parts = [session.run(["score", "embedding"], {"faces": faces[at : at + batch_size]}) for at in starts]
+    except Exception as error:  # onnxruntime has a class for each fault, all straight below Exception
+        reason = str(error).strip().splitlines()[0]
+        raise FiqaRayError(f"not exported: onnxruntime cannot run batches of {batch_size}: {reason}") from error
+    return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
+
+
+def _to_onnx(network: nn.Module) -> Any:
+    """The ``onnx.ModelProto`` of a network from faces to (score, embedding)."""
+    example = torch.zeros(2, 3, 112, 112, dtype=torch.uint8)
+    disabled = logging.root.manager.disable
+    try:
+        # torch logs each package that is not there, and prints the whole graph of a network that it cannot trace
+        logging.disable(logging.WARNING)
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                network,
+                (example,),
+                dynamo=True,
+                input_names=["faces"],
+                output_names=["score", "embedding"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                opset_version=OPSET,
+                verbose=False,
+            )
+    except Exception as error:  # whatever a network holds that torch cannot trace or ONNX has no operator for
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise FiqaRayError(f"torch cannot export this network to ONNX: {reason}") from error
+    finally:
+        logging.disable(disabled)
+    assert program is not None  # None only where torch writes a file itself
+    return program.model_proto
+
+
+def _metadata(card: Mapping[str, Any]) -> dict[str, str]:
+    row = RECOGNIZERS.get(card["recognizer"])
+    licence = row.licence if row else "that of its owner; not known to fiqa-ray"
+    return {
+        "input": INPUT,
+        "output": OUTPUT,
+        "regressor": str(card.get("scorer", "")),
+        "regressor_sha256": card["weights_sha256"],
+        "recognizer": card["recognizer"].rpartition("/")[2],  # of an ONNX file not where it lay
+        "recognizer_sha256": card["recognizer_sha256"],
+        "licence": f"recogniser: {licence}",
+        "validation_scores": json.dumps(card.get("validation_scores")),
+        "made_by": f"fiqa-ray {__version__}",
+    }
+
+
+def load_exported(uri: str) -> tuple[OnnxGraph, dict[str, Any]]:
+    """Load a file of ``export_onnx`` as a torch module, frozen, from ``(b, 3, 112, 112)`` uint8 to ``(b,)`` scores.
+
+    Returns the module and what the file says of itself, the card's ``validation_scores`` among it.
+
+    Raises:
+        FiqaRayError: the file is missing or was not made by ``fiqa-ray export``.
+    """
+    graph = parse_onnx(read_bytes(uri), uri, output="score").requires_grad_(False).eval()
+    card: dict[str, Any] = dict(graph.metadata)
+    if graph.output_name != "score" or "validation_scores" not in card:
+        raise FiqaRayError(
+            f"{uri}: not a regressor that fiqa-ray export wrote; a quality network of yours needs the options "
+            "mean and scale, a recogniser goes into --recognizer"
+        )
+    try:
+        card["validation_scores"] = json.loads(card["validation_scores"])
+    except ValueError as error:
+        raise FiqaRayError(f"{uri}: its validation_scores are not readable ({error}); export it again") from error
+    check_score_table(card["validation_scores"], uri)
+    return graph, card

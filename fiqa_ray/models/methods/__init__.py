@@ -1,0 +1,1 @@
+"""FIQA methods that need more than a forward pass: one file each."""

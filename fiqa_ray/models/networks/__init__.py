@@ -1,0 +1,1 @@
+"""Architectures of recognisers, as their released checkpoints have them."""

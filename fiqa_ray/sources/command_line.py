@@ -1,0 +1,135 @@
+"""Images that a command line names: files, folders, globs and plain tars, on disk or at any fsspec URL.
+
+Members of a tar are read by their byte ranges; nothing is unpacked. Their URIs are fsspec's own, ``tar://a/b.jpg::faces.tar``.
+A tar's headers are read first, in large blocks: one of small images in a bucket crosses the network twice.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.sources.containers import read_ranges
+from fiqa_ray.sources.faces import read_face_bytes
+from fiqa_ray.sources.listing import EXTENSIONS
+from fiqa_ray.storage import filesystem, storage_errors
+
+MAX_MEMBER_BYTES = 1 << 28
+"""A tar with a larger image is refused: no face needs it, and members are read whole."""
+
+_LEAVES_ROOT = re.compile(r"^([/\\]|[A-Za-z]:)|(^|[/\\])\.\.([/\\]|$)")
+_COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_BLOCK_BYTES = 1 << 23
+
+
+class ImageFile(NamedTuple):
+    """Where one image's bytes lie: a whole file, or ``size`` bytes of a tar from ``start`` on."""
+
+    uri: str
+    tar: str | None = None
+    start: int = 0
+    size: int = 0
+
+
+def expand(places: Sequence[str]) -> list[ImageFile]:
+    """Lists the images of files, folders (searched below), globs and plain tars, in order, without repeats.
+
+    Tars count wherever they are found; of two members with one name the last one does, as for tar itself.
+
+    Raises FiqaRayError for a place without an image, and for a tar that is compressed or damaged, or whose members leave
+    its root, are links or are larger than `MAX_MEMBER_BYTES`; and for a name that is not UTF-8.
+    """
+    found: dict[str, ImageFile] = {}
+    for place in places:
+        head, _, chain = place.partition("::")
+        if head.startswith("tar://"):
+            raise FiqaRayError(f"{place}: give the tar itself, {chain or head.removeprefix('tar://')}")
+        if head.lower().endswith(_COMPRESSED_TARS):
+            raise FiqaRayError(
+                f"{place}: a compressed tar has no byte ranges to read images by; unpack it, or write it plain"
+            )
+        images = [image for name in _names(place) for image in _images(name)]
+        if not images:
+            raise FiqaRayError(f"no image ({', '.join(EXTENSIONS)}) in {place}, in folders below it or in their tars")
+        found |= {image.uri: image for image in images}
+    for uri in found:
+        try:
+            uri.encode()
+        except UnicodeEncodeError as exc:
+            raise FiqaRayError(f"the file name {uri!r} is not UTF-8; rename the file") from exc
+    return list(found.values())
+
+
+def read_images(images: Sequence[ImageFile]) -> list[bytes | None]:
+    """Contents of images, in order; None for a file that is not there. Other faults of storage are `FiqaRayError`."""
+    whole = [image for image in images if image.tar is None]
+    content = dict(zip(whole, read_face_bytes([image.uri for image in whole]), strict=True))
+    members = [image for image in images if image.tar is not None]
+    start, size = (np.array(values, np.int64) for values in ([m.start for m in members], [m.size for m in members]))
+    content |= {members[row]: data for row, data in read_ranges([m.tar or "" for m in members], start, size)}
+    return [content[image] for image in images]
+
+
+def _names(place: str) -> list[str]:
+    """URIs of the images and tars at a place; a file is taken at its word, whatever its ending."""
+    with storage_errors(place):
+        fs, path = filesystem(place)
+        if fs.isdir(path):
+            names = sorted(fs.find(path))
+        elif fs.exists(path):
+            return [place]
+        elif any(c in path for c in "*?["):
+            names = sorted(fs.glob(path))
+        else:
+            raise FiqaRayError(f"{place}: not found; give image files, folders, globs or tars")
+    names = [name for name in names if name.lower().endswith((*EXTENSIONS, ".tar"))]
+    if "://" not in place:
+        return names
+    _, separator, chain = place.partition("::")
+    return [fs.unstrip_protocol(name) + separator + chain for name in names]
+
+
+def _images(uri: str) -> list[ImageFile]:
+    return _tar_members(uri) if uri.lower().partition("::")[0].endswith(".tar") else [ImageFile(uri)]
+
+
+def _tar_members(uri: str) -> list[ImageFile]:
+    """The images of one tar, by one pass over its headers."""
+
+    def refuse(fault: str) -> FiqaRayError:
+        return FiqaRayError(f"{uri}: {fault}")
+
+    members: dict[str, ImageFile] = {}
+    with storage_errors(uri):
+        fs, path = filesystem(uri)
+        with fs.open(path, "rb", block_size=_BLOCK_BYTES) as file:
+            try:
+                with tarfile.open(fileobj=file, mode="r:") as tar:
+                    for member in tar:
+                        name = member.name
+                        if _LEAVES_ROOT.search(name):
+                            raise refuse(f"its member {name!r} leads out of the archive; do not trust this file")
+                        if member.isdir() or not name.lower().endswith(EXTENSIONS):
+                            continue
+                        if not member.isreg() or member.issparse():
+                            raise refuse(
+                                f"its member {name!r} is a link or no plain file; pack it with tar --dereference"
+                            )
+                        if member.size > MAX_MEMBER_BYTES:
+                            raise refuse(
+                                f"its member {name!r} has {member.size:,} bytes; the limit is {MAX_MEMBER_BYTES:,}"
+                            )
+                        members[name] = ImageFile(f"tar://{name}::{uri}", uri, member.offset_data, member.size)
+                    end = tar.offset
+            except tarfile.TarError as exc:
+                raise refuse(f"not a whole, uncompressed tar ({exc}); fetch it again, or unpack it") from exc
+            file.seek(end)
+            block = file.read(tarfile.BLOCKSIZE)
+            if not block or any(block):  # tarfile takes a damaged header for the end
+                raise refuse(f"cut off or damaged at byte {end:,}: tar's end mark is not there; fetch it again")
+    return list(members.values())

@@ -1,0 +1,86 @@
+"""VGGFace2 as a source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.sources.landmarks import _landmarks_of
+from fiqa_ray.sources.listing import (
+    EXTENSIONS,
+    _below,
+    _first_file,
+    _identities,
+    _image_names,
+    _lines,
+    _without_ending,
+    absolute,
+    joined,
+    sorted_faces,
+    text_column,
+)
+from fiqa_ray.storage import join
+
+
+def list_vggface2(uri: str, *, splits: Sequence[str] = ("train", "test")) -> pa.Table:
+    """Lists VGGFace2 as it is distributed.
+
+    Images are ``<split>/n000002/0001_01.jpg``; that is also their image_id, and ``n000002`` the identity. They come from
+    ``<split>_list.txt`` or ``<split>.txt`` (lines ``n000002/0001_01.jpg``) at the root, in ``meta/``, in the split's
+    folder or in its ``meta/``, and without such a file from the split's folder. Landmarks come from
+    ``loose_landmark_<split>.csv`` at the root or in ``bb_landmark/``; images without a row there have none, and nor
+    has any image where there is no such file.
+
+    Raises FiqaRayError where a split is not there, for an unsafe or malformed line and for a faulty landmark file.
+    """
+    uri = absolute(uri)
+    tables = []
+    for split in splits:
+        folder = join(uri, split)
+        lists = [
+            f"{place}{name}.txt"
+            for place in ("", "meta/", f"{split}/", f"{split}/meta/")
+            for name in (f"{split}_list", split)
+        ]
+        list_uri = _first_file(uri, lists)
+        if list_uri is not None:
+            names = text_column(_listed_names(list_uri, split), list_uri)
+        else:
+            try:
+                names = text_column(_image_names(folder, EXTENSIONS), folder)
+            except FiqaRayError as exc:
+                raise FiqaRayError(
+                    f"{exc}. VGGFace2's {split} part needs its images in {folder} or a list {split}_list.txt; "
+                    f"leave {split} out of the splits if you do not have it"
+                ) from exc
+        landmarks_uri = _first_file(uri, [f"bb_landmark/loose_landmark_{split}.csv", f"loose_landmark_{split}.csv"])
+        tables.append(
+            pa.table(
+                {
+                    "uri": _below(folder, names),
+                    "image_id": joined(split + "/", names),
+                    "identity": _identities(names, 0, list_uri or folder),
+                    "landmarks": _landmarks_of(_without_ending(names), landmarks_uri),
+                }
+            )
+        )
+    return sorted_faces(pa.concat_tables(tables))
+
+
+def _listed_names(list_uri: str, split: str) -> list[str]:
+    """Lines of a VGGFace2 list file, without the part's folder that some copies put in front."""
+    lines = _lines(list_uri)
+    names = [line.strip().removeprefix(f"{split}/") for line in lines]
+    for number, name in enumerate(names, 1):
+        parts = name.split("/")
+        if name and (len(parts) < 2 or not parts[0] or ".." in parts):
+            raise FiqaRayError(
+                f"{list_uri}, line {number}: {lines[number - 1]!r} is not a path such as n000002/0001_01.jpg below the "
+                f"folder {split}"
+            )
+    names = [name for name in names if name]
+    if not names:
+        raise FiqaRayError(f"{list_uri}: the list is empty; remove the file to have the folder {split} listed instead")
+    return names

@@ -1,0 +1,1 @@
+"""What is behind the commands: run, plan, status, doctor, score."""

@@ -1,0 +1,84 @@
+"""Runs a whole job: its stages in order, under the lock of the run."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from fiqa_ray._version import __version__
+from fiqa_ray.config import Settings
+from fiqa_ray.engine.local import local_map
+from fiqa_ray.engine.lock import RunLock
+from fiqa_ray.engine.ray import ray_mapper, ray_session
+from fiqa_ray.engine.run_steps import run_steps
+from fiqa_ray.errors import FiqaRayError, UsageError
+from fiqa_ray.job import Job
+from fiqa_ray.stages import STAGES, stage_steps
+from fiqa_ray.storage import fingerprint, join, put_if_absent, read_json, sizes_below
+
+
+def run_job(settings: Settings, stages: Iterable[str] = STAGES, *, new_settings: bool = False) -> Job:
+    """Runs the stages of a job in order; finished parts are kept. Raises `FiqaRayError` with what went wrong."""
+    wanted = [s for s in STAGES if s in set(_known(stages))]
+    job = Job(settings)
+    if settings.compute.engine == "ray" and settings.run_uri.startswith("memory://"):
+        raise UsageError(
+            f"run_uri={settings.run_uri}: memory:// lives in one process, Ray has many; use compute.engine=local"
+        )
+    with RunLock(settings.run_uri), ray_session(settings.compute):
+        _record_settings(settings, new_settings)
+        if "score" in wanted:
+            _require_method_files(job)
+        mapper = ray_mapper(settings.compute) if settings.compute.engine == "ray" else local_map
+        for stage in wanted:
+            for steps in stage_steps(stage, job):
+                run_steps(steps, mapper, settings.max_bad_fraction)
+    return job
+
+
+def _require_method_files(job: Job) -> None:
+    """Raises before the first stage what a missing checkpoint or score file would raise hours later."""
+    for method in job.settings.methods:
+        try:
+            job.prior_scores("train", method)
+        except FiqaRayError as exc:
+            raise type(exc)(f"methods: {method.label}: {exc}") from exc
+
+
+def _known(stages: Iterable[str]) -> list[str]:
+    chosen = list(stages)
+    unknown = [s for s in chosen if s not in STAGES]
+    if unknown:
+        raise UsageError(f"unknown stage(s) {', '.join(unknown)}; choose from {', '.join(STAGES)}")
+    return chosen
+
+
+def _record_settings(settings: Settings, new_settings: bool) -> None:
+    identity = settings.identity()
+    mark = fingerprint(identity)
+    folder = join(settings.run_uri, "_settings")
+    known = [n for n in sizes_below(folder) if n.endswith(".json")]
+    if known and f"{mark}.json" not in known and not new_settings:
+        before = max((read_json(join(folder, n)) or {} for n in known), key=lambda r: r.get("created_s", 0.0))
+        changes = "; ".join(_differences(before.get("settings", {}), identity))
+        raise UsageError(
+            f"{settings.run_uri} was made with other settings ({changes}); choose another run_uri, or add "
+            "--new-settings: what the change leaves valid is used again, the rest is made anew beside it"
+        )
+    record = {
+        "settings": identity,
+        "created_s": time.time(),
+        "code_version": __version__,
+        "python": platform.python_version(),
+    }
+    put_if_absent(join(folder, f"{mark}.json"), (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _differences(before: Any, now: Any, place: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted({*before, *now})
+        return [d for k in keys for d in _differences(before.get(k), now.get(k), f"{place}.{k}" if place else k)]
+    return [] if before == now else [f"{place}: {json.dumps(before)} there, {json.dumps(now)} here"]

@@ -1,0 +1,71 @@
+"""What a run has done so far, from storage alone, and what a job would do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fiqa_ray.datasets.dataset import Dataset, add_stats
+from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.stages import STAGES
+from fiqa_ray.storage import join, sizes_below
+
+REJECTS = pa.schema([(n, pa.string()) for n in ("dataset", "image_id", "identity", "status", "error")])
+
+
+def run_status(run_uri: str) -> list[dict[str, Any]]:
+    """One record per dataset of a run, in the order of the stages: parts and rows done, failures, bytes, seconds.
+
+    Reads one listing and the parts' records; works from any machine, while the run is under way.
+    """
+    sizes = sizes_below(run_uri)
+    folders = [n.removesuffix("/_plan.json") for n in sizes if n.endswith("/_plan.json")]
+    if not folders:
+        raise FiqaRayError(f"{run_uri} holds no run; give the run_uri of a job that was started")
+    records = []
+    for folder in folders:
+        dataset = Dataset(join(run_uri, folder), folder.split("/")[0])
+        plan = dataset.plan() or {}
+        parts = list(dataset.finished_parts().values())
+        stats = add_stats([p.stats for p in parts])
+        failed = {k: v for k, v in stats.get("status", {}).items() if k != "ok"}
+        records.append(
+            {
+                "stage": plan.get("stage", ""),
+                "dataset": folder,
+                "n_parts_done": len(parts),
+                "n_parts": plan.get("n_parts", 0),
+                "n_rows_done": sum(p.n_rows for p in parts),
+                "n_rows": plan.get("n_rows", 0),
+                "unit": plan.get("unit", "rows"),
+                "failed": failed,
+                "n_bytes": sum(f["n_bytes"] for p in parts for f in p.files.values()),
+                "work_s": round(sum(p.duration_s for p in parts), 2),
+                "finished": f"{folder}/_manifest.json" in sizes,
+                "started_s": plan.get("created_s", 0.0),
+            }
+        )
+    order = {name: i for i, name in enumerate(STAGES)}
+    return sorted(records, key=lambda r: (order.get(r["stage"], 99), r["started_s"]))
+
+
+def rejected_images(run_uri: str) -> pa.Table:
+    """Images that pack could not use, as a table of `REJECTS`: of finished parts, so also while a run is under way."""
+    tables = [REJECTS.empty_table()]
+    for folder in (r["dataset"] for r in run_status(run_uri) if r["stage"] == "pack" and r["failed"]):
+        dataset = Dataset(join(run_uri, folder), "faces")
+        for _, part in sorted(dataset.finished_parts().items()):
+            if set(part.stats["status"]) != {"ok"}:
+                rows = dataset.read(part, [n for n in REJECTS.names if n != "dataset"])
+                rows = rows.filter(pc.not_equal(rows["status"], "ok"))
+                tables.append(rows.add_column(0, "dataset", pa.repeat(folder, len(rows))).cast(REJECTS))
+    return pa.concat_tables(tables)
+
+
+def run_is_held(run_uri: str) -> bool:
+    """Whether some process says that it is at work on the run (its lock is not released)."""
+    names = [n for n in sizes_below(join(run_uri, "_lock")) if n[:6].isdigit()]
+    newest = max((n[:6] for n in names), default=None)
+    return newest is not None and f"{newest}.released" not in names

@@ -1,0 +1,1 @@
+"""How networks are trained: the loop, its two modes (head, finetune), PCNet, and what workers exchange."""

@@ -1,0 +1,171 @@
+"""Seeded faults are found on synthetic faces, by a recogniser that learned such faces; nothing is found on a sound model."""
+
+import re
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from fiqa_ray.cli import main
+from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.models.quality import METHODS, Scorer, load_scorer
+from fiqa_ray.models.recognition import UNIT_PIXELS, Recognizer
+from fiqa_ray.synthetic.compact import build
+from fiqa_ray.synthetic.recognizer import train_recognizer
+from fiqa_ray.tools.doctor import check_file, check_recognizer, check_scorer, load_trial_faces
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("net") / "net.pt"
+    train_recognizer(path, n_identities=120, views_per_identity=4, n_epochs=8, n_threads=1)
+    return path
+
+
+@pytest.fixture(scope="module")
+def network(weights):
+    return build(weights).eval()
+
+
+@pytest.fixture(scope="module")
+def trial():
+    return load_trial_faces()
+
+
+class Fed(torch.nn.Module):
+    """The network behind some step of preprocessing."""
+
+    def __init__(self, network, step):
+        super().__init__()
+        self.network, self.step = network, step
+
+    def forward(self, x):
+        return self.network(self.step(x))
+
+
+def recognizer(network, step=lambda x: x):
+    return Recognizer("fed", Fed(network, step), UNIT_PIXELS, 128, "0" * 64)
+
+
+def states(found):
+    return {f.check: f.state for f in found}
+
+
+def faults(found):
+    return {f.check: f.words for f in found if f.state == "fault"}
+
+
+def test_a_sound_recognizer_and_method_pass(network, trial):
+    sound = recognizer(network)
+    found = check_scorer(load_scorer("faceqan", recognizer=sound, n_iterations=2, n_samples=2), trial)
+    assert set(states(found)) == {
+        "people", "colour order", "scaling", "crop", "batches", "float16", "bfloat16", "sign", "score's batches"
+    }  # fmt: skip
+    assert set(states(found).values()) == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("check", "step", "words"),
+    [
+        ("colour order", lambda x: x.flip(1), "network gets RGB.*BGR instead.*which is better"),
+        (
+            "scaling",
+            lambda x: x * 0.5 + 0.5,
+            r"mean=127.5, scale=127.5\): .* which is better",
+        ),  # wants -1..1, gets 0..1
+        ("scaling", lambda x: x / 255, r"mean=0, scale=1\): .* which is better"),
+        ("crop", lambda x: torch.roll(x, 8, 3), "moved 8 px left: .* which is better.*align them to the template"),
+    ],
+)
+def test_seeded_faults_of_feeding(network, trial, check, step, words):
+    found = faults(check_recognizer(recognizer(network, step), trial))
+    assert list(found) == [check]
+
+    assert re.search(words, found[check])
+
+
+def test_crops_that_lie_8_px_off(network, tmp_path, trial):
+    move = np.array([[1, 0, 8], [0, 1, 0]], np.float32)
+    for i, face in enumerate(trial.faces.permute(0, 2, 3, 1).numpy()):
+        folder = tmp_path / f"person{trial.person[i]:02d}"
+        folder.mkdir(exist_ok=True)
+        moved = cv2.warpAffine(face[..., ::-1], move, (112, 112), borderMode=cv2.BORDER_REPLICATE)
+        cv2.imwrite(str(folder / f"{i}.png"), moved)
+    found = faults(check_recognizer(recognizer(network), load_trial_faces(str(tmp_path))))
+    assert list(found) == ["crop"]
+    assert "moved 8 px left" in found["crop"]
+
+
+def test_a_negated_score(network, trial):
+    norm = load_scorer("embedding_norm", recognizer=recognizer(network))
+    assert faults(check_scorer(norm, trial)) == {}
+    negated = Scorer("negated", lambda clean, rows: -norm.score_faces(clean, rows), norm.device, network=norm.network)
+    found = faults(check_scorer(negated, trial))
+    assert list(found) == ["sign"]
+    assert "larger scores mean worse images" in found["sign"]
+    alone = Scorer("alone", lambda clean, rows: -norm(clean.faces), norm.device)  # says nothing of a network
+    assert list(faults(check_scorer(alone, trial))) == ["sign"]
+
+
+def test_outputs_that_depend_on_the_batch_or_say_nothing(network, trial):
+    class Training(torch.nn.Module):
+        def forward(self, x):
+            y = network(x)
+            return y - y.mean(dim=0)
+
+    found = faults(check_recognizer(Recognizer("t", Training(), UNIT_PIXELS, 128, "0" * 64), trial))
+    assert "evaluation mode" in found["batches"]
+    device = torch.device("cpu")
+    constant = Scorer("c", lambda clean, rows: np.full(len(clean.faces), 0.5), device)
+    assert faults(check_scorer(constant, trial)) == {"output": "every face gets the same score, 0.5"}
+    broken = Scorer("n", lambda clean, rows: np.full(len(clean.faces), np.nan), device)
+    assert "NaN or infinite" in faults(check_scorer(broken, trial))["output"]
+
+
+def test_a_model_that_knows_no_such_faces_is_neither_good_nor_bad(trial):
+    torch.manual_seed(0)
+    untrained = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 112 * 112, 16))
+    found = check_recognizer(Recognizer("u", torch.nn.Sequential(untrained), UNIT_PIXELS, 16, "0" * 64), trial)
+    assert faults(found) == {}
+
+
+def test_too_few_people(tmp_path):
+    folder = tmp_path / "one"
+    folder.mkdir()
+    for i in range(3):
+        cv2.imwrite(str(folder / f"{i}.png"), np.full((112, 112, 3), 60 * i, np.uint8))
+    with pytest.raises(FiqaRayError, match="1 people with two or more 112x112 crops; at least three"):
+        load_trial_faces(str(tmp_path))
+
+
+def test_the_files_hash(network):
+    row = METHODS["crfiqa_s"].network
+    released = Recognizer("r", network, UNIT_PIXELS, 128, row.sha256)
+    assert check_file(released, row).state == "ok"
+    assert "that of the released 32572backbone.pth" in check_file(released, row).words
+    assert check_file(recognizer(network), row).state == "open"
+    assert "none is published" in check_file(recognizer(network), None).words
+
+
+def swapped(weights=None):
+    """As a user's own code that reads images by OpenCV's order."""
+    return Fed(build(weights), lambda x: x.flip(1))
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        (["fiqa_ray.synthetic.compact:build", "--as-recognizer", "--weights"], 0, "nothing wrong was found"),
+        (
+            ["embedding_norm", "--recognizer", "fiqa_ray.synthetic.compact:build", "--weights"],
+            0,
+            "nothing wrong was found",
+        ),
+        (["test_doctor:swapped", "--as-recognizer", "--weights"], 1, "1 fault(s) found"),
+    ],
+)
+def test_the_command(weights, capsys, argv, code, words):
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", *argv, str(weights)])
+    assert (ended.value.code, words in capsys.readouterr().out) == (code, True)
