@@ -20,7 +20,7 @@ from sklearn.cluster import KMeans
 
 from fiqa_ray.core.clustering import MAX_ITERATIONS, lloyd, start_images, start_states
 from fiqa_ray.core.kernels.accelerator import cluster_all, gram_matrices
-from fiqa_ray.core.kernels.gram import gram_keys, unit_vectors
+from fiqa_ray.core.kernels.gram import cosine_keys, unit_vectors
 from fiqa_ray.core.kernels.threads import one_thread
 
 SIZES, K = (20, 100, 363, 843, 5000), 20
@@ -37,7 +37,7 @@ def ours(x: np.ndarray, n: int, device: str) -> list[np.ndarray]:
         own = x[rows[0] * n : (rows[-1] + 1) * n]
         if device == "cpu":
             cluster, n_cells = np.empty(len(own), np.int32), np.empty(len(rows), np.int32)
-            gram_keys(own, bounds, flat)
+            cosine_keys(own, bounds, flat)
             lloyd(flat, bounds, start_images(np.diff(bounds), start_states(rows, [0], seed=0)[0], K), cluster, n_cells)
         else:
             _, grams = gram_matrices(unit_vectors(own), bounds, device)

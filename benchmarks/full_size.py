@@ -30,7 +30,7 @@ from fiqa_ray.engine.ray import ray_mapper, ray_session
 from fiqa_ray.engine.run_steps import group_name, run_steps
 from fiqa_ray.job import Job
 from fiqa_ray.stages import stage_steps
-from fiqa_ray.storage import join, read_bytes, sizes_below
+from fiqa_ray.storage import join, list_files, read_bytes
 from fiqa_ray.tools.status import run_status
 
 STAGES = ("pair", "rank", "optimize")
@@ -144,7 +144,7 @@ def main() -> None:
             start_workers(a.workers)
         priors = (job.prior_scores("train", m) for m in settings.methods)
         for inputs in (job.faces("train"), job.embeddings("train"), *priors):
-            for name in sizes_below(inputs.uri):
+            for name in list_files(inputs.uri):
                 read_bytes(inputs.at(name))
         start_s = time.perf_counter() - started
         mapper = local_map if a.in_process else ray_mapper(settings.compute)

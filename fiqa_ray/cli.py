@@ -129,7 +129,7 @@ def status(
     run_uri: Annotated[str, typer.Argument(metavar="RUN_URI", help="run_uri of a job")], as_json: Json = False
 ) -> None:
     """Shows how far a run is, from storage alone. Exit code 3 while something that was started is unfinished."""
-    from fiqa_ray.tools.status import run_is_held, run_status
+    from fiqa_ray.tools.status import is_locked, run_status
 
     records = run_status(run_uri)
     if as_json:
@@ -148,7 +148,7 @@ def status(
                 _seconds(r["work_s"]),
             )
         console.print(table)
-        console.print("a run is at work" if run_is_held(run_uri) else "no run is at work")
+        console.print("a run is at work" if is_locked(run_uri) else "no run is at work")
     if not all(r["finished"] for r in records):
         raise typer.Exit(3)
 
@@ -205,11 +205,11 @@ def score(
     from fiqa_ray.engine.progress import StepProgress
     from fiqa_ray.models.detector import FaceDetector
     from fiqa_ray.models.recognition import IMPORTED
-    from fiqa_ray.sources.command_line import expand
+    from fiqa_ray.sources.command_line import list_images
     from fiqa_ray.tools.score import check_output, score_images, write_scores
 
     check_output(output)
-    files = expand(images)
+    files = list_images(images)
     scorer = _load_scorer(
         model, recognizer, weights, recognizer_weights, option, recognizer_option, allow_import, device
     )
@@ -382,7 +382,7 @@ def export(
 
     from fiqa_ray.models.formats.export import TOLERANCE, export_onnx
     from fiqa_ray.models.regressor import load_regressor
-    from fiqa_ray.sources.command_line import expand
+    from fiqa_ray.sources.command_line import list_images
     from fiqa_ray.storage import write_atomic
     from fiqa_ray.synthetic.dataset import aligned_faces
     from fiqa_ray.tools.score import read_crops
@@ -390,7 +390,7 @@ def export(
     if not output.endswith(".onnx"):
         raise UsageError(f"output {output!r} must end in .onnx")
     if images:
-        faces = read_crops(expand(images))
+        faces = read_crops(list_images(images))
     else:
         faces = np.concatenate([aligned_faces((0, 0, person, 2)) for person in range(4)]).transpose(0, 3, 1, 2).copy()
     model, card = load_regressor(regressor, allow_import=allow_import)

@@ -183,7 +183,7 @@ def _is_local(fs: fsspec.AbstractFileSystem) -> bool:
     return protocol in ("file", "local")
 
 
-def sizes_below(uri: str) -> dict[str, int]:
+def list_files(uri: str) -> dict[str, int]:
     """Names (relative to ``uri``) and bytes of all files below a folder; empty where there is none. One listing."""
     with storage_errors(uri):
         fs, path = filesystem(uri)

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import bad_networks
 import smoke
 from fiqa_ray import storage
 from fiqa_ray.cli import main
@@ -216,45 +217,7 @@ def test_no_good_image_at_all(cli, own, tmp_path):
 # --- models ---
 
 
-class AllNan(smoke.Tiny):
-    def forward(self, x):
-        return super().forward(x) * torch.nan
-
-
-class Raises(smoke.Tiny):
-    fault: BaseException | None = RuntimeError("shapes cannot be multiplied")
-
-    def forward(self, x):
-        if len(x) > 2 and Raises.fault:  # not on the two faces that every network is tried with
-            raise Raises.fault
-        return super().forward(x)
-
-
-def all_nan(weights=None):
-    return AllNan()
-
-
-def raises(weights=None):
-    return Raises()
-
-
-def raises_at_once(weights=None):
-    raise KeyError("layer9")
-
-
-def score_nan(weights=None):
-    return lambda faces: torch.full((len(faces),), torch.nan)
-
-
-def score_matrix(weights=None):
-    return lambda faces: torch.zeros(len(faces), 2)
-
-
-def score_raises(weights=None):
-    return lambda faces: faces.no_such_thing
-
-
-HERE = "test_bad_input"
+HERE = "bad_networks"
 
 
 def test_network_with_nan_for_some_faces(cli, faces, tmp_path):
@@ -282,7 +245,7 @@ def test_network_with_nan_for_all_faces(cli, faces, tmp_path):
 
 def test_method_with_nan(cli, faces, tmp_path):
     path = job(tmp_path, faces, methods=[{"name": f"{HERE}:score_nan"}])
-    refused(cli("run", path), 1, "score: 30 of 30 images are bad (non_finite 30)", "scorer=test_bad_input.score_nan")
+    refused(cli("run", path), 1, "score: 30 of 30 images are bad (non_finite 30)", "scorer=bad_networks.score_nan")
 
 
 @pytest.mark.parametrize(
@@ -319,13 +282,13 @@ def test_unfit_models(cli, faces, tmp_path, changes, code, words):
 
 def test_network_that_raises(cli, faces, tmp_path, monkeypatch):
     path = job(tmp_path, faces, recognizer={"name": f"{HERE}:raises"})
-    words = ["embed: 2 shard(s) of ", "RuntimeError: shapes cannot be multiplied", "test_bad_input.py:"]
+    words = ["embed: 2 shard(s) of ", "RuntimeError: shapes cannot be multiplied", "bad_networks.py:"]
     refused(cli("run", path, LABELS), 3, *words, "run the same command again to continue")
     nothing_of(tmp_path / "run", "embeddings")
     refused(cli("plan", path), 1, f"{HERE}:raises", "shapes cannot be multiplied")
-    monkeypatch.setattr(Raises, "fault", KeyboardInterrupt())
+    monkeypatch.setattr(bad_networks.Raises, "fault", KeyboardInterrupt())
     refused(cli("run", path, LABELS), 3, "stopped; run the same command again to continue")
-    monkeypatch.setattr(Raises, "fault", None)
+    monkeypatch.setattr(bad_networks.Raises, "fault", None)
     assert cli("run", path, LABELS)[0] == 0
 
 

@@ -26,7 +26,7 @@ from fiqa_ray.job import PRIOR, Job
 from fiqa_ray.models.formats import export
 from fiqa_ray.models.quality import METHODS, load_scorer
 from fiqa_ray.models.recognition import RECOGNIZERS
-from fiqa_ray.sources.command_line import expand
+from fiqa_ray.sources.command_line import list_images
 from fiqa_ray.stages import STAGES
 from fiqa_ray.storage import filesystem
 from fiqa_ray.tools.run_job import run_job
@@ -297,7 +297,7 @@ def test_percentiles_by_hand(cli, convolutional, faces, tmp_path):
 def test_scores_do_not_depend_on_threads(convolutional, faces):
     job, method = convolutional
     scorer = load_scorer(job.regressor(method, PRIOR).uri)
-    images = expand([str(faces / "bench" / "*" / "*_000[12].jpg")])
+    images = list_images([str(faces / "bench" / "*" / "*_000[12].jpg")])
     one = score_images(images, scorer, batch_size=4)
     assert one == score_images(images, scorer, batch_size=4, n_threads=3)
 
@@ -362,7 +362,7 @@ def test_score_with_a_methods_own_network(cli, faces, tmp_path):
     assert cli(*argv, "--model", "sddfiqa_mobilefacenet", "--weights", "random:1")[0] == 0
     found = pq.read_table(tmp_path / "s.parquet")
     scorer = load_scorer("sddfiqa_mobilefacenet", weights="random:1")
-    wanted = score_images(expand([str(faces / "bench" / "Name_0")]), scorer, batch_size=16)
+    wanted = score_images(list_images([str(faces / "bench" / "Name_0")]), scorer, batch_size=16)
     assert found["score"].to_pylist() == wanted["score"].to_pylist()
     on_r18 = ["--recognizer", "arcface_r18", "--recognizer-weights", "random:0"]
     assert cli(*argv, "--model", "pcnet", *on_r18, "--weights", "random:2")[0] == 0

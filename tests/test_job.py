@@ -13,9 +13,9 @@ import pytest
 import smoke
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.engine.ray import ray_mapper
-from fiqa_ray.engine.step import Step, ready
+from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.job import Job
-from fiqa_ray.storage import read_bytes, sizes_below
+from fiqa_ray.storage import list_files, read_bytes
 from fiqa_ray.tools.run_job import run_job
 from fiqa_ray.tools.status import run_status
 
@@ -57,9 +57,9 @@ def test_the_whole_job_and_its_page(faces, tmp_path):
         assert scorer in page
     sanity, *_ = job.evaluation(settings.benchmarks[0]).read(part, suffix=".verification.parquet").to_pylist()
     assert sanity["tar_at_fmr"] > 0.9  # patterns are easily told apart
-    n_before = len(sizes_below(settings.run_uri))
+    n_before = len(list_files(settings.run_uri))
     run_job(settings)  # nothing is left to do: only a lock is added
-    names = sizes_below(settings.run_uri)
+    names = list_files(settings.run_uri)
     assert len([n for n in names if not n.startswith("_lock")]) == n_before - len(
         [n for n in names if n.startswith("_lock/000001")]
     )
@@ -97,7 +97,9 @@ def test_a_machine_gets_no_more_tasks_than_its_memory_holds(tmp_path, ray_cluste
         (running / str(shard)).unlink()
         return Part(shard, 1, {}, {"most": most})
 
-    step = Step("optimize", Dataset(f"{tmp_path}/v=0", "labels"), range(4), ready(make_part), 4, memory_bytes=memory)
+    step = Step(
+        "optimize", Dataset(f"{tmp_path}/v=0", "labels"), range(4), stateless_worker(make_part), 4, memory_bytes=memory
+    )
     mapper = ray_mapper(smoke.settings(tmp_path, tmp_path, str(tmp_path / "run"), "compute.engine=ray").compute)
     parts = [part for _, part in mapper([(step, shard) for shard in step.shards])]
     assert max(part.stats["most"] for part in parts) == at_once

@@ -20,7 +20,7 @@ from fiqa_ray.datasets import parquet
 from fiqa_ray.datasets.dataset import Dataset, add_stats
 from fiqa_ray.engine.lock import RunLock
 from fiqa_ray.errors import FiqaRayError, IncompleteError
-from fiqa_ray.storage import join, put_if_absent, read_bytes, sizes_below, write_atomic
+from fiqa_ray.storage import join, list_files, put_if_absent, read_bytes, write_atomic
 
 
 def dataset(root):
@@ -47,7 +47,7 @@ def test_parts_manifest_and_reading(root):
     assert d.read_all()["image_row"].to_pylist() == list(range(7))
     assert d.read_rows(manifest.parts[0], 1, 3, ["image_row"])["image_row"].to_pylist() == [1, 2]
     assert read_bytes(d.at("extra.bin")) == b"abc"
-    assert sizes_below(root).keys() >= {
+    assert list_files(root).keys() >= {
         "things/v=0123456789abcdef/extra.bin",
         "things/v=0123456789abcdef/_manifest.json",
     }
@@ -84,7 +84,7 @@ def test_a_cut_upload_leaves_nothing(root, monkeypatch):
             m.setattr(fs, "pipe_file", dies)
         with pytest.raises(FiqaRayError, match=r"part\.bin.*connection lost"):
             write_atomic(uri, data)
-    assert sizes_below(root) == {}
+    assert list_files(root) == {}
     write_atomic(uri, data)
     assert read_bytes(uri) == data
 
@@ -149,7 +149,7 @@ def test_second_run_is_refused_and_a_released_lock_is_free(root):
     with RunLock(root), pytest.raises(FiqaRayError, match=r"another run is at work in .*wait for it, stop it"):
         RunLock(root).__enter__()
     with RunLock(root):
-        assert any(n.endswith(".json") for n in sizes_below(join(root, "_lock")))
+        assert any(n.endswith(".json") for n in list_files(join(root, "_lock")))
 
 
 def test_lock_of_a_killed_process_is_taken_over(tmp_path):
@@ -164,7 +164,7 @@ def test_lock_of_a_killed_process_is_taken_over(tmp_path):
     holder.kill()
     holder.wait()
     with RunLock(str(tmp_path)):
-        assert len([n for n in sizes_below(str(tmp_path / "_lock")) if n.endswith(".json")]) == 2
+        assert len([n for n in list_files(str(tmp_path / "_lock")) if n.endswith(".json")]) == 2
 
 
 def test_lock_of_a_vanished_machine_goes_stale(root, monkeypatch):
@@ -172,7 +172,7 @@ def test_lock_of_a_vanished_machine_goes_stale(root, monkeypatch):
     write_atomic(join(root, "_lock", "000001.json"), json.dumps({"host": "gone", "pid": 1, "start": "1"}).encode())
     write_atomic(join(root, "_lock", "000001.beat"), b'{"beat": 7}')
     with RunLock(root):
-        assert "000002.json" in sizes_below(join(root, "_lock"))
+        assert "000002.json" in list_files(join(root, "_lock"))
 
 
 def test_lock_of_a_living_machine_holds(tmp_path, monkeypatch):

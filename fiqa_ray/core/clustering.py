@@ -45,7 +45,7 @@ def start_images(sizes: np.ndarray, state: np.ndarray, n_clusters: int) -> np.nd
 
 @compiled
 def lloyd(flat: np.ndarray, bounds: np.ndarray, starts: np.ndarray, cluster: np.ndarray, n_cells: np.ndarray) -> None:
-    """K-Means of the identities whose `gram_keys` are in ``flat``.
+    """K-Means of the identities whose `cosine_keys` are in ``flat``.
 
     ``bounds``: (n_identities + 1,) places of their images in ``cluster``, (n_images,) int32, which is filled: numbers from 0
     within each identity, without gaps. ``starts``: their `start_images`, min(n_clusters, n) of an identity of n images.

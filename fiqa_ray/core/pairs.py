@@ -17,7 +17,7 @@ import numpy as np
 
 from fiqa_ray.core.clustering import faiss_clusters, lloyd, start_images, start_states
 from fiqa_ray.core.kernels.draws import counter_draws, draw_mates
-from fiqa_ray.core.kernels.gram import SIMILARITY_STEPS, gram_keys, unit_vectors
+from fiqa_ray.core.kernels.gram import SIMILARITY_STEPS, cosine_keys, unit_vectors
 from fiqa_ray.core.kernels.jit import compiled
 from fiqa_ray.core.kernels.threads import one_thread
 
@@ -245,7 +245,7 @@ def _repeats_by_fit(room: _Layout) -> Iterator[tuple[int, slice]]:
 def _pair_block(room: _Layout, block: slice, x: np.ndarray, engine: str | None, flat: np.ndarray) -> None:
     own = room.bounds[block.start : block.stop + 1]
     first_pair = room.first_pair[block]
-    gram_keys(x, own, flat)
+    cosine_keys(x, own, flat)
     for fit, repeats in _repeats_by_fit(room):
         cluster, n_cells = room.cluster[fit], room.n_cells[fit, block]
         if engine == "lloyd":

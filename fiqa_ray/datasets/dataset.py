@@ -22,9 +22,9 @@ from fiqa_ray.storage import (
     _json,
     filesystem,
     join,
+    list_files,
     put_if_absent,
     read_json,
-    sizes_below,
     storage_errors,
     write_atomic,
 )
@@ -200,7 +200,7 @@ class Dataset:
 
     def finished_parts(self, verify: bool = False) -> dict[int, Part]:
         """Records of the parts that are there, by number. ``verify``: leave out parts whose files have other sizes."""
-        sizes = sizes_below(self.uri)
+        sizes = list_files(self.uri)
         names = [n for n in sizes if n.startswith("part-") and n.endswith(".json")]
         with storage_errors(self.uri):
             fs, path = filesystem(self.uri)

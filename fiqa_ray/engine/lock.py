@@ -11,7 +11,7 @@ import time
 import uuid
 
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.storage import _json, exists, join, put_if_absent, read_json, sizes_below, storage_quiet, write_atomic
+from fiqa_ray.storage import _json, exists, join, list_files, put_if_absent, read_json, storage_quiet, write_atomic
 
 
 class RunLock:
@@ -34,7 +34,7 @@ class RunLock:
 
     def __enter__(self) -> RunLock:
         while True:
-            names = sizes_below(self.uri)
+            names = list_files(self.uri)
             numbers = [int(n[:6]) for n in names if n.endswith(".json")]
             newest = max(numbers, default=0)
             if newest and f"{newest:06d}.released" not in names:

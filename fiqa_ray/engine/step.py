@@ -17,7 +17,8 @@ Worker = Callable[[Any], Part]
 class Step:
     """One dataset to make: its shards (shard i makes part i) and the worker that runs them.
 
-    ``also``: further datasets of as many rows, whose part i the same shard makes. ``make_worker`` is picklable and called
+    ``extra_datasets``: datasets of the same length that the same shards also write (shard i writes part i of each).
+    ``make_worker`` is picklable and called
     once per process or actor, so it may load a model. ``engine``: Ray "data" (an actor pool of Ray Data), Ray "tasks", or
     "driver" (the worker starts Ray work of its own). ``memory_bytes``: what a shard of a "tasks" step takes
     where that grows with the whole database, so that a machine gets no more of them than it can hold.
@@ -33,13 +34,13 @@ class Step:
     unit: str = "rows"
     plan: dict[str, Any] = field(default_factory=dict)
     check: Callable[[Manifest], None] = lambda _: None
-    also: tuple[Dataset, ...] = ()
+    extra_datasets: tuple[Dataset, ...] = ()
     memory_bytes: int = 0
 
     @property
     def datasets(self) -> tuple[Dataset, ...]:
         """All that the step makes."""
-        return (self.dataset, *self.also)
+        return (self.dataset, *self.extra_datasets)
 
     def finished_parts(self) -> dict[int, Part]:
         """Records of the first dataset's parts whose shards need not be run: the part is there in every dataset."""
@@ -47,6 +48,10 @@ class Step:
         return {i: part for i, part in first.items() if all(i in other for other in others)}
 
 
-def ready(run: Callable[..., Part], *settings: Any) -> Callable[[], Worker]:
-    """The ``make_worker`` of a worker that has nothing to load: ``run(*settings, shard)`` is the worker."""
-    return partial(partial, run, *settings)
+def stateless_worker(run: Callable[..., Part], *settings: Any) -> Callable[[], Worker]:
+    """Return a factory for workers without set-up: its product calls ``run(*settings, shard)``."""
+
+    def make_worker() -> Worker:
+        return partial(run, *settings)
+
+    return make_worker

@@ -36,7 +36,7 @@ class ImageFile(NamedTuple):
     size: int = 0
 
 
-def expand(places: Sequence[str]) -> list[ImageFile]:
+def list_images(places: Sequence[str]) -> list[ImageFile]:
     """Lists the images of files, folders (searched below), globs and plain tars, in order, without repeats.
 
     Tars count wherever they are found; of two members with one name the last one does, as for tar itself.

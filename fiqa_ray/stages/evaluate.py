@@ -26,7 +26,7 @@ from fiqa_ray.core.kernels.gram import unit_vectors
 from fiqa_ray.core.verification import equal_error_rate, fold_accuracy, tar_at_fmr
 from fiqa_ray.datasets import columns, schemas
 from fiqa_ray.datasets.dataset import Dataset, Part
-from fiqa_ray.engine.step import Step, ready
+from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
 from fiqa_ray.sources.insightface_bin import read_bin_pairs
@@ -93,7 +93,7 @@ def evaluate_steps(job: Job) -> Iterator[list[Step]]:
         )
         dataset = job.evaluation(benchmark)
         n_pairs = len(read_pairs(benchmark.pairs).mated)
-        steps.append(Step("evaluate", dataset, [shard], ready(run_shard, dataset), n_pairs, unit="pairs"))
+        steps.append(Step("evaluate", dataset, [shard], stateless_worker(run_shard, dataset), n_pairs, unit="pairs"))
     if steps:
         yield steps
 

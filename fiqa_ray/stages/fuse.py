@@ -19,7 +19,7 @@ from fiqa_ray.core.fusion import PairSums, ScoreDistribution, fit_weights, fuse
 from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.datasets.pairs import PairReader, StoredPairs
-from fiqa_ray.engine.step import Step, ready
+from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
 
@@ -33,7 +33,7 @@ def fuse_steps(job: Job) -> Iterator[list[Step]]:
         if settings.weights == "fitted":
             dataset = job.fusion_fit(method)
             priors = tuple(job.prior_scores("train", job.method(label)) for label in settings.of)
-            worker = ready(fit_shard, dataset, reader, priors)
+            worker = stateless_worker(fit_shard, dataset, reader, priors)
             stored = reader.stored()
             n_images = sum(s.shard.n_rows for s in stored)
             steps.append(Step("fuse", dataset, stored, worker, n_images, unit="images"))
@@ -56,7 +56,7 @@ def fuse_steps(job: Job) -> Iterator[list[Step]]:
                 continue
             dataset = job.prior_scores(face_set, method)
             own = tuple(job.prior_scores(face_set, job.method(label)) for label in settings.of)
-            worker = ready(fuse_shard, dataset, train, by_label)
+            worker = stateless_worker(fuse_shard, dataset, train, by_label)
             steps.append(Step("fuse", dataset, [own], worker, own[0].require().n_rows, unit="images"))
     if steps:
         yield steps

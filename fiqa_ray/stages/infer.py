@@ -20,7 +20,7 @@ import torch
 from fiqa_ray.config import MethodSettings, RecognizerSettings, default_batch_size
 from fiqa_ray.datasets import columns, schemas
 from fiqa_ray.datasets.dataset import Dataset, Part
-from fiqa_ray.engine.step import Step, Worker, ready
+from fiqa_ray.engine.step import Step, Worker, stateless_worker
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.images import decode_faces
 from fiqa_ray.job import Job
@@ -143,12 +143,14 @@ def _score_step(job: Job, face_set: str, method: MethodSettings) -> Step:
     manifest = faces.require()
     scores_uri = job.scores_uri(face_set, method)
     if scores_uri is not None:
-        return Step("score", dataset, [faces], ready(file_shard, dataset, scores_uri), manifest.n_rows, unit="images")
+        return Step(
+            "score", dataset, [faces], stateless_worker(file_shard, dataset, scores_uri), manifest.n_rows, unit="images"
+        )
     row = METHODS.get(method.name)
     if row is not None and row.from_embedding and method.recognizer is None:
         embeddings = job.embeddings(face_set)
         parts = embeddings.require().parts
-        worker = ready(norm_shard, dataset, embeddings)
+        worker = stateless_worker(norm_shard, dataset, embeddings)
         return Step("score", dataset, parts, worker, manifest.n_rows, unit="images")
     return _model_step("score", [dataset], faces, [method_call(job, method)], job)
 
@@ -177,7 +179,7 @@ def _model_step(stage: str, datasets: Sequence[Dataset], faces: Dataset, calls: 
     return Step(
         stage=stage,
         dataset=datasets[0],
-        also=tuple(datasets[1:]),
+        extra_datasets=tuple(datasets[1:]),
         shards=manifest.parts,
         make_worker=partial(_make_model_worker, datasets, faces, calls, job.settings.compute.batch_size),
         n_rows=manifest.n_rows,

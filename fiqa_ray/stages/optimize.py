@@ -19,7 +19,7 @@ from fiqa_ray.core.ranking import Histogram, RankTable
 from fiqa_ray.datasets import columns, schemas
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.datasets.pairs import PairReader, StoredPairs
-from fiqa_ray.engine.step import Step, ready
+from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.job import Job
 
 LABEL_BYTES = 220
@@ -35,14 +35,14 @@ def optimize_steps(job: Job) -> Iterator[list[Step]]:
     for needed in (ranks, *indices.values()):
         needed.require()
     thetas = settings.optimize.theta
-    worker = ready(update_shard, dataset, reader, ranks, indices, thetas, settings.optimize.index_scale)
+    worker = stateless_worker(update_shard, dataset, reader, ranks, indices, thetas, settings.optimize.index_scale)
     yield [Step("optimize", dataset, reader.stored(), worker, n_images, unit="images")]
 
     steps = []
     for method in settings.methods:
         for theta in thetas:
             labels = job.optimized_labels(method, theta)
-            label_worker = ready(label_shard, labels, dataset, theta, settings.optimize.index_scale, ranks)
+            label_worker = stateless_worker(label_shard, labels, dataset, theta, settings.optimize.index_scale, ranks)
             shard = LabelShard(method.label, indices[method.label])
             memory = LABEL_BYTES * n_images
             steps.append(Step("optimize", labels, [shard], label_worker, n_images, unit="images", memory_bytes=memory))

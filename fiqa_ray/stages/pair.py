@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from fiqa_ray.config import PairSettings
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.datasets.pairs import PairShard, make_pairs, pair_files, pair_shards
-from fiqa_ray.engine.step import Step, ready
+from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.job import Job
 
 
@@ -20,7 +20,7 @@ def pair_steps(job: Job) -> Iterator[list[Step]]:
     embeddings = job.embeddings("train")
     manifest = embeddings.require()
     dataset = job.pairs()
-    worker = ready(run_shard, dataset, embeddings, job.settings.pair, job.settings.seed)
+    worker = stateless_worker(run_shard, dataset, embeddings, job.settings.pair, job.settings.seed)
     yield [Step("pair", dataset, pair_shards(manifest), worker, manifest.n_rows, unit="images")]
 
 

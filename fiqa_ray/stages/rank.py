@@ -21,7 +21,7 @@ from fiqa_ray.core.ranking import Histogram, KeyCounter, add_histograms, merge_r
 from fiqa_ray.datasets import columns, schemas
 from fiqa_ray.datasets.dataset import Dataset, Part, part_name
 from fiqa_ray.datasets.pairs import PairReader, StoredPairs
-from fiqa_ray.engine.step import Step, ready
+from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
 
@@ -49,16 +49,16 @@ def rank_steps(job: Job) -> Iterator[list[Step]]:
     n_pairs = sum(s.n_pairs(r) for s in stored for r in range(n_repeats))
     runs = plan_runs(stored, n_repeats, job.settings.pair.keep)
     if job.settings.rank.engine == "counting" and [r.repeats for r in runs] == [(r,) for r in range(n_repeats)]:
-        yield [*places, Step("rank", ranks, runs, ready(rank_run, ranks, reader), n_pairs, unit="pairs")]
+        yield [*places, Step("rank", ranks, runs, stateless_worker(rank_run, ranks, reader), n_pairs, unit="pairs")]
         return
     if len(ranks.finished_parts(verify=True)) < n_repeats:  # ranks that are there need no histograms
         if job.settings.rank.engine == "counting":
             counts = job.key_counts()
-            yield [Step("rank", counts, runs, ready(count_run, counts, reader), n_pairs, unit="pairs")]
+            yield [Step("rank", counts, runs, stateless_worker(count_run, counts, reader), n_pairs, unit="pairs")]
         else:
             yield from _sort_steps(job, reader, runs, n_pairs)
     shards = [RankShard(r, job.key_counts()) for r in range(n_repeats)]
-    yield [*places, Step("rank", ranks, shards, ready(rank_shard, ranks), n_pairs, unit="pairs")]
+    yield [*places, Step("rank", ranks, shards, stateless_worker(rank_shard, ranks), n_pairs, unit="pairs")]
 
 
 def _index_steps(job: Job) -> list[Step]:
@@ -68,14 +68,14 @@ def _index_steps(job: Job) -> list[Step]:
     for method in job.settings.methods:
         dataset, priors = job.quality_index(method), job.prior_scores("train", method)
         priors.require()
-        worker, memory = ready(index_shard, dataset), INDEX_BYTES * n_images
+        worker, memory = stateless_worker(index_shard, dataset), INDEX_BYTES * n_images
         steps.append(Step("rank", dataset, [priors], worker, n_images, unit="images", memory_bytes=memory))
     return steps
 
 
 def _sort_steps(job: Job, reader: PairReader, runs: list[PairRun], n_pairs: int) -> Iterator[list[Step]]:
     keys, counts, n_ranges = job.sorted_keys(), job.key_counts(), job.settings.rank.n_ranges
-    yield [Step("rank", keys, runs, ready(sort_run, keys, reader), n_pairs, unit="pairs")]
+    yield [Step("rank", keys, runs, stateless_worker(sort_run, keys, reader), n_pairs, unit="pairs")]
     samples = keys.read_all(suffix=".samples.parquet")
     sampled_repeat, sampled_key = samples["repeat"].to_numpy(), samples["similarity_key"].to_numpy()
     shards = []
@@ -87,7 +87,7 @@ def _sort_steps(job: Job, reader: PairReader, runs: list[PairRun], n_pairs: int)
             live = j <= len(cuts)
             shards.append(RangeShard(r * n_ranges + j, r, bounds[j], bounds[j + 1], live))
     memory = 12 * n_pairs // len(shards)
-    merge = ready(merge_shard, counts, keys)
+    merge = stateless_worker(merge_shard, counts, keys)
     yield [Step("rank", counts, shards, merge, n_pairs, unit="pairs", memory_bytes=memory)]
 
 

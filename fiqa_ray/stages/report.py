@@ -14,7 +14,7 @@ from fiqa_ray.config import MethodSettings
 from fiqa_ray.core.kernels.draws import counter_draws
 from fiqa_ray.core.verification import threshold_at_fmr
 from fiqa_ray.datasets.dataset import Dataset, Part
-from fiqa_ray.engine.step import Step, ready
+from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.job import Job, model_id
 from fiqa_ray.models.quality import METHODS
 from fiqa_ray.models.recognition import RECOGNIZERS
@@ -41,7 +41,7 @@ N_FACES = 6
 def report_steps(job: Job) -> Iterator[list[Step]]:
     """One step: the page."""
     dataset = job.report()
-    yield [Step("report", dataset, [job], ready(write_report, dataset), 1, engine="driver", unit="pages")]
+    yield [Step("report", dataset, [job], stateless_worker(write_report, dataset), 1, engine="driver", unit="pages")]
 
 
 def write_report(dataset: Dataset, job: Job) -> Part:

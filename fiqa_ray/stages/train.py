@@ -21,7 +21,7 @@ from fiqa_ray.core.kernels.threads import one_thread
 from fiqa_ray.datasets.dataset import Part
 from fiqa_ray.engine.progress import StepProgress
 from fiqa_ray.engine.ray_train import fit_with_ray
-from fiqa_ray.engine.step import Step, ready
+from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.job import PRIOR, Job
 from fiqa_ray.storage import fingerprint, join, read_json, storage_quiet
 from fiqa_ray.training.finetune import _FinetuneTraining
@@ -55,7 +55,7 @@ def train_steps(job: Job) -> Iterator[list[Step]]:
     n_workers = job.settings.compute.train_workers if job.settings.compute.engine == "ray" else 0
     for i, task in enumerate(tasks):
         task.labels.require()
-        worker = ready(run_task, plan, n_workers)
+        worker = stateless_worker(run_task, plan, n_workers)
         yield [Step("train", task.regressor, [i], worker, n_rows, engine="driver", unit="images")]
 
 

@@ -17,7 +17,7 @@ from fiqa_ray.engine.run_steps import run_steps
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.job import Job
 from fiqa_ray.stages import STAGES, stage_steps
-from fiqa_ray.storage import fingerprint, join, put_if_absent, read_json, sizes_below
+from fiqa_ray.storage import fingerprint, join, list_files, put_if_absent, read_json
 
 
 def run_job(settings: Settings, stages: Iterable[str] = STAGES, *, new_settings: bool = False) -> Job:
@@ -60,7 +60,7 @@ def _record_settings(settings: Settings, new_settings: bool) -> None:
     identity = settings.identity()
     mark = fingerprint(identity)
     folder = join(settings.run_uri, "_settings")
-    known = [n for n in sizes_below(folder) if n.endswith(".json")]
+    known = [n for n in list_files(folder) if n.endswith(".json")]
     if known and f"{mark}.json" not in known and not new_settings:
         before = max((read_json(join(folder, n)) or {} for n in known), key=lambda r: r.get("created_s", 0.0))
         changes = "; ".join(_differences(before.get("settings", {}), identity))

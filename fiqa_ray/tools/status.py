@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from fiqa_ray.datasets.dataset import Dataset, add_stats
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.stages import STAGES
-from fiqa_ray.storage import join, sizes_below
+from fiqa_ray.storage import join, list_files
 
 REJECTS = pa.schema([(n, pa.string()) for n in ("dataset", "image_id", "identity", "status", "error")])
 
@@ -20,7 +20,7 @@ def run_status(run_uri: str) -> list[dict[str, Any]]:
 
     Reads one listing and the parts' records; works from any machine, while the run is under way.
     """
-    sizes = sizes_below(run_uri)
+    sizes = list_files(run_uri)
     folders = [n.removesuffix("/_plan.json") for n in sizes if n.endswith("/_plan.json")]
     if not folders:
         raise FiqaRayError(f"{run_uri} holds no run; give the run_uri of a job that was started")
@@ -64,8 +64,8 @@ def rejected_images(run_uri: str) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def run_is_held(run_uri: str) -> bool:
+def is_locked(run_uri: str) -> bool:
     """Whether some process says that it is at work on the run (its lock is not released)."""
-    names = [n for n in sizes_below(join(run_uri, "_lock")) if n[:6].isdigit()]
+    names = [n for n in list_files(join(run_uri, "_lock")) if n[:6].isdigit()]
     newest = max((n[:6] for n in names), default=None)
     return newest is not None and f"{newest}.released" not in names

@@ -9,7 +9,7 @@ from scipy import stats
 from fiqa_ray.core.clustering import faiss_clusters, lloyd, start_images, start_states
 from fiqa_ray.core.kernels import jit as compiled
 from fiqa_ray.core.kernels.draws import counter_draws
-from fiqa_ray.core.kernels.gram import gram_keys, unit_vectors
+from fiqa_ray.core.kernels.gram import cosine_keys, unit_vectors
 from fiqa_ray.core.pairs import draw_again, mated_pairs
 
 
@@ -91,7 +91,7 @@ def test_clusters_are_as_good_as_scikit_learn(engine):
     if engine == "lloyd":
         flat, labels, n_cells = np.empty(300 * 300, np.float32), np.empty(300, np.int32), np.empty(1, np.int32)
         bounds = np.array([0, 300])
-        gram_keys(x, bounds, flat)
+        cosine_keys(x, bounds, flat)
         gram = flat.reshape(300, 300)
         assert np.array_equal(gram, gram.T)
         exact = x.astype(float) / np.linalg.norm(x.astype(float), axis=1, keepdims=True)

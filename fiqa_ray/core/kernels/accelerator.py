@@ -19,7 +19,7 @@ from fiqa_ray.core.kernels.gram import SIMILARITY_STEPS
 
 
 def gram_matrices(units: np.ndarray, bounds: np.ndarray, device: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """`gram_keys` on a device: the flat array and a ``(n, n)`` view of it per identity."""
+    """`cosine_keys` on a device: the flat array and a ``(n, n)`` view of it per identity."""
     sizes = np.diff(bounds)
     flat = torch.empty(int((sizes**2).sum()), device=device)
     grams = [g.view(n, n) for g, n in zip(flat.split((sizes**2).tolist()), sizes.tolist(), strict=True)]

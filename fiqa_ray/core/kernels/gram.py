@@ -29,7 +29,7 @@ def unit_vectors(embeddings: np.ndarray) -> np.ndarray:
     return x * inverse[:, None]
 
 
-def gram_keys(embeddings: np.ndarray, bounds: np.ndarray, flat: np.ndarray) -> None:
+def cosine_keys(embeddings: np.ndarray, bounds: np.ndarray, flat: np.ndarray) -> None:
     """Cosines (equation 1) in steps of 2^-23: ``(n_images, dim)`` float32 -> whole numbers in ``flat``, float32.
 
     Identity k holds images bounds[k]:bounds[k+1]. Each identity is a product of its own shape, so that its bits cannot
