@@ -18,7 +18,7 @@ import numpy as np
 from shapes import make_identities
 from sklearn.cluster import KMeans
 
-from fiqa_ray.core.clustering import MAX_ITERATIONS, lloyd, start_images, start_states
+from fiqa_ray.core.clustering import MAX_ITERATIONS, lloyd_clusters, start_images, start_states
 from fiqa_ray.core.kernels.accelerator import cluster_all, gram_matrices
 from fiqa_ray.core.kernels.gram import cosine_keys, unit_vectors
 from fiqa_ray.core.kernels.threads import one_thread
@@ -28,22 +28,22 @@ SIZES, K = (20, 100, 363, 843, 5000), 20
 
 def ours(x: np.ndarray, n: int, device: str) -> list[np.ndarray]:
     """Blocks of identities, as `fiqa_ray.core.pairs` takes them."""
-    found = []
-    together = max(1, (1 << (17 if device == "cpu" else 21)) // n**2)
-    flat = np.empty(together * n * n if device == "cpu" else 0, np.float32)
-    for at in range(0, len(x) // n, together):
-        rows = np.arange(at, min(at + together, len(x) // n))
-        bounds = np.arange(len(rows) + 1) * n
-        own = x[rows[0] * n : (rows[-1] + 1) * n]
+    clusters = []
+    n_together = max(1, (1 << (17 if device == "cpu" else 21)) // n**2)
+    keys = np.empty(n_together * n * n if device == "cpu" else 0, np.float32)
+    for at in range(0, len(x) // n, n_together):
+        rows = np.arange(at, min(at + n_together, len(x) // n))
+        bounds, states = np.arange(len(rows) + 1) * n, start_states(rows, [0], seed=0)[0]
+        block = x[rows[0] * n : (rows[-1] + 1) * n]
         if device == "cpu":
-            cluster, n_cells = np.empty(len(own), np.int32), np.empty(len(rows), np.int32)
-            cosine_keys(own, bounds, flat)
-            lloyd(flat, bounds, start_images(np.diff(bounds), start_states(rows, [0], seed=0)[0], K), cluster, n_cells)
+            cluster, counts = np.empty(len(block), np.int32), np.empty(len(rows), np.int32)
+            cosine_keys(block, bounds, keys)
+            lloyd_clusters(keys, bounds, states, K, cluster, counts)
         else:
-            _, grams = gram_matrices(unit_vectors(own), bounds, device)
-            cluster = cluster_all(grams, rows, K, seed=0)
-        found += np.split(cluster, len(rows))
-    return found
+            _, grams = gram_matrices(unit_vectors(block), bounds, device)
+            cluster = cluster_all(grams, states, K)
+        clusters += np.split(cluster, len(rows))
+    return clusters
 
 
 def by_faiss(units: list[np.ndarray], starts: list[np.ndarray]) -> list[np.ndarray]:

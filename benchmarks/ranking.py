@@ -31,7 +31,7 @@ def counting(similarity: np.ndarray) -> np.ndarray:
     """This project's counting, and the look-up in its table."""
     counter = KeyCounter()
     counter.add(similarity)
-    return RankTable.of(counter.histogram()).rank2(similarity) / 2
+    return RankTable.of(counter.histogram()).doubled_ranks(similarity) / 2
 
 
 def sorting(similarity: np.ndarray) -> np.ndarray:
@@ -40,7 +40,7 @@ def sorting(similarity: np.ndarray) -> np.ndarray:
     cuts = range_cuts(np.concatenate([r[:: max(1, len(r) // 1024)] for r in runs]), 8)
     pieces = [np.split(r, np.searchsorted(r, cuts)) for r in runs]
     histogram = add_histograms(merge_range([p[j] for p in pieces]) for j in range(len(cuts) + 1))
-    return RankTable.of(histogram).rank2(similarity) / 2
+    return RankTable.of(histogram).doubled_ranks(similarity) / 2
 
 
 def by_numpy(similarity: np.ndarray) -> np.ndarray:

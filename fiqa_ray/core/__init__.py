@@ -1,1 +1,17 @@
-"""fiqa_ray.core"""
+"""The paper in arrays: pure numerics, without files and without Ray. Read `paper.py` first.
+
+Section III, label optimization:
+    paper.py          the whole of it on one page of plain numpy: the specification
+    clustering.py     the images of an identity in clusters
+    pairs.py          mated pairs across clusters, and their similarities (equation 1)
+    ranking.py        similarity ranks of all pairs (equation 2)
+    labels.py         quality indices, their update (equation 3), and labels; `optimize_labels` runs it all
+Section IV, evaluation:
+    verification.py   false match and false non-match rates
+    edc.py            the error-versus-discard curve
+    bootstrap.py      intervals of its area
+Beside the paper:
+    align.py          a face to its 112x112 crop
+    fusion.py         several quality scores to one
+    kernels/          compiled loops and devices, each under its numpy equivalent
+"""

@@ -1,9 +1,13 @@
-"""Global place of every pair's similarity (paper equation 2, id^Xs): pure steps of the two ranking engines.
+"""Global rank of every pair's similarity (paper equation 2, id^Xs): pure steps of the two ranking engines.
 
-Places count from 0 for the least similar of the L pairs of a repeat; tied pairs share their mean place. A place is held
-doubled (``rank2``), so that means of ties stay whole numbers. Similarities are multiples of 2^-23 (`similarity_key`), so a
-repeat has at most 2^24 + 1 distinct ones, and its ranking follows from their histogram, which both engines make: `counting`
-adds up the histograms of many shards, `sort` cuts sorted runs of keys into ranges that are merged one by one.
+Ranks count from 0 for the least similar of the L pairs of a repeat; tied pairs share their mean rank. A rank is stored
+doubled, so that means of ties stay whole numbers. Similarities are multiples of 2^-23 (their keys are whole numbers), so a
+repeat has at most 2^24 + 1 distinct ones, and its ranking follows from their histogram. Both engines make that:
+
+    counting    count the keys of each shard (`KeyCounter`), and add up the histograms (`add_histograms`);
+    sort        cut the shards' sorted keys into ranges (`range_cuts`), and merge each range (`merge_range`).
+
+`core.paper.similarity_rank` is the specification; the loops are `kernels.counting`.
 """
 
 from __future__ import annotations
@@ -14,46 +18,94 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fiqa_ray.core.kernels.counting import _BLOCK_BITS, BLOCK_KEYS, _count_bytes, _fill, _look_up, _row_sums, _to_keys
+from fiqa_ray.core.kernels.counting import (
+    BLOCK_BITS,
+    BLOCK_KEYS,
+    count_in_bytes,
+    fill_ranks,
+    ranks_of_similarities,
+    row_sums,
+    to_keys,
+)
 from fiqa_ray.core.kernels.gram import SIMILARITY_STEPS
 
 _FIRST_BLOCK = -SIMILARITY_STEPS // BLOCK_KEYS
-
-
 _N_BLOCKS = 2 * SIMILARITY_STEPS // BLOCK_KEYS + 1
-
-
 _FEW_PAIRS = 1 << 17
 
 
-def similarity_key(similarity: np.ndarray) -> np.ndarray:
-    """(n_pairs,) float32 similarities -> int32 keys in [-2^23, 2^23]; anything between two steps is an error."""
-    key = np.empty(len(similarity), np.int32)
-    _require_steps(_to_keys(np.asarray(similarity, np.float64), key))
-    return key
+@dataclass(frozen=True)
+class RankTable:
+    """Doubled rank by similarity, small enough for a processor's cache.
 
+    doubled_rank(key) = block_rank[i // 64] + key_rank[i] - 1 with i = key - first_key. `key_rank[i] == 0` marks a key that
+    no pair has. The table is split in two so that the large array fits the cache as uint16.
 
-def _require_steps(ok: bool) -> None:
-    if not ok:
-        raise ValueError("similarities must be multiples of 2^-23 in [-1, 1]; pass them through round_similarity first")
+    Attributes:
+        first_key: the lowest key of the first block.
+        block_rank: `(B,) uint32`, or int64 for ranks beyond it: twice the pairs before each block of 64 keys.
+        key_rank: `(64 B,)`, the key's doubled rank within its block, plus 1.
+
+    Memory: 2 bytes for each key between the lowest and the highest, at most 36 MB; twice that where 64 neighbouring keys
+    hold more than 32,000 pairs (many near-copies of images do that), four times beyond 2^31.
+    """
+
+    first_key: int
+    block_rank: NDArray[Any]
+    key_rank: NDArray[Any]
+
+    @staticmethod
+    def among(similarity: NDArray[np.float32]) -> RankTable:
+        """Rank similarities `(L,)`, multiples of 2^-23, among themselves. Memory: as `KeyCounter`."""
+        counter = KeyCounter()
+        counter.add(similarity)
+        return RankTable.of(counter.histogram())
+
+    @staticmethod
+    def of(histogram: Histogram) -> RankTable:
+        """Rank the pairs of a histogram."""
+        block, count = histogram.block, histogram.count
+        if len(block) == 0:
+            return RankTable(0, np.zeros(1, np.uint32), np.zeros(BLOCK_KEYS, np.uint16))
+        row, max_rank = block - block[0], 2 * int(histogram.n_pairs.max())  # (B,)
+        block_rank = np.zeros(row[-1] + 1, np.uint32 if 2 * int(histogram.n_pairs.sum()) <= 2**32 else np.int64)
+        block_rank[row] = 2 * histogram.n_before
+        key_rank = np.zeros(BLOCK_KEYS * len(block_rank), np.min_scalar_type(max(max_rank, 2**16 - 1)))
+        fill_ranks(row, count, key_rank)
+        return RankTable(BLOCK_KEYS * int(block[0]), block_rank, key_rank)
+
+    def doubled_ranks(self, similarity: NDArray[np.float32]) -> NDArray[Any]:
+        """Return the doubled ranks `(L,)`, uint32 or int64, of similarities `(L,)`.
+
+        Raises:
+            ValueError: a similarity is not in the table.
+        """
+        ranks = np.empty(len(similarity), self.block_rank.dtype)
+        if not ranks_of_similarities(similarity, self.first_key, self.block_rank, self.key_rank, ranks):
+            similarity_key(similarity)  # raises for what is no key at all
+            raise ValueError("a pair's similarity is missing from the ranking: pairs and ranks are of different runs")
+        return ranks
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """How many pairs have each similarity key.
+    """Sparse histogram of similarity keys.
 
-    ``block`` (n_blocks,) int32, ascending: the blocks of `BLOCK_KEYS` neighbouring keys that have pairs; ``count``
-    (n_blocks, 64) uint8, uint16, uint32 or int64: the narrowest that holds them, so that equal histograms are equal bytes.
+    Attributes:
+        block: `(B,) int32`, ascending: the blocks of `BLOCK_KEYS` neighbouring keys that have pairs.
+        count: `(B, 64)` pairs of each key, in the narrowest of uint8, uint16, uint32 and int64 that holds them, so that
+            equal histograms are equal bytes.
     """
 
-    block: np.ndarray
-    count: np.ndarray
+    block: NDArray[np.int32]
+    count: NDArray[Any]
 
     @staticmethod
-    def of(key: np.ndarray, count: np.ndarray) -> Histogram:
-        """From ascending distinct int32 keys and their counts."""
-        of_key = key >> _BLOCK_BITS
+    def of(key: NDArray[np.int32], count: NDArray[np.int64]) -> Histogram:
+        """Build it from ascending distinct keys and their counts."""
+        of_key = key >> BLOCK_BITS
         is_first = np.append(True, of_key[1:] != of_key[:-1])[: len(key)]
         block = of_key[is_first]
         counts = np.zeros((len(block), BLOCK_KEYS), _narrowest(count))
@@ -61,89 +113,89 @@ class Histogram:
         return Histogram(block, counts)
 
     @staticmethod
-    def of_all(counts: np.ndarray) -> Histogram:
-        """From the counts of all keys there may be, (2^24 + 64,) whole numbers."""
+    def of_all(counts: NDArray[Any]) -> Histogram:
+        """Build it from the counts `(2^24 + 64,)` of all keys there may be."""
         rows = counts.reshape(_N_BLOCKS, BLOCK_KEYS)
-        filled = np.flatnonzero(_row_sums(rows))
-        return Histogram((filled + _FIRST_BLOCK).astype(np.int32), rows.astype(_narrowest(rows), copy=False)[filled])
+        used = np.flatnonzero(row_sums(rows))
+        return Histogram((used + _FIRST_BLOCK).astype(np.int32), rows.astype(_narrowest(rows), copy=False)[used])
 
     @cached_property
-    def n_pairs(self) -> np.ndarray:
-        """(n_blocks,) int64 pairs of each block."""
-        return _row_sums(self.count)
+    def n_pairs(self) -> NDArray[np.int64]:
+        """Pairs `(B,)` of each block."""
+        return row_sums(self.count)
 
     @property
-    def n_before(self) -> np.ndarray:
-        """(n_blocks,) int64: pairs whose similarity is below the block's."""
+    def n_before(self) -> NDArray[np.int64]:
+        """Pairs `(B,)` whose similarity is below the block's."""
         return np.cumsum(self.n_pairs) - self.n_pairs
 
 
-def _narrowest(counts: np.ndarray) -> np.dtype[Any]:
-    most = int(counts.max()) if counts.size else 0
-    return np.min_scalar_type(most) if most < 2**32 else np.dtype(np.int64)
-
-
 class KeyCounter:
-    """Histogram of similarity keys, fed bit by bit.
+    """Builds the histogram of similarity keys from successive batches (`add`), without keeping them.
 
-    Few pairs are kept and sorted at the end; many are counted in single bytes, of which more find room in a processor's
-    cache: most keys occur a few times. Keys whose byte runs over (many pairs of copies of one image) are noted.
-    Memory: 17 MB for the bytes and 4 bytes per pair that is added at once; at the end 37 MB, 155 MB if a byte ran over.
+    Few pairs are collected and sorted at the end. Many are counted in single bytes, because more bytes than words fit a
+    processor's cache, and most keys occur a few times. Keys whose byte overflows (many pairs of copies of one image) are
+    noted.
+
+    Memory: 17 MB for the bytes and 4 bytes per pair of a batch; at the end 37 MB, 155 MB if a byte overflowed.
     """
 
     def __init__(self) -> None:
         self.n_pairs = 0
-        self._few: list[np.ndarray] = []
-        self._bytes: np.ndarray | None = None
-        self._ran_over: list[np.ndarray] = []
+        self._batches: list[NDArray[np.float32]] = []
+        self._bytes: NDArray[np.uint8] | None = None
+        self._overflows: list[NDArray[np.uint32]] = []
 
-    def add(self, similarity: np.ndarray) -> None:
-        """Takes (n,) float32 similarities, multiples of 2^-23."""
+    def add(self, similarity: NDArray[np.float32]) -> None:
+        """Count similarities `(n,)`, multiples of 2^-23."""
         self.n_pairs += len(similarity)
         if self.n_pairs <= _FEW_PAIRS:
-            self._few.append(similarity)
+            self._batches.append(similarity)
             return
         if self._bytes is None:
             self._bytes = np.zeros(_N_BLOCKS * BLOCK_KEYS, np.uint8)
-        for some in (*self._few, similarity):
-            ran_over = np.empty(len(some), np.uint32)
-            n = _count_bytes(some, self._bytes, ran_over)
+        for batch in (*self._batches, similarity):
+            overflowed = np.empty(len(batch), np.uint32)
+            n = count_in_bytes(batch, self._bytes, overflowed)
             _require_steps(n >= 0)
-            self._ran_over.append(ran_over[:n].copy())
-        self._few = []
+            self._overflows.append(overflowed[:n].copy())
+        self._batches = []
 
     def histogram(self) -> Histogram:
-        """What was counted."""
+        """Return the histogram of all batches."""
         if self._bytes is None:
-            key = similarity_key(np.concatenate([np.empty(0, np.float32), *self._few]))
+            key = similarity_key(np.concatenate([np.empty(0, np.float32), *self._batches]))
             return Histogram.of(*np.unique(key, return_counts=True))
-        ran_over = np.concatenate(self._ran_over)
-        if not len(ran_over):
+        overflows = np.concatenate(self._overflows)
+        if not len(overflows):
             return Histogram.of_all(self._bytes)
-        counts = self._bytes.astype(np.min_scalar_type(256 * (len(ran_over) + 1)))
-        np.add.at(counts, ran_over, 256)
+        counts = self._bytes.astype(np.min_scalar_type(256 * (len(overflows) + 1)))
+        np.add.at(counts, overflows, 256)
         return Histogram.of_all(counts)
 
 
 def add_histograms(histograms: Iterable[Histogram]) -> Histogram:
-    """Their sum. Memory: if there are several, 134 MB and twice the sum."""
-    alone: Histogram | None = None
-    total: np.ndarray | None = None
+    """Return the sum of histograms. Memory: if there are several, 134 MB and twice the sum."""
+    first: Histogram | None = None
+    total: NDArray[np.int64] | None = None
     for histogram in histograms:
-        if alone is None:
-            alone = histogram
+        if first is None:
+            first = histogram
             continue
         if total is None:
             total = np.zeros((_N_BLOCKS, BLOCK_KEYS), np.int64)
-            total[alone.block - _FIRST_BLOCK] = alone.count
+            total[first.block - _FIRST_BLOCK] = first.count
         total[histogram.block - _FIRST_BLOCK] += histogram.count  # the blocks of one histogram are distinct
     if total is None:
-        return alone or Histogram.of(np.empty(0, np.int32), np.empty(0, np.int64))
+        return first or Histogram.of(np.empty(0, np.int32), np.empty(0, np.int64))
     return Histogram.of_all(total.reshape(-1))
 
 
-def range_cuts(samples: np.ndarray, n_ranges: int) -> np.ndarray:
-    """Upper bounds (exclusive) of the first n_ranges - 1 key ranges, from sampled keys; equal keys share a range."""
+def range_cuts(samples: NDArray[np.int32], n_ranges: int) -> NDArray[np.int32]:
+    """Return the upper bounds (exclusive) of the first n_ranges - 1 key ranges, from sampled keys.
+
+    Equal keys share a range.
+    """
     if len(samples) == 0 or n_ranges <= 1:
         return np.empty(0, np.int32)
     ordered = np.sort(samples)
@@ -151,53 +203,27 @@ def range_cuts(samples: np.ndarray, n_ranges: int) -> np.ndarray:
     return np.unique(ordered[at]).astype(np.int32)
 
 
-def merge_range(runs: Sequence[np.ndarray]) -> Histogram:
-    """Merges the sorted runs of one key range into its histogram. Memory: about 16 bytes per key of the range."""
-    key = np.concatenate([np.empty(0, np.int32), *runs])
-    if len(runs) > 1:
-        key.sort(kind="stable")  # which finds the runs and merges them
+def merge_range(sorted_keys: Sequence[NDArray[np.int32]]) -> Histogram:
+    """Merge the sorted keys of one range into its histogram. Memory: about 16 bytes per key of the range."""
+    key = np.concatenate([np.empty(0, np.int32), *sorted_keys])
+    if len(sorted_keys) > 1:
+        key.sort(kind="stable")  # which finds the sorted stretches and merges them
     first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])) if len(key) else np.empty(0, np.int64)
     return Histogram.of(key[first], np.diff(first, append=len(key)))
 
 
-@dataclass(frozen=True)
-class RankTable:
-    """rank2 by similarity, small for the sake of the processor's cache.
+def similarity_key(similarity: NDArray[Any]) -> NDArray[np.int32]:
+    """Return the keys `(L,)`, in [-2^23, 2^23], of similarities `(L,)`; ValueError for anything between two steps."""
+    key = np.empty(len(similarity), np.int32)
+    _require_steps(to_keys(np.asarray(similarity, np.float64), key))
+    return key
 
-    ``base`` (n_blocks,) uint32, int64 for ranks beyond it: twice the pairs before each block of 64 keys, from the key
-    ``first`` on; ``step`` (64 * n_blocks,): what each key's own rank2 is above that, plus 1; 0 where no pair has it.
-    Memory: 2 bytes for each key between the least and the greatest, at most 36 MB; twice that where 64 neighbouring keys
-    hold more than 32,000 pairs (many near-copies of images do that), four times beyond 2^31.
-    """
 
-    first: int
-    base: np.ndarray
-    step: np.ndarray
+def _require_steps(is_exact: bool) -> None:
+    if not is_exact:
+        raise ValueError("similarities must be multiples of 2^-23 in [-1, 1]; pass them through round_similarity first")
 
-    @staticmethod
-    def of(histogram: Histogram) -> RankTable:
-        """The ranks of the pairs that were counted."""
-        block, count = histogram.block, histogram.count
-        if len(block) == 0:
-            return RankTable(0, np.zeros(1, np.uint32), np.zeros(BLOCK_KEYS, np.uint16))
-        own, most = block - block[0], 2 * int(histogram.n_pairs.max())
-        base = np.zeros(own[-1] + 1, np.uint32 if 2 * int(histogram.n_pairs.sum()) <= 2**32 else np.int64)
-        base[own] = 2 * histogram.n_before
-        step = np.zeros(BLOCK_KEYS * len(base), np.min_scalar_type(max(most, 2**16 - 1)))
-        _fill(own, count, step)
-        return RankTable(BLOCK_KEYS * int(block[0]), base, step)
 
-    @staticmethod
-    def among(similarity: np.ndarray) -> RankTable:
-        """The ranks of (n_pairs,) float32 similarities, multiples of 2^-23, among themselves. Memory: as `KeyCounter`."""
-        counter = KeyCounter()
-        counter.add(similarity)
-        return RankTable.of(counter.histogram())
-
-    def rank2(self, similarity: np.ndarray) -> np.ndarray:
-        """(n_pairs,) uint32 or int64 of (n_pairs,) float32 similarities; `ValueError` for one that is not in the table."""
-        found = np.empty(len(similarity), self.base.dtype)
-        if not _look_up(similarity, self.first, self.base, self.step, found):
-            similarity_key(similarity)  # which has its own complaint
-            raise ValueError("a pair's similarity is missing from the ranking: pairs and ranks are of different runs")
-        return found
+def _narrowest(counts: NDArray[Any]) -> np.dtype[Any]:
+    highest = int(counts.max()) if counts.size else 0
+    return np.min_scalar_type(highest) if highest < 2**32 else np.dtype(np.int64)

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from fiqa_ray.config import PairSettings
-from fiqa_ray.core.pairs import Pairs, draw_again, mated_pairs
+from fiqa_ray.core.pairs import Pairs, mated_pairs, redraw_mates
 from fiqa_ray.datasets import columns, schemas
 from fiqa_ray.datasets.dataset import Dataset, FileContent, Manifest, Part
 from fiqa_ray.datasets.parquet import plain_bytes, table_bytes
@@ -143,14 +143,14 @@ class _Clusters:
 
     @cached_property
     def _drawn_from(self) -> tuple[np.ndarray, ...]:
-        """Rows with an embedding, and what `draw_again` takes for them."""
+        """Rows with an embedding, and what `redraw_mates` takes for them."""
         rows = np.flatnonzero(self.cluster >= 0).astype(np.int32)
         return rows, self.cluster[rows], *_identities(self.identity_row[rows])
 
     def mates(self, repeat: int, seed: int) -> np.ndarray:
         """(n_pairs,) int32 positions of one repeat's mates in the part."""
         rows, cluster, starts, own = self._drawn_from
-        mate = draw_again(cluster, starts, own, [repeat], seed=seed)[1][0]
+        mate = redraw_mates(cluster, starts, own, [repeat], seed=seed)[1][0]
         return mate if len(rows) == len(self.cluster) else rows[mate]
 
 

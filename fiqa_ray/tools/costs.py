@@ -21,7 +21,7 @@ from fiqa_ray.core.kernels.counting import BLOCK_KEYS
 from fiqa_ray.core.kernels.threads import one_thread
 from fiqa_ray.core.labels import quality_index as place_scores
 from fiqa_ray.core.labels import reassign_scores, sum_owned_ranks
-from fiqa_ray.core.pairs import Pairs, draw_again, mated_pairs, round_similarity
+from fiqa_ray.core.pairs import Pairs, mated_pairs, redraw_mates, round_similarity
 from fiqa_ray.core.ranking import KeyCounter, RankTable, merge_range, similarity_key
 from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.dataset import Dataset
@@ -231,8 +231,8 @@ def measure_units(scale: Scale) -> Units:
         made = make()[0]  # the first calls load libraries and compiled code
         pair_s = _seconds(make, 2)
         repeats = range(scale.n_repeats)
-        draw_again(made.cluster, bounds, rows, repeats, seed=0)
-        draw_s = _seconds(lambda: draw_again(made.cluster, bounds, rows, repeats, seed=0), 2)
+        redraw_mates(made.cluster, bounds, rows, repeats, seed=0)
+        draw_s = _seconds(lambda: redraw_mates(made.cluster, bounds, rows, repeats, seed=0), 2)
         key = similarity_key(similarity)
         counter = KeyCounter()
         counter.add(similarity)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 
 import reference
+from fiqa_ray.core import paper
 from fiqa_ray.core.labels import optimize_from_pairs, optimize_labels, quality_index, reassign_scores, sum_owned_ranks
 from fiqa_ray.core.ranking import RankTable
 from fiqa_ray.errors import UsageError
@@ -72,6 +73,31 @@ def test_engine_equals_slow_loops(sizes, n_clusters, n_repeats, theta, n_scores,
     assert got.n_owned_pairs.tolist() == owned
     np.testing.assert_allclose(got.optimized_index, index, rtol=1e-12, atol=1e-9)
     np.testing.assert_allclose(got.mean_similarity_rank, means, rtol=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    n_clusters=st.integers(1, 25),
+    n_repeats=st.integers(1, 3),
+    theta=st.sampled_from([0.0, 0.001, 0.03, 0.5, 1.0]),
+    index_scale=st.sampled_from(["raw", "normalized"]),
+    n_scores=st.sampled_from([2, 10, 10**6]),
+    seed=st.integers(0, 2**40),
+)
+def test_engine_equals_the_paper_on_a_page(sizes, n_clusters, n_repeats, theta, index_scale, n_scores, seed):
+    rng = np.random.default_rng(seed)
+    identity = np.repeat(np.arange(len(sizes)), sizes)
+    embeddings = exact_embeddings(rng, len(identity))
+    prior = rng.integers(0, n_scores, len(identity)).astype(np.float64)  # few distinct scores: ties
+    options = {"n_clusters": n_clusters, "n_repeats": n_repeats, "theta": theta, "seed": seed}
+    on_a_page = paper.optimize_labels(embeddings, identity, prior, index_scale=index_scale, **options)
+    fast = optimize_labels(embeddings, identity, prior, index_scale=index_scale, **options)
+    assert fast.score.tolist() == on_a_page.tolist()
+    if index_scale == "raw":
+        images_of = [np.flatnonzero(identity == k).tolist() for k in range(len(sizes))]
+        scores, *_ = reference.whole(embeddings.tolist(), images_of, prior.tolist(), n_clusters, theta, n_repeats, seed)
+        assert on_a_page.tolist() == scores
 
 
 @settings(max_examples=60, deadline=None)

@@ -6,11 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fiqa_ray.core.clustering import faiss_clusters, lloyd, start_images, start_states
+from fiqa_ray.core.clustering import faiss_clusters, start_images, start_states
 from fiqa_ray.core.kernels import jit as compiled
 from fiqa_ray.core.kernels.draws import counter_draws
 from fiqa_ray.core.kernels.gram import cosine_keys, unit_vectors
-from fiqa_ray.core.pairs import draw_again, mated_pairs
+from fiqa_ray.core.kernels.kmeans import lloyd
+from fiqa_ray.core.pairs import mated_pairs, redraw_mates
 
 
 def shard(rng, sizes, dim=32):
@@ -53,7 +54,7 @@ def test_an_identity_does_not_see_its_neighbours():
 
 
 def sample_partners(cluster, bounds, identity_rows, *, seed, repeat):
-    n_opened, mate = draw_again(cluster, bounds, identity_rows, [repeat], seed=seed)
+    n_opened, mate = redraw_mates(cluster, bounds, identity_rows, [repeat], seed=seed)
     return np.repeat(np.arange(len(cluster)), n_opened), mate[0]
 
 
@@ -150,7 +151,7 @@ def test_accelerators_find_the_same(sizes, n_clusters, recluster, duplicates, se
         assert np.array_equal(p.mate, q.mate)
         assert np.array_equal(p.similarity, q.similarity)
         # and the mates follow from the clusters
-        n_opened, mate = draw_again(p.cluster, bounds, rows, [p.repeat], seed=seed)
+        n_opened, mate = redraw_mates(p.cluster, bounds, rows, [p.repeat], seed=seed)
         assert np.array_equal(n_opened, p.n_opened)
         assert np.array_equal(mate[0], p.mate)
 
@@ -192,9 +193,9 @@ def test_known_clusters_must_fit():
         mated_pairs(x, bounds, np.arange(1), n_clusters=4, n_repeats=1, clusters=[cluster])
     for wrong in (cluster - 1, cluster[1:]):
         with pytest.raises(ValueError, match="every image must have a cluster"):
-            draw_again(wrong, bounds, np.arange(1), [0], seed=0)
+            redraw_mates(wrong, bounds, np.arange(1), [0], seed=0)
     with pytest.raises(ValueError, match="every image must have a cluster"):
-        draw_again(cluster, np.array([0, 50, 40]), np.arange(2), [0], seed=0)  # bounds that go back
+        redraw_mates(cluster, np.array([0, 50, 40]), np.arange(2), [0], seed=0)  # bounds that go back
 
 
 def test_order_of_threads_and_blocks_does_not_matter():
@@ -217,4 +218,5 @@ def test_compiled_code_does_without_a_cache(monkeypatch):
         return real(function, **options)
 
     monkeypatch.setattr(compiled, "njit", njit)
+    monkeypatch.setattr(compiled, "cache_folder", lambda: None)
     assert compiled.compiled(lambda a: a + 1)(2) == 3

@@ -59,7 +59,7 @@ def test_both_engines_equal_scipy(n_shards, n_ranges, spread, seed):
     pieces = [np.split(r, np.searchsorted(r, cuts)) for r in runs]
     merged = add_histograms(merge_range([p[j] for p in pieces]) for j in range(len(cuts) + 1))
 
-    assert np.array_equal(RankTable.of(counted).rank2(similarities(everything)) / 2, expected)
+    assert np.array_equal(RankTable.of(counted).doubled_ranks(similarities(everything)) / 2, expected)
     assert same(counted, at_once)
     assert same(counted, merged)
     assert counted.n_pairs.sum() == len(everything)
@@ -72,11 +72,11 @@ def test_keys_are_exact():
     with pytest.raises(ValueError, match="multiples"):
         similarity_key(np.array([2.0**-24]))
     with pytest.raises(ValueError, match="missing"):
-        RankTable.of(histogram_of([1, 2])).rank2(similarities([3]))
+        RankTable.of(histogram_of([1, 2])).doubled_ranks(similarities([3]))
     with pytest.raises(ValueError, match="missing"):
-        RankTable.of(histogram_of([1, 2])).rank2(similarities([64]))
+        RankTable.of(histogram_of([1, 2])).doubled_ranks(similarities([64]))
     with pytest.raises(ValueError, match="missing"):
-        RankTable.of(histogram_of([1, 4])).rank2(similarities([3]))
+        RankTable.of(histogram_of([1, 4])).doubled_ranks(similarities([3]))
 
 
 @pytest.mark.parametrize("n_copies", [0, 300_000])
@@ -106,15 +106,15 @@ def test_ranks_beyond_32_bits():
     """A repeat of 3 thousand million pairs at two similarities: places need int64."""
     for far in (9, 2**20):  # in one block of the table, and in two
         table = RankTable.of(Histogram.of(np.array([5, far], np.int32), np.array([2 * 10**9, 10**9])))
-        assert table.rank2(similarities([5, far, 5])).tolist() == [2 * 10**9 - 1, 5 * 10**9 - 1, 2 * 10**9 - 1]
+        assert table.doubled_ranks(similarities([5, far, 5])).tolist() == [2 * 10**9 - 1, 5 * 10**9 - 1, 2 * 10**9 - 1]
 
 
 def test_near_copies_cost_the_table_two_bytes_more():
     """70,000 pairs at a similarity just below 1, among single ones."""
     key = np.array([-(2**23), 0, 2**23 - 2, 2**23 - 1], np.int32)
     table = RankTable.of(Histogram.of(key, np.array([1, 1, 70_000, 1])))
-    assert table.step.dtype == np.uint32
-    assert table.rank2(similarities(key)).tolist() == [0, 2, 2 * 2 + 69_999, 2 * 70_002]
+    assert table.key_rank.dtype == np.uint32
+    assert table.doubled_ranks(similarities(key)).tolist() == [0, 2, 2 * 2 + 69_999, 2 * 70_002]
 
 
 @pytest.mark.parametrize("most", [1, 2**15 - 1, 2**15, 2**16 - 1, 2**16, 2**31 - 1, 2**31, 2**32, 2**40])
@@ -122,7 +122,7 @@ def test_near_copies_cost_the_table_two_bytes_more():
 def test_ranks_at_the_limits_of_the_table(keys, most):
     """Places of so many pairs at each similarity, one more at each than at the one before."""
     count = [most + k for k in range(len(keys))]
-    found = RankTable.of(Histogram.of(np.array(keys, np.int32), np.array(count))).rank2(similarities(keys))
+    found = RankTable.of(Histogram.of(np.array(keys, np.int32), np.array(count))).doubled_ranks(similarities(keys))
     assert found.tolist() == [2 * sum(count[:k]) + count[k] - 1 for k in range(len(keys))]
 
 
@@ -137,7 +137,7 @@ def test_ranks_of_a_run_in_memory(n, spread, centre, seed):
     """Without a table, ties and all."""
     draws = np.random.default_rng(seed).integers(-spread, spread + 1, n) + centre
     key = np.clip(draws, -(1 << 23), 1 << 23).astype(np.int32)
-    found = RankTable.among(similarities(key)).rank2(similarities(key))
+    found = RankTable.among(similarities(key)).doubled_ranks(similarities(key))
     assert np.array_equal(found, (2 * (rankdata(key) - 1)).astype(np.int64))
 
 
@@ -148,7 +148,7 @@ def test_what_is_no_similarity_is_refused(bad, n_before):
     with pytest.raises(ValueError, match="multiples"):
         RankTable.among(np.append(good, np.float32(bad)))
     with pytest.raises(ValueError, match="multiples"):
-        RankTable.among(similarities(np.arange(9))).rank2(np.append(good[:9], np.float32(bad)))
+        RankTable.among(similarities(np.arange(9))).doubled_ranks(np.append(good[:9], np.float32(bad)))
 
 
 @settings(max_examples=150, deadline=None)

@@ -1,6 +1,9 @@
-"""Pairs on an accelerator (paper III-C): what `clustering` and `pairs` compute on a processor, as torch operations over many
-identities at once, on the device where they lie. The same clusters, mates and rules; only the bits of the Gram products are
-the device's own.
+"""Pairs on an accelerator (paper III-C): what `gram`, `kmeans` and `mates` compute on a CPU, as torch operations.
+
+Many identities are computed at once, on the device that holds them. Rules, clusters and mates are the same; only the last
+bits of the Gram products differ from a CPU's.
+
+Shapes: B identities of a batch, padded to N images each, C clusters, L pairs.
 """
 
 from __future__ import annotations
@@ -13,13 +16,13 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from fiqa_ray.core.clustering import MAX_ITERATIONS, start_images, start_states
-from fiqa_ray.core.kernels.draws import LANE_STEP, lane_draws
+from fiqa_ray.core.kernels.draws import LANE_STEP
 from fiqa_ray.core.kernels.gram import SIMILARITY_STEPS
+from fiqa_ray.core.kernels.kmeans import MAX_ITERATIONS, choose_starts
 
 
 def gram_matrices(units: np.ndarray, bounds: np.ndarray, device: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """`cosine_keys` on a device: the flat array and a ``(n, n)`` view of it per identity."""
+    """Return `gram.cosine_keys` on a device: the flat array, and a `(N, N)` view of it per identity."""
     sizes = np.diff(bounds)
     flat = torch.empty(int((sizes**2).sum()), device=device)
     grams = [g.view(n, n) for g, n in zip(flat.split((sizes**2).tolist()), sizes.tolist(), strict=True)]
@@ -31,97 +34,126 @@ def gram_matrices(units: np.ndarray, bounds: np.ndarray, device: str) -> tuple[t
     return flat, grams
 
 
-def cluster_all(
-    grams: Sequence[torch.Tensor], identity_rows: np.ndarray, n_clusters: int, *, seed: int, repeat: int = 0
-) -> np.ndarray:
-    """`lloyd` on the device of the ``(n, n)`` Gram matrices: (n_images,) int32, dense from 0 within each identity.
+def cluster_all(grams: Sequence[torch.Tensor], states: np.ndarray, n_clusters: int) -> np.ndarray:
+    """Run `kmeans.lloyd` on the device of the `(N, N)` Gram matrices; return `(I,) int32` clusters, dense per identity.
 
-    Identities of like size share a batch, whose padding then stays small.
+    `states` are the `(K,)` random states of the starts. Identities of similar size share a batch, so padding stays small.
     """
-    fitted: list[np.ndarray] = [np.empty(0, np.int32)] * len(grams)
+    clusters: list[np.ndarray] = [np.empty(0, np.int32)] * len(grams)
     sizes = np.array([g.shape[0] for g in grams])
     order = np.argsort(sizes, kind="stable")
     while len(order):
         together = order[sizes[order] <= 1.5 * sizes[order[0]] + 8]
         order = order[len(together) :]
-        rows = identity_rows[together]
-        labels = lloyd_batch([grams[k] for k in together], rows, n_clusters, seed=seed, repeat=repeat)
-        for k, own in zip(together, labels, strict=True):
-            fitted[k] = own
-    return np.concatenate(fitted)
+        labels = lloyd_batch([grams[k] for k in together], states[together], n_clusters)
+        for k, cluster in zip(together, labels, strict=True):
+            clusters[k] = cluster
+    return np.concatenate(clusters)
 
 
-def lloyd_batch(
-    grams: Sequence[torch.Tensor], identity_rows: np.ndarray, n_clusters: int, *, seed: int, repeat: int = 0
-) -> list[np.ndarray]:
-    """K-Means of several identities at once: ``(n,)`` int32 cluster numbers per identity.
+def lloyd_batch(grams: Sequence[torch.Tensor], states: np.ndarray, n_clusters: int) -> list[np.ndarray]:
+    """Run K-Means of several identities at once; return `(N,) int32` cluster numbers per identity.
 
     Memory: 8 bytes per padded matrix entry.
     """
-    device = grams[0].device
-    n_identities, sizes = len(grams), [g.shape[0] for g in grams]
-    n_max = max(sizes)
-    if n_max <= 1 or n_clusters == 1:
+    sizes = [g.shape[0] for g in grams]
+    if max(sizes) <= 1 or n_clusters == 1:
         return [np.zeros(n, np.int32) for n in sizes]
-    gram = torch.zeros((n_identities, n_max, n_max), device=device)
-    nobody = n_clusters  # the number that stands for "in no cluster": padding, and images before the first step
-    start = np.full((n_identities, n_max), nobody, np.int64)
-    chosen = start_images(np.array(sizes), start_states(identity_rows, [repeat], seed=seed)[0], n_clusters)
-    for b, (g, n) in enumerate(zip(grams, sizes, strict=True)):
-        # n numbers of up to 2^23 / 2^shift sum to no more than 2^24, which float32 holds exactly
-        shift = max(0, (n - 1).bit_length() - 1)
-        torch.mul(g, 0.5**shift, out=gram[b, :n, :n])
-        k = min(n, n_clusters)
-        start[b, chosen[b, :k]] = np.arange(k)
-    gram.round_()
-    padding = (torch.arange(n_max) >= torch.tensor(sizes)[:, None]).to(device)
-    first_row = (torch.arange(n_identities, device=device) * n_max)[:, None]
-    first_cell = (torch.arange(n_identities, device=device) * (n_clusters + 1))[:, None]
-    clusters = torch.arange(n_clusters, device=device)[:, None]
-    member = torch.full((n_identities, n_max), nobody, device=device)
-    new = torch.from_numpy(start).to(device)
-    to_cluster = torch.zeros((n_identities, n_clusters, n_max), device=device)  # T
+    gram = _rounded_batch(grams)  # (B, N, N)
+    n_identities, n_images, device = len(grams), gram.shape[1], gram.device
+    nobody = n_clusters  # stands for "in no cluster": padding, and images before the first step
+    padding = (torch.arange(n_images) >= torch.tensor(sizes)[:, None]).to(device)  # (B, N)
+    nearest = _start_clusters(sizes, states, n_clusters, n_images).to(device)  # (B, N)
+    member = torch.full((n_identities, n_images), nobody, device=device)  # (B, N)
+    sum_to_cluster = torch.zeros((n_identities, n_clusters, n_images), device=device)  # (B, C, N)
     for _ in range(MAX_ITERATIONS + 1):
-        changed = new != member
-        n_changed = int(changed.sum(1).max())
-        if n_changed == 0:
+        if not _move_changed(gram, sum_to_cluster, member, nearest):
             break
-        if 2 * n_changed > n_max:
-            joins = (new[:, None, :] == clusters).float() - (member[:, None, :] == clusters).float()
-            to_cluster.baddbmm_(joins, gram)
-        else:  # the rows of the images that changed, filled up with some that did not and count as 0
-            at = changed.to(torch.uint8).topk(n_changed, sorted=False).indices
-            joins = (new.gather(1, at)[:, None, :] == clusters).float()
-            joins -= (member.gather(1, at)[:, None, :] == clusters).float()
-            rows = gram.view(-1, n_max).index_select(0, (at + first_row).view(-1)).view(n_identities, -1, n_max)
-            to_cluster.baddbmm_(joins, rows)
-        member = new
-        cell = (member + first_cell).view(-1)
-        count = torch.bincount(cell, minlength=n_identities * (n_clusters + 1)).view(n_identities, -1)[:, :n_clusters]
-        own = to_cluster.gather(1, member.clamp(max=n_clusters - 1)[:, None, :]).view(-1).double()
-        within = torch.bincount(cell, weights=own, minlength=n_identities * (n_clusters + 1))
-        within = within.view(n_identities, -1)[:, :n_clusters]
-        size = count.clamp(min=1).double()
-        offset = (within / (size * size)).masked_fill_(count == 0, torch.inf).float()
-        # two steps, each rounded by itself: the same on every device
-        distance = to_cluster * (-2.0 / size).float()[:, :, None]
-        distance += offset[:, :, None]
-        new = distance.min(1).indices
-        new.masked_fill_(padding, nobody)
-    used = count > 0
-    if not bool(used.all()):  # numbers without images are closed up
-        dense = torch.cumsum(used, 1) - 1
+        member = nearest
+        distance, count = _distances(sum_to_cluster, member)  # (B, C, N), (B, C)
+        nearest = distance.min(1).indices.masked_fill_(padding, nobody)
+    is_used = count > 0
+    if not bool(is_used.all()):  # close the gaps that empty clusters leave
+        dense = torch.cumsum(is_used, 1) - 1  # (B, C)
         member = dense.gather(1, member.clamp(max=n_clusters - 1))
     labels = member.to("cpu", torch.int32).numpy()
     return [labels[b, :n] for b, n in enumerate(sizes)]
 
 
+def _rounded_batch(grams: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the matrices in one `(B, N, N)` batch, rounded so that float32 holds the sum of every row exactly."""
+    sizes = [g.shape[0] for g in grams]
+    gram = torch.zeros((len(grams), max(sizes), max(sizes)), device=grams[0].device)
+    for b, (g, n) in enumerate(zip(grams, sizes, strict=True)):
+        shift = max(0, (n - 1).bit_length() - 1)  # n numbers of up to 2^23 / 2^shift sum to at most 2^24
+        torch.mul(g, 0.5**shift, out=gram[b, :n, :n])
+    return gram.round_()
+
+
+def _start_clusters(sizes: Sequence[int], states: np.ndarray, n_clusters: int, n_images: int) -> torch.Tensor:
+    """Return `(B, N) int64`: 0 to C - 1 for the images that K-Means starts from, C for all others."""
+    chosen = np.zeros((len(sizes), n_clusters), np.int32)
+    choose_starts(np.array(sizes), states, chosen)
+    start = np.full((len(sizes), n_images), n_clusters, np.int64)
+    for b, n in enumerate(sizes):
+        k = min(n, n_clusters)
+        start[b, chosen[b, :k]] = np.arange(k)
+    return torch.from_numpy(start)
+
+
+def _move_changed(
+    gram: torch.Tensor, sum_to_cluster: torch.Tensor, member: torch.Tensor, nearest: torch.Tensor
+) -> bool:
+    """Update the sums `(B, C, N)` by the rows of the images that change their cluster; return whether any does."""
+    n_identities, n_clusters, n_images = sum_to_cluster.shape
+    clusters = torch.arange(n_clusters, device=gram.device)[:, None]  # (C, 1)
+    changed = nearest != member  # (B, N)
+    n_changed = int(changed.sum(1).max())
+    if n_changed == 0:
+        return False
+    if 2 * n_changed > n_images:
+        joins = (nearest[:, None, :] == clusters).float() - (member[:, None, :] == clusters).float()  # (B, C, N)
+        sum_to_cluster.baddbmm_(joins, gram)
+        return True
+    # the rows of the images that changed, and of some that did not and count as 0: (B, M), M = n_changed
+    at = changed.to(torch.uint8).topk(n_changed, sorted=False).indices
+    joins = (nearest.gather(1, at)[:, None, :] == clusters).float()  # (B, C, M)
+    joins -= (member.gather(1, at)[:, None, :] == clusters).float()
+    first_row = (torch.arange(n_identities, device=gram.device) * n_images)[:, None]  # (B, 1)
+    rows = gram.view(-1, n_images).index_select(0, (at + first_row).view(-1))  # (B * M, N)
+    sum_to_cluster.baddbmm_(joins, rows.view(n_identities, -1, n_images))
+    return True
+
+
+def _distances(sum_to_cluster: torch.Tensor, member: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the squared distances `(B, C, N)` up to a constant, and the images `(B, C)` of each cluster."""
+    n_identities, n_clusters, _ = sum_to_cluster.shape
+    first_cluster = (torch.arange(n_identities, device=member.device) * (n_clusters + 1))[:, None]  # (B, 1)
+    cluster = (member + first_cluster).view(-1)  # (B * N,)
+    n_bins = n_identities * (n_clusters + 1)
+    count = torch.bincount(cluster, minlength=n_bins).view(n_identities, -1)[:, :n_clusters]  # (B, C)
+    to_own = sum_to_cluster.gather(1, member.clamp(max=n_clusters - 1)[:, None, :]).view(-1).double()  # (B * N,)
+    self_sum = torch.bincount(cluster, weights=to_own, minlength=n_bins).view(n_identities, -1)[:, :n_clusters]
+    size = count.clamp(min=1).double()
+    offset = (self_sum / (size * size)).masked_fill_(count == 0, torch.inf).float()
+    # two steps, each rounded by itself: the same on every device
+    distance = sum_to_cluster * (-2.0 / size).float()[:, :, None]
+    distance += offset[:, :, None]
+    return distance, count
+
+
 @dataclass(frozen=True)
 class Partners:
-    """Who may meet whom: one entry per pair of a repeat, the same in every repeat as long as the clusters are.
+    """Candidate lists: for each pair, the image and the cluster that its mate is drawn from.
 
-    ``image`` (n_pairs,) int32; ``lane`` int32, the mate's cluster times `LANE_STEP`; ``first`` and ``size``: the mate's
-    cluster's place in ``by_cluster`` and its images, scaled by 2^-24.
+    They serve all repeats that share clusters.
+
+    Attributes:
+        image: `(L,) int32`.
+        lane: `(L,) int32`, the mate's cluster times `LANE_STEP`.
+        first: `(L,) int32`, where the mate's cluster starts in `by_cluster`.
+        size: `(L,) float32`, images of the mate's cluster, times 2^-24.
+        by_cluster: `(I,) int32`, the images, cluster by cluster.
     """
 
     image: torch.Tensor
@@ -131,27 +163,27 @@ class Partners:
     by_cluster: torch.Tensor
 
     def draw(self, bits: np.ndarray) -> torch.Tensor:
-        """Mates (n_pairs,) int32 by the images' (n_images,) uint64 random bits: uniform in each cluster up to 2^-24 n."""
+        """Return the mates `(L,) int32` by the images' random words `(I,) uint64`, as `mates.draw_mates` does."""
         words = torch.from_numpy((bits >> np.uint64(32)).astype(np.uint32).view(np.int32)).to(self.image.device)
         lanes = lane_draws(words.index_select(0, self.image) + self.lane)
         # 24 bits times a size below 2^24, rounded once, stays below the size
-        place = (lanes.float() * self.size).int()
-        return self.by_cluster.index_select(0, place.add_(self.first))
+        drawn = (lanes.float() * self.size).int()
+        return self.by_cluster.index_select(0, drawn.add_(self.first))
 
 
-def list_partners(cluster: np.ndarray, bounds: np.ndarray, n_cells: np.ndarray, device: str) -> Partners:
-    """Lays out all pairs of identities that lie one behind the other.
+def list_partners(cluster: np.ndarray, bounds: np.ndarray, cluster_counts: np.ndarray, device: str) -> Partners:
+    """List the candidates of all pairs of neighbouring identities.
 
-    ``cluster``: (n_images,) int, dense from 0 within each identity; identity k holds images bounds[k]:bounds[k+1] in
-    ``n_cells[k]`` clusters.
+    Takes `cluster` `(I,)`, dense from 0 within each identity; identity k holds images bounds[k]:bounds[k+1] in
+    cluster_counts[k] clusters.
     """
-    sizes, n_cells = np.diff(bounds), np.asarray(n_cells, np.int64)
-    identity = np.repeat(np.arange(len(sizes)), sizes)
-    first_cell = np.cumsum(n_cells) - n_cells
-    cell = first_cell[identity] + cluster
-    cell_size = np.bincount(cell, minlength=int(n_cells.sum()))
-    by_cluster = np.argsort(cell, kind="stable").astype(np.int32)
-    n_partners = n_cells[identity] - 1
+    sizes, cluster_counts = np.diff(bounds), np.asarray(cluster_counts, np.int64)  # (K,)
+    identity = np.repeat(np.arange(len(sizes)), sizes)  # (I,)
+    first_cluster = np.cumsum(cluster_counts) - cluster_counts  # (K,) clusters numbered through all identities
+    number = first_cluster[identity] + cluster  # (I,)
+    cluster_size = np.bincount(number, minlength=int(cluster_counts.sum()))
+    by_cluster = np.argsort(number, kind="stable").astype(np.int32)  # (I,)
+    n_partners = cluster_counts[identity] - 1  # (I,)
     n_pairs = int(n_partners.sum())
 
     put = partial(_put, device)
@@ -161,18 +193,21 @@ def list_partners(cluster: np.ndarray, bounds: np.ndarray, n_cells: np.ndarray, 
     at = torch.arange(n_pairs, dtype=torch.int32, device=device)
     other = at - put(np.cumsum(n_partners) - n_partners).index_select(0, image)
     other += other >= put(cluster).index_select(0, image)  # skips the image's own cluster
-    cell_of_pair = put(first_cell[identity]).index_select(0, image) + other
+    cluster_of_pair = put(first_cluster[identity]).index_select(0, image) + other  # (L,)
     return Partners(
         image,
         other * LANE_STEP,
-        put(np.cumsum(cell_size) - cell_size).index_select(0, cell_of_pair),
-        put(cell_size * 0.5**24, torch.float32).index_select(0, cell_of_pair),
+        put(np.cumsum(cluster_size) - cluster_size).index_select(0, cluster_of_pair),
+        put(cluster_size * 0.5**24, torch.float32).index_select(0, cluster_of_pair),
         put(by_cluster),
     )
 
 
 def gram_rows(partners: Partners, bounds: np.ndarray) -> torch.Tensor:
-    """Where each pair's Gram row begins in the flat array, less the identity's first image: plus the mate, its entry."""
+    """Return `(L,)` where each pair's Gram row starts in the flat array, less the identity's first image.
+
+    Adding the mate gives the position of the pair's entry.
+    """
     sizes = np.diff(bounds)
     row_at = np.arange(bounds[-1]) - np.repeat(bounds[:-1], sizes)
     row_at = np.repeat(np.cumsum(sizes**2) - sizes**2 - bounds[:-1], sizes) + row_at * np.repeat(sizes, sizes)
@@ -181,3 +216,18 @@ def gram_rows(partners: Partners, bounds: np.ndarray) -> torch.Tensor:
 
 def _put(device: str, values: np.ndarray, kind: torch.dtype = torch.int32) -> torch.Tensor:
     return torch.from_numpy(values).to(device, kind)
+
+
+def lane_draws(words: torch.Tensor) -> torch.Tensor:
+    """Return 24 uniform random bits of each int32 word (an image's word plus lane * LANE_STEP); works in place.
+
+    `draws.uniform_below` is the specification.
+    """
+    x = words
+    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
+        # torch shifts signed words: the mask makes it a shift of unsigned ones
+        x ^= (x >> shift).bitwise_and_((1 << (32 - shift)) - 1)
+        x *= factor
+    x ^= (x >> 15).bitwise_and_((1 << 17) - 1)
+    x >>= 8
+    return x.bitwise_and_((1 << 24) - 1)

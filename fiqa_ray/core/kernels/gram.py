@@ -1,4 +1,7 @@
-"""Cosine similarities of all pairs of an identity as whole numbers: the Gram matrix that clustering and pairs share."""
+"""Equation 1 for all pairs of an identity at once: the Gram matrix that clustering and pairs share.
+
+The matrices of neighbouring identities fill one flat array, each row by row: identity k, of n images, takes n^2 entries.
+"""
 
 from __future__ import annotations
 
@@ -15,41 +18,44 @@ SIMILARITY_STEPS = 1 << 23
 """Similarities are multiples of 1/SIMILARITY_STEPS: float32's own resolution just below 1."""
 
 
-_MOST = float(SIMILARITY_STEPS)
-
-
+_MAX_KEY = float(SIMILARITY_STEPS)
 _TILE = 8
 
 
 def unit_vectors(embeddings: np.ndarray) -> np.ndarray:
-    """``(n_images, dim)`` float32 embeddings scaled to length 1; a zero vector stays zero."""
+    """Return `(I, D) float32` embeddings scaled to length 1; a zero vector stays zero."""
     x = np.asarray(embeddings, dtype=np.float32)
     norm = np.sqrt(np.einsum("ij,ij->i", x, x).astype(np.float64))
     inverse = (1.0 / np.where(norm > 0, norm, 1.0)).astype(np.float32)
     return x * inverse[:, None]
 
 
-def cosine_keys(embeddings: np.ndarray, bounds: np.ndarray, flat: np.ndarray) -> None:
-    """Cosines (equation 1) in steps of 2^-23: ``(n_images, dim)`` float32 -> whole numbers in ``flat``, float32.
+def cosine_keys(embeddings: np.ndarray, bounds: np.ndarray, keys: np.ndarray) -> None:
+    """Fill `keys` with the cosines of all pairs of each identity, times 2^23 and rounded.
 
-    Identity k holds images bounds[k]:bounds[k+1]. Each identity is a product of its own shape, so that its bits cannot
-    depend on its neighbours; only one triangle is computed, so a pair and its mirror always tie.
+    Every identity gets its own matrix product, so its result does not depend on the batch. The matrix is symmetric bit for
+    bit: cos(i, j) == cos(j, i).
+
+    Args:
+        embeddings: `(I, D) float32`, of any length; one of length 0 or beyond float32 has similarity 0 to all.
+        bounds: `(K + 1,)`; identity k holds images bounds[k]:bounds[k+1].
+        keys: flat float32 array of at least `sum(N^2)` entries.
     """
     syrk, number = _syrk(), ctypes.c_int
     dim, one, zero = number(embeddings.shape[1]), ctypes.c_float(1.0), ctypes.c_float(0.0)
     x = np.ascontiguousarray(embeddings, np.float32)
-    source, target = x.ctypes.data, flat.ctypes.data
+    source, target = x.ctypes.data, keys.ctypes.data
     sizes = np.diff(bounds)
     for n in sizes[sizes > 0].tolist():
         syrk(b"U", b"T", number(n), dim, one, source, dim, zero, target, number(n))
         source += n * x.strides[0]
         target += 4 * n * n
-    _finish_keys(flat, sizes)
+    _finish_keys(keys, sizes)
 
 
 @lru_cache(maxsize=1)
 def _syrk() -> Any:
-    """BLAS: one triangle of a matrix times its own transpose. As a C function, which lets other threads run meanwhile."""
+    """Return BLAS ssyrk, one triangle of a matrix times its own transpose, as a C function that lets other threads run."""
     pointer, by_reference = ctypes.c_void_p, ctypes.POINTER
     whole, real = by_reference(ctypes.c_int), by_reference(ctypes.c_float)
     arguments: list[Any] = [ctypes.c_char_p, ctypes.c_char_p, whole, whole, real, pointer, whole, real, pointer, whole]
@@ -58,25 +64,30 @@ def _syrk() -> Any:
 
 
 @compiled
-def _finish_keys(flat: np.ndarray, sizes: np.ndarray) -> None:
-    """Products of the lower triangles to keys of the whole matrices.
+def _finish_keys(keys: np.ndarray, sizes: np.ndarray) -> None:
+    """Turn products in the lower triangles into keys of the whole matrices.
 
-    A vector without direction, of length zero or beyond float32, has similarity 0 to every other.
+    In numpy, for one matrix of products:
+
+        norm = np.sqrt(np.diag(product))
+        key = np.rint(product / np.outer(norm, norm) * 2**23).clip(-(2**23), 2**23)
     """
     first = 0
     for n in sizes:
-        matrix = flat[first : first + n * n].reshape(n, n)
+        matrix = keys[first : first + n * n].reshape(n, n)
+        # 1. inverse lengths, from the diagonal
         inverse = np.empty(n, np.float64)
         for i in range(n):
             norm2 = np.float64(matrix[i, i])
             inverse[i] = 1.0 / np.sqrt(norm2) if norm2 > 0 else 0.0
+        # 2. keys of the lower triangle, in float64, so that the division adds no error
         for i in range(n):
-            row, own = matrix[i], inverse[i] * SIMILARITY_STEPS
-            for j in range(i + 1):  # in float64, so that the division adds no error
-                scale = own * inverse[j]
-                key = min(max(np.rint(row[j] * scale), -_MOST), _MOST)
-                row[j] = np.float32(key if scale > 0 else 0.0)  # what overflowed is no number
-        # mirrored tile by tile, so that neither reading nor writing leaves the cache's lines
+            row, row_scale = matrix[i], inverse[i] * SIMILARITY_STEPS
+            for j in range(i + 1):
+                scale = row_scale * inverse[j]
+                key = min(max(np.rint(row[j] * scale), -_MAX_KEY), _MAX_KEY)
+                row[j] = np.float32(key if scale > 0 else 0.0)  # an overflow is no number
+        # 3. the upper triangle: mirrored tile by tile, so that neither reading nor writing leaves the cache's lines
         whole = n // _TILE * _TILE
         for top in range(0, whole, _TILE):
             for left in range(0, top, _TILE):

@@ -1,4 +1,4 @@
-"""Compiled loops of the index update: sums of ranks per pair owner, and the assignment of sorted scores."""
+"""Compiled loops of equation 3: sums of ranks per pair owner, the average over repeats, and the reassignment of scores."""
 
 from __future__ import annotations
 
@@ -8,37 +8,56 @@ from fiqa_ray.core.kernels.jit import compiled
 
 
 @compiled
-def _sum_owned(
+def sum_ranks_by_owner(
     index: np.ndarray,
     n_opened: np.ndarray,
     mate: np.ndarray,
-    rank2: np.ndarray,
-    total: np.ndarray,
-    count: np.ndarray,
+    doubled_rank: np.ndarray,
+    rank_sum: np.ndarray,
+    n_owned: np.ndarray,
 ) -> None:
-    """Adds each pair's rank and the pair itself to the image with the lower index."""
+    """Add each pair's doubled rank, and 1, to the image with the lower index: the pair's owner.
+
+    In numpy, for images that all have a score:
+
+        image = np.repeat(np.arange(I), n_opened)
+        owner = np.where(index[mate] < index[image], mate, image)
+        rank_sum += np.bincount(owner, doubled_rank, I)
+        n_owned += np.bincount(owner, minlength=I)
+
+    Args:
+        index: `(I,) int64` quality indices, negative without a score: a pair with such an image has no owner.
+        n_opened: `(I,)` pairs that each image opens.
+        mate: `(L,) int32` positions.
+        doubled_rank: `(L,)` integers.
+        rank_sum: `(I,) int64`, zeros before.
+        n_owned: `(I,) int64`, zeros before.
+    """
     p = np.uint64(0)
     for i in range(len(n_opened)):
-        place, mine, n_mine = index[i], np.int64(0), np.int64(0)
-        for _ in range(n_opened[i]):  # masks instead of branches, which no processor could foresee
+        my_index, my_sum, my_count = index[i], np.int64(0), np.int64(0)
+        for _ in range(n_opened[i]):
+            # 1. whose pair is it? the mask is -1 (all bits) where it is the mate's
             j = np.uint32(mate[p])
-            rank, is_other = np.int64(rank2[p]), np.int64(index[j] < place)
+            rank, is_mates = np.int64(doubled_rank[p]), np.int64(index[j] < my_index)
             p += np.uint64(1)
-            mine += rank & (is_other - 1)
-            n_mine += 1 - is_other
-            total[j] += rank & -is_other
-            count[j] += is_other
-        total[i] += mine
-        count[i] += n_mine
-    for i in range(len(index)):  # an image without a score has a lower index than any: it took all its pairs
+            # 2. add to both, what is not theirs as 0
+            my_sum += rank & (is_mates - 1)
+            my_count += 1 - is_mates
+            rank_sum[j] += rank & -is_mates
+            n_owned[j] += is_mates
+        rank_sum[i] += my_sum
+        n_owned[i] += my_count
+    # 3. an image without a score has a lower index than any: all its pairs came to it, and count for nobody
+    for i in range(len(index)):
         if index[i] < 0:
-            total[i] = count[i] = 0
+            rank_sum[i] = n_owned[i] = 0
 
 
 @compiled
-def _add_repeat(
+def add_repeat(
     index: np.ndarray,
-    rank2_sum: np.ndarray,
+    rank_sum: np.ndarray,
     n_owned: np.ndarray,
     scale: float,
     shift: np.ndarray,
@@ -46,10 +65,19 @@ def _add_repeat(
     n_owning_repeats: np.ndarray,
     n_owned_pairs: np.ndarray,
 ) -> None:
+    """Add one repeat to the sums of equation 3.
+
+    In numpy, with `owns = n_owned > 0` and `mean = rank_sum[owns] / (2 * n_owned[owns])`:
+
+        shift[owns] += mean * scale - index[owns]
+        mean_rank[owns] += mean
+        n_owning_repeats += owns
+        n_owned_pairs += n_owned
+    """
     for i in range(len(index)):
         n = n_owned[i]
         if n > 0:
-            mean = rank2_sum[i] / (2 * n)
+            mean = rank_sum[i] / (2 * n)
             shift[i] += mean * scale - index[i]
             mean_rank[i] += mean
             n_owning_repeats[i] += 1
@@ -57,13 +85,29 @@ def _add_repeat(
 
 
 @compiled
-def _deal(prior: np.ndarray, index: np.ndarray, order: np.ndarray, ascending: np.ndarray, score: np.ndarray) -> int:
-    """Fills ``ascending``, the prior scores by quality index, and ``score``; returns by how many places all images moved."""
+def assign_sorted_scores(
+    prior: np.ndarray, index: np.ndarray, order: np.ndarray, ascending: np.ndarray, score: np.ndarray
+) -> int:
+    """Give the i-th image of `order` the i-th lowest prior score; return by how many ranks all images moved.
+
+    In numpy:
+
+        ascending[index] = prior
+        score[order] = ascending
+        return np.abs(np.arange(I) - index[order]).sum()
+
+    Args:
+        prior: `(I,)` prior scores.
+        index: `(I,) int64` their quality indices.
+        order: `(I,) int64` images by optimized index.
+        ascending: `(I,)`, filled with the prior scores in ascending order.
+        score: `(I,)`, filled.
+    """
     for i in range(len(index)):
         ascending[np.uint64(index[i])] = prior[i]
     n_moves = 0
-    for place in range(len(order)):
-        image = np.uint64(order[place])
-        score[image] = ascending[place]
-        n_moves += abs(place - index[image])
+    for rank in range(len(order)):
+        image = np.uint64(order[rank])
+        score[image] = ascending[rank]
+        n_moves += abs(rank - index[image])
     return n_moves

@@ -8,31 +8,40 @@ _FEW_VALUES = 1 << 14
 
 
 def stable_order(values: np.ndarray, ties: np.ndarray | None = None) -> np.ndarray:
-    """(n,) int64 rows of (n,) finite floats by ascending value: a stable argsort, five times as fast.
+    """Return the rows `(n,) int64` of `(n,)` finite floats by ascending value; equal values stand by `ties`, else by row.
 
-    Equal values stand in the order of ``ties`` (n,) where given, else of their rows. A value's leading bits and its row
-    share one word, so that numpy's vectorised sort applies; values that agree in those bits are put in order afterwards.
+    In numpy: `np.argsort(values, kind="stable")`, or `np.lexsort((ties, values))`. This takes a third of the time of the
+    first and a fifth of the second, for 3.3 million scores: `benchmarks/ranking.py`. The leading bits of a value and its
+    row share one 64-bit word, so that numpy's vectorised sort applies; values that agree in those bits are sorted after.
+
     Memory: 32 bytes per value, 75 where all of them agree in their leading bits.
     """
     n = len(values)
     if n < _FEW_VALUES:
         return np.argsort(values, kind="stable") if ties is None else np.lexsort((ties, values))
-    bits = (np.asarray(values, np.float64) + 0.0).view(np.uint64)  # -0 is 0
-    # ascending like the values: negative ones turned round, above them the others
+    # 1. bits that ascend like the values: those of negative values inverted, the others above them
+    bits = (np.asarray(values, np.float64) + 0.0).view(np.uint64)  # -0 becomes 0
     bits ^= (bits.view(np.int64) >> 63).view(np.uint64) | np.uint64(1 << 63)
+    # 2. as many leading bits as a word holds beside the row
     bits -= bits.min()
     row_bits = np.uint64((n - 1).bit_length())
     bits <<= np.uint64(64 - int(bits.max()).bit_length())
     rows = np.uint64((1 << int(row_bits)) - 1)
     packed = bits & ~rows
     packed |= np.arange(n, dtype=np.uint64)
+    # 3. sort the words; their lower bits are the rows in order
     packed.sort()
     order = (packed & rows).view(np.int64)
-    if ties is not None or (bits & rows).any():  # bits that found no room
+    # 4. sort again where ties, or bits that did not fit, decide
+    if ties is not None or (bits & rows).any():
         packed >>= row_bits
         alike = packed[1:] == packed[:-1]
         unsure = np.flatnonzero(np.append(alike, False) | np.append(False, alike))
-        some = order[unsure]
-        by_bits = np.argsort(bits[some], kind="stable") if ties is None else np.lexsort((ties[some], bits[some]))
-        order[unsure] = some[by_bits]
+        unsure_rows = order[unsure]
+        by_bits = (
+            np.argsort(bits[unsure_rows], kind="stable")
+            if ties is None
+            else np.lexsort((ties[unsure_rows], bits[unsure_rows]))
+        )
+        order[unsure] = unsure_rows[by_bits]
     return order

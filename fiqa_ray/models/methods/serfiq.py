@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fiqa_ray.core.kernels.draws import LANE_STEP, counter_draws, lane_draws
+from fiqa_ray.core.kernels.accelerator import lane_draws
+from fiqa_ray.core.kernels.draws import LANE_STEP, counter_draws
 
 STREAM = 0x5E4F19
 """Keeps these draws apart from others of the same seed."""

@@ -1,0 +1,141 @@
+"""Label optimization (section III-C of the paper) on one page: the specification, in plain numpy.
+
+Read this file first. `core.labels.optimize_labels` gives the same labels some 300 times as fast, and the job gives them for
+any number of machines; tests hold all of them equal. The steps, in the paper's order:
+
+    1. Cluster the images of each identity.                                 `cluster_identity`
+    2. Draw mated pairs: each image with one image of each other cluster.   `draw_mates`
+    3. Compare the images of each pair.                                     `cosine_similarity`, equation 1
+    4. Rank the similarities of all pairs, and rank the prior scores.       `similarity_rank`, equation 2; `quality_index`
+    5. Move each image's index towards the ranks of its pairs.              `index_shift`, equation 3
+    6. Give the prior scores, in ascending order, to the images by index.   `reassign_scores`
+
+Symbols: I images, K identities, N images of one identity, C clusters, R repeats, L pairs of one repeat, D numbers of an
+embedding. Where the paper leaves a choice open, the docstring of the step says what is done.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from fiqa_ray.core.kernels.draws import MATE_STREAM, START_STREAM, counter_draws, uniform_below
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+MAX_ITERATIONS = 50
+SIMILARITY_STEPS = 2**23
+
+
+def optimize_labels(
+    embeddings: NDArray[np.float32],
+    identity: IntArray,
+    prior_scores: FloatArray,
+    *,
+    n_clusters: int = 20,
+    n_repeats: int = 10,
+    theta: float = 1e-3,
+    index_scale: str = "raw",
+    seed: int = 0,
+) -> FloatArray:
+    """Return the optimized quality scores `(I,)`: the prior scores in another order.
+
+    Args:
+        embeddings: `(I, D)`, of any length but zero.
+        identity: `(I,)` numbers from 0 to K - 1.
+        prior_scores: `(I,)`, larger is better: the FIQA method's scores Q.
+        n_clusters: C, the paper's N.
+        n_repeats: R.
+        theta: step of the update, in [0, 1].
+        index_scale: `raw` mixes ranks among L pairs with indices among I images, as published; `normalized` scales the
+            ranks by I / L first.
+        seed: of all random draws.
+    """
+    unit = embeddings / np.linalg.norm(embeddings.astype(float), axis=1, keepdims=True)
+    images_of = [np.flatnonzero(identity == k) for k in range(identity.max() + 1)]  # K arrays (N,)
+    clusters_of = [cluster_identity(unit[rows], k, n_clusters, seed) for k, rows in enumerate(images_of)]
+    index = quality_index(prior_scores)  # (I,)
+    shift = np.zeros(len(index))
+    for r in range(n_repeats):
+        pairs = [rows[draw_mates(clusters_of[k], k, r, seed)] for k, rows in enumerate(images_of)]
+        image, mate = np.concatenate(pairs, axis=1)  # (L,) each
+        rank = similarity_rank(cosine_similarity(unit[image], unit[mate]))  # (L,)
+        scale = len(index) / len(rank) if index_scale == "normalized" and len(rank) else 1.0
+        shift += index_shift(index, image, mate, rank * scale)
+    return reassign_scores(prior_scores, index, index + theta * shift / n_repeats)
+
+
+def cluster_identity(unit: FloatArray, identity: int, n_clusters: int, seed: int) -> IntArray:
+    """Return the cluster `(N,)` of each image of one identity, by K-Means from random images.
+
+    An identity of fewer than C images starts from all of them. With m images in cluster c, and T_ic the sum of image i's
+    cosines to them, the squared distance of i to their mean is T_ic * (-2 / m) + sum_j T_jc / m^2, up to a constant.
+    """
+    cosine = cosine_similarity(unit[:, None], unit[None])  # (N, N)
+    draws = counter_draws(seed, START_STREAM, 0, identity, np.arange(len(unit)))
+    start = np.argsort(draws, kind="stable")[:n_clusters]
+    member = np.zeros((len(unit), len(start)))  # (N, C): 1 where image i is in cluster c
+    member[start, np.arange(len(start))] = 1
+    for _ in range(MAX_ITERATIONS):
+        size = member.sum(axis=0)  # (C,)
+        total = cosine @ member  # (N, C): T
+        with np.errstate(divide="ignore", invalid="ignore"):
+            offset = np.where(size > 0, (total * member).sum(axis=0) / size**2, np.inf)
+            slope = np.where(size > 0, -2 / size, 0)
+        distance = total.astype(np.float32) * slope.astype(np.float32) + offset.astype(np.float32)
+        nearest = distance.argmin(axis=1)  # (N,): the first of several
+        if member[np.arange(len(unit)), nearest].all():
+            break
+        member = np.eye(len(start))[nearest]
+    return np.unique(member.argmax(axis=1), return_inverse=True)[1]  # clusters that lost all images are left out
+
+
+def draw_mates(cluster: IntArray, identity: int, repeat: int, seed: int) -> IntArray:
+    """Return the pairs `(2, L)` of one identity: each image, and a random image of each other cluster."""
+    words = counter_draws(seed, MATE_STREAM, repeat, identity, np.arange(len(cluster)))  # (N,) random bits
+    pairs = [
+        (image, members[uniform_below(len(members), words[image], other)])
+        for image in range(len(cluster))
+        for other in range(cluster.max() + 1)
+        if other != cluster[image] and len(members := np.flatnonzero(cluster == other))
+    ]
+    return np.array(pairs, np.int64).reshape(-1, 2).T
+
+
+def cosine_similarity(unit_a: FloatArray, unit_b: FloatArray) -> FloatArray:
+    """Return the cosines of unit vectors (equation 1), rounded to multiples of 2^-23: float32's own resolution below 1."""
+    return np.rint((unit_a * unit_b).sum(axis=-1) * SIMILARITY_STEPS) / SIMILARITY_STEPS
+
+
+def similarity_rank(similarity: FloatArray) -> FloatArray:
+    """Return the rank of each pair among all L of a repeat (equation 2): 0 is the least similar; ties share their mean."""
+    return rankdata(similarity, method="average") - 1
+
+
+def quality_index(prior_scores: FloatArray) -> IntArray:
+    """Return the rank of each prior score, id(i): 0 is the worst image; ties keep their order."""
+    return rankdata(prior_scores, method="ordinal") - 1
+
+
+def index_shift(index: IntArray, image: IntArray, mate: IntArray, rank: FloatArray) -> FloatArray:
+    """Return `(I,)` what equation 3 adds to each index, before theta: mean rank of the pairs it owns, less the index.
+
+    A pair's owner is its image with the lower quality index, whichever drew it: similarity tells most about the worse
+    image. An image that owns no pair keeps its index.
+    """
+    owner = np.where(index[image] <= index[mate], image, mate)  # (L,)
+    n_owned = np.bincount(owner, minlength=len(index))  # (I,)
+    mean_rank = np.bincount(owner, rank, len(index)) / np.maximum(n_owned, 1)
+    return np.where(n_owned > 0, mean_rank - index, 0.0)
+
+
+def reassign_scores(prior_scores: FloatArray, index: IntArray, optimized_index: FloatArray) -> FloatArray:
+    """Return the scores `(I,)`: the image with the i-th lowest optimized index gets the i-th lowest prior score.
+
+    Images of equal optimized index keep the order of their quality index.
+    """
+    score = np.empty(len(prior_scores))
+    score[np.lexsort((index, optimized_index))] = np.sort(prior_scores)
+    return score
