@@ -150,7 +150,7 @@ def test_status(cli, done, tmp_path):
     code, out, _ = cli("status", run_uri(done), "--json")
     assert code == 0
     records = json.loads(out)
-    assert [r["stage"] for r in records] == sorted((r["stage"] for r in records), key=STAGES.index)
+    assert [r["stage"] for r in records] == sorted((r["stage"] for r in records), key=list(STAGES).index)
     assert {r["stage"] for r in records} == set(STAGES) - {"fuse"}  # this job fuses nothing
     for r in records:
         assert r["finished"]

@@ -1,4 +1,4 @@
-"""Who may import whom: numerics and models without Ray, plots only in the report."""
+"""Who may import whom: the ladder of the package, and libraries that have one home."""
 
 import ast
 import subprocess
@@ -8,6 +8,38 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "fiqa_ray"
+
+EVERYWHERE = {"_version", "errors"}
+LADDER = {  # room -> the rooms that it may import, beside itself: never one above it
+    "core": set(),
+    "storage": set(),
+    "images": {"core"},
+    "config": {"storage"},
+    "models": {"core", "storage"},
+    "datasets": {"core", "storage", "config"},
+    "synthetic": {"core", "storage", "images", "models"},
+    "sources": {"core", "storage", "datasets"},
+    "job": {"storage", "config", "datasets", "models", "sources"},
+    "engine": {"core", "storage", "config", "datasets", "job"},
+    "training": {"core", "storage", "images", "config", "models", "datasets", "synthetic", "job", "engine"},
+    "report": set(),
+    "stages": {
+        "core", "storage", "images", "config", "models", "datasets", "sources", "job", "engine", "training", "report",
+    },
+    "tools": {
+        "core", "storage", "images", "config", "models", "datasets", "synthetic", "sources", "job", "engine", "stages",
+    },
+    "cli": {
+        "storage", "config", "models", "synthetic", "sources", "job", "engine", "training", "stages", "tools",
+    },
+}  # fmt: skip
+HOMES = {  # library -> where alone it is imported
+    "ray": ("engine/",),
+    "matplotlib": ("report/",),
+    "jinja2": ("report/",),
+    "numba": ("core/kernels/",),
+    "typer": ("cli.py",),
+}
 
 BLOCKED = """
 import sys
@@ -20,51 +52,78 @@ import {modules}
 """
 
 
+def files():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path):
+    """Names of imported modules, `from package import name` as package.name."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{a.name}" for a in node.names)
+
+
+@pytest.mark.parametrize("room", LADDER)
+def test_a_room_imports_only_what_lies_below(room):
+    paths = [p for p in files() if room_of(p) == room]
+    assert paths
+    for path in paths:
+        for name in imports(path):
+            if name.startswith("fiqa_ray."):
+                used = name.split(".")[1]
+                assert used in LADDER[room] | EVERYWHERE | {room}, f"{path.relative_to(PACKAGE)} imports {name}"
+
+
+def test_the_ladder_has_no_circle_and_covers_every_room():
+    height = {}
+    for room, below in LADDER.items():
+        assert below <= set(height), f"{room} imports a room that stands above it in the ladder"
+        height[room] = len(height)
+    assert {room_of(p) for p in files()} == set(LADDER) | EVERYWHERE | {"__init__"}
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_a_library_has_one_home(library):
+    users = [p.relative_to(PACKAGE).as_posix() for p in files() if library in {n.split(".")[0] for n in imports(p)}]
+    assert users
+    assert all(user.startswith(HOMES[library]) for user in users), users
+
+
+def test_core_computes_on_arrays_alone():
+    for path in (PACKAGE / "core").rglob("*.py"):
+        libraries = {n.split(".")[0] for n in imports(path)}
+        assert not libraries & {"pyarrow", "fsspec", "cv2"}, path
+        assert "torch" not in libraries or path.name == "accelerator.py", path
+
+
+def test_stages_meet_through_datasets():
+    for path in (PACKAGE / "stages").glob("*.py"):
+        others = {n.split(".")[2] for n in imports(path) if n.startswith("fiqa_ray.stages.")}
+        assert others <= ({"rank_sort"} if path.name == "rank.py" else set()), path  # the second engine of one stage
+
+
 @pytest.mark.parametrize(
     ("blocked", "modules"),
     [
-        (["ray", "matplotlib", "cv2", "s3fs"], "fiqa_ray.core.labels, fiqa_ray.core.edc, fiqa_ray.core.bootstrap"),
         (
-            ["ray", "torch", "matplotlib"],
-            "fiqa_ray.config, fiqa_ray.datasets.schemas, fiqa_ray.storage, fiqa_ray.job, fiqa_ray.cli",
+            ["ray", "torch", "matplotlib", "cv2", "s3fs"],
+            "fiqa_ray.core.labels, fiqa_ray.core.edc, fiqa_ray.core.bootstrap",
         ),
         (
-            ["ray", "matplotlib"],
-            "fiqa_ray.models.quality, fiqa_ray.models.regressor, fiqa_ray.tools.score, fiqa_ray.tools.run_job",
+            ["ray", "torch", "numba", "matplotlib"],
+            "fiqa_ray.config, fiqa_ray.datasets.schemas, fiqa_ray.storage, fiqa_ray.job, fiqa_ray.cli, "
+            "fiqa_ray.tools.status",
         ),
+        (["ray", "matplotlib"], "fiqa_ray.models.quality, fiqa_ray.models.regressor, fiqa_ray.tools.run_job"),
     ],
 )
 def test_works_without(blocked, modules):
     code = BLOCKED.format(blocked=blocked, modules=modules)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def imports(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (a.name for a in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-
-
-def test_the_rules():
-    files = list(PACKAGE.rglob("*.py"))
-    assert len(files) > 30
-    for path in files:
-        place = path.relative_to(PACKAGE)
-        found = set(imports(path))
-        tops = {name.split(".")[0] for name in found}
-        inside = {name for name in found if name.startswith("fiqa_ray.")}
-        if place.parts[0] not in ("engine",):
-            assert "ray" not in tops, place
-        if place.parts[0] != "report":
-            assert not tops & {"matplotlib", "jinja2"}, place
-        if place.parts[0] == "core":
-            assert not any(not name.startswith(("fiqa_ray.core", "fiqa_ray.errors")) for name in inside), place
-            assert not tops & {"pyarrow", "fsspec", "cv2"}, place
-        if place.parts[0] == "stages" and place.name != "__init__.py":
-            assert not any(name.startswith("fiqa_ray.stages.") for name in inside), (
-                place
-            )  # stages meet through datasets
-            assert "fiqa_ray.tools.run_job" not in inside, place

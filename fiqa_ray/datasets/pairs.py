@@ -76,6 +76,32 @@ class StoredPairs:
 
 
 @dataclass(frozen=True)
+class PairGroup:
+    """Neighbouring parts of pairs, and the repeats of them, that one task takes."""
+
+    index: int
+    repeats: tuple[int, ...]
+    stored: tuple[StoredPairs, ...]
+
+
+def pair_groups(stored: list[StoredPairs], n_repeats: int, keep: bool, max_pairs: int) -> list[PairGroup]:
+    """Cut parts of pairs into groups of up to `max_pairs` per repeat. Depends on the pairs alone.
+
+    A group holds one repeat; where pairs are not kept, and each part's must be made again, it holds all repeats.
+    """
+    groups: list[list[StoredPairs]] = [[]]
+    n = 0
+    for s in stored:
+        if groups[-1] and n + s.n_pairs(0) > max_pairs:
+            groups.append([])
+            n = 0
+        groups[-1].append(s)
+        n += s.n_pairs(0)
+    repeats = [(r,) for r in range(n_repeats)] if keep else [tuple(range(n_repeats))]
+    return [PairGroup(i, r, tuple(g)) for i, (r, g) in enumerate((r, g) for r in repeats for g in groups)]
+
+
+@dataclass(frozen=True)
 class PairReader:
     """Reads the parts of a pair dataset, or makes their pairs again where they were not kept."""
 

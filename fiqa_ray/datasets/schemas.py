@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Part of every fingerprint: raise it when a column or its meaning changes."""
 
-
 ROW = ("image_row", pa.int64())
-
 
 STATUS = [("status", pa.string()), ("error", pa.string())]
 
 
 def _never_null(name: str, kind: pa.DataType) -> pa.Field:
-    """A column of the label stages' large tables: without room for nulls it is written and read twice as fast."""
+    """A column of the label stages' large tables: where nulls are ruled out it is written and read twice as fast."""
     return pa.field(name, kind, nullable=False)
 
 
@@ -32,11 +30,9 @@ SOURCE_FACES = pa.schema(  # what a source lists, before any image is read
     ]
 )
 
-
 SOURCE_RECORDS = SOURCE_FACES.append(  # the same for images inside larger files: uri is the container
-    pa.field("offset", pa.int64())  # first byte in the container; in Parquet the row, in .bin the place in the list
+    pa.field("offset", pa.int64())  # first byte in the container; in Parquet the row, in .bin the position in the list
 ).append(pa.field("length", pa.int64()))  # bytes; null where offset is no byte; both null where there is no image
-
 
 FACES = pa.schema(
     [
@@ -60,7 +56,7 @@ QUALITY_SCORES = pa.schema(  # prior scores, and scores of regressors
 )
 
 
-# every image of a part of pairs; one file per part, or one per repeat where clusters are fitted anew
+# every image of a part of pairs; one file per part, or one per repeat where clusters are fitted for each repeat
 CLUSTERS = pa.schema(
     [
         _never_null(*ROW),
@@ -76,41 +72,34 @@ CLUSTERS = pa.schema(
 PAIRS = pa.schema([_never_null("similarity", pa.float32())])  # cosine, a multiple of 2^-23 in [-1, 1]
 
 
-def cluster_suffix(fit: int) -> str:
-    """Suffix of a part's file of clusters: fit 0, or one fit per repeat."""
-    return f".clusters-{fit:02d}.parquet"
+def cluster_suffix(clustering: int) -> str:
+    """Return the suffix of a part's file of clusters: clustering 0, or one per repeat."""
+    return f".clusters-{clustering:02d}.parquet"
 
 
 def repeat_suffix(repeat: int) -> str:
-    """Suffix of a part's file that holds one repeat."""
+    """Return the suffix of a part's file that holds one repeat."""
     return f".repeat-{repeat:02d}.parquet"
 
 
 def key_counts(n_bytes: int) -> pa.Schema:
-    """Histogram of some parts of pairs or of a key range: how many pairs have each of 64 neighbouring similarities, from
-    64 * block / 2^23 in steps of 2^-23, as unsigned whole numbers of so many bytes, the least byte first."""
+    """Sparse histogram of some pairs of a repeat, or of all (the dataset `similarity_ranks`: one part per repeat).
+
+    Row `block` holds 64 little-endian unsigned counts of `n_bytes` bytes, for the similarities (64 * block + j) / 2**23,
+    j = 0..63.
+    """
     return pa.schema([_never_null("block", pa.int32()), _never_null("n_pairs", pa.binary(64 * n_bytes))])
 
 
-def similarity_ranks(n_bytes: int) -> pa.Schema:
-    """One part per repeat, of all its pairs, with the number of pairs below the block: a pair's place is that, and the pairs
-    before its own similarity in the block, and half of those that share it but one."""
-    counts = key_counts(n_bytes)
-    return counts.insert(1, _never_null("n_before", pa.int64()))
+SORTED_KEYS = pa.schema([_never_null("similarity_key", pa.int32())])  # ascending: the keys of some parts of pairs
 
-
-SORTED_KEYS = pa.schema([_never_null("similarity_key", pa.int32())])  # a sorted run: the keys of some parts of pairs
-
-
-KEY_SAMPLES = pa.schema(  # evenly spaced keys of sorted runs
+KEY_SAMPLES = pa.schema(  # evenly spaced keys of SORTED_KEYS
     [_never_null("repeat", pa.int32()), _never_null("similarity_key", pa.int32())]
 )
 
-
-QUALITY_INDEX = pa.schema(  # place of the prior score, 0 is the worst; -1 and null where the image has no score
+QUALITY_INDEX = pa.schema(  # rank of the prior score, 0 is the worst; -1 and null where the image has no score
     [_never_null(*ROW), _never_null("quality_index", pa.int64()), ("prior_score", pa.float64())]
 )
-
 
 OPTIMIZED_INDEX = pa.schema(  # rows of images with a score
     [
@@ -121,7 +110,6 @@ OPTIMIZED_INDEX = pa.schema(  # rows of images with a score
     ]
 )
 
-
 OPTIMIZED_LABELS = pa.schema(  # every image; null where it has no prior score
     [
         ROW,
@@ -130,11 +118,10 @@ OPTIMIZED_LABELS = pa.schema(  # every image; null where it has no prior score
         ("n_owned_pairs", pa.int64()),
         ("mean_similarity_rank", pa.float64()),
         ("optimized_index", pa.float64()),
-        ("optimized_score", pa.float64()),  # the prior scores, dealt out anew
+        ("optimized_score", pa.float64()),  # the prior scores in their new order
         ("label", pa.float32()),  # optimized_score scaled to [0, 1]
     ]
 )
-
 
 TRAINING = pa.schema(  # a regressor's history, one row per validation
     [
@@ -145,7 +132,6 @@ TRAINING = pa.schema(  # a regressor's history, one row per validation
     ]
 )
 
-
 COMPARISONS = pa.schema(
     [
         ("image_row_a", pa.int64()),
@@ -155,7 +141,6 @@ COMPARISONS = pa.schema(
         ("similarity", pa.float64()),  # cosine
     ]
 )
-
 
 EDC = pa.schema(
     [
@@ -169,7 +154,6 @@ EDC = pa.schema(
         ("threshold", pa.float64()),
     ]
 )
-
 
 AUC = pa.schema(
     [
@@ -188,7 +172,6 @@ AUC = pa.schema(
     ]
 )
 
-
 DIFFERENCES = pa.schema(  # AUC of a minus AUC of b on the same bootstrap draws: below 0, a is better
     [
         ("benchmark", pa.string()),
@@ -200,7 +183,6 @@ DIFFERENCES = pa.schema(  # AUC of a minus AUC of b on the same bootstrap draws:
         ("high", pa.float64()),
     ]
 )
-
 
 VERIFICATION = pa.schema(
     [
@@ -215,7 +197,6 @@ VERIFICATION = pa.schema(
         ("n_nonmated", pa.int64()),
     ]
 )
-
 
 CORRELATIONS = pa.schema(  # Spearman's rho of a score with the recorded true quality
     [

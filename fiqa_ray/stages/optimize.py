@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from fiqa_ray.core.labels import IndexUpdate, rank_scale, reassign_scores, sum_owned_ranks
-from fiqa_ray.core.ranking import Histogram, RankTable
-from fiqa_ray.datasets import columns, schemas
+from fiqa_ray.core.ranking import RankTable
+from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.dataset import Dataset, Part
+from fiqa_ray.datasets.histograms import read_histogram
 from fiqa_ray.datasets.pairs import PairReader, StoredPairs
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.job import Job
@@ -67,7 +68,7 @@ def _rank_table(ranks: Dataset, repeat: int) -> RankTable:
     """A repeat's table, kept for the worker's next shards: the paper's ten repeats take 360 MB at most, twice that with many
     near-copies."""
     table = ranks.read(ranks.require().parts[repeat])
-    return RankTable.of(Histogram(*columns.histogram_values(table)))
+    return RankTable.of(read_histogram(table))
 
 
 def update_shard(

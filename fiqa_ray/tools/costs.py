@@ -29,7 +29,7 @@ from fiqa_ray.datasets.pairs import part_images
 from fiqa_ray.datasets.parquet import plain_bytes
 from fiqa_ray.engine.memory import reuse_memory
 from fiqa_ray.stages.optimize import LABEL_BYTES
-from fiqa_ray.stages.rank import INDEX_BYTES, RUN_PAIRS, RUN_PAIRS_NOT_KEPT
+from fiqa_ray.stages.rank import GROUP_PAIRS, GROUP_PAIRS_NOT_KEPT, INDEX_BYTES
 
 PROCESS_BYTES = 400e6
 """A worker before its first shard: Python, torch, Arrow, numba."""
@@ -136,7 +136,7 @@ def label_costs(scale: Scale, units: Units, n_workers: int, bandwidth: float | N
     kept = 4 * pairs if s.keep else 0.0
     add("pair", "mated pairs", n_parts, n * units.pair_image, embeddings, kept + 3 * n, part_memory)
 
-    run_pairs = min(s.n_pairs, RUN_PAIRS if s.keep else RUN_PAIRS_NOT_KEPT)
+    run_pairs = min(s.n_pairs, GROUP_PAIRS if s.keep else GROUP_PAIRS_NOT_KEPT)
     n_runs = max(1, math.ceil(s.n_pairs / max(run_pairs, 1)))
     run_shards = n_runs * r if s.keep else n_runs
     similarities = 4 * pairs if s.keep else embeddings
@@ -239,7 +239,7 @@ def measure_units(scale: Scale) -> Units:
         counter.histogram()
         count_s = _seconds(lambda: counter.add(similarity), 4)
         ranks = RankTable.of(counter.histogram())
-        sort_s = _seconds(lambda: np.sort(key), 2) * math.log2(RUN_PAIRS) / math.log2(len(key))
+        sort_s = _seconds(lambda: np.sort(key), 2) * math.log2(GROUP_PAIRS) / math.log2(len(key))
         runs = [np.sort(k) for k in np.array_split(key, 4)]
         merge_s = _seconds(lambda: merge_range(runs), 2)
         places = {str(i): rng.permutation(n) for i in range(3)}

@@ -20,7 +20,7 @@ from fiqa_ray.stages import STAGES, stage_steps
 from fiqa_ray.storage import fingerprint, join, list_files, put_if_absent, read_json
 
 
-def run_job(settings: Settings, stages: Iterable[str] = STAGES, *, new_settings: bool = False) -> Job:
+def run_job(settings: Settings, stages: Iterable[str] = tuple(STAGES), *, new_settings: bool = False) -> Job:
     """Runs the stages of a job in order; finished parts are kept. Raises `FiqaRayError` with what went wrong."""
     wanted = [s for s in STAGES if s in set(_known(stages))]
     job = Job(settings)

@@ -143,8 +143,8 @@ def test_bytes_do_not_depend_on_shards_runs_engine_storage_or_keeping(tmp_path, 
             ("counting", SHARDS, str(tmp_path / "c"), False, 120),
         ]
     ):
-        monkeypatch.setattr(rank, "RUN_PAIRS", run_pairs)
-        monkeypatch.setattr(rank, "RUN_PAIRS_NOT_KEPT", run_pairs)
+        monkeypatch.setattr(rank, "GROUP_PAIRS", run_pairs)
+        monkeypatch.setattr(rank, "GROUP_PAIRS_NOT_KEPT", run_pairs)
         pair = {"n_clusters": 6, "n_repeats": 3, "keep": keep, "recluster": recluster}
         job = Job(settings(root, pair=pair, rank={"engine": engine, "n_ranges": 2 + i}))
         write_inputs(job, identity, embeddings, scores, bounds, bad={40})
@@ -197,7 +197,7 @@ def test_lost_ranks_are_made_again_by_either_engine(tmp_path, monkeypatch, engin
     job = Job(settings(str(tmp_path)))
     write_inputs(job, identity, embeddings, scores, SHARDS)
     run_stages(job)
-    monkeypatch.setattr(rank, "RUN_PAIRS", run_pairs)
+    monkeypatch.setattr(rank, "GROUP_PAIRS", run_pairs)
     lost = Path(job.similarity_ranks().at("part-00001.parquet"))
     before = lost.read_bytes()
     again = Job(settings(str(tmp_path), rank={"engine": engine}))

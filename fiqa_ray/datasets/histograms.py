@@ -1,0 +1,42 @@
+"""Histograms of similarity keys in storage: what stage rank writes and stage optimize turns into ranks.
+
+A row holds a block of 64 neighbouring keys. Rank of a pair = pairs of lower blocks + pairs of lower keys in its block +
+(number of ties - 1) / 2, which `core.ranking.RankTable` computes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from fiqa_ray.core.ranking import Histogram
+from fiqa_ray.datasets import schemas
+from fiqa_ray.datasets.dataset import Dataset, Part, part_name
+
+PACKED = {"block": "NONE", "n_pairs": "zstd"}
+"""Compression of histograms that go from task to task: fewer bytes are worth more there than the 40 ms that zstd takes."""
+
+
+def histogram_table(histogram: Histogram) -> pa.Table:
+    """Return a histogram as a table of `schemas.key_counts`."""
+    counts = histogram.count  # (B, 64)
+    kind = pa.binary(64 * counts.itemsize)
+    little_endian = np.ascontiguousarray(counts, counts.dtype.newbyteorder("<"))
+    column = pa.FixedSizeBinaryArray.from_buffers(kind, len(counts), [None, pa.py_buffer(little_endian)])
+    values = {"block": histogram.block, "n_pairs": column}
+    return pa.table(values, schema=schemas.key_counts(counts.itemsize))
+
+
+def read_histogram(table: pa.Table) -> Histogram:
+    """Return the histogram that `histogram_table` wrote; counts of 8 bytes are int64, others unsigned."""
+    column = table["n_pairs"].combine_chunks()
+    n_bytes = column.type.byte_width // 64
+    values = np.frombuffer(column.buffers()[1], dtype="<i8" if n_bytes == 8 else f"<u{n_bytes}")
+    counts = values[64 * column.offset :][: 64 * len(column)].reshape(-1, 64)
+    return Histogram(table["block"].to_numpy(), counts)
+
+
+def parts_of_repeat(dataset: Dataset, repeat: int) -> list[Part]:
+    """Return the parts that hold something of a repeat."""
+    suffix = schemas.repeat_suffix(repeat)
+    return [part for part in dataset.require().parts if part_name(part.index) + suffix in part.files]
