@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # constraints.txt pins a CPU build of torch for local runs; GPU clusters install the package without it
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo test lint bench
+.PHONY: demo check test test-nojit lint coverage bench
 
 $(BIN)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -17,7 +17,10 @@ demo: $(BIN)/.ready  ## synthetic faces, the whole job, a report; about four min
 	$(BIN)/python -m fiqa_ray.synthetic runs/demo
 	$(BIN)/fiqa-ray run jobs/demo.yaml
 
-test: $(BIN)/.ready  ## two files of tests at a time
+check: lint  ## what to run before each commit: lint, types, and the tests that start neither Ray nor an S3 server
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and not s3 and not slow"
+
+test: $(BIN)/.ready  ## all tests, two files at a time
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(BIN)/.ready

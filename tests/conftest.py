@@ -35,9 +35,19 @@ for name in ("RAY_ADDRESS", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
     os.environ.pop(name, None)
 
 
+def pytest_collection_modifyitems(items):
+    """Mark what starts Ray or an S3 server, by its fixtures: `make check` leaves those tests out."""
+    for item in items:
+        if "ray_cluster" in item.fixturenames:
+            item.add_marker("ray")
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        if {"s3_server", "bucket"} & set(item.fixturenames) or parameters.get("root") == "s3":
+            item.add_marker("s3")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def shipped_min_part_images():
-    """Small data too are cut into many parts of pairs; real ones are cut where fixed costs no longer show (the value)."""
+    """Cut small data into many parts of pairs too. The constant is no setting: no user gains by another value."""
     from fiqa_ray.datasets import pairs as pair_parts
 
     shipped = pair_parts.MIN_PART_IMAGES

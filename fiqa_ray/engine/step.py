@@ -17,11 +17,20 @@ Worker = Callable[[Any], Part]
 class Step:
     """One dataset to make: its shards (shard i makes part i) and the worker that runs them.
 
-    ``extra_datasets``: datasets of the same length that the same shards also write (shard i writes part i of each).
-    ``make_worker`` is picklable and called
-    once per process or actor, so it may load a model. ``engine``: Ray "data" (an actor pool of Ray Data), Ray "tasks", or
-    "driver" (the worker starts Ray work of its own). ``memory_bytes``: what a shard of a "tasks" step takes
-    where that grows with the whole database, so that a machine gets no more of them than it can hold.
+    Attributes:
+        stage: name of the stage.
+        dataset: what the shards write.
+        shards: picklable; shard i makes part i.
+        make_worker: picklable; called once per process or actor, so it may load a model.
+        n_rows: rows of the dataset, which its parts must add up to.
+        engine: Ray `data` (an actor pool of Ray Data), Ray `tasks`, or `driver` (the worker starts Ray work itself).
+        uses_model: whether a GPU helps.
+        unit: of a row, for progress.
+        plan: what the dataset's plan says beside the number of parts and rows.
+        check: raises for a finished dataset that must not be used.
+        extra_datasets: datasets of the same length that the same shards also write (shard i writes part i of each).
+        memory_bytes: what a shard of a `tasks` step takes where that grows with the whole database, so that a machine gets
+            no more of them than it can hold.
     """
 
     stage: str
@@ -39,19 +48,15 @@ class Step:
 
     @property
     def datasets(self) -> tuple[Dataset, ...]:
-        """All that the step makes."""
+        """All datasets that the step makes."""
         return (self.dataset, *self.extra_datasets)
 
     def finished_parts(self) -> dict[int, Part]:
-        """Records of the first dataset's parts whose shards need not be run: the part is there in every dataset."""
+        """Return records of the first dataset's parts whose shards need not be run: every dataset has the part."""
         first, *others = (d.finished_parts(verify=True) for d in self.datasets)
         return {i: part for i, part in first.items() if all(i in other for other in others)}
 
 
 def stateless_worker(run: Callable[..., Part], *settings: Any) -> Callable[[], Worker]:
-    """Return a factory for workers without set-up: its product calls ``run(*settings, shard)``."""
-
-    def make_worker() -> Worker:
-        return partial(run, *settings)
-
-    return make_worker
+    """Return a factory for workers without set-up: its product calls `run(*settings, shard)`."""
+    return partial(partial, run, *settings)  # a call of the outer partial makes the inner one

@@ -7,7 +7,7 @@ import pytest
 
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources import command_line as places
-from fiqa_ray.sources.command_line import expand, read_images
+from fiqa_ray.sources.command_line import list_images, read_images
 
 
 def tar_of(path, *members, mode="w"):
@@ -36,14 +36,14 @@ def test_members_are_read_by_their_ranges(tmp_path):
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
-        images = expand([str(file)])
+        images = list_images([str(file)])
         assert [i.uri for i in images] == [f"tar://{name}::{file}" for name in ("./a.jpg", "b.png", long)]
         assert read_images(images) == [b"new", b"", b"x" * 700]
     (tmp_path / "loose.jpg").write_bytes(b"loose")
-    everything = expand([str(tmp_path / "loose.jpg"), str(tmp_path), str(tmp_path / "*.jpg")])
+    everything = list_images([str(tmp_path / "loose.jpg"), str(tmp_path), str(tmp_path / "*.jpg")])
     assert len(everything) == 1 + 3 * 3
     assert read_images(everything[:2]) == [b"loose", b"new"]
-    assert read_images([*expand([str(tmp_path / "loose.jpg")]), everything[2]]) == [b"loose", b""]
+    assert read_images([*list_images([str(tmp_path / "loose.jpg")]), everything[2]]) == [b"loose", b""]
 
 
 def _folder(name):
@@ -58,31 +58,31 @@ def _folder(name):
 def test_members_that_lead_out_of_the_archive_are_refused(tmp_path, name):
     file = tar_of(tmp_path / "evil.tar", ("good.jpg", b"good"), (name, b"evil"))
     with pytest.raises(FiqaRayError, match=r"evil\.tar: its member '.*' leads out of the archive"):
-        expand([str(file)])
+        list_images([str(file)])
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
 def test_links_and_devices_are_refused(tmp_path, kind):
     with pytest.raises(FiqaRayError, match=r"'a\.jpg' is a link or no plain file; pack it with tar --dereference"):
-        expand([str(tar_of(tmp_path / "evil.tar", ("a.jpg", kind)))])
+        list_images([str(tar_of(tmp_path / "evil.tar", ("a.jpg", kind)))])
 
 
 def test_bombs_are_refused_unread(tmp_path, monkeypatch):
     """By what the header claims: a compressed tar, a huge member, a sparse one."""
     zeros = tar_of(tmp_path / "bomb.tar.gz", ("a.jpg", bytes(1 << 20)), mode="w:gz")
     with pytest.raises(FiqaRayError, match=r"bomb\.tar\.gz: a compressed tar"):
-        expand([str(zeros)])
+        list_images([str(zeros)])
     with pytest.raises(FiqaRayError, match=r"bomb\.tar: not a whole, uncompressed tar"):
-        expand([str(zeros.rename(tmp_path / "bomb.tar"))])
+        list_images([str(zeros.rename(tmp_path / "bomb.tar"))])
     sparse = tarfile.TarInfo("a.jpg")
     sparse.type = tarfile.GNUTYPE_SPARSE
     with tarfile.open(tmp_path / "sparse.tar", "w") as tar:
         tar.addfile(sparse)
     with pytest.raises(FiqaRayError, match="no plain file"):
-        expand([str(tmp_path / "sparse.tar")])
+        list_images([str(tmp_path / "sparse.tar")])
     monkeypatch.setattr(places, "MAX_MEMBER_BYTES", 1000)
     with pytest.raises(FiqaRayError, match=r"member 'a\.jpg' has 1,001 bytes; the limit is 1,000"):
-        expand([str(tar_of(tmp_path / "large.tar", ("a.jpg", bytes(1001))))])
+        list_images([str(tar_of(tmp_path / "large.tar", ("a.jpg", bytes(1001))))])
 
 
 def test_a_damaged_tar_is_never_a_shorter_one(tmp_path):
@@ -94,7 +94,7 @@ def test_a_damaged_tar_is_never_a_shorter_one(tmp_path):
     for content in (b"", b"no tar at all" * 100, bytes(damaged), *cut):
         (tmp_path / "bad.tar").write_bytes(content)
         with pytest.raises(FiqaRayError, match=r"bad\.tar: (not a whole, uncompressed tar|cut off or damaged at byte)"):
-            expand([str(tmp_path / "bad.tar")])
+            list_images([str(tmp_path / "bad.tar")])
 
 
 def test_names_that_are_not_utf8_are_refused(tmp_path):
@@ -105,7 +105,7 @@ def test_names_that_are_not_utf8_are_refused(tmp_path):
     data[148:156] = b"%06o\0 " % (sum(data[:148]) + 8 * 32 + sum(data[156:512]))  # the header's checksum
     (tmp_path / "latin.tar").write_bytes(data)
     with pytest.raises(FiqaRayError, match=r"'tar://caf\\udce9\.jpg::.*latin\.tar' is not UTF-8"):
-        expand([str(tmp_path / "latin.tar")])
+        list_images([str(tmp_path / "latin.tar")])
 
 
 def test_places_without_images(tmp_path):
@@ -119,4 +119,4 @@ def test_places_without_images(tmp_path):
         (f"tar://a.jpg::{empty}", f"give the tar itself, {empty}"),
     ):
         with pytest.raises(FiqaRayError, match=words):
-            expand([str(place)])
+            list_images([str(place)])

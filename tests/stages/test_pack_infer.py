@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import smoke
 from fiqa_ray.config import make_settings
 from fiqa_ray.core.align import TEMPLATE
-from fiqa_ray.datasets import schemas
+from fiqa_ray.datasets import columns
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.job import Job
 from fiqa_ray.models.networks.iresnet import IResNet
@@ -118,7 +118,7 @@ def test_batches_have_one_shape_and_padding_changes_nothing(tmp_path):
             infer.run_shard([dataset], source, spy, True, 16, part)
         dataset.write_plan({})
         dataset.commit(len(source.require().parts))
-        results.append(schemas.embedding_values(dataset.read_all())[0])
+        results.append(columns.embedding_values(dataset.read_all())[0])
     assert {shape for shape, _ in seen} == {(16, 3, 112, 112)}
     assert [n for _, n in seen] == [0, 11, 9, 9, 9]
     assert np.array_equal(results[0].view(np.uint32), results[1].view(np.uint32))
