@@ -1,33 +1,59 @@
-"""Values in and out of Arrow columns: embeddings and histograms."""
+"""Conversion between numpy arrays and Arrow columns: embeddings and histograms."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 
-def embedding_values(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """(n_ok, dim) float32 embeddings of a table and the (n_ok,) positions of their rows; nulls are left out."""
+def embedding_column(values: NDArray[np.float32], rows: NDArray[np.int64], n_rows: int) -> pa.Array:
+    """Return embeddings as a column of fixed-size binaries; rows without an embedding are null.
+
+    Fixed-size binaries, because a `pa.list_(pa.float32(), 512)` column takes 3 times as long to write and 7 times as long
+    to read (`pq.write_table` and `ParquetFile.read` in memory, 4096 rows, medians of 20: 15 and 5 to 8 ms, not 5 and 0.7).
+
+    Args:
+        values: `(N, D) float32` embeddings.
+        rows: `(N,)` row of each embedding.
+        n_rows: Rows of the column.
+    """
+    dim = values.shape[1]
+    stored = np.zeros((n_rows, dim), "<f4")
+    stored[rows] = values
+    is_valid = np.zeros(n_rows, bool)
+    is_valid[rows] = True
+    bitmap = pa.py_buffer(np.packbits(is_valid, bitorder="little"))
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(4 * dim), n_rows, [bitmap, pa.py_buffer(stored)])
+
+
+def embedding_values(table: pa.Table) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return the `(N, D) float32` embeddings of a table and the `(N,)` rows they belong to; nulls are left out."""
     chunks = table["embedding"]
     column = chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()  # which copies
-    good = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
-    kept = column.drop_null() if column.null_count else column
+    rows = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
+    present = column.drop_null() if column.null_count else column
     dim = column.type.byte_width // 4
-    if len(kept) == 0:
-        return np.empty((0, dim), np.float32), good
-    values = np.frombuffer(kept.buffers()[1], dtype="<f4")[kept.offset * dim :][: len(kept) * dim]
-    return values.reshape(len(kept), dim).astype(np.float32, copy=False), good
+    if len(present) == 0:
+        return np.empty((0, dim), np.float32), rows
+    values = np.frombuffer(present.buffers()[1], dtype="<f4")[present.offset * dim :][: len(present) * dim]
+    return values.reshape(len(present), dim).astype(np.float32, copy=False), rows
 
 
-def counts_column(counts: np.ndarray) -> pa.Array:
-    """Histogram rows (n_blocks, 64) as the column ``n_pairs``."""
+def counts_column(counts: NDArray[Any]) -> pa.Array:
+    """Return the `(n_blocks, 64)` counts of a histogram as the column `n_pairs` of `schemas.key_counts`."""
     kind = pa.binary(64 * counts.itemsize)
     little = np.ascontiguousarray(counts, counts.dtype.newbyteorder("<"))
     return pa.FixedSizeBinaryArray.from_buffers(kind, len(counts), [None, pa.py_buffer(little)])
 
 
-def histogram_values(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Blocks (n_blocks,) int32 and counts (n_blocks, 64), int64 where they take 8 bytes, else unsigned, of either table."""
+def histogram_values(table: pa.Table) -> tuple[NDArray[np.int32], NDArray[Any]]:
+    """Return the `(n_blocks,) int32` blocks and the `(n_blocks, 64)` counts of a histogram.
+
+    Counts of 8 bytes are `int64`, smaller ones are unsigned.
+    """
     column = table["n_pairs"].combine_chunks()
     n_bytes = column.type.byte_width // 64
     values = np.frombuffer(column.buffers()[1], dtype="<i8" if n_bytes == 8 else f"<u{n_bytes}")

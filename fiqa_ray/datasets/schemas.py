@@ -1,4 +1,4 @@
-"""Every Parquet schema, with units, ranges and null rules: the one place where columns are named.
+"""Every Parquet schema, with units, ranges and null rules.
 
 Rows are sorted by the first column. ``image_row`` (0..n_images-1, in (identity, image_id) order) and ``identity_row``
 are dense. A bad image keeps its row with ``status`` other than "ok" and ``error``; its values are null.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
-"""Part of every fingerprint: raise it when a column or its meaning changes."""
+SCHEMA_VERSION = 3
+"""Part of every fingerprint and of a run's settings record: raise it when a column or its meaning changes."""
 
 
 ROW = ("image_row", pa.int64())
@@ -19,7 +19,7 @@ STATUS = [("status", pa.string()), ("error", pa.string())]
 
 
 def _never_null(name: str, kind: pa.DataType) -> pa.Field:
-    """A column of the label stages' large tables: without room for nulls it is written and read twice as fast."""
+    """Return a field without nulls, for the large tables of the label stages: twice as fast to read and write."""
     return pa.field(name, kind, nullable=False)
 
 
@@ -33,9 +33,9 @@ SOURCE_FACES = pa.schema(  # what a source lists, before any image is read
 )
 
 
-SOURCE_RECORDS = SOURCE_FACES.append(  # the same for images inside larger files: uri is the container
-    pa.field("offset", pa.int64())  # first byte in the container; in Parquet the row, in .bin the place in the list
-).append(pa.field("length", pa.int64()))  # bytes; null where offset is no byte; both null where there is no image
+SOURCE_RECORDS = SOURCE_FACES.append(  # the same for images inside larger files: `uri` is the container
+    pa.field("offset", pa.int64())  # first byte in the container; in Parquet the row, in .bin the position in the list
+).append(pa.field("length", pa.int64()))  # bytes; null for Parquet and .bin; both null if there is no image
 
 
 FACES = pa.schema(
@@ -51,7 +51,10 @@ FACES = pa.schema(
 
 
 def embeddings(dim: int) -> pa.Schema:
-    """``embedding``: dim little-endian float32 values, raw (norm kept); numpy.frombuffer reads a column in one step."""
+    """Return the schema of embeddings: `embedding` holds `dim` little-endian float32 values, not normalized; null if bad.
+
+    `fiqa_ray.datasets.columns` converts the column from and to numpy.
+    """
     return pa.schema([ROW, ("identity_row", pa.int32()), ("embedding", pa.binary(4 * dim)), *STATUS])
 
 
@@ -60,13 +63,15 @@ QUALITY_SCORES = pa.schema(  # prior scores, and scores of regressors
 )
 
 
-# every image of a part of pairs; one file per part, or one per repeat where clusters are fitted anew
+# every image of a part of pairs; one file per part, or one per repeat if each repeat has its own clusters
 CLUSTERS = pa.schema(
     [
         _never_null(*ROW),
         _never_null("identity_row", pa.int32()),
         _never_null("cluster", pa.int32()),  # dense from 0 within the identity; -1 where the image has no embedding
-        _never_null("n_pairs", pa.int32()),  # that the image opens in a repeat: one per other cluster of its identity
+        _never_null(
+            "n_pairs", pa.int32()
+        ),  # pairs that the image starts in a repeat: one per other cluster of its identity
     ]
 )
 
@@ -77,26 +82,30 @@ PAIRS = pa.schema([_never_null("similarity", pa.float32())])  # cosine, a multip
 
 
 def cluster_suffix(fit: int) -> str:
-    """Suffix of a part's file of clusters: fit 0, or one fit per repeat."""
+    """Return the suffix of a part's file of clusters; `fit` is 0, or the repeat if each repeat has its own clusters."""
     return f".clusters-{fit:02d}.parquet"
 
 
 def repeat_suffix(repeat: int) -> str:
-    """Suffix of a part's file that holds one repeat."""
+    """Return the suffix of a part's file that holds one repeat."""
     return f".repeat-{repeat:02d}.parquet"
 
 
 def key_counts(n_bytes: int) -> pa.Schema:
-    """Histogram of some parts of pairs or of a key range: how many pairs have each of 64 neighbouring similarities, from
-    64 * block / 2^23 in steps of 2^-23, as unsigned whole numbers of so many bytes, the least byte first."""
+    """Sparse histogram of the similarities of some parts of pairs, or of a key range.
+
+    Row `block` holds 64 little-endian unsigned counts of `n_bytes` bytes, for the similarities (64 * block + j) / 2**23,
+    j = 0..63.
+    """
     return pa.schema([_never_null("block", pa.int32()), _never_null("n_pairs", pa.binary(64 * n_bytes))])
 
 
 def similarity_ranks(n_bytes: int) -> pa.Schema:
-    """One part per repeat, of all its pairs, with the number of pairs below the block: a pair's place is that, and the pairs
-    before its own similarity in the block, and half of those that share it but one."""
-    counts = key_counts(n_bytes)
-    return counts.insert(1, _never_null("n_before", pa.int64()))
+    """Histogram of all similarities of one repeat; one part per repeat.
+
+    Rank of a pair (from 0) = pairs in smaller blocks + counts of the smaller keys in its block + (number of ties - 1) / 2.
+    """
+    return key_counts(n_bytes)
 
 
 SORTED_KEYS = pa.schema([_never_null("similarity_key", pa.int32())])  # a sorted run: the keys of some parts of pairs
@@ -107,7 +116,7 @@ KEY_SAMPLES = pa.schema(  # evenly spaced keys of sorted runs
 )
 
 
-QUALITY_INDEX = pa.schema(  # place of the prior score, 0 is the worst; -1 and null where the image has no score
+QUALITY_INDEX = pa.schema(  # index of the prior score in ascending order; -1 and null if the image has no score
     [_never_null(*ROW), _never_null("quality_index", pa.int64()), ("prior_score", pa.float64())]
 )
 
@@ -122,7 +131,7 @@ OPTIMIZED_INDEX = pa.schema(  # rows of images with a score
 )
 
 
-OPTIMIZED_LABELS = pa.schema(  # every image; null where it has no prior score
+OPTIMIZED_LABELS = pa.schema(  # every image; null if it has no prior score
     [
         ROW,
         ("prior_score", pa.float64()),
@@ -130,7 +139,7 @@ OPTIMIZED_LABELS = pa.schema(  # every image; null where it has no prior score
         ("n_owned_pairs", pa.int64()),
         ("mean_similarity_rank", pa.float64()),
         ("optimized_index", pa.float64()),
-        ("optimized_score", pa.float64()),  # the prior scores, dealt out anew
+        ("optimized_score", pa.float64()),  # the image's new score: the prior scores in the order of optimized_index
         ("label", pa.float32()),  # optimized_score scaled to [0, 1]
     ]
 )

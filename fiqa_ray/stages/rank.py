@@ -30,7 +30,7 @@ RUN_PAIRS = 1 << 26
 RUN_PAIRS_NOT_KEPT = 1 << 24
 """The same where pairs are made anew: a run then holds all repeats."""
 _SAMPLES_PER_RUN = 1024
-_PACKED = {"block": "NONE", "n_before": "NONE", "n_pairs": "zstd"}
+_PACKED = {"block": "NONE", "n_pairs": "zstd"}
 """Of histograms: between tasks bytes count for more than the 40 ms; in a table of ranks only where it is mostly empty."""
 INDEX_BYTES = 120
 """Memory per image, as measured, of the places of a method's scores, which are sorted all at once."""
@@ -245,7 +245,7 @@ def rank_shard(dataset: Dataset, shard: RankShard) -> Part:
 
 def _write_ranks(dataset: Dataset, repeat: int, histogram: Histogram, started: float) -> Part:
     counts = columns.counts_column(histogram.count)
-    values = {"block": histogram.block, "n_before": histogram.n_before, "n_pairs": counts}
+    values = {"block": histogram.block, "n_pairs": counts}
     table = pa.table(values, schema=schemas.similarity_ranks(histogram.count.itemsize))
     n_pairs, n_distinct = int(histogram.n_pairs.sum()), int(np.count_nonzero(histogram.count))
     packing = {"compression": _PACKED} if 4 * n_distinct < histogram.count.size else {}
