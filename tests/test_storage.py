@@ -1,6 +1,4 @@
-import dataclasses
 import errno
-import hashlib
 import json
 import multiprocessing
 import os
@@ -207,20 +205,7 @@ def test_a_part_made_again_with_other_bytes_is_an_error(root):
     assert read_bytes(d.at("part-00000.parquet")) == before
 
 
-def test_parts_of_earlier_versions_are_mended(tmp_path):
-    """Their records hold SHA-256: the same bytes are taken, others refused."""
-    d = dataset(str(tmp_path))
-    d.write_plan({"n_parts": 1})
-    data = b"as it was"
-    old = {"index": 0, "n_rows": 1, "files": {"x.bin": {"n_bytes": 9, "sha256": hashlib.sha256(data).hexdigest()}}}
-    put_if_absent(d.at("_manifest.json"), json.dumps({"dataset": "things", "parts": [old]}).encode())
-    d.write_part(0, {"x.bin": data}, n_rows=1)
-    assert read_bytes(d.at("x.bin")) == data
-    with pytest.raises(FiqaRayError, match="other bytes"):
-        d.write_part(0, {"x.bin": b"as it IS "}, n_rows=1)
-
-
-@pytest.mark.parametrize("how", ["encoded", "plain", "little of it", "old record"])
+@pytest.mark.parametrize("how", ["encoded", "plain", "little of it"])
 def test_damage_anywhere_is_found(root, monkeypatch, how):
     """One bit of the file, wherever; of a large local file the pages of the wanted column."""
     d = dataset(root)
@@ -234,22 +219,19 @@ def test_damage_anywhere_is_found(root, monkeypatch, how):
     else:
         content = parquet.table_bytes(table(3000))
     part = d.write_part(0, {".parquet": content}, n_rows=3000)
-    if how == "old record":
-        part = dataclasses.replace(part, files={"part-00000.parquet": {"n_bytes": len(content), "sha256": "0"}})
     columns = None
     whole = bytes(content)
     places = np.linspace(0, len(whole) - 1, 40).astype(int).tolist()
     if how == "plain":  # large, and read as a whole: the footer must not decide whether sums are looked at
         monkeypatch.setattr(dataset_module, "_SMALL_BYTES", 0)
         places += range(len(whole) - 400, len(whole), 9)
-    if how in ("little of it", "old record"):
+    if how == "little of it":
         monkeypatch.setattr(dataset_module, "_SMALL_BYTES", 0)
         chunk = pq.read_metadata(pa.BufferReader(content)).row_group(0).column(1)
         columns = ["value"]
         first = chunk.data_page_offset + 100  # beyond the page's header, which no sum covers
         places = np.linspace(first, chunk.data_page_offset + chunk.total_compressed_size - 1, 10).astype(int).tolist()
-        if how == "little of it":
-            monkeypatch.setattr(dataset_module, "_is_most", lambda *_: False)
+        monkeypatch.setattr(dataset_module, "_is_most", lambda *_: False)
     assert d.read(part, columns).num_rows == 3000
     for place in places:
         write_atomic(d.at("part-00000.parquet"), whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])

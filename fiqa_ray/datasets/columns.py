@@ -1,19 +1,40 @@
-"""Values in and out of Arrow columns."""
+"""Conversion between numpy arrays and Arrow columns."""
 
 from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 
-def embedding_values(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Return the embeddings `(n_ok, D) float32` of a table and the positions `(n_ok,)` of their rows, without nulls."""
+def embedding_column(values: NDArray[np.float32], rows: NDArray[np.int64], n_rows: int) -> pa.Array:
+    """Return embeddings as a column of fixed-size binaries; rows without an embedding are null.
+
+    Fixed-size binaries, because a `pa.list_(pa.float32(), 512)` column takes 3 times as long to write and 7 times as long
+    to read (`pq.write_table` and `ParquetFile.read` in memory, 4096 rows, medians of 20: 15 and 5 to 8 ms, not 5 and 0.7).
+
+    Args:
+        values: `(N, D) float32` embeddings.
+        rows: `(N,)` row of each embedding.
+        n_rows: Rows of the column.
+    """
+    dim = values.shape[1]
+    stored = np.zeros((n_rows, dim), "<f4")
+    stored[rows] = values
+    is_valid = np.zeros(n_rows, bool)
+    is_valid[rows] = True
+    bitmap = pa.py_buffer(np.packbits(is_valid, bitorder="little"))
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(4 * dim), n_rows, [bitmap, pa.py_buffer(stored)])
+
+
+def embedding_values(table: pa.Table) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return the `(N, D) float32` embeddings of a table and the `(N,)` rows they belong to; nulls are left out."""
     chunks = table["embedding"]
     column = chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()  # which copies
-    good = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
-    valid = column.drop_null() if column.null_count else column
+    rows = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
+    present = column.drop_null() if column.null_count else column
     dim = column.type.byte_width // 4
-    if len(valid) == 0:
-        return np.empty((0, dim), np.float32), good
-    values = np.frombuffer(valid.buffers()[1], dtype="<f4")[valid.offset * dim :][: len(valid) * dim]
-    return values.reshape(len(valid), dim).astype(np.float32, copy=False), good
+    if len(present) == 0:
+        return np.empty((0, dim), np.float32), rows
+    values = np.frombuffer(present.buffers()[1], dtype="<f4")[present.offset * dim :][: len(present) * dim]
+    return values.reshape(len(present), dim).astype(np.float32, copy=False), rows

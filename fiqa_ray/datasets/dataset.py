@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +34,15 @@ _SMALL_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Part:
-    """The record of one finished part. ``stats`` are numbers (or nested dicts of them) that add up over parts."""
+    """The record of one finished part.
+
+    Attributes:
+        index: Number of the part in its dataset, from 0.
+        n_rows: Rows of the part; what a row is depends on the dataset.
+        files: File name to `n_bytes` and `crc32` (8 hex digits).
+        stats: Numbers, or nested dicts of numbers, that are added over the parts.
+        duration_s: Seconds of work.
+    """
 
     index: int
     n_rows: int
@@ -46,7 +53,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A finished dataset: its parts in order and their added stats."""
+    """A finished dataset: its parts in order and the sum of their stats."""
 
     uri: str
     plan: dict[str, Any]
@@ -56,7 +63,7 @@ class Manifest:
 
     @property
     def first_rows(self) -> list[int]:
-        """First row of each part and, last, the number of rows."""
+        """First row of each part, followed by the number of rows of the dataset."""
         first = [0]
         for part in self.parts:
             first.append(first[-1] + part.n_rows)
@@ -64,16 +71,16 @@ class Manifest:
 
 
 FileContent: TypeAlias = pa.Table | pa.Buffer | bytes | Callable[[], pa.Buffer]
-"""A table, bytes, or what makes the bytes."""
+"""A table, bytes, or a function that returns the bytes."""
 
 
 def part_name(index: int) -> str:
-    """Parts sort by name as by number up to 100,000 of them."""
+    """Return the name of a part; names sort like the numbers for up to 100,000 parts."""
     return f"part-{index:05d}"
 
 
 def add_stats(all_stats: Iterator[Mapping[str, Any]] | list[Mapping[str, Any]]) -> dict[str, Any]:
-    """Adds numbers key by key, into nested dicts."""
+    """Add numbers key by key, also in nested dicts."""
     total: dict[str, Any] = {}
     for stats in all_stats:
         for key, value in stats.items():
@@ -99,29 +106,34 @@ MADE_BY = {
     "regressor": "train",
     "evaluation": "evaluate",
 }
-"""Which stage to run for a dataset that is missing, by the dataset's name."""
+"""Dataset name -> the stage that writes it, for error messages."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A place for parts: ``uri`` ends in ``v=<fingerprint>``; picklable, holds no connection."""
+    """A folder of parts on storage. Picklable: it holds no connection.
+
+    Attributes:
+        uri: The folder; ends in `v=<fingerprint>`.
+        name: Kind of dataset, a key of `MADE_BY`.
+    """
 
     uri: str
     name: str
 
     @property
     def fingerprint(self) -> str:
-        """The part of the URI that stands for settings and inputs."""
+        """Hash of the settings and inputs: the end of the URI."""
         return self.uri.rsplit("v=", 1)[1]
 
     def at(self, name: str) -> str:
-        """URI of a file of the dataset."""
+        """Return the URI of a file of the dataset."""
         return join(self.uri, name)
 
     # writing
 
     def write_plan(self, plan: dict[str, Any]) -> dict[str, Any]:
-        """Stores what the dataset will hold; where a plan stands already, that one is returned and counts."""
+        """Store what the dataset will hold, unless a plan is stored already; return the stored plan."""
         put_if_absent(self.at("_plan.json"), _json(plan))
         stored = read_json(self.at("_plan.json"))
         assert isinstance(stored, dict)
@@ -137,17 +149,30 @@ class Dataset:
         duration_s: float = 0.0,
         **parquet: Any,
     ) -> Part:
-        """Writes the part's files, each by one atomic act, then its record.
+        """Write the files of a part, each atomically, then the record.
 
-        ``files``: suffix (".parquet", appended to the part's name) or a whole name ("report.html") -> content. Each is
-        made, summed and written before the next: while it is in the processor's cache, and one at a time in memory.
+        Args:
+            index: Number of the part.
+            files: Suffix (".parquet", appended to the part's name) or whole file name ("report.html") -> content.
+            n_rows: Rows of the part.
+            stats: See `Part`.
+            duration_s: Seconds of work so far.
+            **parquet: Options of `table_bytes` for the tables among `files`.
+
+        Returns:
+            The record of the part.
+
+        Raises:
+            FiqaRayError: A finished dataset is repaired and the new bytes differ from the recorded ones.
+
+        Memory: one file at a time.
         """
         name = part_name(index)
         contents = {name + suffix if suffix.startswith(".") else suffix: content for suffix, content in files.items()}
         manifest = self.manifest()
         record = None if manifest is None else manifest.parts[index].files
         if record is not None and record.keys() != contents.keys():
-            raise self._made_otherwise(name)
+            raise self._differs_from_record(name)
         written = {
             file_name: self._write_file(name, file_name, content, record and record[file_name], parquet)
             for file_name, content in contents.items()
@@ -157,27 +182,27 @@ class Dataset:
         return part
 
     def _write_file(
-        self, part: str, name: str, content: FileContent, known: Mapping[str, Any] | None, parquet: dict[str, Any]
+        self, part: str, name: str, content: FileContent, record: Mapping[str, Any] | None, parquet: dict[str, Any]
     ) -> dict[str, Any]:
         if isinstance(content, pa.Table):
             data: bytes | pa.Buffer = table_bytes(content, **parquet)
         else:
             data = content() if callable(content) else content
         sums = _sums(data)
-        if known is not None and not _is_same(known, sums, data):
-            raise self._made_otherwise(part)
+        if record is not None and record != sums:
+            raise self._differs_from_record(part)
         write_atomic(self.at(name), data)
         return sums
 
-    def _made_otherwise(self, name: str) -> FiqaRayError:
+    def _differs_from_record(self, name: str) -> FiqaRayError:
         return FiqaRayError(
             f"{self.uri}: {name} was lost and made again, but with other bytes than before (another batch size, device, "
-            "library or fiqa_ray version?), so what was made from it no longer fits; remove this folder and run again, "
-            "or choose another run_uri"
+            "library or fiqa_ray version?), so datasets made from it no longer fit; remove this folder and run again, or "
+            "choose another run_uri"
         )
 
     def commit(self, n_parts: int) -> Manifest:
-        """Writes the manifest once all parts are there; `IncompleteError` names those that are missing."""
+        """Write the manifest. Raise `IncompleteError` with the names of missing parts if there are any."""
         done = self.finished_parts()
         missing = [i for i in range(n_parts) if i not in done]
         if missing:
@@ -195,11 +220,15 @@ class Dataset:
     # reading
 
     def plan(self) -> dict[str, Any] | None:
-        """The stored plan, or None."""
+        """Return the stored plan, or None."""
         return read_json(self.at("_plan.json"))
 
     def finished_parts(self, verify: bool = False) -> dict[int, Part]:
-        """Records of the parts that are there, by number. ``verify``: leave out parts whose files have other sizes."""
+        """Return the records of the finished parts by number.
+
+        Args:
+            verify: Leave out parts with a file that is missing or has another size than its record says.
+        """
         sizes = list_files(self.uri)
         names = [n for n in sizes if n.startswith("part-") and n.endswith(".json")]
         with storage_errors(self.uri):
@@ -212,22 +241,22 @@ class Dataset:
             try:
                 part = Part(**json.loads(content))
             except (ValueError, TypeError):
-                continue  # a damaged record: its part is made anew
+                continue  # a damaged record: its part is computed again
             if not verify or all(sizes.get(name) == f["n_bytes"] for name, f in part.files.items()):
                 parts[part.index] = part
         return parts
 
     def manifest(self) -> Manifest | None:
-        """The manifest, or None while the dataset is unfinished."""
-        found = read_json(self.at("_manifest.json"))
-        if found is None:
+        """Return the manifest, or None while the dataset is unfinished."""
+        content = read_json(self.at("_manifest.json"))
+        if content is None:
             return None
-        parts = [Part(**p) for p in found["parts"]]
+        parts = [Part(**p) for p in content["parts"]]
         stats = add_stats([p.stats for p in parts])
         return Manifest(self.uri, self.plan() or {}, parts, stats, sum(p.n_rows for p in parts))
 
     def require(self) -> Manifest:
-        """The manifest of an input; `IncompleteError` where the stage that makes it has not finished."""
+        """Return the manifest of an input. Raise `IncompleteError` if the stage that writes it has not finished."""
         manifest = self.manifest()
         if manifest is None:
             stage = MADE_BY.get(self.name, "")
@@ -238,43 +267,47 @@ class Dataset:
         return manifest
 
     def read(self, part: Part, columns: list[str] | None = None, suffix: str = ".parquet") -> pa.Table:
-        """A part's table or some columns of it, checked: all of the file where most of it is wanted, else page by page.
+        """Read a part, or some of its columns, and verify it.
 
-        From a local disk only the wanted columns of a large file are read.
+        The file's CRC-32 is checked if most of the file is read, else Parquet's page checksums. On a local disk only
+        the wanted columns of a large file are read.
+
+        Raises:
+            FiqaRayError: The file is missing or damaged.
         """
         with self._table(part, suffix, columns) as file:
             return file.read(columns, use_threads=False)
 
     def read_all(self, columns: list[str] | None = None, suffix: str = ".parquet") -> pa.Table:
-        """All parts in order as one table: for per-image vectors and small results."""
+        """Read all parts in order as one table. Memory: the table, so use it for small results and per-image vectors."""
         parts = self.require().parts
-        if _is_local(filesystem(self.uri)[0]):  # where threads would wait for one another
+        if _is_local(filesystem(self.uri)[0]):  # threads do not speed up a local disk
             tables = [self.read(p, columns, suffix) for p in parts]
-        else:  # many small parts: a store answers them side by side
+        else:  # many small requests run in parallel
             with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
                 tables = list(pool.map(lambda p: self.read(p, columns, suffix), parts))
-        return pa.concat_tables(tables, promote_options="default")  # parts of earlier versions may have room for nulls
+        return pa.concat_tables(tables)
 
     def read_rows(self, part: Part, first: int, last: int, columns: list[str]) -> pa.Table:
-        """Rows first:last of a large part; reads only the row groups that hold them."""
+        """Return the rows first:last of a large part; only the row groups that hold them are read."""
         with self._table(part, ".parquet", whole=False) as file:
             groups: list[int] = []
-            skip = at = 0
+            skip = start = 0
             for g in range(file.num_row_groups):
                 n = file.metadata.row_group(g).num_rows
-                if at < last and at + n > first:
-                    skip = first - at if not groups else skip
+                if start < last and start + n > first:
+                    skip = first - start if not groups else skip
                     groups.append(g)
-                at += n
+                start += n
             return file.read_row_groups(groups, columns=columns).slice(skip, last - first)
 
     def read_range(self, part: Part, low: int | None, high: int | None, suffix: str) -> pa.Table:
-        """The row groups of a sorted table whose first column meets [low, high); None is open."""
+        """Read the row groups of a sorted table whose first column overlaps [low, high); None means unbounded."""
         with self._table(part, suffix, whole=False) as file:
             groups = []
             for g in range(file.num_row_groups):
-                found = file.metadata.row_group(g).column(0).statistics
-                if (high is None or found.min < high) and (low is None or found.max >= low):
+                extent = file.metadata.row_group(g).column(0).statistics
+                if (high is None or extent.min < high) and (low is None or extent.max >= low):
                     groups.append(g)
             return file.read_row_groups(groups)
 
@@ -282,38 +315,36 @@ class Dataset:
     def _table(
         self, part: Part, suffix: str, columns: list[str] | None = None, whole: bool = True
     ) -> Iterator[pq.ParquetFile]:
-        """Opens a part's table; what proves damaged while it is open is reported with the remedy."""
+        """Open a part's table. Damage that shows while it is open becomes an error with the remedy."""
         name = part_name(part.index) + suffix
         uri = self.at(name)
         with storage_errors(uri):
             fs, path = filesystem(uri)
             if _is_local(fs):
                 source: Any = pa.memory_map(path)
-            else:  # one request, unless only a little is wanted
+            else:  # one request, unless only a few rows are wanted
                 source = pa.BufferReader(fs.cat_file(path)) if whole else fs.open(path, "rb")
         try:
             with source:
-                known = part.files.get(name, {}).get("crc32")  # records of earlier versions have none
-                at_hand = whole and (not _is_local(fs) or source.size() <= _SMALL_BYTES or _is_most(columns, source))
-                sum_it = at_hand and known is not None
-                if sum_it:
+                check_file = whole and (not _is_local(fs) or source.size() <= _SMALL_BYTES or _is_most(columns, source))
+                if check_file:
                     source.seek(0)
-                    if f"{crc32(source.read_buffer()):08x}" != known:
+                    if f"{crc32(source.read_buffer()):08x}" != part.files[name]["crc32"]:
                         raise self._damaged(part, name, "its checksum differs from")
-                with pq.ParquetFile(source, page_checksum_verification=not sum_it) as file:
+                with pq.ParquetFile(source, page_checksum_verification=not check_file) as file:
                     yield file
         except (pa.ArrowException, OSError, UnicodeDecodeError) as exc:
             raise self._damaged(part, name, f"{' '.join(str(exc).split())[:120]}; see its record") from exc
 
     def _damaged(self, part: Part, name: str, how: str) -> FiqaRayError:
         return FiqaRayError(
-            f"{self.at(name)} is damaged: {how} {part_name(part.index)}.json; remove this file and run again, and its part "
-            "is made anew"
+            f"{self.at(name)} is damaged: {how} {part_name(part.index)}.json; remove this file and run again: "
+            "its part is then computed again"
         )
 
 
 def _is_most(columns: list[str] | None, source: pa.NativeFile) -> bool:
-    """Whether some columns, or all, make more than half of a Parquet file."""
+    """Return whether the columns (None: all) hold more than half of the bytes of a Parquet file."""
     if columns is None:
         return True
     metadata = pq.read_metadata(source)
@@ -326,13 +357,6 @@ def _is_most(columns: list[str] | None, source: pa.NativeFile) -> bool:
     return 2 * wanted > total
 
 
-def _is_same(known: Mapping[str, Any], sums: Mapping[str, Any], data: bytes | pa.Buffer) -> bool:
-    """Whether a file is the one of a record; records of earlier versions hold SHA-256."""
-    if "sha256" in known:
-        return bool(known["sha256"] == hashlib.sha256(data).hexdigest())
-    return bool(known == sums)
-
-
 def _sums(data: bytes | pa.Buffer) -> dict[str, Any]:
-    # CRC-32, as stores and Parquet's own pages have it: SHA-256 took longer than writing the file, and zlib's CRC as long
+    """Return a file's size and CRC-32 (isal computes it much faster than zlib; SHA-256 takes longer than the write)."""
     return {"n_bytes": len(data), "crc32": f"{crc32(data):08x}"}

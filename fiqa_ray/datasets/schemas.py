@@ -1,4 +1,4 @@
-"""Every Parquet schema, with units, ranges and null rules: the one place where columns are named.
+"""Every Parquet schema, with units, ranges and null rules.
 
 Rows are sorted by the first column. ``image_row`` (0..n_images-1, in (identity, image_id) order) and ``identity_row``
 are dense. A bad image keeps its row with ``status`` other than "ok" and ``error``; its values are null.
@@ -9,15 +9,17 @@ from __future__ import annotations
 import pyarrow as pa
 
 SCHEMA_VERSION = 3
-"""Part of every fingerprint: raise it when a column or its meaning changes."""
+"""Part of every fingerprint and of a run's settings record: raise it when a column or its meaning changes."""
+
 
 ROW = ("image_row", pa.int64())
+
 
 STATUS = [("status", pa.string()), ("error", pa.string())]
 
 
 def _never_null(name: str, kind: pa.DataType) -> pa.Field:
-    """A column of the label stages' large tables: where nulls are ruled out it is written and read twice as fast."""
+    """Return a field without nulls, for the large tables of the label stages: twice as fast to read and write."""
     return pa.field(name, kind, nullable=False)
 
 
@@ -30,9 +32,11 @@ SOURCE_FACES = pa.schema(  # what a source lists, before any image is read
     ]
 )
 
-SOURCE_RECORDS = SOURCE_FACES.append(  # the same for images inside larger files: uri is the container
+
+SOURCE_RECORDS = SOURCE_FACES.append(  # the same for images inside larger files: `uri` is the container
     pa.field("offset", pa.int64())  # first byte in the container; in Parquet the row, in .bin the position in the list
-).append(pa.field("length", pa.int64()))  # bytes; null where offset is no byte; both null where there is no image
+).append(pa.field("length", pa.int64()))  # bytes; null for Parquet and .bin; both null if there is no image
+
 
 FACES = pa.schema(
     [
@@ -47,7 +51,10 @@ FACES = pa.schema(
 
 
 def embeddings(dim: int) -> pa.Schema:
-    """``embedding``: dim little-endian float32 values, raw (norm kept); numpy.frombuffer reads a column in one step."""
+    """Return the schema of embeddings: `embedding` holds `dim` little-endian float32 values, not normalized; null if bad.
+
+    `fiqa_ray.datasets.columns` converts the column from and to numpy.
+    """
     return pa.schema([ROW, ("identity_row", pa.int32()), ("embedding", pa.binary(4 * dim)), *STATUS])
 
 
@@ -56,13 +63,15 @@ QUALITY_SCORES = pa.schema(  # prior scores, and scores of regressors
 )
 
 
-# every image of a part of pairs; one file per part, or one per repeat where clusters are fitted for each repeat
+# every image of a part of pairs; one file per part, or one per repeat if each repeat has its own clusters
 CLUSTERS = pa.schema(
     [
         _never_null(*ROW),
         _never_null("identity_row", pa.int32()),
         _never_null("cluster", pa.int32()),  # dense from 0 within the identity; -1 where the image has no embedding
-        _never_null("n_pairs", pa.int32()),  # that the image opens in a repeat: one per other cluster of its identity
+        _never_null(
+            "n_pairs", pa.int32()
+        ),  # pairs that the image starts in a repeat: one per other cluster of its identity
     ]
 )
 
@@ -72,9 +81,9 @@ CLUSTERS = pa.schema(
 PAIRS = pa.schema([_never_null("similarity", pa.float32())])  # cosine, a multiple of 2^-23 in [-1, 1]
 
 
-def cluster_suffix(clustering: int) -> str:
-    """Return the suffix of a part's file of clusters: clustering 0, or one per repeat."""
-    return f".clusters-{clustering:02d}.parquet"
+def cluster_suffix(fit: int) -> str:
+    """Return the suffix of a part's file of clusters; `fit` is 0, or the repeat if each repeat has its own clusters."""
+    return f".clusters-{fit:02d}.parquet"
 
 
 def repeat_suffix(repeat: int) -> str:
@@ -93,13 +102,16 @@ def key_counts(n_bytes: int) -> pa.Schema:
 
 SORTED_KEYS = pa.schema([_never_null("similarity_key", pa.int32())])  # ascending: the keys of some parts of pairs
 
+
 KEY_SAMPLES = pa.schema(  # evenly spaced keys of SORTED_KEYS
     [_never_null("repeat", pa.int32()), _never_null("similarity_key", pa.int32())]
 )
 
-QUALITY_INDEX = pa.schema(  # rank of the prior score, 0 is the worst; -1 and null where the image has no score
+
+QUALITY_INDEX = pa.schema(  # index of the prior score in ascending order; -1 and null if the image has no score
     [_never_null(*ROW), _never_null("quality_index", pa.int64()), ("prior_score", pa.float64())]
 )
+
 
 OPTIMIZED_INDEX = pa.schema(  # rows of images with a score
     [
@@ -110,7 +122,8 @@ OPTIMIZED_INDEX = pa.schema(  # rows of images with a score
     ]
 )
 
-OPTIMIZED_LABELS = pa.schema(  # every image; null where it has no prior score
+
+OPTIMIZED_LABELS = pa.schema(  # every image; null if it has no prior score
     [
         ROW,
         ("prior_score", pa.float64()),
@@ -118,10 +131,11 @@ OPTIMIZED_LABELS = pa.schema(  # every image; null where it has no prior score
         ("n_owned_pairs", pa.int64()),
         ("mean_similarity_rank", pa.float64()),
         ("optimized_index", pa.float64()),
-        ("optimized_score", pa.float64()),  # the prior scores in their new order
+        ("optimized_score", pa.float64()),  # the image's new score: the prior scores in the order of optimized_index
         ("label", pa.float32()),  # optimized_score scaled to [0, 1]
     ]
 )
+
 
 TRAINING = pa.schema(  # a regressor's history, one row per validation
     [
@@ -132,6 +146,7 @@ TRAINING = pa.schema(  # a regressor's history, one row per validation
     ]
 )
 
+
 COMPARISONS = pa.schema(
     [
         ("image_row_a", pa.int64()),
@@ -141,6 +156,7 @@ COMPARISONS = pa.schema(
         ("similarity", pa.float64()),  # cosine
     ]
 )
+
 
 EDC = pa.schema(
     [
@@ -154,6 +170,7 @@ EDC = pa.schema(
         ("threshold", pa.float64()),
     ]
 )
+
 
 AUC = pa.schema(
     [
@@ -172,6 +189,7 @@ AUC = pa.schema(
     ]
 )
 
+
 DIFFERENCES = pa.schema(  # AUC of a minus AUC of b on the same bootstrap draws: below 0, a is better
     [
         ("benchmark", pa.string()),
@@ -183,6 +201,7 @@ DIFFERENCES = pa.schema(  # AUC of a minus AUC of b on the same bootstrap draws:
         ("high", pa.float64()),
     ]
 )
+
 
 VERIFICATION = pa.schema(
     [
@@ -197,6 +216,7 @@ VERIFICATION = pa.schema(
         ("n_nonmated", pa.int64()),
     ]
 )
+
 
 CORRELATIONS = pa.schema(  # Spearman's rho of a score with the recorded true quality
     [

@@ -19,6 +19,7 @@ import torch
 
 from fiqa_ray.config import MethodSettings, RecognizerSettings, default_batch_size
 from fiqa_ray.datasets import columns, schemas
+from fiqa_ray.datasets.columns import embedding_column
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.engine.step import Step, Worker, stateless_worker
 from fiqa_ray.errors import FiqaRayError, UsageError
@@ -266,12 +267,9 @@ def _write(
     columns = {"image_row": table["image_row"], "status": status.tolist(), "error": error.tolist()}
     if embeds:
         dim = values.shape[1]
-        stored = [None] * n
-        flat = values.astype("<f4")
-        for i in np.flatnonzero(finite):
-            stored[good[i]] = flat[i].tobytes()
         schema = schemas.embeddings(dim)
-        columns |= {"identity_row": table["identity_row"], "embedding": pa.array(stored, pa.binary(4 * dim))}
+        embedding = embedding_column(values[finite], good[finite], n)
+        columns |= {"identity_row": table["identity_row"], "embedding": embedding}
     else:
         score = np.full(n, np.nan)
         score[good[finite]] = values[finite]

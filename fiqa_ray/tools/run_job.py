@@ -1,4 +1,4 @@
-"""Runs a whole job: its stages in order, under the lock of the run."""
+"""Run a whole job: its stages in order, under the lock of the run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from fiqa_ray._version import __version__
 from fiqa_ray.config import Settings
+from fiqa_ray.datasets.schemas import SCHEMA_VERSION
 from fiqa_ray.engine.local import local_map
 from fiqa_ray.engine.lock import RunLock
 from fiqa_ray.engine.ray import ray_mapper, ray_session
@@ -18,11 +19,22 @@ from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.job import Job
 from fiqa_ray.stages import STAGES, stage_steps
 from fiqa_ray.storage import fingerprint, join, list_files, put_if_absent, read_json
+from fiqa_ray.tools.status import made_by_another_version
 
 
 def run_job(settings: Settings, stages: Iterable[str] = tuple(STAGES), *, new_settings: bool = False) -> Job:
-    """Runs the stages of a job in order; finished parts are kept. Raises `FiqaRayError` with what went wrong."""
-    wanted = [s for s in STAGES if s in set(_known(stages))]
+    """Run stages of a job in their order. Finished parts are not computed again.
+
+    Args:
+        settings: The job.
+        stages: Names from `STAGES`, in any order.
+        new_settings: Allow a run that was started with other settings.
+
+    Raises:
+        UsageError: An unknown stage, or a run with other settings or from another version.
+        FiqaRayError: A stage failed; the message says how to continue.
+    """
+    wanted = [s for s in STAGES if s in set(_checked(stages))]
     job = Job(settings)
     if settings.compute.engine == "ray" and settings.run_uri.startswith("memory://"):
         raise UsageError(
@@ -40,7 +52,7 @@ def run_job(settings: Settings, stages: Iterable[str] = tuple(STAGES), *, new_se
 
 
 def _require_method_files(job: Job) -> None:
-    """Raises before the first stage what a missing checkpoint or score file would raise hours later."""
+    """Raise the error of a missing checkpoint or score file before the first stage, not hours later."""
     for method in job.settings.methods:
         try:
             job.prior_scores("train", method)
@@ -48,7 +60,7 @@ def _require_method_files(job: Job) -> None:
             raise type(exc)(f"methods: {method.label}: {exc}") from exc
 
 
-def _known(stages: Iterable[str]) -> list[str]:
+def _checked(stages: Iterable[str]) -> list[str]:
     chosen = list(stages)
     unknown = [s for s in chosen if s not in STAGES]
     if unknown:
@@ -57,28 +69,34 @@ def _known(stages: Iterable[str]) -> list[str]:
 
 
 def _record_settings(settings: Settings, new_settings: bool) -> None:
+    """Store the settings in the run. Raise `UsageError` if the run has other settings or another schema version."""
     identity = settings.identity()
-    mark = fingerprint(identity)
+    name = f"{fingerprint(identity)}.json"
     folder = join(settings.run_uri, "_settings")
-    known = [n for n in list_files(folder) if n.endswith(".json")]
-    if known and f"{mark}.json" not in known and not new_settings:
-        before = max((read_json(join(folder, n)) or {} for n in known), key=lambda r: r.get("created_s", 0.0))
+    records = {n: read_json(join(folder, n)) or {} for n in list_files(folder) if n.endswith(".json")}
+    for record in records.values():
+        if record.get("schema_version") != SCHEMA_VERSION:
+            raise UsageError(f"{settings.run_uri} was {made_by_another_version(record)}")
+    if records and name not in records and not new_settings:
+        before = max(records.values(), key=lambda r: r.get("created_s", 0.0))
         changes = "; ".join(_differences(before.get("settings", {}), identity))
         raise UsageError(
             f"{settings.run_uri} was made with other settings ({changes}); choose another run_uri, or add "
-            "--new-settings: what the change leaves valid is used again, the rest is made anew beside it"
+            "--new-settings: datasets that the change does not affect are used again, the others are computed beside them"
         )
     record = {
         "settings": identity,
         "created_s": time.time(),
         "code_version": __version__,
+        "schema_version": SCHEMA_VERSION,
         "python": platform.python_version(),
     }
-    put_if_absent(join(folder, f"{mark}.json"), (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+    put_if_absent(join(folder, name), (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
 
 
-def _differences(before: Any, now: Any, place: str = "") -> list[str]:
+def _differences(before: Any, now: Any, key: str = "") -> list[str]:
+    """Return one text per setting that differs."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted({*before, *now})
-        return [d for k in keys for d in _differences(before.get(k), now.get(k), f"{place}.{k}" if place else k)]
-    return [] if before == now else [f"{place}: {json.dumps(before)} there, {json.dumps(now)} here"]
+        return [d for k in keys for d in _differences(before.get(k), now.get(k), f"{key}.{k}" if key else k)]
+    return [] if before == now else [f"{key}: {json.dumps(before)} there, {json.dumps(now)} here"]

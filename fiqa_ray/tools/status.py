@@ -1,4 +1,4 @@
-"""What a run has done so far, from storage alone, and what a job would do."""
+"""What a run has done so far, read from storage alone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fiqa_ray.datasets.dataset import Dataset, add_stats
+from fiqa_ray.datasets.schemas import SCHEMA_VERSION
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.stages import STAGES
 from fiqa_ray.storage import join, list_files
@@ -16,9 +17,12 @@ REJECTS = pa.schema([(n, pa.string()) for n in ("dataset", "image_id", "identity
 
 
 def run_status(run_uri: str) -> list[dict[str, Any]]:
-    """One record per dataset of a run, in the order of the stages: parts and rows done, failures, bytes, seconds.
+    """Return one record per dataset of a run, in the order of the stages: parts and rows done, failures, bytes, seconds.
 
-    Reads one listing and the parts' records; works from any machine, while the run is under way.
+    Reads one listing and the parts' records; works from any machine, also during the run and for runs of other versions.
+
+    Raises:
+        FiqaRayError: There is no run.
     """
     sizes = list_files(run_uri)
     folders = [n.removesuffix("/_plan.json") for n in sizes if n.endswith("/_plan.json")]
@@ -52,9 +56,14 @@ def run_status(run_uri: str) -> list[dict[str, Any]]:
 
 
 def rejected_images(run_uri: str) -> pa.Table:
-    """Images that pack could not use, as a table of `REJECTS`: of finished parts, so also while a run is under way."""
+    """Return the images that pack could not use, as a table of `REJECTS`. Reads finished parts only.
+
+    Raises:
+        FiqaRayError: There is no run.
+    """
+    records = run_status(run_uri)
     tables = [REJECTS.empty_table()]
-    for folder in (r["dataset"] for r in run_status(run_uri) if r["stage"] == "pack" and r["failed"]):
+    for folder in (r["dataset"] for r in records if r["stage"] == "pack" and r["failed"]):
         dataset = Dataset(join(run_uri, folder), "faces")
         for _, part in sorted(dataset.finished_parts().items()):
             if set(part.stats["status"]) != {"ok"}:
@@ -64,8 +73,18 @@ def rejected_images(run_uri: str) -> pa.Table:
     return pa.concat_tables(tables)
 
 
+def made_by_another_version(record: dict[str, Any]) -> str:
+    """Return the words that say which version made a run and what to do; `record` is the run's settings record."""
+    version = record.get("schema_version")
+    return (
+        f"made by {'a newer' if isinstance(version, int) and version > SCHEMA_VERSION else 'an earlier'} version of "
+        f"fiqa_ray ({record.get('code_version', 'unknown')}, schema {version or 'before 3'}; this one has schema "
+        f"{SCHEMA_VERSION}) and cannot be read; choose another run_uri"
+    )
+
+
 def is_locked(run_uri: str) -> bool:
-    """Whether some process says that it is at work on the run (its lock is not released)."""
+    """Return whether a process holds the lock of the run (or ended without releasing it)."""
     names = [n for n in list_files(join(run_uri, "_lock")) if n[:6].isdigit()]
     newest = max((n[:6] for n in names), default=None)
     return newest is not None and f"{newest}.released" not in names

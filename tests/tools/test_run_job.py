@@ -1,0 +1,43 @@
+"""Runs of other versions are refused before anything is read or written."""
+
+import json
+
+import pytest
+
+import smoke
+from fiqa_ray.datasets.schemas import SCHEMA_VERSION
+from fiqa_ray.errors import UsageError
+from fiqa_ray.storage import list_files
+from fiqa_ray.tools.run_job import run_job
+from fiqa_ray.tools.status import run_status
+
+
+@pytest.mark.parametrize(
+    ("record", "version"),
+    [
+        ({"code_version": "0.1.0"}, r"an earlier version of fiqa_ray \(0\.1\.0, schema before 3; "),
+        ({"code_version": "9.0", "schema_version": 99}, r"a newer version of fiqa_ray \(9\.0, schema 99; "),
+    ],
+)
+@pytest.mark.parametrize("new_settings", [False, True])
+def test_a_run_of_another_version_is_refused(tmp_path, record, version, new_settings):
+    run = tmp_path / "run"
+    settings = smoke.settings(tmp_path, smoke.make_faces(tmp_path / "faces"), str(run))
+    (run / "_settings").mkdir(parents=True)
+    (run / "_settings" / "0123.json").write_text(json.dumps(record))
+    with pytest.raises(UsageError, match=rf"run was made by {version}.*choose another run_uri"):
+        run_job(settings, ["pack"], new_settings=new_settings)
+    assert {name.split("/")[0] for name in list_files(str(run))} == {"_lock", "_settings"}
+
+
+def test_the_record_holds_the_version_and_status_reads_the_run(tmp_path):
+    run = tmp_path / "run"
+    settings = smoke.settings(tmp_path, smoke.make_faces(tmp_path / "faces"), str(run))
+    run_job(settings, ["pack"])
+    (record,) = (run / "_settings").glob("*.json")
+    content = json.loads(record.read_text())
+    assert content["schema_version"] == SCHEMA_VERSION == 3
+    record.write_text(json.dumps({k: v for k, v in content.items() if k != "schema_version"}))
+    with pytest.raises(UsageError, match="an earlier version"):
+        run_job(settings, ["pack"])
+    assert all(r["finished"] for r in run_status(str(run)))
