@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fiqa_ray.core.align import FACE_SIZE, degenerate_reason, similarity_matrix
+from fiqa_ray.errors import FiqaRayError
 
 cv2.setNumThreads(0)  # the callers are the parallel ones: Ray's workers and the pool below
 _set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # OpenCV 4, OpenCV 5
@@ -308,3 +309,20 @@ def decode_faces(faces: Sequence[bytes | None], n_threads: int = 1) -> tuple[NDA
         with ThreadPoolExecutor(n_threads) as pool:
             list(pool.map(fill, [range(start, len(faces), n_threads) for start in range(n_threads)]))
     return pixels, ok
+
+
+def decode_packed_faces(faces: Sequence[bytes | None], n_threads: int = 1) -> NDArray[np.uint8]:
+    """Decode faces that were decodable when they were packed.
+
+    Returns:
+        `(I, 3, 112, 112) uint8` RGB.
+
+    Raises:
+        FiqaRayError: a face cannot be decoded any more.
+    """
+    pixels, ok = decode_faces(faces, n_threads)
+    if not ok.all():
+        raise FiqaRayError(
+            "a packed face can no longer be decoded, so its part is damaged; remove the part's files and run again"
+        )
+    return pixels

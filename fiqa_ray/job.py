@@ -1,8 +1,9 @@
-"""Which datasets a job makes, where each lies, and the fingerprint of each: stages meet here and nowhere else.
+"""The datasets of a job: `Job` says which there are, where each lies, and what its fingerprint covers.
 
-A fingerprint covers the stage's settings, the schema version and the fingerprints of its inputs; content hashes stand
-for weights, score files, pair lists, detectors and listed sources. Folders, containers and a user's own code are named,
-not hashed. Worker counts, batch sizes and shard sizes stay out.
+Stages find their inputs and outputs here and nowhere else. A dataset's fingerprint covers the settings of its stage, the
+schema version and the fingerprints of its inputs. Weights, score files, pair lists, detectors and listed sources count by
+their content hash; folders, containers and a user's own code count by name. Worker counts, batch sizes and shard sizes
+are left out, because they do not change a result.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from fiqa_ray.config import (
     RecognizerSettings,
     Settings,
     SourceSettings,
+    label_of,
 )
 from fiqa_ray.datasets.dataset import Dataset
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
@@ -28,15 +30,43 @@ if TYPE_CHECKING:
     from fiqa_ray.datasets.pairs import PairReader
 
 DRAWS_VERSION = 4
-"""Raise it when the same seed gives other clusters or partners than before, or when pairs are laid out otherwise."""
+"""Raise it when the same seed gives other clusters or mates than before, or when pairs are stored in another layout."""
 
-PRIOR = "prior"
-"""Stands for a theta where labels are the prior scores themselves."""
+
+@dataclass(frozen=True)
+class LabelSet:
+    """One set of training labels: a method's prior scores, or its optimized scores at one theta.
+
+    Attributes:
+        method: the FIQA method whose scores are the labels.
+        theta: step size of the optimization; None for prior labels, which are not optimized.
+    """
+
+    method: MethodSettings
+    theta: float | None = None
+
+    @property
+    def is_prior(self) -> bool:
+        """Whether the labels are the prior scores."""
+        return self.theta is None
+
+    @property
+    def key(self) -> str:
+        """The label set's name in paths: `prior`, or such as `theta-0.03`."""
+        return "prior" if self.theta is None else f"theta-{self.theta:g}"
+
+    @property
+    def score_column(self) -> str:
+        """The column of `optimized_labels` that holds the scores."""
+        return "prior_score" if self.theta is None else "optimized_score"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job's settings and the places of its datasets. Picklable; reads nothing but the files it hashes."""
+    """A job's settings and its datasets.
+
+    It can be pickled, and it reads only the files that it hashes.
+    """
 
     settings: Settings
 
@@ -44,11 +74,11 @@ class Job:
 
     @property
     def face_sets(self) -> dict[str, SourceSettings]:
-        """``train`` and the benchmarks, by name."""
+        """The sources of the face sets by name: `train` and each benchmark."""
         return {"train": self.settings.source, **{b.name: b.source for b in self.settings.benchmarks}}
 
     def faces(self, face_set: str) -> Dataset:
-        """Packed faces of a set."""
+        """Return the packed faces of a face set."""
         source = self.face_sets[face_set]
         config = source.model_dump(mode="json", exclude={"allow_mixed_crops"})
         if source.kind in ("table", "bin"):
@@ -56,7 +86,7 @@ class Job:
         elif source.kind == "recordio":
             rec, index = recordio_uris(source.uri)
             config["list"] = content_hash(index)
-            config |= _hash_if_there("labels", rec.removesuffix(".rec") + ".lst")
+            config |= _optional_hash("labels", rec.removesuffix(".rec") + ".lst")
         if source.detector is not None:
             config["detector"] = content_hash(source.detector)
         if source.landmarks_uri is not None:
@@ -70,7 +100,7 @@ class Job:
         return model_id(self.settings.recognizer)
 
     def embeddings(self, face_set: str) -> Dataset:
-        """Raw embeddings of a set."""
+        """Return the raw embeddings of a face set."""
         keys = {"set": face_set, "fr": self.fr}
         return self._dataset("embeddings", keys, self.recognizer_id(), {"faces": self.faces(face_set)})
 
@@ -80,7 +110,7 @@ class Job:
         return label_of(self.settings.recognizer.name)
 
     def prior_scores(self, face_set: str, method: MethodSettings) -> Dataset:
-        """Scores of one FIQA method on a set; they depend on the FR model only where the method works on it."""
+        """Return a FIQA method's scores of a face set; they depend on the FR model only if the method uses it."""
         if method.fuse is not None:
             return self._fused_scores(face_set, method, method.fuse)
         from fiqa_ray.models.quality import (
@@ -95,7 +125,7 @@ class Job:
         if scores is not None:
             config = {"scores": content_hash(scores)}
         elif is_folder(method.name):  # a trained regressor: its card holds its weights' hash
-            config |= _hash_if_there("card", join(method.name, CARD_FILE))
+            config |= _optional_hash("card", join(method.name, CARD_FILE))
         elif needs_recognizer(method.name):
             config["recognizer"] = model_id(method.recognizer or self.settings.recognizer)
         return self._dataset("quality_scores", {"set": face_set, "scorer": method.label}, config, inputs)
@@ -111,124 +141,116 @@ class Job:
         )
 
     def fusion_fit(self, method: MethodSettings) -> Dataset:
-        """Sums over the mated pairs, from which a fused method's weights are fitted."""
+        """Return the sums over the mated pairs from which the weights of a fused method are fitted."""
         labels = method.fuse.of if method.fuse else ()
         inputs = {label: self.prior_scores("train", self.method(label)) for label in labels}
         return self._dataset("fusion_fit", {"fr": self.fr, "fiqa": method.label}, {}, {"pairs": self.pairs(), **inputs})
 
     def method(self, label: str) -> MethodSettings:
-        """A method's settings."""
+        """Return the settings of the method with this label."""
         return next(m for m in self.settings.methods if m.label == label)
 
     def scores_uri(self, face_set: str, method: MethodSettings) -> str | None:
-        """The user's own file of this method's scores on a set, if there is one."""
+        """Return the user's file of this method's scores of a face set, or None if the job computes them."""
         if face_set == "train":
             return method.scores
         return self.benchmark(face_set).scores.get(method.label)
 
     def benchmark(self, name: str) -> BenchmarkSettings:
-        """A benchmark's settings."""
+        """Return the settings of the benchmark with this name."""
         return next(b for b in self.settings.benchmarks if b.name == name)
 
     # label optimization
 
     def pairs(self) -> Dataset:
-        """Mated pairs of all repeats."""
+        """Return the mated pairs of all repeats."""
         config = {**self.settings.pair.model_dump(mode="json"), "seed": self.settings.seed, "draws": DRAWS_VERSION}
         return self._dataset("pairs", {"fr": self.fr}, config, {"embeddings": self.embeddings("train")})
 
     def pair_reader(self) -> PairReader:
-        """Reader of the mated pairs."""
+        """Return the reader of the mated pairs."""
         from fiqa_ray.datasets.pairs import PairReader  # compiled loops, which `status` and `--help` do without
 
         return PairReader(self.pairs(), self.embeddings("train"), self.settings.pair, self.settings.seed)
 
     def key_counts(self) -> Dataset:
-        """counting: the shards' histograms; sort: the histograms of merged key ranges."""
+        """Return the histograms of similarity keys: of each shard (counting) or of each merged key range (sort)."""
         rank = self.settings.rank
-        config: dict[str, Any] = {"engine": rank.engine, "layout": "blocks"}
+        config: dict[str, Any] = {"engine": rank.engine}
         config |= {"n_ranges": rank.n_ranges} if rank.engine == "sort" else {}
         return self._dataset("key_counts", {"fr": self.fr}, config, {"pairs": self.pairs()})
 
     def sorted_keys(self) -> Dataset:
-        """sort: the shards' sorted runs."""
+        """Return the sorted keys of each shard (engine sort only)."""
         return self._dataset("sorted_keys", {"fr": self.fr}, {}, {"pairs": self.pairs()})
 
     def similarity_ranks(self) -> Dataset:
-        """Rank of every similarity, per repeat; the engines agree, so the engine stays out of the fingerprint."""
-        return self._dataset("similarity_ranks", {"fr": self.fr}, {"layout": "blocks"}, {"pairs": self.pairs()})
-
-    def _any_ranks(self) -> Dataset:
-        """Ranks in whatever layout: what was made from those of an earlier version stays as it is."""
+        """Return the rank of every similarity, per repeat; both engines give the same ranks."""
         return self._dataset("similarity_ranks", {"fr": self.fr}, {}, {"pairs": self.pairs()})
 
     def quality_index(self, method: MethodSettings) -> Dataset:
-        """Place of every prior score."""
+        """Return the quality index of every image: the rank of its prior score."""
         inputs = {"prior_scores": self.prior_scores("train", method)}
         return self._dataset("quality_index", {"fiqa": method.label}, {}, inputs)
 
     def optimized_index(self) -> Dataset:
-        """Optimized indices of all methods and thetas, one pass over the pairs."""
-        inputs = {"ranks": self._any_ranks()}
+        """Return the optimized indices of all methods and thetas, which one pass over the pairs gives."""
+        inputs = {"ranks": self.similarity_ranks()}
         inputs |= {m.label: self.prior_scores("train", m) for m in self.settings.methods}
         config = self.settings.optimize.model_dump(mode="json")
         return self._dataset("optimized_index", {"fr": self.fr}, config, inputs)
 
     def optimized_labels(self, method: MethodSettings, theta: float) -> Dataset:
-        """Optimized labels of one method and theta."""
+        """Return the optimized labels of one method at one theta."""
         keys = {"fr": self.fr, "fiqa": method.label, "theta": f"{theta:g}"}
         config = {"theta": theta, "index_scale": self.settings.optimize.index_scale}
-        inputs = {"ranks": self._any_ranks(), "prior_scores": self.prior_scores("train", method)}
+        inputs = {"ranks": self.similarity_ranks(), "prior_scores": self.prior_scores("train", method)}
         return self._dataset("optimized_labels", keys, config, inputs)
 
     # regressors
 
-    def label_sets(self) -> list[tuple[MethodSettings, float | str]]:
-        """The label sets that regressors are trained on: prior and, per theta, optimized ones, of every method."""
-        labels: list[float | str] = [PRIOR, *self.settings.optimize.theta]
-        return [(m, t) for m in self.settings.methods for t in labels]
+    def label_sets(self) -> list[LabelSet]:
+        """Return the label sets that regressors are trained on: for every method the prior one and one per theta."""
+        return [LabelSet(m, t) for m in self.settings.methods for t in (None, *self.settings.optimize.theta)]
 
-    def labels(self, method: MethodSettings, theta: float | str) -> Dataset:
-        """The dataset that holds a label set: prior labels stand beside the first theta's optimized ones."""
-        first = self.settings.optimize.theta[0]
-        return self.optimized_labels(method, first if isinstance(theta, str) else theta)
+    def labels(self, label_set: LabelSet) -> Dataset:
+        """Return the dataset that holds a label set; prior labels are a column of the first theta's dataset."""
+        theta = self.settings.optimize.theta[0] if label_set.theta is None else label_set.theta
+        return self.optimized_labels(label_set.method, theta)
 
-    def regressor(self, method: MethodSettings, theta: float | str) -> Dataset:
-        """The regressor trained on one label set."""
-        keys = {"fr": self.fr, "fiqa": method.label, "labels": theta if isinstance(theta, str) else f"theta-{theta:g}"}
-        config = {**self.settings.train.model_dump(mode="json"), "seed": self.settings.seed, "labels": keys["labels"]}
-        if theta == PRIOR:
-            inputs = {"prior_scores": self.prior_scores("train", method)}
+    def regressor(self, label_set: LabelSet) -> Dataset:
+        """Return the regressor trained on a label set."""
+        keys = {"fr": self.fr, "fiqa": label_set.method.label, "labels": label_set.key}
+        config = {**self.settings.train.model_dump(mode="json"), "seed": self.settings.seed}
+        if label_set.is_prior:
+            inputs = {"prior_scores": self.prior_scores("train", label_set.method)}
         else:
-            inputs = {"labels": self.labels(method, theta)}
+            inputs = {"labels": self.labels(label_set)}
         return self._dataset("regressor", keys, config, {**inputs, "embeddings": self.embeddings("train")})
 
-    def scorer_name(self, method: MethodSettings, theta: float | str | None) -> str:
-        """How a scorer is called in tables: the method, or its regressor on prior or optimized labels."""
-        if theta is None:
-            return method.label
-        if theta == PRIOR:
-            return f"{method.label}, regressor on prior labels"
-        suffix = f" (theta {theta:g})" if len(self.settings.optimize.theta) > 1 else ""
-        return f"{method.label}, regressor on optimized labels{suffix}"
+    def scorer_name(self, label_set: LabelSet) -> str:
+        """Return the name of a label set's regressor in tables; it names theta only if the job has several."""
+        kind = "prior" if label_set.is_prior else "optimized"
+        several = not label_set.is_prior and len(self.settings.optimize.theta) > 1
+        suffix = f" (theta {label_set.theta:g})" if several else ""
+        return f"{label_set.method.label}, regressor on {kind} labels{suffix}"
 
-    def regressor_scores(self, face_set: str, method: MethodSettings, theta: float | str) -> Dataset:
-        """A regressor's scores on a benchmark."""
-        regressor = self.regressor(method, theta)
-        name = f"{method.label}-regressor-{theta if isinstance(theta, str) else f'theta-{theta:g}'}"
-        inputs = {"faces": self.faces(face_set), "regressor": regressor}
-        return self._dataset("quality_scores", {"set": face_set, "scorer": name}, {}, inputs)
+    def regressor_scores(self, face_set: str, label_set: LabelSet) -> Dataset:
+        """Return the scores that a label set's regressor gives to a face set."""
+        keys = {"set": face_set, "scorer": f"{label_set.method.label}-regressor-{label_set.key}"}
+        inputs = {"faces": self.faces(face_set), "regressor": self.regressor(label_set)}
+        return self._dataset("quality_scores", keys, {}, inputs)
 
     # results
 
     def evaluation(self, benchmark: BenchmarkSettings) -> Dataset:
-        """Comparisons, EDC, AUC and more of one benchmark."""
+        """Return the results of one benchmark: comparisons, EDC curves, AUC and more."""
         inputs = {"embeddings": self.embeddings(benchmark.name)}
         for m in self.settings.methods:
             if self.has_scores(benchmark.name, m):
                 inputs[m.label] = self.prior_scores(benchmark.name, m)
-        for m, theta in self.label_sets():
-            inputs[f"{m.label}-{theta}"] = self.regressor_scores(benchmark.name, m, theta)
+        for label_set in self.label_sets():
+            inputs[f"{label_set.method.label}-{label_set.key}"] = self.regressor_scores(benchmark.name, label_set)
         config = {
             **self.settings.evaluate.model_dump(mode="json"),
             "seed": self.settings.seed,
@@ -239,34 +261,27 @@ class Job:
         return self._dataset("evaluation", {"set": benchmark.name, "fr": self.fr}, config, inputs)
 
     def has_scores(self, face_set: str, method: MethodSettings) -> bool:
-        """Whether a method can be scored on a set: a method that is only a file needs a file for each set."""
+        """Return whether a method has scores of a face set; a method given as a score file needs a file for each set."""
         if method.fuse is not None:
             return all(self.has_scores(face_set, self.method(label)) for label in method.fuse.of)
         return method.scores is None or self.scores_uri(face_set, method) is not None
 
     def report(self) -> Dataset:
-        """The HTML page."""
+        """Return the HTML report."""
         inputs = {b.name: self.evaluation(b) for b in self.settings.benchmarks}
-        inputs |= {f"{m.label}-{t}": self.regressor(m, t) for m, t in self.label_sets()}
+        inputs |= {f"{s.method.label}-{s.key}": self.regressor(s) for s in self.label_sets()}
         return self._dataset("report", {}, {"name": self.settings.name}, inputs)
 
     def _dataset(self, name: str, keys: dict[str, str], config: dict[str, Any], inputs: dict[str, Dataset]) -> Dataset:
-        mark = fingerprint(
-            {
-                "dataset": name,
-                "keys": keys,
-                "config": config,
-                "schema_version": SCHEMA_VERSION,
-                "inputs": {k: d.fingerprint for k, d in inputs.items()},
-            }
-        )
+        content = {
+            "dataset": name,
+            "keys": keys,
+            "config": config,
+            "schema_version": SCHEMA_VERSION,
+            "inputs": {k: d.fingerprint for k, d in inputs.items()},
+        }
         parts = [f"{k}={v}" for k, v in keys.items()]
-        return Dataset(join(self.settings.run_uri, name, *parts, f"v={mark}"), name)
-
-
-def label_of(name: str) -> str:
-    """A model's name as a path component."""
-    return name.replace(":", ".").rsplit("/", 1)[-1]
+        return Dataset(join(self.settings.run_uri, name, *parts, f"v={fingerprint(content)}"), name)
 
 
 def model_id(model: RecognizerSettings | MethodSettings) -> dict[str, Any]:
@@ -282,8 +297,8 @@ def model_id(model: RecognizerSettings | MethodSettings) -> dict[str, Any]:
 
 
 @lru_cache
-def _hash_if_there(name: str, uri: str) -> dict[str, str]:
-    """{name: content hash}, or nothing where there is no such file; asked once per process."""
+def _optional_hash(name: str, uri: str) -> dict[str, str]:
+    """Return `{name: content hash}`, or `{}` if the file does not exist; a process reads each file once."""
     return {name: content_hash(uri)} if exists(uri) else {}
 
 

@@ -423,7 +423,7 @@ def test_every_wrong_setting_at_once(cli, faces, tmp_path):
         (".nan", ["(found nan)"]),
         ("small", ["valid number", "(found 'small')"]),
         ("[]", ["at least 1 item"]),
-        ("[0.1, 0.10]", ["0.1 stands twice", "give each theta once"]),
+        ("[0.1, 0.10]", ["0.1 is given twice", "give each theta once"]),
     ],
 )
 def test_theta(cli, faces, tmp_path, value, words):

@@ -22,7 +22,7 @@ from fiqa_ray.cli import main
 from fiqa_ray.config import load_settings
 from fiqa_ray.core.align import TEMPLATE
 from fiqa_ray.engine.lock import RunLock
-from fiqa_ray.job import PRIOR, Job
+from fiqa_ray.job import Job, LabelSet
 from fiqa_ray.models.formats import export
 from fiqa_ray.models.quality import METHODS, load_scorer
 from fiqa_ray.models.recognition import RECOGNIZERS
@@ -195,7 +195,7 @@ def test_report(cli, done, tmp_path):
 
 
 def job_scores(job, method, theta):
-    return job.regressor_scores("bench", method, theta).read_all()["score"].to_pylist()
+    return job.regressor_scores("bench", LabelSet(method, theta)).read_all()["score"].to_pylist()
 
 
 def test_scores_are_the_jobs_scores_bit_for_bit(cli, convolutional, faces, tmp_path):
@@ -203,9 +203,9 @@ def test_scores_are_the_jobs_scores_bit_for_bit(cli, convolutional, faces, tmp_p
     job, method = convolutional
     folder = Path(shutil.copytree(faces / "bench", tmp_path / "bench"))
     (folder / "Name_1" / "A_bad_one.jpg").write_bytes(b"no image")
-    for theta in (PRIOR, 0.05):
+    for theta in (None, 0.05):
         output = tmp_path / f"{theta}.parquet"
-        code, out, _ = cli("score", folder, "--model", job.regressor(method, theta).uri, "-o", output)
+        code, out, _ = cli("score", folder, "--model", job.regressor(LabelSet(method, theta)).uri, "-o", output)
         assert (code, out) == (0, f"36 scored, 1 not (unreadable 1); written to {output}\n")
         rows = pq.read_table(output).to_pylist()
         assert [r["uri"] for r in rows] == sorted(str(p) for p in folder.rglob("*.jpg"))
@@ -220,7 +220,7 @@ def test_scores_are_the_jobs_scores_bit_for_bit(cli, convolutional, faces, tmp_p
 
 def test_score_takes_files_folders_and_globs(cli, convolutional, faces, tmp_path, monkeypatch):
     job, method = convolutional
-    model = job.regressor(method, PRIOR).uri
+    model = job.regressor(LabelSet(method)).uri
     monkeypatch.chdir(faces / "bench")
     output = tmp_path / "scores.csv"
     places = ["Name_3/Name_3_0002.jpg", "Name_1", "*/*_0004.jpg", "Name_1"]
@@ -231,7 +231,7 @@ def test_score_takes_files_folders_and_globs(cli, convolutional, faces, tmp_path
     expected += [f"Name_{k}/Name_{k}_0004.jpg" for k in (0, 2, 3, 4, 5)]
     assert names == expected
     by_name = dict(
-        zip(sorted(str(p.relative_to(".")) for p in Path().rglob("*.jpg")), job_scores(job, method, PRIOR), strict=True)
+        zip(sorted(str(p.relative_to(".")) for p in Path().rglob("*.jpg")), job_scores(job, method, None), strict=True)
     )
     assert found["score"] == [by_name[n] for n in names]
 
@@ -245,7 +245,7 @@ def test_score_takes_files_folders_and_globs(cli, convolutional, faces, tmp_path
 def test_scores_are_the_same_wherever_the_images_lie(cli, convolutional, faces, tmp_path, bucket):
     """On disk, in memory and in a bucket; loose, or in a plain tar beside other files; a bad one has its row."""
     job, method = convolutional
-    model = job.regressor(method, PRIOR).uri
+    model = job.regressor(LabelSet(method)).uri
     bench = Path(shutil.copytree(faces / "bench", tmp_path / "bench"))
     (bench / "Name_9").mkdir()
     (bench / "Name_9" / "cut.jpg").write_bytes((bench / "Name_1" / "Name_1_0001.jpg").read_bytes()[:700])
@@ -260,7 +260,7 @@ def test_scores_are_the_same_wherever_the_images_lie(cli, convolutional, faces, 
         fs.put(str(tmp_path / "faces.tar"), f"{path}/faces.tar")
         shown |= {f"{root}/bench": "", f"{root}/bench/*/*.jpg": "", f"{root}/faces.tar": "tar://bench/"}
     shown |= {str(bench): "", str(tmp_path / "*.tar"): "tar://bench/"}
-    expected = dict(zip(names[:-1], job_scores(job, method, PRIOR), strict=True)) | {names[-1]: None}
+    expected = dict(zip(names[:-1], job_scores(job, method, None), strict=True)) | {names[-1]: None}
     for place, start in shown.items():
         assert cli("score", place, "--model", model, "-o", tmp_path / "s.parquet")[:2] == (
             0, f"36 scored, 1 not (truncated 1); written to {tmp_path / 's.parquet'}\n",
@@ -279,9 +279,9 @@ def test_scores_are_the_same_wherever_the_images_lie(cli, convolutional, faces, 
 def test_percentiles_by_hand(cli, convolutional, faces, tmp_path):
     """With the 36 scores themselves as the regressor's distribution, the i-th of them in order is at i / 35."""
     job, method = convolutional
-    model = Path(shutil.copytree(job.regressor(method, PRIOR).uri, tmp_path / "regressor"))
+    model = Path(shutil.copytree(job.regressor(LabelSet(method)).uri, tmp_path / "regressor"))
     card = json.loads((model / "card.json").read_text())
-    scores = sorted(job_scores(job, method, PRIOR))
+    scores = sorted(job_scores(job, method, None))
     assert len(set(scores)) == 36
     card["validation_scores"] = {"n_images": 36, "quantiles": scores}
     (model / "card.json").write_text(json.dumps(card))
@@ -296,7 +296,7 @@ def test_percentiles_by_hand(cli, convolutional, faces, tmp_path):
 
 def test_scores_do_not_depend_on_threads(convolutional, faces):
     job, method = convolutional
-    scorer = load_scorer(job.regressor(method, PRIOR).uri)
+    scorer = load_scorer(job.regressor(LabelSet(method)).uri)
     images = list_images([str(faces / "bench" / "*" / "*_000[12].jpg")])
     one = score_images(images, scorer, batch_size=4)
     assert one == score_images(images, scorer, batch_size=4, n_threads=3)
@@ -306,7 +306,14 @@ def test_score_with_somebodys_own_network(cli, done, faces, tmp_path):
     """Its code is imported only where that is allowed."""
     job = Job(load_settings(done))
     method = job.settings.methods[0]
-    argv = ["score", faces / "bench", "--model", job.regressor(method, 0.05).uri, "-o", tmp_path / "s.parquet"]
+    argv = [
+        "score",
+        faces / "bench",
+        "--model",
+        job.regressor(LabelSet(method, 0.05)).uri,
+        "-o",
+        tmp_path / "s.parquet",
+    ]
     code, _, err = cli(*argv)
     assert code == 1
     assert "'smoke:tiny'" in err
@@ -344,7 +351,14 @@ def test_score_with_a_method(cli, faces, tmp_path):
 
 def test_options_that_would_have_no_effect_are_refused(cli, convolutional, faces, tmp_path):
     job, method = convolutional
-    argv = ["score", faces / "bench" / "Name_0", "--model", job.regressor(method, PRIOR).uri, "-o", tmp_path / "s.csv"]
+    argv = [
+        "score",
+        faces / "bench" / "Name_0",
+        "--model",
+        job.regressor(LabelSet(method)).uri,
+        "-o",
+        tmp_path / "s.csv",
+    ]
     for more, words in (
         (["--recognizer", "smoke:tiny"], ["--recognizer smoke:tiny", "works on none; leave it out"]),
         (["--weights", "w.pt"], ["holds its weights; leave out weights='w.pt'"]),
@@ -418,7 +432,7 @@ def test_score_mistakes(cli, faces, monkeypatch, images, options, code, words):
 def test_an_exported_regressor_scores_as_the_job_did(cli, convolutional, faces, tmp_path):
     job, method = convolutional
     file = tmp_path / "new" / "regressor.onnx"
-    regressor = job.regressor(method, PRIOR).uri
+    regressor = job.regressor(LabelSet(method)).uri
     images = ["--images", faces / "train" / "p00", "--images", faces / "train" / "p01"]
     code, out, _ = cli("export", regressor, "-o", file, *images)
     assert (code, "scores of 10 crops" in out, str(file) in out) == (0, True, True)
@@ -435,8 +449,8 @@ def test_an_exported_regressor_scores_as_the_job_did(cli, convolutional, faces, 
 
 def test_export_refuses_and_leaves_no_file(cli, convolutional, done, faces, tmp_path, monkeypatch):
     job, method = convolutional
-    regressor = job.regressor(method, PRIOR).uri
-    own = Job(load_settings(done)).regressor(job.settings.methods[0], 0.05).uri
+    regressor = job.regressor(LabelSet(method)).uri
+    own = Job(load_settings(done)).regressor(LabelSet(job.settings.methods[0], 0.05)).uri
     one = faces / "bench" / "Name_0" / "Name_0_0001.jpg"
     (tmp_path / "no.jpg").write_bytes(b"no image")
     file = tmp_path / "regressor.onnx"
@@ -527,7 +541,7 @@ def test_doctor_looks_at_recognisers_methods_and_regressors(cli, convolutional, 
     assert code == ("fault" in found.values())
     code, out, _ = cli("doctor", "embedding_norm", "--recognizer", "smoke:tiny", *images)
     assert [f["check"] for f in json.loads(out)][-2:] == ["sign", "score's batches"]
-    code, out, _ = cli("doctor", job.regressor(method, PRIOR).uri, *images)
+    code, out, _ = cli("doctor", job.regressor(LabelSet(method)).uri, *images)
     found = {f["check"]: f for f in json.loads(out)}
     assert {"people", "colour order", "scaling", "crop", "batches"} <= set(found)
     code, _, err = cli("doctor", "faceqam", *images)

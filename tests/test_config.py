@@ -49,9 +49,9 @@ def test_every_mistake_is_listed_with_value_and_hint(tmp_path):
         (["optimize.thetas=1"], "optimize.thetas: unknown key (did you mean 'theta'?)"),
         (["optimize.theta=2"], "less than or equal to 1"),
         (["methods=[]"], "methods:"),
-        (["methods=[{name: a}, {name: a}]"], "a stands twice"),
+        (["methods=[{name: a}, {name: a}]"], "a is given twice"),
         (["methods=[{name: a, label: oracle}]"], "the name 'oracle' is taken"),
-        (["name.x=1"], "'x' does not name a place"),
+        (["name.x=1"], "'name.x=1': name has no key 'x'"),
     ],
 )
 def test_wrong_overrides(tmp_path, overrides, words):
@@ -101,14 +101,29 @@ def test_fingerprints_hold_what_a_models_name_points_to(tmp_path):
     assert len(found) == 4
 
 
-def test_later_settings_leave_earlier_runs_as_they_are(tmp_path):
-    """A source's fingerprint and a run's settings know only what is used; what is let pass is in neither."""
-    known = {"kind", "uri", "landmarks_uri", "identity_level", "splits", "limit"}
-    s = load_settings(job(tmp_path))
-    assert set(s.source.model_dump(mode="json")) == set(s.identity()["source"]) == known
-    used = load_settings(job(tmp_path), ["source.detector=d.onnx", "source.allow_mixed_crops=true"])
-    assert set(used.source.model_dump()) == known | {"detector", "allow_mixed_crops"}
-    assert set(used.identity()["source"]) == known | {"detector"}
-    assert set(s.identity()["methods"][0]) == {"name", "label", "weights", "scores", "options"}
-    other = load_settings(job(tmp_path), ["methods.0.recognizer={name: arcface_r18}"])
-    assert "recognizer" in other.identity()["methods"][0]
+def test_what_a_run_accepts_is_part_of_no_result(tmp_path):
+    """Another detector makes other results; accepting mixed crops or more bad images does not."""
+    (tmp_path / "d.onnx").write_bytes(b"detector")
+    strict = load_settings(job(tmp_path), ["recognizer.weights=null"])
+    lenient = load_settings(
+        job(tmp_path), ["recognizer.weights=null", "source.allow_mixed_crops=true", "max_bad_fraction=0.5"]
+    )
+    detected = load_settings(job(tmp_path), ["recognizer.weights=null", f"source.detector={tmp_path / 'd.onnx'}"])
+    assert lenient.identity() == strict.identity() != detected.identity()
+    fingerprints = [Job(s).embeddings("train").fingerprint for s in (strict, lenient, detected)]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+def test_label_sets_and_their_names(tmp_path):
+    made = Job(load_settings(job(tmp_path), ["recognizer.weights=null", "optimize.theta=[0.001, 0.03]"]))
+    sets = made.label_sets()
+    assert [s.key for s in sets] == ["prior", "theta-0.001", "theta-0.03"]
+    assert [made.scorer_name(s) for s in sets] == [
+        "faceqan, regressor on prior labels",
+        "faceqan, regressor on optimized labels (theta 0.001)",
+        "faceqan, regressor on optimized labels (theta 0.03)",
+    ]
+    assert "/labels=theta-0.03/" in made.regressor(sets[2]).uri
+    assert "/scorer=faceqan-regressor-prior/" in made.regressor_scores("train", sets[0]).uri
+    assert made.labels(sets[0]).uri == made.labels(sets[1]).uri  # prior labels are a column beside the optimized ones
+    assert made.labels(sets[2]).uri != made.labels(sets[1]).uri

@@ -559,6 +559,11 @@ def options_of(function: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
 
 
+def resolve_device(device: str) -> str:
+    """Return the device that a setting names; `auto` is cuda if this machine has it, else cpu."""
+    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def near_name(name: str, known: Any) -> str:
     """Return `` (did you mean ...?)`` if a known name is close, else an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1)

@@ -7,7 +7,6 @@ A saved regressor is ``weights.pt`` and ``card.json``; the card names the networ
 from __future__ import annotations
 
 import copy
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.models.formats.checkpoints import load_state_dict, load_strictly, sha256_of
+from fiqa_ray.models.formats.checkpoints import load_state_dict, load_strictly, sha256_of, state_bytes
 from fiqa_ray.models.formats.onnx_graph import STRUCTURE, parse_onnx
 from fiqa_ray.models.recognition import RECOGNIZERS, Preprocessing, Recognizer, call_imported, check_faces, find_device
 from fiqa_ray.storage import join, read_bytes
@@ -158,12 +157,10 @@ def save_regressor(model: QualityRegressor, card: Mapping[str, Any]) -> dict[str
     Raises:
         FiqaRayError: if the card cannot be written as JSON.
     """
-    buffer = io.BytesIO()
     state = model.state_dict()
-    torch.save(
-        {k: (v.float() if v.is_floating_point() else v).detach().cpu().clone() for k, v in state.items()}, buffer
+    weights = state_bytes(
+        {k: (v.float() if v.is_floating_point() else v).detach().cpu().clone() for k, v in state.items()}
     )
-    weights = buffer.getvalue()
     own = {**model.origin, "weights_sha256": sha256_of(weights), "schema_version": SCHEMA_VERSION}
     try:
         text = json.dumps({**card, **own}, indent=1, sort_keys=True, allow_nan=False)

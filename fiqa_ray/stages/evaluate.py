@@ -28,7 +28,7 @@ from fiqa_ray.datasets import columns, schemas
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.job import Job
+from fiqa_ray.job import Job, LabelSet
 from fiqa_ray.sources.insightface_bin import read_bin_pairs
 from fiqa_ray.sources.protocols import (
     VerificationPairs,
@@ -73,11 +73,12 @@ def evaluate_steps(job: Job) -> Iterator[list[Step]]:
         scorers, compare = {}, []
         for m in job.settings.methods:
             if job.has_scores(benchmark.name, m):
-                scorers[job.scorer_name(m, None)] = job.prior_scores(benchmark.name, m)
-        for m, theta in job.label_sets():
-            scorers[job.scorer_name(m, theta)] = job.regressor_scores(benchmark.name, m, theta)
-            if theta != "prior":
-                compare.append((job.scorer_name(m, theta), job.scorer_name(m, "prior")))
+                scorers[m.label] = job.prior_scores(benchmark.name, m)
+        for label_set in job.label_sets():
+            name = job.scorer_name(label_set)
+            scorers[name] = job.regressor_scores(benchmark.name, label_set)
+            if not label_set.is_prior:
+                compare.append((name, job.scorer_name(LabelSet(label_set.method))))
         compare += [(name, RANDOM) for name in scorers]
         labels = {m.label for m in job.settings.methods}
         shard = BenchmarkShard(

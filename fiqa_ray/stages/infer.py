@@ -23,10 +23,10 @@ from fiqa_ray.datasets.columns import embedding_column
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.engine.step import Step, Worker, stateless_worker
 from fiqa_ray.errors import FiqaRayError, UsageError
-from fiqa_ray.images import decode_faces
+from fiqa_ray.images import decode_packed_faces
 from fiqa_ray.job import Job
 from fiqa_ray.models.quality import METHODS, Scorer, embedding_norm, load_scorer, needs_recognizer, score_together
-from fiqa_ray.models.recognition import Recognizer, load_recognizer
+from fiqa_ray.models.recognition import Recognizer, load_recognizer, resolve_device
 from fiqa_ray.sources.scores import scores_by_id
 
 Model = Callable[[torch.Tensor, np.ndarray], np.ndarray]
@@ -48,7 +48,7 @@ class ModelCall:
 
     def place(self) -> str:
         """The device of the worker that asks."""
-        return self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        return resolve_device(self.device)
 
     def load(self) -> Model:
         """Loads the model, once per worker."""
@@ -125,14 +125,14 @@ def score_steps(job: Job) -> Iterator[list[Step]]:
 def regressor_score_steps(job: Job) -> Iterator[list[Step]]:
     """Scores of the trained regressors on every benchmark: one forward pass each."""
     steps = []
-    for method, theta in job.label_sets():
-        regressor = job.regressor(method, theta)
+    for label_set in job.label_sets():
+        regressor = job.regressor(label_set)
         regressor.require()
         # the job's own settings name the code of a user's network, so importing it again is no news
         options: dict[str, object] = {"allow_import": True}
         call = ModelCall(None, regressor.uri, None, options, job.settings.seed, job.settings.compute.device)
         for benchmark in job.settings.benchmarks:
-            dataset = job.regressor_scores(benchmark.name, method, theta)
+            dataset = job.regressor_scores(benchmark.name, label_set)
             steps.append(_model_step("evaluate", [dataset], job.faces(benchmark.name), [call], job))
     if steps:
         yield steps
@@ -232,11 +232,7 @@ def run_shard(
 
 
 def _decode(encoded: pa.ChunkedArray, where: slice, batch_size: int) -> np.ndarray:
-    faces, ok = decode_faces(encoded.slice(where.start, where.stop - where.start).to_pylist(), n_threads=2)
-    if not ok.all():
-        raise FiqaRayError(
-            "a packed face no longer decodes: its part is damaged; remove the part's files and run again"
-        )
+    faces = decode_packed_faces(encoded.slice(where.start, where.stop - where.start).to_pylist(), n_threads=2)
     if len(faces) < batch_size:
         faces = np.concatenate([faces, np.zeros((batch_size - len(faces), *faces.shape[1:]), np.uint8)])
     return faces

@@ -122,7 +122,7 @@ def _stages(job: Job) -> list[StageRow]:
             if job.has_scores(face_set, m)
         ]
     named += [("pair", job.pairs()), ("rank", job.similarity_ranks()), ("optimize", job.optimized_index())]
-    named += [(f"train: {job.scorer_name(m, t)}", job.regressor(m, t)) for m, t in job.label_sets()]
+    named += [(f"train: {job.scorer_name(labels)}", job.regressor(labels)) for labels in job.label_sets()]
     named += [(f"evaluate {b.name}", job.evaluation(b)) for b in s.benchmarks]
     rows = []
     for name, dataset in named:

@@ -1,17 +1,16 @@
-"""train: the regressor H on M, with L1 on labels scaled to [0, 1] (paper III-D; Ray Train).
+"""train: the regressor H on M, with an L1 loss on labels scaled to [0, 1] (paper, section III-D; Ray Train).
 
-``head``: M stays as it is; linear heads for all label sets are fitted together on the stored embeddings, one pass over them
-per epoch. ``finetune``: the released recipe (LSIbabnikz/Optimization-Based-Improvement-of-FIQA-Techniques
-src/transfer_learning): H and the last layers of M, one network per label set. Validation images are every 20th of the
-images sorted by label, starting with the worst; the weights with the lowest validation loss are kept.
-
-The state is written to the run's storage at validations; a trainer that is started again continues from there.
+`head`: M is left unchanged; linear heads for all label sets are fitted together on the stored embeddings, with one pass
+over them per epoch. `finetune`: the released recipe (LSIbabnikz/Optimization-Based-Improvement-of-FIQA-Techniques,
+src/transfer_learning): H and the last layers of M, one network per label set. The weights with the lowest validation loss
+are saved. An interrupted training continues from its last validation.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,50 +21,57 @@ from fiqa_ray.datasets.dataset import Part
 from fiqa_ray.engine.progress import StepProgress
 from fiqa_ray.engine.ray_train import fit_with_ray
 from fiqa_ray.engine.step import Step, stateless_worker
-from fiqa_ray.job import PRIOR, Job
+from fiqa_ray.job import Job, LabelSet
+from fiqa_ray.models.recognition import resolve_device
 from fiqa_ray.storage import fingerprint, join, read_json, storage_quiet
-from fiqa_ray.training.finetune import _FinetuneTraining
-from fiqa_ray.training.head import _HeadTraining
-from fiqa_ray.training.loop import RECIPES, Plan, Recipe, Task, _Run
+from fiqa_ray.training.finetune import FinetuneTraining
+from fiqa_ray.training.head import HeadTraining
+from fiqa_ray.training.loop import RECIPES, Plan, Recipe, Report, Task, TrainingLoop
 
 
 def train_steps(job: Job) -> Iterator[list[Step]]:
-    """One step per regressor; the first that is missing trains all that are."""
+    """Yield one step with one shard, which trains all regressors."""
+    plan = training_plan(job)
+    for task in plan.tasks:
+        task.labels.require()
+    first, *others = (task.regressor for task in plan.tasks)
+    n_workers = job.settings.compute.train_workers if job.settings.compute.engine == "ray" else 0
+    worker = stateless_worker(train_regressors, n_workers)
+    n_rows = plan.embeddings.require().n_rows
+    yield [Step("train", first, [plan], worker, n_rows, engine="driver", unit="images", extra_datasets=tuple(others))]
+
+
+def training_plan(job: Job) -> Plan:
+    """Return what the workers need to train the job's regressors."""
     settings = job.settings.train
     default = RECIPES[settings.mode]
-    recipe = Recipe(
-        settings.n_epochs or default.n_epochs,
-        settings.batch_size or default.batch_size,
-        settings.learning_rate or default.learning_rate,
-    )
-    tasks = [_task(job, *which) for which in job.label_sets()]
-    mark = fingerprint([t.regressor.fingerprint for t in tasks])
-    plan = Plan(
+    tasks = [training_task(job, label_set) for label_set in job.label_sets()]
+    version = fingerprint([t.regressor.fingerprint for t in tasks])
+    return Plan(
         tasks=tasks,
         settings=settings,
-        recipe=recipe,
+        recipe=Recipe(
+            n_epochs=settings.n_epochs or default.n_epochs,
+            batch_size=settings.batch_size or default.batch_size,
+            learning_rate=settings.learning_rate or default.learning_rate,
+        ),
         seed=job.settings.seed,
         recognizer=job.settings.recognizer,
         faces=job.faces("train"),
         embeddings=job.embeddings("train"),
         device=job.settings.compute.device,
-        state_uri=join(job.settings.run_uri, "_training", f"v={mark}"),
+        state_uri=join(job.settings.run_uri, "_training", f"v={version}"),
     )
-    n_rows = plan.embeddings.require().n_rows
-    n_workers = job.settings.compute.train_workers if job.settings.compute.engine == "ray" else 0
-    for i, task in enumerate(tasks):
-        task.labels.require()
-        worker = stateless_worker(run_task, plan, n_workers)
-        yield [Step("train", task.regressor, [i], worker, n_rows, engine="driver", unit="images")]
 
 
-def _task(job: Job, method: Any, theta: float | str) -> Task:
+def training_task(job: Job, label_set: LabelSet) -> Task:
+    """Return the task that trains a regressor on one label set."""
     s = job.settings
     card = {
-        "scorer": job.scorer_name(method, theta),
-        "fiqa_method": method.label,
-        "labels": PRIOR if isinstance(theta, str) else "optimized",
-        "theta": None if isinstance(theta, str) else theta,
+        "scorer": job.scorer_name(label_set),
+        "fiqa_method": label_set.method.label,
+        "labels": "prior" if label_set.is_prior else "optimized",
+        "theta": label_set.theta,
         "index_scale": s.optimize.index_scale,
         "n_clusters": s.pair.n_clusters,
         "n_repeats": s.pair.n_repeats,
@@ -75,64 +81,74 @@ def _task(job: Job, method: Any, theta: float | str) -> Task:
         "training": s.train.model_dump(mode="json"),
         "code_version": __version__,
     }
-    column = "prior_score" if isinstance(theta, str) else "optimized_score"
-    return Task(job.regressor(method, theta), job.labels(method, theta), column, card)
+    return Task(job.regressor(label_set), job.labels(label_set), label_set, card)
 
 
-def run_task(plan: Plan, n_workers: int, i: int) -> Part:
-    """Trains all regressors that are still missing and returns the record of regressor ``i``."""
-    pending = Plan(**{**plan.__dict__, "tasks": [t for t in plan.tasks if not t.regressor.finished_parts(verify=True)]})
+def train_regressors(n_workers: int, plan: Plan) -> Part:
+    """Train the plan's regressors that are missing and return the record of the first regressor.
+
+    Args:
+        n_workers: workers of Ray Train; 0 trains in this process.
+        plan: what to train.
+    """
+    missing = replace(plan, tasks=[t for t in plan.tasks if not t.regressor.finished_parts(verify=True)])
     n_workers = min(n_workers, len(plan.embeddings.require().parts))
     failures: list[BaseException] = []
 
     def fit() -> None:
         try:
             if n_workers:
-                fit_with_ray(train_loop, pending, n_workers, plan.device)
+                fit_with_ray(train_loop, missing, n_workers, plan.device)
             else:
-                train_loop(pending)
+                train_loop(missing)
         except BaseException as exc:
             failures.append(exc)
 
-    thread = threading.Thread(target=fit, daemon=True)
+    thread = threading.Thread(target=fit, daemon=True)  # training may block, and the bar must move
     thread.start()
     _show_progress(plan, thread)
     if failures:
         raise failures[0]
-    return plan.tasks[i].regressor.finished_parts()[0]
+    return plan.tasks[0].regressor.finished_parts()[0]
 
 
 def _show_progress(plan: Plan, thread: threading.Thread) -> None:
-    """A bar of training steps, read from the state that the workers leave in storage."""
-    bar: StepProgress | None = None
+    """Show a bar of training steps until the thread ends."""
+    progress = _next_progress(plan, thread)
+    if progress is None:
+        return
+    name = f"train: {plan.settings.mode} {plan.recognizer.name}"
+    with StepProgress(name, progress["n_steps"], "steps", progress["step"]) as bar:
+        while progress is not None:
+            bar.advance(max(0, progress["step"] - bar.done))
+            progress = _next_progress(plan, thread)
+
+
+def _next_progress(plan: Plan, thread: threading.Thread) -> dict[str, int] | None:
+    """Return the progress that the workers left in storage, read each second; None when the thread has ended."""
     while thread.is_alive():
         thread.join(1.0)
-        state = None
+        progress: dict[str, int] | None = None
         with storage_quiet():
-            state = read_json(join(plan.state_uri, "progress.json"))
-        if state is None:
-            continue
-        if bar is None:
-            bar = StepProgress(
-                f"train: {plan.settings.mode} {plan.recognizer.name}", state["n_steps"], "steps", state["step"]
-            )
-            bar.__enter__()
-        bar.advance(max(0, state["step"] - bar.done))
-    if bar is not None:
-        bar.__exit__(None, None, None)
+            progress = read_json(plan.progress_uri)
+        if progress is not None:
+            return progress
+    return None
 
 
-def train_loop(
-    plan: Plan, rank: int = 0, world: int = 1, report: Callable[[dict[str, Any]], None] = lambda _: None
-) -> None:
-    """Trains the plan's tasks; rank 0 writes state and results."""
-    device = plan.device if plan.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+def _ignore(_: dict[str, Any]) -> None:
+    """Stands in for Ray Train's `report`."""
+
+
+def train_loop(plan: Plan, rank: int = 0, world: int = 1, report: Report = _ignore) -> None:
+    """Train the plan's tasks in one of `world` workers; rank 0 writes state and results."""
+    device = resolve_device(plan.device)
     if plan.settings.mode == "head":
-        with one_thread():  # products of a few rows: more threads only wait for one another
-            _Run(plan, plan.tasks, _HeadTraining(plan, device, rank, world), rank, world, report, n_total=1).run(0)
-    else:
-        for i, task in enumerate(plan.tasks):
-            if not task.regressor.finished_parts(verify=True):
-                torch.manual_seed(plan.seed)  # every network starts from the same head, also after a restart
-                training = _FinetuneTraining(plan, task, device, rank, world)
-                _Run(plan, [task], training, rank, world, report, n_total=len(plan.tasks)).run(i)
+        with one_thread():  # products of a few rows: more threads only wait for each other
+            TrainingLoop(plan, HeadTraining(plan, device, rank, world), rank, world, report).run()
+        return
+    for i, task in enumerate(plan.tasks):
+        if not task.regressor.finished_parts(verify=True):
+            torch.manual_seed(plan.seed)  # every network starts from the same head, also after a restart
+            training = FinetuneTraining(plan, task, device, rank, world)
+            TrainingLoop(plan, training, rank, world, report).run(i, len(plan.tasks))

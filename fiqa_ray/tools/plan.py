@@ -145,8 +145,8 @@ def plan_job(job: Job, n_workers: int = 1, bandwidth: float | None = None) -> li
     head = settings.train.mode == "head"
     cost = 2e-6 * epochs if head else 4 * rates["embed"] * epochs
     read = 4.0 * dim if head else face * epochs
-    for m, theta in job.label_sets():
-        name, regressor = job.scorer_name(m, theta), job.regressor(m, theta)
+    for label_set in job.label_sets():
+        name, regressor = job.scorer_name(label_set), job.regressor(label_set)
         add_per_row("train", name, regressor, n_train, 1, cost, read=read, written=0, memory=8 * part_rows * 30_000.0)
     for b in settings.benchmarks:
         n = n_images[b.name]

@@ -1,4 +1,4 @@
-"""What several training workers tell each other; with one worker nothing is sent."""
+"""Exchange of tensors between training workers; with one worker nothing is sent."""
 
 from __future__ import annotations
 
@@ -9,20 +9,29 @@ import torch
 from torch import nn
 
 
-def reduce_over(value: torch.Tensor, how: Literal["sum", "min"], world: int) -> torch.Tensor:
-    """Sum or minimum of a CPU tensor over the ``world`` workers."""
+def reduce_over(value: torch.Tensor, operation: Literal["sum", "min"], world: int) -> torch.Tensor:
+    """Return the sum or minimum of a tensor over all workers.
+
+    Args:
+        value: on the CPU; it is not changed.
+        operation: what to compute, element by element.
+        world: number of workers. Each must make the call.
+
+    Returns:
+        A new tensor on the CPU, the same in every worker.
+    """
     if world > 1:
         import torch.distributed as dist
 
         on_gpu = dist.get_backend() == "nccl"
-        moved = value.clone().cuda() if on_gpu else value.clone()
-        dist.all_reduce(moved, op=dist.ReduceOp.SUM if how == "sum" else dist.ReduceOp.MIN)
-        return moved.cpu()
+        result = value.clone().cuda() if on_gpu else value.clone()
+        dist.all_reduce(result, op=dist.ReduceOp.SUM if operation == "sum" else dist.ReduceOp.MIN)
+        return result.cpu()
     return value.clone()
 
 
 def broadcast(tensors: Iterable[torch.Tensor], world: int) -> None:
-    """Rank 0's values for all workers."""
+    """Overwrite the tensors of all workers with those of rank 0."""
     if world > 1:
         import torch.distributed as dist
 
@@ -31,7 +40,7 @@ def broadcast(tensors: Iterable[torch.Tensor], world: int) -> None:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter], world: int) -> None:
-    """The workers' mean gradient, for all of them."""
+    """Replace the gradients of all workers by their mean; parameters without a gradient are left alone."""
     if world > 1:
         import torch.distributed as dist
 

@@ -1,41 +1,56 @@
-"""The training loop: its plan, state, batches and validation."""
+"""The training loop: steps, validations, the state that a restart continues from, and what is saved at the end.
+
+`TrainingLoop` trains one network. What the network is and how it learns is up to a `Trainable`: see `head.py` and
+`finetune.py`.
+"""
 
 from __future__ import annotations
 
 import io
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from fiqa_ray.config import RecognizerSettings, TrainSettings
 from fiqa_ray.core.labels import scale_to_unit
 from fiqa_ray.datasets import schemas
-from fiqa_ray.datasets.dataset import Dataset
+from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.models.regressor import save_regressor, score_table
+from fiqa_ray.job import LabelSet
+from fiqa_ray.models.formats.checkpoints import state_bytes
+from fiqa_ray.models.regressor import QualityRegressor, save_regressor, score_table
 from fiqa_ray.storage import exists, fingerprint, join, read_bytes, write_atomic
 from fiqa_ray.training.distributed import broadcast, reduce_over
 
 VALIDATION_EVERY = 20
-
+"""One of this number of images (or of people, for PCNet) is held out for validation."""
 
 SAVE_EVERY_S = 10.0
-"""Least time between two writes of the state: a restart repeats at most this much, and a validation."""
+"""Seconds between two writes of the state, at least. A restart repeats this much training and one validation."""
 
-
-_PARTS_AT_ONCE = 8
+PARTS_AT_ONCE = 8
 """Parts that are shuffled together: identities are contiguous, and a batch should hold many of them."""
+
+Report = Callable[[dict[str, Any]], None]
+"""Ray Train's `report`, or a function that does nothing."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Defaults of a training mode. ``learning_rate``: Adam's, or the factor on the released groups' rates."""
+    """The values of a training mode. `stages.train` fills in the job's settings; the loop and the modes read it.
+
+    Attributes:
+        n_epochs: passes over the training images.
+        batch_size: images per step of all workers together.
+        learning_rate: head: Adam's rate; finetune: factor on the rates of the released parameter groups.
+    """
 
     n_epochs: int
     batch_size: int
@@ -43,21 +58,29 @@ class Recipe:
 
 
 RECIPES = {"head": Recipe(20, 512, 1e-2), "finetune": Recipe(1, 128, 1.0)}
+"""Defaults by mode."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One regressor to train: where it goes, where its labels are, and what its card says."""
+    """One regressor to train. `stages.train` makes it; the modes read its labels and the loop writes its results.
+
+    Attributes:
+        regressor: the dataset to write.
+        labels: the dataset with the labels.
+        label_set: which labels of that dataset to use.
+        card: entries of the regressor's card that are known before training.
+    """
 
     regressor: Dataset
     labels: Dataset
-    column: str
+    label_set: LabelSet
     card: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a training worker needs; picklable."""
+    """Everything that a training worker needs; picklable. `stages.train` makes it; the loop and the modes read it."""
 
     tasks: list[Task]
     settings: TrainSettings
@@ -69,12 +92,25 @@ class Plan:
     device: str
     state_uri: str
 
+    @property
+    def progress_uri(self) -> str:
+        """The file that says how many steps are done."""
+        return join(self.state_uri, "progress.json")
+
 
 @dataclass
 class State:
-    """Where training is; everything a restart needs."""
+    """What a restart needs, as it lies in storage. The loop makes, writes and reads it; a mode adds its network.
 
-    task: int = 0
+    Attributes:
+        step: steps done.
+        model: state of the network.
+        optimizer: state of the optimizer.
+        best: per task the weights with the lowest validation loss.
+        best_loss: per task that loss.
+        history: per task one record per validation.
+    """
+
     step: int = 0
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
@@ -83,57 +119,106 @@ class State:
     history: list[list[dict[str, float]]] = field(default_factory=list)
 
 
-class _Run:
-    """Epochs, validations, state and results of one network (one head each for all tasks, or one finetuned task)."""
+class Trainable(Protocol):
+    """A network in training, for K tasks at once: linear heads for all tasks, or the whole network for one.
 
-    def __init__(
-        self, plan: Plan, tasks: list[Task], training: Any, rank: int, world: int, report: Any, n_total: int
-    ) -> None:
-        self.plan, self.tasks, self.training = plan, tasks, training
-        self.rank, self.world, self.report, self.n_total = rank, world, report, n_total
-        # a state fits only the same division of the rows: with another number of workers training starts afresh
-        division = [world, training.batch_size, len(plan.embeddings.require().parts)]
-        marks = fingerprint([*(t.regressor.fingerprint for t in tasks), *division])
-        self.state_uri = join(plan.state_uri, f"state-{marks}.pt")
+    Attributes:
+        tasks: the regressors that come out of it.
+        n_train: this worker's training images.
+        batch_size: this worker's images per step.
+    """
 
-    def run(self, number: int) -> None:
+    tasks: list[Task]
+    n_train: int
+    batch_size: int
+
+    def batches(self, epoch: int, n_batches: int, skip: int) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Yield the batches of an epoch, without the first `skip`; (seed, epoch) alone decide which they are."""
+
+    def train_step(self, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Make one step and return the training losses, `(K,) float64` on the CPU."""
+
+    def buffers(self) -> Iterable[torch.Tensor]:
+        """Return the tensors that no gradient changes, such as batch-norm statistics."""
+
+    def validate(self) -> torch.Tensor:
+        """Return `(K, 2) float64`: sum of absolute errors and number of this worker's validation images."""
+
+    def validation_scores(self, best: list[dict[str, torch.Tensor]]) -> list[torch.Tensor]:
+        """Return per task `(2, n_validation) float32`: score and 1 for this worker's validation images, else zeros."""
+
+    def weights(self, k: int) -> dict[str, torch.Tensor]:
+        """Return a copy of the weights of task `k`."""
+
+    def regressor(self, best: dict[str, torch.Tensor]) -> QualityRegressor:
+        """Return the regressor with these weights, on the CPU."""
+
+    def save(self, state: State) -> None:
+        """Put the network and its optimizer into a state."""
+
+    def load(self, state: State) -> None:
+        """Restore the network and its optimizer from a state; a new state changes nothing."""
+
+
+class TrainingLoop:
+    """Trains one network in one of `world` workers; rank 0 writes the state and the results.
+
+    The state lies in the run's own storage and not in Ray Train's checkpoints, because training without Ray resumes from
+    it too, and a run then needs no second storage.
+    """
+
+    def __init__(self, plan: Plan, trainable: Trainable, rank: int, world: int, report: Report) -> None:
+        self.plan, self.trainable, self.tasks = plan, trainable, trainable.tasks
+        self.rank, self.world, self.report = rank, world, report
+        # a state fits only the same division of the images: with another number of workers training starts again
+        division = [world, trainable.batch_size, len(plan.embeddings.require().parts)]
+        version = fingerprint([*(t.regressor.fingerprint for t in self.tasks), *division])
+        self.state_uri = join(plan.state_uri, f"state-{version}.pt")
+
+    def run(self, number: int = 0, n_networks: int = 1) -> None:
+        """Train from the stored state, or from the start, and write the regressors.
+
+        Args:
+            number: index of this network among those of the plan, for the progress bar.
+            n_networks: how many networks the plan trains.
+        """
         started = saved = time.monotonic()
-        t, recipe = self.training, self.plan.recipe
-        per_epoch = int(reduce_over(torch.tensor(t.n_train // t.batch_size), "min", self.world))
+        trainable, recipe = self.trainable, self.plan.recipe
+        per_epoch = int(reduce_over(torch.tensor(trainable.n_train // trainable.batch_size), "min", self.world))
         n_steps = per_epoch * recipe.n_epochs
         every = max(1, per_epoch // self.plan.settings.validations_per_epoch)
         state = self._restore()
-        t.load(state)
+        trainable.load(state)
         loss_sum, n_summed = torch.zeros(len(self.tasks), dtype=torch.float64), 0
         for epoch in range(state.step // per_epoch, recipe.n_epochs):
-            skip = state.step - epoch * per_epoch
-            for batch in t.batches(epoch, per_epoch, skip):
-                loss_sum += t.train_step(batch)
+            for batch in trainable.batches(epoch, per_epoch, skip=state.step - epoch * per_epoch):
+                loss_sum += trainable.train_step(batch)
                 n_summed += 1
                 state.step += 1
-                if state.step % every == 0 or state.step == n_steps:
-                    broadcast(t.buffers(), self.world)  # what is judged is what rank 0 saves
-                    validation = reduce_over(t.validate(), "sum", self.world)
-                    mean = (reduce_over(loss_sum, "sum", self.world) / (n_summed * self.world)).tolist()
-                    losses = (validation[:, 0] / validation[:, 1].clamp(min=1)).tolist()
-                    self._keep_best(state, epoch, mean, losses)
-                    loss_sum.zero_()
-                    n_summed = 0
-                    if self.rank == 0 and (time.monotonic() - saved >= SAVE_EVERY_S or state.step == n_steps):
-                        self._save(state, number * n_steps, n_steps * self.n_total)
-                        saved = time.monotonic()
-                    if state.step == n_steps:  # once: Ray Train takes about 2 s for each report
-                        self.report({"step": state.step, "validation_loss": float(np.mean(losses))})
-        scores = [reduce_over(found, "sum", self.world) for found in t.validation_scores(state.best)]
+                if state.step % every != 0 and state.step != n_steps:
+                    continue
+                loss = reduce_over(loss_sum, "sum", self.world) / (n_summed * self.world)
+                loss_sum, n_summed = torch.zeros_like(loss_sum), 0
+                validation_loss = self._validate(state, epoch, loss.tolist())
+                if self.rank == 0 and (time.monotonic() - saved >= SAVE_EVERY_S or state.step == n_steps):
+                    self._save(state, number * n_steps + state.step, n_steps * n_networks)
+                    saved = time.monotonic()
+                if state.step == n_steps:  # once, because Ray Train takes about 2 s for each report
+                    self.report({"step": state.step, "validation_loss": validation_loss})
+        scores = [reduce_over(s, "sum", self.world) for s in trainable.validation_scores(state.best)]
         if self.rank == 0:
             for k, task in enumerate(self.tasks):
-                score, known = scores[k].numpy()
-                self._finish(task, state, k, score[known > 0], time.monotonic() - started)
+                score, count = scores[k].numpy()
+                self._finish(task, state, k, score[count > 0], time.monotonic() - started)
 
-    def _keep_best(self, state: State, epoch: int, mean: list[float], losses: list[float]) -> None:
+    def _validate(self, state: State, epoch: int, train_loss: list[float]) -> float:
+        """Add a record per task to the history, save the best weights in the state, and return the mean loss."""
+        broadcast(self.trainable.buffers(), self.world)  # all workers judge the network that rank 0 saves
+        sums = reduce_over(self.trainable.validate(), "sum", self.world)
+        losses = (sums[:, 0] / sums[:, 1].clamp(min=1)).tolist()
         for k, loss in enumerate(losses):
             state.history[k].append(
-                {"step": state.step, "epoch": epoch, "train_loss": mean[k], "validation_loss": loss}
+                {"step": state.step, "epoch": epoch, "train_loss": train_loss[k], "validation_loss": loss}
             )
             if not np.isfinite(loss):
                 raise FiqaRayError(
@@ -142,7 +227,8 @@ class _Run:
                 )
             if loss < state.best_loss[k]:
                 state.best_loss[k] = loss
-                state.best[k] = self.training.weights(k)
+                state.best[k] = self.trainable.weights(k)
+        return float(np.mean(losses))
 
     def _restore(self) -> State:
         k = len(self.tasks)
@@ -150,15 +236,12 @@ class _Run:
             return State(best=[{}] * k, best_loss=[float("inf")] * k, history=[[] for _ in range(k)])
         return State(**torch.load(io.BytesIO(read_bytes(self.state_uri)), weights_only=True))
 
-    def _save(self, state: State, done: int, n_steps: int) -> None:
-        self.training.save(state)
-        buffer = io.BytesIO()
-        torch.save(state.__dict__, buffer)
-        write_atomic(self.state_uri, buffer.getvalue())
-        progress = {"step": done + state.step, "n_steps": n_steps}
-        write_atomic(join(self.plan.state_uri, "progress.json"), json.dumps(progress).encode())
+    def _save(self, state: State, n_done: int, n_steps: int) -> None:
+        self.trainable.save(state)
+        write_atomic(self.state_uri, state_bytes(state.__dict__))
+        write_atomic(self.plan.progress_uri, json.dumps({"step": n_done, "n_steps": n_steps}).encode())
 
-    def _finish(self, task: Task, state: State, k: int, scores: np.ndarray, duration_s: float) -> None:
+    def _finish(self, task: Task, state: State, k: int, scores: NDArray[np.float32], duration_s: float) -> None:
         rows = state.history[k]
         best = min(rows, key=lambda r: r["validation_loss"])
         card = {
@@ -168,57 +251,80 @@ class _Run:
             "clean_gradients": self.plan.settings.gradients == "clean",
             "validation_scores": score_table(scores),
         }
-        files = save_regressor(self.training.regressor(state.best[k]), card)
+        files = save_regressor(self.trainable.regressor(state.best[k]), card)
         table = pa.Table.from_pylist(rows, schema=schemas.TRAINING)
         n_rows = self.plan.embeddings.require().n_rows
         task.regressor.write_part(0, {**files, ".parquet": table}, n_rows=n_rows, duration_s=duration_s)
 
 
-def _share(batch_size: int, n_train: int, world: int) -> int:
-    """Rows per step of one worker: the workers' shares add up to the recipe's batch."""
+PartOfRows = tuple[Part, int]
+"""A part and the row of its first image."""
+
+
+def worker_parts(dataset: Dataset, rank: int, world: int) -> list[PartOfRows]:
+    """Return the parts that one of `world` workers trains on, each with the row of its first image."""
+    manifest = dataset.require()
+    return list(zip(manifest.parts, manifest.first_rows[:-1], strict=True))[rank::world]
+
+
+def worker_batch_size(batch_size: int, n_train: int, world: int) -> int:
+    """Return a worker's images per step: the workers' batches add up to the recipe's; no worker has fewer images."""
     return max(1, min(batch_size // world, int(reduce_over(torch.tensor(n_train), "min", world))))
 
 
-def load_targets(task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (n_images,) float32 in [0, 1], NaN where there is none, and (n_images,) bool: validation images.
+def load_targets(task: Task) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Read a task's labels and choose its validation images.
 
-    Validation (released recipe): every 20th image of the ascending order of scores, starting with the first.
+    Returns:
+        Labels `(I,) float32` in [0, 1], NaN for images without one, and `(I,) bool`: the validation images. These are every
+        20th image in ascending order of scores, starting with the first (released transfer-learning code).
     """
-    score = task.labels.read_all([task.column])[task.column].to_numpy().astype(np.float64)
-    known = np.flatnonzero(np.isfinite(score))
+    labels = task.label_set
+    table = task.labels.read_all([labels.score_column] if labels.is_prior else [labels.score_column, "label"])
+    score = table[labels.score_column].to_numpy().astype(np.float64)
+    scored = np.flatnonzero(np.isfinite(score))
     label = np.full(len(score), np.nan, np.float32)
-    label[known] = scale_to_unit(score[known])
-    validation = np.zeros(len(score), bool)
-    validation[known[np.argsort(score[known], kind="stable")[::VALIDATION_EVERY]]] = True
+    label[scored] = scale_to_unit(score[scored]) if labels.is_prior else table["label"].to_numpy()[scored]
+    validation = np.zeros(len(score), bool)  # by score: two scores may share a label, which has fewer digits
+    validation[scored[np.argsort(score[scored], kind="stable")[::VALIDATION_EVERY]]] = True
     return label, validation
 
 
 def shuffled_batches(
-    parts: list[Any],
-    load: Callable[[Any], tuple[np.ndarray, Any]],
+    parts: list[PartOfRows],
+    load: Callable[[PartOfRows], tuple[NDArray[np.int64], Any]],
     batch_size: int,
     seed: int,
     epoch: int,
     n_batches: int,
-) -> Iterator[Any]:
-    """Batches in an order that (seed, epoch) fixes: a few parts at a time are read and shuffled together.
+) -> Iterator[list[tuple[Any, int]]]:
+    """Yield at most `n_batches` batches of images in an order that (seed, epoch) decide.
 
-    ``load`` gives a part's (rows to use) and a function positions -> items. Yields (positions per loaded part, loaders).
+    Args:
+        parts: the worker's parts. `PARTS_AT_ONCE` of them are read and shuffled together.
+        load: reads a part; returns the positions of the images to use, and the part's data.
+        batch_size: images per batch. Images left over from some parts go into the next batches.
+        seed: of the job.
+        epoch: counted from 0.
+        n_batches: where to stop.
+
+    Yields:
+        Per image of a batch: the data of its part, and its position in them.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(parts))
-    made = 0
-    carried: list[Any] = []
-    for at in range(0, len(order), _PARTS_AT_ONCE):
-        pool = carried
-        for p in order[at : at + _PARTS_AT_ONCE]:
-            rows, item = load(parts[p])
-            pool.extend((item, int(r)) for r in rows)
+    n_yielded = 0
+    left_over: list[tuple[Any, int]] = []
+    for first in range(0, len(order), PARTS_AT_ONCE):
+        pool = left_over
+        for p in order[first : first + PARTS_AT_ONCE]:
+            positions, data = load(parts[p])
+            pool.extend((data, int(position)) for position in positions)
         pool = [pool[i] for i in rng.permutation(len(pool))]
-        whole = len(pool) // batch_size * batch_size
-        for b in range(0, whole, batch_size):
-            if made == n_batches:
+        end = len(pool) // batch_size * batch_size
+        for b in range(0, end, batch_size):
+            if n_yielded == n_batches:
                 return
-            made += 1
+            n_yielded += 1
             yield pool[b : b + batch_size]
-        carried = pool[whole:]
+        left_over = pool[end:]

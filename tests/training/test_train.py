@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,13 @@ import pytest
 import torch
 
 import smoke
-from fiqa_ray.config import load_settings
+from fiqa_ray.config import MethodSettings, load_settings
 from fiqa_ray.engine.local import local_map
 from fiqa_ray.engine.ray import ray_mapper
 from fiqa_ray.engine.run_steps import run_steps
 from fiqa_ray.errors import IncompleteError
 from fiqa_ray.images import decode_faces
-from fiqa_ray.job import Job
+from fiqa_ray.job import Job, LabelSet
 from fiqa_ray.models.quality import load_scorer
 from fiqa_ray.models.recognition import load_recognizer
 from fiqa_ray.models.regressor import load_regressor
@@ -49,14 +50,18 @@ def train(job_path, *overrides):
     return job
 
 
-def state_of(job, theta="prior"):
-    uri = job.regressor(job.settings.methods[0], theta).uri
+def label_set(job, theta=None):
+    return LabelSet(job.settings.methods[0], theta)
+
+
+def state_of(job, theta=None):
+    uri = job.regressor(label_set(job, theta)).uri
     return torch.load(f"{uri}/weights.pt", weights_only=True), json.loads(read_bytes(f"{uri}/card.json"))
 
 
 def check_validation_scores(job, card):
     """The card's quantiles are those of what the saved regressor says of the validation faces."""
-    task = module._task(job, job.settings.methods[0], "prior")
+    task = module.training_task(job, label_set(job))
     (rows,) = np.nonzero(loop.load_targets(task)[1])
     faces = job.faces("train").read_all()["face"].take(rows).to_pylist()
     scores = load_scorer(task.regressor.uri, allow_import=True)(decode_faces(faces)[0])
@@ -72,10 +77,10 @@ def test_head_learns_and_leaves_the_recogniser_alone(labelled):
     state, card = state_of(job)
     before = load_recognizer("smoke:tiny").backbone.state_dict()
     assert all(torch.equal(state[f"base_model.{k}"], v) for k, v in before.items())
-    label, validation = loop.load_targets(module._task(job, job.settings.methods[0], "prior"))
+    label, validation = loop.load_targets(module.training_task(job, label_set(job)))
     constant = np.abs(label[validation] - np.median(label)).mean()
     assert card["metrics"]["validation_l1"] < 0.6 * constant  # far better than the best constant
-    model, _ = load_regressor(job.regressor(job.settings.methods[0], "prior").uri, allow_import=True)
+    model, _ = load_regressor(job.regressor(label_set(job)).uri, allow_import=True)
     embeddings = job.embeddings("train").read_all()
     x = np.stack([np.frombuffer(e, "<f4") for e in embeddings["embedding"].to_pylist()])
     predicted = x @ model.regressor.weight[0].numpy() + model.regressor.bias.item()
@@ -101,7 +106,7 @@ def test_validation_rule():
 
             return pa.table({columns[0]: pa.array(score, mask=np.isnan(score))})
 
-    label, validation = loop.load_targets(loop.Task(None, Labels(), "prior_score", {}))
+    label, validation = loop.load_targets(loop.Task(None, Labels(), LabelSet(MethodSettings(name="q")), {}))
     order = [i for i in np.argsort(score) if not np.isnan(score[i])]
     assert sorted(np.flatnonzero(validation)) == sorted(order[::20])
     assert np.nanmin(label) == 0
@@ -111,12 +116,10 @@ def test_validation_rule():
 
 def test_heads_trained_together_equal_heads_trained_alone(labelled):
     job = train(labelled, "train.n_epochs=7")
-    together = [state_of(job, t)[0]["regressor.weight"] for t in ("prior", 0.05)]
-    for theta, weight in zip(("prior", 0.05), together, strict=True):
-        task = module._task(job, job.settings.methods[0], theta)
-        (step, *_), *_ = list(stage_steps("train", job))
-        _, plan, _ = step.make_worker.args
-        alone = head._HeadTraining(loop.Plan(**{**plan.__dict__, "tasks": [task]}), "cpu", 0, 1)
+    together = [state_of(job, t)[0]["regressor.weight"] for t in (None, 0.05)]
+    for theta, weight in zip((None, 0.05), together, strict=True):
+        task = module.training_task(job, label_set(job, theta))
+        alone = head.HeadTraining(replace(module.training_plan(job), tasks=[task]), "cpu", 0, 1)
         per_epoch = alone.n_train // alone.batch_size
         best, best_loss = None, np.inf
         for epoch in range(7):
@@ -132,12 +135,12 @@ def test_heads_trained_together_equal_heads_trained_alone(labelled):
 def test_interrupted_training_ends_with_the_same_weights(labelled, tmp_path, monkeypatch, mode):
     options = [f"train.mode={mode}", "train.n_epochs=3", "train.batch_size=16", "train.validations_per_epoch=2"]
     whole = train(labelled, *options, "train.learning_rate=0.01")
-    expected = [state_of(whole, t)[0] for t in ("prior", 0.05)]
+    expected = [state_of(whole, t)[0] for t in (None, 0.05)]
     # the same training under another fingerprint (a seed would change it; a label would not): copy of the run
     source = whole.settings.run_uri
     copy = str(tmp_path / "copy")
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns("regressor", "_training", "_lock"))
-    kind = head._HeadTraining if mode == "head" else finetune._FinetuneTraining
+    kind = head.HeadTraining if mode == "head" else finetune.FinetuneTraining
     step = kind.train_step
     calls = []
 
@@ -157,7 +160,7 @@ def test_interrupted_training_ends_with_the_same_weights(labelled, tmp_path, mon
         except IncompleteError:
             failures += 1
     assert failures >= 2
-    for theta, state in zip(("prior", 0.05), expected, strict=True):
+    for theta, state in zip((None, 0.05), expected, strict=True):
         got = state_of(again, theta)[0]
         assert all(torch.equal(got[k], state[k]) for k in state)
 
@@ -167,7 +170,7 @@ def test_finetune_moves_the_last_layers(labelled):
     state, card = state_of(job)
     before = load_recognizer("smoke:tiny").backbone.state_dict()
     assert not torch.equal(state["base_model.linear.weight"], before["linear.weight"])
-    history = job.regressor(job.settings.methods[0], "prior").read_all().to_pylist()
+    history = job.regressor(label_set(job)).read_all().to_pylist()
     assert card["metrics"]["validation_l1"] == min(r["validation_loss"] for r in history)
     assert card["metrics"]["validation_l1"] < history[0]["validation_loss"] or len(history) == 1
     check_validation_scores(job, card)
@@ -226,7 +229,7 @@ def test_a_lost_regressor_is_trained_again(labelled, tmp_path):
     shutil.copytree(load_settings(labelled).run_uri, copy, ignore=shutil.ignore_patterns("_lock"))
     options = ["train.mode=finetune", "train.n_epochs=1", "train.batch_size=16", f"run_uri={copy}"]
     job = train(labelled, *options)
-    weights = Path(job.regressor(job.settings.methods[0], 0.05).at("weights.pt"))
+    weights = Path(job.regressor(label_set(job, 0.05)).at("weights.pt"))
     before = weights.read_bytes()
     weights.unlink()
     shutil.rmtree(Path(copy) / "_training")
@@ -240,7 +243,7 @@ def test_a_restart_between_two_regressors_changes_nothing(labelled, tmp_path):
     whole = train(labelled, *options)
     copy = str(tmp_path / "copy")
     shutil.copytree(whole.settings.run_uri, copy, ignore=shutil.ignore_patterns("_lock", "_training"))
-    shutil.rmtree(whole.regressor(whole.settings.methods[0], 0.05).uri.replace(whole.settings.run_uri, copy))
+    shutil.rmtree(whole.regressor(label_set(whole, 0.05)).uri.replace(whole.settings.run_uri, copy))
     again = train(labelled, *options, f"run_uri={copy}")
     state, expected = state_of(again, 0.05)[0], state_of(whole, 0.05)[0]
     assert all(torch.equal(state[k], expected[k]) for k in state)
@@ -250,15 +253,14 @@ TWO_WORKERS = """
 import sys, torch, torch.distributed as dist
 from fiqa_ray.training import finetune
 from fiqa_ray.config import load_settings
-from fiqa_ray.job import Job
-from fiqa_ray.stages import stage_steps
+from fiqa_ray.job import Job, LabelSet
+from fiqa_ray.stages.train import training_plan
 rank, port, job, out = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-(step, *_), *_ = list(stage_steps("train", Job(load_settings(job, sys.argv[5:]))))
-_, plan, _ = step.make_worker.args
+plan = training_plan(Job(load_settings(job, sys.argv[5:])))
 torch.manual_seed(rank)
-training = finetune._FinetuneTraining(plan, plan.tasks[0], "cpu", rank, 2)
+training = finetune.FinetuneTraining(plan, plan.tasks[0], "cpu", rank, 2)
 assert training.batch_size == plan.recipe.batch_size // 2
 for batch in training.batches(0, 2, 0):
     training.train_step(batch)

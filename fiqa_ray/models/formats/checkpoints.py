@@ -13,6 +13,7 @@ import math
 import os
 import pickle
 from collections.abc import Mapping
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -53,6 +54,13 @@ def sha256_of_state(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def state_bytes(state: Mapping[str, Any]) -> bytes:
+    """Return the file that `torch.save` makes of a state."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
 
 
 def load_state_dict(source: bytes | str | os.PathLike[str], *, name: str | None = None) -> State:
