@@ -18,7 +18,7 @@ from fiqa_ray._version import __version__
 from fiqa_ray.errors import FiqaRayError, UsageError
 
 if TYPE_CHECKING:
-    from fiqa_ray.models.quality import Scorer
+    from fiqa_ray.models.scorer import Scorer
 
 app = typer.Typer(
     help="Face-image-quality labels and scores at any scale.",
@@ -204,7 +204,7 @@ def score(
     from fiqa_ray.config import default_batch_size
     from fiqa_ray.engine.progress import StepProgress
     from fiqa_ray.models.detector import FaceDetector
-    from fiqa_ray.models.recognition import IMPORTED
+    from fiqa_ray.models.reference import ModelRef
     from fiqa_ray.sources.command_line import list_images
     from fiqa_ray.tools.score import check_output, score_images, write_scores
 
@@ -213,8 +213,8 @@ def score(
     scorer = _load_scorer(
         model, recognizer, weights, recognizer_weights, option, recognizer_option, allow_import, device
     )
-    # somebody's own code may not bear several threads at a time
-    own_code = allow_import or any(IMPORTED.fullmatch(name) for name in (model, recognizer or ""))
+    # a user's own code may not be thread-safe
+    own_code = allow_import or "function" in (ModelRef.parse(model).kind, ModelRef.parse(recognizer or "").kind)
     n_threads = 1 if own_code or device != "cpu" else os.cpu_count() or 1
     with StepProgress("score", len(files), "images") as progress:
         table = score_images(
@@ -247,7 +247,8 @@ def _load_scorer(
     """The method or regressor that the options name; options that would have no effect are refused."""
     from fiqa_ray.config import parse_options
     from fiqa_ray.models.quality import METHODS, load_scorer
-    from fiqa_ray.models.recognition import IMPORTED, load_recognizer
+    from fiqa_ray.models.recognition import load_recognizer
+    from fiqa_ray.models.reference import ModelRef
 
     if recognizer_option and not recognizer:
         raise UsageError(f"--recognizer-option {recognizer_option[0]!r} belongs to a --recognizer; name it")
@@ -261,7 +262,7 @@ def _load_scorer(
     if recognizer:
         fr = load_recognizer(recognizer, recognizer_weights, device, **parse_options(recognizer_option or []))
     options = parse_options(option or [])
-    if allow_import and model not in METHODS and not IMPORTED.fullmatch(model):
+    if allow_import and ModelRef.parse(model).kind not in ("table", "function"):
         options["allow_import"] = True
     scorer = load_scorer(model, fr, own_weights, device, **options)
     if fr and scorer.network is not fr:
@@ -296,8 +297,10 @@ def doctor(
 ) -> None:
     """Checks that a model is fed and read as it was made to be, and says what is wrong. Exit code 1 if anything is."""
     from fiqa_ray.config import parse_options
+    from fiqa_ray.models.device import find_device
     from fiqa_ray.models.quality import METHODS
-    from fiqa_ray.models.recognition import RECOGNIZERS, Recognizer, find_device, load_recognizer
+    from fiqa_ray.models.recognition import RECOGNIZERS, load_recognizer
+    from fiqa_ray.models.recognizer import Recognizer
     from fiqa_ray.tools.doctor import Finding, check_file, check_recognizer, check_scorer, load_trial_faces
 
     is_recognizer = as_recognizer or (model in RECOGNIZERS and model not in METHODS)

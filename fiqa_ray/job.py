@@ -23,6 +23,7 @@ from fiqa_ray.config import (
 )
 from fiqa_ray.datasets.dataset import Dataset
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
+from fiqa_ray.models.reference import ModelRef
 from fiqa_ray.sources.recordio import recordio_uris
 from fiqa_ray.storage import content_hash, exists, fingerprint, join
 
@@ -113,20 +114,15 @@ class Job:
         """Return a FIQA method's scores of a face set; they depend on the FR model only if the method uses it."""
         if method.fuse is not None:
             return self._fused_scores(face_set, method, method.fuse)
-        from fiqa_ray.models.quality import (
-            CARD_FILE,
-            is_folder,
-            needs_recognizer,  # imports torch, which `status` and `--help` do without
-        )
-
+        reference = ModelRef.parse(method.name)
         config: dict[str, Any] = {"method": model_id(method), "seed": self.settings.seed}
         inputs = {"faces": self.faces(face_set)}
         scores = self.scores_uri(face_set, method)
         if scores is not None:
             config = {"scores": content_hash(scores)}
-        elif is_folder(method.name):  # a trained regressor: its card holds its weights' hash
-            config |= _optional_hash("card", join(method.name, CARD_FILE))
-        elif needs_recognizer(method.name):
+        elif reference.card_uri is not None:
+            config |= _optional_hash("card", reference.card_uri)
+        elif reference.needs_recognizer:
             config["recognizer"] = model_id(method.recognizer or self.settings.recognizer)
         return self._dataset("quality_scores", {"set": face_set, "scorer": method.label}, config, inputs)
 
@@ -287,7 +283,7 @@ class Job:
 def model_id(model: RecognizerSettings | MethodSettings) -> dict[str, Any]:
     """Name, options and content hash of a model: of its weights, or of the file that is its name."""
     found: dict[str, Any] = {"name": label_of(model.name), "options": model.options}
-    if model.name.lower().endswith(".onnx"):
+    if ModelRef.parse(model.name).kind == "onnx":
         found["sha256"] = content_hash(model.name)
     elif model.weights is not None and not model.weights.startswith("random:"):
         found["sha256"] = content_hash(model.weights)

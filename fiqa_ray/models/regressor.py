@@ -17,12 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.models.device import find_device
 from fiqa_ray.models.formats.checkpoints import load_state_dict, load_strictly, sha256_of, state_bytes
 from fiqa_ray.models.formats.onnx_graph import STRUCTURE, parse_onnx
-from fiqa_ray.models.recognition import RECOGNIZERS, Preprocessing, Recognizer, call_imported, check_faces, find_device
+from fiqa_ray.models.preprocessing import Preprocessing
+from fiqa_ray.models.recognizer import Recognizer, check_faces
+from fiqa_ray.models.recognizer_table import RECOGNIZERS
+from fiqa_ray.models.reference import CARD_FILE
+from fiqa_ray.models.user_code import call_function
 from fiqa_ray.storage import join, read_bytes
 
-WEIGHTS_FILE, CARD_FILE = "weights.pt", "card.json"
+WEIGHTS_FILE = "weights.pt"
 SCHEMA_VERSION = 1
 N_QUANTILES = 1001
 """Quantiles in a card's table of scores: one per tenth of a percent."""
@@ -185,7 +190,7 @@ def load_regressor(
     Raises:
         FiqaRayError: a file is missing, damaged or of another version, or does not fit the network.
     """
-    place = find_device(device)
+    torch_device = find_device(device)
     card_uri, weights_uri = join(uri, CARD_FILE), join(uri, WEIGHTS_FILE)
     card = _read_card(card_uri)
     data = read_bytes(weights_uri)
@@ -203,7 +208,7 @@ def load_regressor(
     )
     model = QualityRegressor(recognizer, QualityHead(card["dim"]))
     load_strictly(model, state, weights_uri)
-    return model.requires_grad_(False).eval().to(place), card
+    return model.requires_grad_(False).eval().to(torch_device), card
 
 
 def _read_card(card_uri: str) -> dict[str, Any]:
@@ -245,7 +250,7 @@ def _backbone(card: dict[str, Any], state: Mapping[str, Tensor], card_uri: str, 
             f"{card_uri}: this regressor stands on {name!r}, whose code would have to be imported and run; "
             "if you trust it, pass allow_import=True (fiqa-ray score: --allow-import)"
         )
-    backbone = call_imported(name, None, card["options"])
+    backbone = call_function(name, None, card["options"])
     if not isinstance(backbone, nn.Module):
         raise FiqaRayError(f"{name}: returned {type(backbone).__name__}, wanted a torch.nn.Module")
     return backbone

@@ -25,8 +25,14 @@ from fiqa_ray.engine.step import Step, Worker, stateless_worker
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.images import decode_packed_faces
 from fiqa_ray.job import Job
-from fiqa_ray.models.quality import METHODS, Scorer, embedding_norm, load_scorer, needs_recognizer, score_together
-from fiqa_ray.models.recognition import Recognizer, load_recognizer, resolve_device
+from fiqa_ray.models.device import resolve_device
+from fiqa_ray.models.method_table import METHODS
+from fiqa_ray.models.methods.forward import embedding_norm
+from fiqa_ray.models.quality import load_scorer
+from fiqa_ray.models.recognition import load_recognizer
+from fiqa_ray.models.recognizer import Recognizer
+from fiqa_ray.models.reference import ModelRef
+from fiqa_ray.models.scorer import Scorer, score_together
 from fiqa_ray.sources.scores import scores_by_id
 
 Model = Callable[[torch.Tensor, np.ndarray], np.ndarray]
@@ -53,7 +59,7 @@ class ModelCall:
     def load(self) -> Model:
         """Loads the model, once per worker."""
         if self.scorer is not None:
-            return self._load_scorer(self._load_recognizer() if needs_recognizer(self.scorer) else None)
+            return self._load_scorer(self._load_recognizer() if ModelRef.parse(self.scorer).needs_recognizer else None)
         device, model = self.place(), self._load_recognizer()
 
         def embed(faces: torch.Tensor, _: np.ndarray) -> np.ndarray:
@@ -167,7 +173,7 @@ def _from_trunk(job: Job, face_set: str, method: MethodSettings) -> bool:
 def method_call(job: Job, method: MethodSettings) -> ModelCall:
     """What a worker loads for a method: on its own FR model if it names one, else on the job's."""
     s = job.settings
-    if method.recognizer is not None and not needs_recognizer(method.name):
+    if method.recognizer is not None and not ModelRef.parse(method.name).needs_recognizer:
         raise UsageError(
             f"methods: {method.label} works on no FR model; leave out its recognizer {method.recognizer.name}"
         )

@@ -16,8 +16,8 @@ from fiqa_ray.core.verification import threshold_at_fmr
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.job import Job, model_id
-from fiqa_ray.models.quality import METHODS
-from fiqa_ray.models.recognition import RECOGNIZERS
+from fiqa_ray.models.method_table import METHODS
+from fiqa_ray.models.recognizer_table import RECOGNIZERS
 from fiqa_ray.report import (
     AucRow,
     CorrelationRow,

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from fiqa_ray._version import __version__
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.models.formats.onnx_graph import OnnxGraph, parse_onnx
-from fiqa_ray.models.recognition import RECOGNIZERS
+from fiqa_ray.models.recognizer import FACE_SHAPE
+from fiqa_ray.models.recognizer_table import RECOGNIZERS
 from fiqa_ray.models.regressor import QualityRegressor, check_score_table
 from fiqa_ray.storage import read_bytes
 
@@ -110,7 +111,7 @@ def _run_onnx(onnxruntime: Any, data: bytes, faces: np.ndarray, batch_size: int)
 
 def _to_onnx(network: nn.Module) -> Any:
     """The ``onnx.ModelProto`` of a network from faces to (score, embedding)."""
-    example = torch.zeros(2, 3, 112, 112, dtype=torch.uint8)
+    example = torch.zeros(2, *FACE_SHAPE, dtype=torch.uint8)
     disabled = logging.root.manager.disable
     try:
         # torch logs each package that is not there, and prints the whole graph of a network that it cannot trace

@@ -1,1 +1,1 @@
-"""FIQA methods that need more than a forward pass: one file each."""
+"""FIQA methods on a recogniser or network: one file each, and one for those that need a single forward pass."""

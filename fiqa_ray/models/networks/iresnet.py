@@ -7,6 +7,7 @@ that released checkpoints load strictly.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 
 from torch import Tensor, nn
 
@@ -129,3 +130,8 @@ class CRFIQA(IResNet):
     def tail(self, features: Tensor) -> Tensor:
         """Map flat maps ``(b, 25088)`` to quality ``(b, 1)``, unbounded, larger is better."""
         return self.qs(self.embed(features))
+
+
+def iresnet100_with_regressor() -> nn.Sequential:
+    """IResNet-100 and a linear quality head, under the names of the paper's transfer learning: quality `(N, 1)`."""
+    return nn.Sequential(OrderedDict(base_model=IResNet(100), regressor=nn.Linear(EMBEDDING_DIM, 1)))
