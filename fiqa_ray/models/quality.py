@@ -463,6 +463,7 @@ def load_scorer(
             ones; a user's own method's; or the named recogniser's.
         device: as torch names it.
         seed: of methods that draw random numbers.
+        **options: of the method, as above.
 
     Raises:
         FiqaRayError: unknown name or option, missing or unfitting files, a recogniser without what the method needs.

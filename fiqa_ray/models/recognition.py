@@ -363,6 +363,7 @@ def load_recognizer(
               0..255) and ``colour`` (RGB by default, or BGR).
         weights: path or any fsspec URL.
         device: as torch names it: cpu, cuda, cuda:1.
+        **options: of the network, as above.
 
     Raises:
         FiqaRayError: unknown name, missing or unfitting weights, an import that fails, an unsupported ONNX operator.
@@ -393,6 +394,8 @@ def load_row(what: str, name: str, row: NetworkRow, weights: str | os.PathLike[s
     Args:
         what: kind and name for messages.
         name: the recogniser's, which the result keeps.
+        row: the table's row.
+        weights: path or URL of the checkpoint, or `random:SEED`.
 
     Raises:
         FiqaRayError: weights are missing, unreadable, do not fit, or belong to a network of the same entries that wants

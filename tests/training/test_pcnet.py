@@ -99,6 +99,7 @@ def test_two_workers_of_ray_train(packed, tmp_path, ray_cluster):
     assert int(head["layers.2.num_batches_tracked"]) == 4
 
 
+@pytest.mark.ray
 def test_relative_paths_through_ray_train(tmp_path, monkeypatch):
     """As a user starts it: run folder, weights and result named from where the command is run."""
     smoke.make_faces(tmp_path / "faces", n_identities=4, per_identity=4, benchmark=False)

@@ -1,5 +1,6 @@
-"""FaceQAN (``LSIbabnikz/FaceQAN src/``): how much the embedding moves under a small adversarial attack, times the
-similarity of the face to its mirror image,
+"""FaceQAN (`LSIbabnikz/FaceQAN src/`): how much the embedding moves under a small adversarial attack.
+
+That is multiplied by the similarity of the face to its mirror image:
 
     q = [ (1 + mean S) / 2 * clip(1 - sd S, 0, 1) * cos(e(x), e(mirror x)) ]^p,
 

@@ -1,5 +1,6 @@
-"""PCNet: predictive confidence (Xie, Byrne, Zisserman: Inducing Predictive Uncertainty Estimation for Face Verification,
-BMVC 2020), a head on a recogniser's frozen trunk.
+"""PCNet: predictive confidence, a head on a recogniser's frozen trunk.
+
+Xie, Byrne, Zisserman: Inducing Predictive Uncertainty Estimation for Face Verification, BMVC 2020.
 
 The authors published neither code nor weights. Head and loss follow the re-implementation in
 ``KaenChan/face-uncertainty-pytorch`` (``head_fc2_prob``, ``config_ir50_ms_pcloss_glint360k.py``), whose trunk is the
