@@ -41,6 +41,7 @@ def card_of(output):
     return json.loads((output.parent / f"{output.name}.json").read_text())
 
 
+@pytest.mark.slow
 def test_noise_makes_it_less_certain(packed, tmp_path):
     job, faces = packed
     output = tmp_path / "head.pt"

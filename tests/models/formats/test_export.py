@@ -93,6 +93,7 @@ RECOGNIZERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", RECOGNIZERS)
 def test_round_trip(base, faces, tmp_path):
     """By onnxruntime in batches of any size, by torch from the folder, and by this package from the file: the same."""
