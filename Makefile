@@ -23,6 +23,12 @@ check: lint  ## what to run before each commit: lint, types, and the tests that 
 test: $(BIN)/.ready  ## all tests, two files at a time
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+test-nojit: $(BIN)/.ready  ## kernels of label optimization as plain Python: indices out of range raise there
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -n 2 --dist loadfile -W ignore::RuntimeWarning tests/core/test_labels.py tests/core/test_pairs.py
+
+coverage: $(BIN)/.ready  ## of core and models, with a floor
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=fiqa_ray.core --cov=fiqa_ray.models --cov-report=term --cov-fail-under=85 tests/core tests/models tests/tools
+
 lint: $(BIN)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -1,8 +1,7 @@
-"""What the benchmarks share: embeddings of the shape of known face databases, as arrays or as a job's inputs in Parquet,
-and a watch over the memory of all processes.
+"""What the benchmarks share: embeddings in the shape of known face databases, and a watch over memory.
 
-The embeddings are made up: an identity's centre, a few poses, and noise whose strength differs from image to image, so that
-mated cosines spread from 0.1 to 0.9 as those of real faces do.
+The embeddings come as arrays or as a job's inputs in Parquet. They are synthetic: an identity's centre, a few poses, and
+noise whose strength differs from image to image, so that mated cosines spread from 0.1 to 0.9 as those of real faces do.
 """
 
 from __future__ import annotations

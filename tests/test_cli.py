@@ -429,6 +429,7 @@ def test_score_mistakes(cli, faces, monkeypatch, images, options, code, words):
 # --- export ---
 
 
+@pytest.mark.slow
 def test_an_exported_regressor_scores_as_the_job_did(cli, convolutional, faces, tmp_path):
     job, method = convolutional
     file = tmp_path / "new" / "regressor.onnx"
@@ -447,6 +448,7 @@ def test_an_exported_regressor_scores_as_the_job_did(cli, convolutional, faces, 
     assert len(set(of_file["percentile"])) > 5
 
 
+@pytest.mark.slow
 def test_export_refuses_and_leaves_no_file(cli, convolutional, done, faces, tmp_path, monkeypatch):
     job, method = convolutional
     regressor = job.regressor(LabelSet(method)).uri
@@ -532,6 +534,7 @@ def test_doctor_names_a_truncated_checkpoint(cli, tmp_path):
     assert "not a readable torch checkpoint" in " ".join(out.split())
 
 
+@pytest.mark.slow
 def test_doctor_looks_at_recognisers_methods_and_regressors(cli, convolutional, faces, tmp_path):
     job, method = convolutional
     images = ["--images", faces / "bench", "--people", "6", "--json"]

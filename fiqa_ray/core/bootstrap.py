@@ -97,7 +97,9 @@ def bootstrap_auc(
         similarity: (n_pairs,) float, larger is more alike.
         mated: (n_pairs,) bool or 0/1.
         qualities: per scorer its (quality_a, quality_b), each (n_pairs,) float, larger is better.
-        fmr, convention, limit: as in `fiqa_ray.core.edc`.
+        fmr: false match rate of the threshold, inside (0, 1).
+        convention: of `fiqa_ray.core.edc`: `paper`, `nearest` or `dasec`.
+        limit: discard fraction up to which the area is taken; None for all of the curve.
         identities: (identity_a, identity_b), each (n_pairs,): resample persons instead of pairs.
         n_draws: number of resamples, at least 1.
         confidence: coverage of the intervals, inside (0, 1).

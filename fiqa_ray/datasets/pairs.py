@@ -203,8 +203,9 @@ class PairPiece:
 def make_pairs(
     shard: PairShard, embeddings: Dataset, settings: PairSettings, seed: int, clusters: Sequence[np.ndarray] = ()
 ) -> Iterator[PairPiece]:
-    """Makes the pairs of a shard, embedding part by embedding part. ``clusters``: what was found before, (n_images,) int32
-    per fit.
+    """Make the pairs of a shard, one embedding part at a time.
+
+    `clusters` are stored ones, `(I,) int32` per clustering; nothing is clustered then.
 
     Memory: one embedding part and what `mated_pairs` takes for it.
     """

@@ -209,8 +209,10 @@ def _image_column(schema: pa.Schema, uri: str) -> tuple[str, pa.DataType]:
 
 
 def _refuse_bomb(metadata: pq.FileMetaData, image: str, uri: str) -> None:
-    """Image files hardly compress: a column that grows a thousandfold to over 1 GB, or many rows without images, are made
-    to fill the memory."""
+    """Refuse files that would fill the memory: many rows without images, or a column that grows a thousandfold to over 1 GB.
+
+    Image files hardly compress, so no honest file looks like that.
+    """
     for g in range(metadata.num_row_groups):
         group = metadata.row_group(g)
         columns = (group.column(c) for c in range(group.num_columns))

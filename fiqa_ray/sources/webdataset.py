@@ -212,7 +212,7 @@ def _note_length(length: int, name: str, shard: str) -> int:
 
 
 def _pax_values(data: bytes, name: str, shard: str) -> dict[str, str]:
-    """Records ``<length> <key>=<value>\\n``."""
+    r"""Return the values of records `<length> <key>=<value>\n`."""
     values = {}
     record = re.compile(rb"(\d{1,7}) ([^=]+)=")
     data, at = data.rstrip(b"\0"), 0

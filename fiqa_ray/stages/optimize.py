@@ -1,4 +1,4 @@
-"""optimize: equation 3 for all FIQA methods and thetas in one pass over the pairs, then the scores dealt out anew.
+"""optimize: equation 3 for all FIQA methods and thetas in one pass over the pairs, then the prior scores reassigned.
 
 Two steps: the optimized index of every image (one task per part of pairs; a pair's owner is always in its own part), the
 final sort and labels (one task per method and theta).
@@ -65,8 +65,10 @@ def index_suffix(method: str, theta: float) -> str:
 
 @lru_cache(maxsize=10)
 def _rank_table(ranks: Dataset, repeat: int) -> RankTable:
-    """A repeat's table, kept for the worker's next shards: the paper's ten repeats take 360 MB at most, twice that with many
-    near-copies."""
+    """Return a repeat's ranks, and keep them for the worker's next shards.
+
+    Memory: 360 MB at most for the paper's ten repeats, twice that where many images are near-copies.
+    """
     table = ranks.read(ranks.require().parts[repeat])
     return RankTable.of(read_histogram(table))
 

@@ -32,12 +32,12 @@ from fiqa_ray.training.loop import RECIPES, Plan, Recipe, Report, Task, Training
 def train_steps(job: Job) -> Iterator[list[Step]]:
     """Yield one step with one shard, which trains all regressors."""
     plan = training_plan(job)
+    n_rows = plan.embeddings.require().n_rows
     for task in plan.tasks:
         task.labels.require()
     first, *others = (task.regressor for task in plan.tasks)
     n_workers = job.settings.compute.train_workers if job.settings.compute.engine == "ray" else 0
     worker = stateless_worker(train_regressors, n_workers)
-    n_rows = plan.embeddings.require().n_rows
     yield [Step("train", first, [plan], worker, n_rows, engine="driver", unit="images", extra_datasets=tuple(others))]
 
 

@@ -307,7 +307,7 @@ def _half_precision(recognizer: Recognizer, faces: torch.Tensor, own: np.ndarray
 
 
 def _separations(embeddings: np.ndarray, person: np.ndarray) -> np.ndarray:
-    """d' of all people, then with each person left out: (1 + n_people,)."""
+    """Return the separation d' of all people, then with each person left out: `(1 + n_people,)`."""
     units = unit_vectors(embeddings)
     i, j = np.triu_indices(len(units), 1)
     cosine = np.einsum("ij,ij->i", units[i], units[j]).astype(np.float64)
@@ -323,7 +323,7 @@ def _separations(embeddings: np.ndarray, person: np.ndarray) -> np.ndarray:
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """a - b and its standard error: jackknife over the values from the second on."""
+    """Return a - b and its standard error: a jackknife over the values from the second on."""
     difference = a - b
     left_out = difference[1:]
     n = len(left_out)

@@ -17,6 +17,8 @@ from fiqa_ray.synthetic.compact import build
 from fiqa_ray.synthetic.recognizer import train_recognizer
 from fiqa_ray.tools.doctor import check_file, check_recognizer, check_scorer, load_trial_faces
 
+pytestmark = pytest.mark.slow  # its first test trains a small recogniser
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):

@@ -41,6 +41,7 @@ def card_of(output):
     return json.loads((output.parent / f"{output.name}.json").read_text())
 
 
+@pytest.mark.slow
 def test_noise_makes_it_less_certain(packed, tmp_path):
     job, faces = packed
     output = tmp_path / "head.pt"
@@ -99,6 +100,7 @@ def test_two_workers_of_ray_train(packed, tmp_path, ray_cluster):
     assert int(head["layers.2.num_batches_tracked"]) == 4
 
 
+@pytest.mark.ray
 def test_relative_paths_through_ray_train(tmp_path, monkeypatch):
     """As a user starts it: run folder, weights and result named from where the command is run."""
     smoke.make_faces(tmp_path / "faces", n_identities=4, per_identity=4, benchmark=False)

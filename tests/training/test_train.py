@@ -269,6 +269,7 @@ dist.barrier()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradients", ["clean", "published"])
 def test_workers_hold_the_same_weights_after_every_step(labelled, tmp_path, gradients):
     """Two processes with unequal shares of the rows; gradients are averaged before they are clipped."""
