@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from fiqa_ray._version import __version__
 from fiqa_ray.errors import FiqaRayError, UsageError
 
 if TYPE_CHECKING:
-    from fiqa_ray.models.scorer import Scorer
+    import pyarrow as pa
+
+    from fiqa_ray.tools.named_model import NamedModel
 
 app = typer.Typer(
     help="Face-image-quality labels and scores at any scale.",
@@ -53,7 +53,8 @@ NewSettings = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
 console = Console(width=None if sys.stdout.isatty() else 160)
-_ClickError: Any = typer.BadParameter.__mro__[2]  # ClickException: click's, or that of the click inside newer typers
+_ClickError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+"""The base of all command-line errors; not always `click.ClickException`, because newer typers contain their own click."""
 
 
 @app.command()
@@ -64,7 +65,7 @@ def run(
     limit: Annotated[int, typer.Option(help="for a trial: only the first N identities of the training faces")] = 0,
     new_settings: NewSettings = False,
 ) -> None:
-    """Runs a job, or what is missing of it, and prints where the report lies."""
+    """Run a job, or the missing parts of it, and print the location of the report."""
     from fiqa_ray.config import load_settings
     from fiqa_ray.stages import STAGES
     from fiqa_ray.tools.run_job import run_job
@@ -72,10 +73,10 @@ def run(
     settings = load_settings(job, [*(overrides or []), *([f"source.limit={limit}"] if limit else [])])
     if limit:  # a trial has a folder of its own
         settings = settings.model_copy(update={"run_uri": f"{settings.run_uri.rstrip('/')}-limit{limit}"})
-    wanted = [s.strip() for s in stages.split(",") if s.strip()] or list(STAGES)
-    done = run_job(settings, wanted, new_settings=new_settings)
-    if "report" in wanted:
-        print(f"report: {done.report().at('report.html')}")
+    stage_names = [s.strip() for s in stages.split(",") if s.strip()] or list(STAGES)
+    finished_job = run_job(settings, stage_names, new_settings=new_settings)
+    if "report" in stage_names:
+        print(f"report: {finished_job.report().at('report.html')}")
 
 
 @app.command()
@@ -88,66 +89,33 @@ def plan(
         float | None, typer.Option(min=1.0, help="MB/s between a worker and storage, where that is no local disk")
     ] = None,
 ) -> None:
-    """Shows what a run would do: shards, bytes, time and memory per step, measured on a sample here."""
+    """Show what a run would do: shards, bytes, time and memory per step, measured on a sample on this machine."""
     from fiqa_ray.config import load_settings
     from fiqa_ray.job import Job
     from fiqa_ray.tools.plan import plan_job
+    from fiqa_ray.tools.show import plan_table, plan_total
 
     rows = plan_job(Job(load_settings(job, overrides or [])), workers, bandwidth and 1e6 * bandwidth)
     if as_json:
         print(json.dumps(rows, indent=1))
-        return
-    time_column = f"time, {workers} worker{'s' if workers > 1 else ''}"
-    table = Table(
-        "stage", "what", "state", "rows", "shards", "read", "written", "work, 1 CPU", time_column, "memory/worker"
-    )
-    for r in rows:
-        table.add_row(
-            r["stage"],
-            r["what"],
-            r["state"],
-            f"{r['n_rows']:,}",
-            f"{r['n_shards']:,}",
-            _bytes(r["read_bytes"]),
-            _bytes(r["written_bytes"]),
-            _seconds(r["work_s"]),
-            _seconds(r["time_s"]),
-            _bytes(r["memory_bytes"]),
-        )
-    console.print(table)
-    keys = ("work_s", "time_s", "read_bytes", "written_bytes", "object_store_bytes")
-    total = {key: sum(r[key] for r in rows) for key in keys}
-    console.print(
-        f"together {_seconds(total['work_s'])} of work on this machine's CPU, {_seconds(total['time_s'])} on {workers} "
-        f"worker(s); {_bytes(total['read_bytes'])} read from storage, {_bytes(total['written_bytes'])} written, "
-        f"{_bytes(total['object_store_bytes'])} through Ray's object store"
-    )
+    else:
+        console.print(plan_table(rows, workers))
+        console.print(plan_total(rows, workers))
 
 
 @app.command()
 def status(
     run_uri: Annotated[str, typer.Argument(metavar="RUN_URI", help="run_uri of a job")], as_json: Json = False
 ) -> None:
-    """Shows how far a run is, from storage alone. Exit code 3 while something that was started is unfinished."""
+    """Show the progress of a run, from storage alone. Exit code 3 while something that was started is unfinished."""
+    from fiqa_ray.tools.show import status_table
     from fiqa_ray.tools.status import is_locked, run_status
 
     records = run_status(run_uri)
     if as_json:
         print(json.dumps(records, indent=1))
     else:
-        table = Table("stage", "dataset", "parts", "rows", "failed", "size", "work")
-        for r in records:
-            failed = ", ".join(f"{k} {v}" for k, v in r["failed"].items()) or "0"
-            table.add_row(
-                r["stage"],
-                r["dataset"].rsplit("/v=", 1)[0],
-                f"{r['n_parts_done']}/{r['n_parts']}" + (" ok" if r["finished"] else ""),
-                f"{r['n_rows_done']:,}/{r['n_rows']:,} {r['unit']}",
-                failed,
-                _bytes(r["n_bytes"]),
-                _seconds(r["work_s"]),
-            )
-        console.print(table)
+        console.print(status_table(records))
         console.print("a run is at work" if is_locked(run_uri) else "no run is at work")
     if not all(r["finished"] for r in records):
         raise typer.Exit(3)
@@ -158,7 +126,7 @@ def rejects(
     run_uri: Annotated[str, typer.Argument(metavar="RUN_URI", help="run_uri of a job")],
     output: Annotated[str | None, typer.Option("-o", "--output", help="write the list to this .csv")] = None,
 ) -> None:
-    """Lists the images that pack could not use, with the reason of each, as CSV."""
+    """List the images that pack could not use, with the reason for each, as CSV."""
     import io
 
     from pyarrow import csv
@@ -200,22 +168,20 @@ def score(
     batch_size: Annotated[int, typer.Option(min=0, help="images per forward pass; 0: as in a job")] = 0,
     device: Device = "cpu",
 ) -> None:
-    """Scores images, larger is better; needs neither YAML nor cluster. A bad image gets a row with its fault."""
+    """Score images, larger is better; needs neither YAML nor cluster. A bad image gets a row with its fault."""
     from fiqa_ray.config import default_batch_size
     from fiqa_ray.engine.progress import StepProgress
     from fiqa_ray.models.detector import FaceDetector
-    from fiqa_ray.models.reference import ModelRef
     from fiqa_ray.sources.command_line import list_images
     from fiqa_ray.tools.score import check_output, score_images, write_scores
 
     check_output(output)
     files = list_images(images)
-    scorer = _load_scorer(
+    named = _named_model(
         model, recognizer, weights, recognizer_weights, option, recognizer_option, allow_import, device
     )
-    # a user's own code may not be thread-safe
-    own_code = allow_import or "function" in (ModelRef.parse(model).kind, ModelRef.parse(recognizer or "").kind)
-    n_threads = 1 if own_code or device != "cpu" else os.cpu_count() or 1
+    scorer = named.load()
+    n_threads = 1 if named.runs_user_code or device != "cpu" else os.cpu_count() or 1
     with StepProgress("score", len(files), "images") as progress:
         table = score_images(
             files,
@@ -227,14 +193,18 @@ def score(
             advance=progress.advance,
         )
     write_scores(table, output)
+    print(f"{_score_summary(table)}; written to {output}")
+
+
+def _score_summary(table: pa.Table) -> str:
     n_bad = table["score"].null_count
     reasons = {r["values"]: r["counts"] for r in table["status"].value_counts().to_pylist() if r["values"] != "ok"}
     why = f" ({', '.join(f'{k} {n}' for k, n in reasons.items())})" if reasons else ""
     hint = "; --detector aligns raw images" if "no_landmarks" in reasons else ""
-    print(f"{len(table) - n_bad} scored, {n_bad} not{why}{hint}; written to {output}")
+    return f"{len(table) - n_bad} scored, {n_bad} not{why}{hint}"
 
 
-def _load_scorer(
+def _named_model(
     model: str,
     recognizer: str | None,
     weights: str | None,
@@ -243,31 +213,20 @@ def _load_scorer(
     recognizer_option: list[str] | None,
     allow_import: bool,
     device: str,
-) -> Scorer:
-    """The method or regressor that the options name; options that would have no effect are refused."""
+) -> NamedModel:
     from fiqa_ray.config import parse_options
-    from fiqa_ray.models.quality import METHODS, load_scorer
-    from fiqa_ray.models.recognition import load_recognizer
-    from fiqa_ray.models.reference import ModelRef
+    from fiqa_ray.tools.named_model import NamedModel
 
-    if recognizer_option and not recognizer:
-        raise UsageError(f"--recognizer-option {recognizer_option[0]!r} belongs to a --recognizer; name it")
-    if recognizer_weights and not recognizer:
-        raise UsageError(f"--recognizer-weights {recognizer_weights} belongs to no FR model: add --recognizer")
-    own_weights = weights
-    has_head = model in METHODS and METHODS[model].head is not None
-    if recognizer and not recognizer_weights and not has_head:
-        recognizer_weights, own_weights = weights, None
-    fr = None
-    if recognizer:
-        fr = load_recognizer(recognizer, recognizer_weights, device, **parse_options(recognizer_option or []))
-    options = parse_options(option or [])
-    if allow_import and ModelRef.parse(model).kind not in ("table", "function"):
-        options["allow_import"] = True
-    scorer = load_scorer(model, fr, own_weights, device, **options)
-    if fr and scorer.network is not fr:
-        raise UsageError(f"--recognizer {recognizer}: {model!r} works on none; leave it out")
-    return scorer
+    return NamedModel(
+        model,
+        recognizer,
+        weights,
+        recognizer_weights,
+        parse_options(option or []),
+        parse_options(recognizer_option or []),
+        allow_import,
+        device,
+    )
 
 
 @app.command()
@@ -295,56 +254,20 @@ def doctor(
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Checks that a model is fed and read as it was made to be, and says what is wrong. Exit code 1 if anything is."""
-    from fiqa_ray.config import parse_options
-    from fiqa_ray.models.device import find_device
-    from fiqa_ray.models.quality import METHODS
-    from fiqa_ray.models.recognition import RECOGNIZERS, load_recognizer
-    from fiqa_ray.models.recognizer import Recognizer
-    from fiqa_ray.tools.doctor import Finding, check_file, check_recognizer, check_scorer, load_trial_faces
+    """Check that a model gets the input it was made for and gives sound output. Exit code 1 if anything is wrong."""
+    from fiqa_ray.tools.doctor import examine
+    from fiqa_ray.tools.show import findings_table, findings_total
 
-    is_recognizer = as_recognizer or (model in RECOGNIZERS and model not in METHODS)
-    if is_recognizer and (recognizer or recognizer_weights or recognizer_option or allow_import):
-        raise UsageError(f"{model} is an FR model itself: give its own --weights and --option only")
-    find_device(device)
-    faces = load_trial_faces(images, people)
-    loaded: Recognizer | Scorer | None = None
-    try:
-        if is_recognizer:
-            loaded = load_recognizer(model, weights, device, **parse_options(option or []))
-        else:
-            loaded = _load_scorer(
-                model, recognizer, weights, recognizer_weights, option, recognizer_option, allow_import, device
-            )
-    except UsageError as error:
-        if not is_recognizer and (model.lower().endswith(".onnx") or ":" in model):
-            raise UsageError(f"{error}. If {model} is an FR model, add --as-recognizer") from error
-        raise
-    except FiqaRayError as error:
-        either = not is_recognizer and model.lower().endswith(".onnx")
-        hint = ". If it is an FR model, add --as-recognizer" if either else ""
-        found = [Finding("file", "fault", f"{error}{hint}")]
-    if isinstance(loaded, Recognizer):
-        found = [check_file(loaded, RECOGNIZERS.get(model)), *check_recognizer(loaded, faces)]
-    elif loaded is not None:
-        own = METHODS[model].network if model in METHODS else None
-        found = [check_file(loaded.network, own)] if loaded.network is not None else []
-        found += check_scorer(loaded, faces)
+    named = _named_model(
+        model, recognizer, weights, recognizer_weights, option, recognizer_option, allow_import, device
+    )
+    findings = examine(named, images, people, as_recognizer=as_recognizer)
     if as_json:
-        print(json.dumps([vars(f) for f in found], indent=1))
+        print(json.dumps([vars(f) for f in findings], indent=1))
     else:
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        table.add_column("check", no_wrap=True)
-        table.add_column("state", no_wrap=True)
-        table.add_column("found", overflow="fold")
-        for f in found:
-            table.add_row(f.check, {"ok": "ok", "fault": "FAULT", "open": "open"}[f.state], f.words)
-        console.print(table)
-        n_faults = sum(f.state == "fault" for f in found)
-        n_open = sum(f.state == "open" for f in found)
-        told = f"{n_faults} fault(s) found" if n_faults else "nothing wrong was found"
-        console.print(told + (f"; {n_open} check(s) could not tell" if n_open else ""))
-    if any(f.state == "fault" for f in found):
+        console.print(findings_table(findings))
+        console.print(findings_total(findings))
+    if any(f.state == "fault" for f in findings):
         raise typer.Exit(1)
 
 
@@ -356,7 +279,7 @@ def train_pcnet(
     steps: Annotated[int, typer.Option(min=1, help="training steps of 10 people x 8 images")] = 2000,
     new_settings: NewSettings = False,
 ) -> None:
-    """Trains PCNet's head on a job's recogniser and training faces; then `methods: [{name: pcnet, weights: HEAD.pt}]`."""
+    """Train PCNet's head on a job's recogniser and training faces; then `methods: [{name: pcnet, weights: HEAD.pt}]`."""
     from fiqa_ray.config import load_settings
     from fiqa_ray.engine.ray import ray_session
     from fiqa_ray.tools.run_job import run_job
@@ -380,7 +303,7 @@ def export(
     ] = None,
     allow_import: AllowImport = False,
 ) -> None:
-    """Writes a regressor as one ONNX file, from uint8 faces to score and embedding, once it gives torch's results."""
+    """Write a regressor as one ONNX file, from uint8 faces to score and embedding, if it gives the same results as torch."""
     import numpy as np
 
     from fiqa_ray.models.formats.export import TOLERANCE, export_onnx
@@ -411,16 +334,16 @@ def report(
     output: Annotated[str | None, typer.Option("-o", "--output", help="also copy the page to this file")] = None,
     new_settings: NewSettings = False,
 ) -> None:
-    """Writes the report of a finished job and prints its place."""
+    """Write the report of a finished job and print its location."""
     from fiqa_ray.config import load_settings
     from fiqa_ray.storage import read_bytes, write_atomic
     from fiqa_ray.tools.run_job import run_job
 
     settings = load_settings(job, [*(overrides or []), "compute.engine=local"])
-    place = run_job(settings, ["report"], new_settings=new_settings).report().at("report.html")
+    uri = run_job(settings, ["report"], new_settings=new_settings).report().at("report.html")
     if output:
-        write_atomic(output, read_bytes(place))
-    print(f"report: {output or place}")
+        write_atomic(output, read_bytes(uri))
+    print(f"report: {output or uri}")
 
 
 @app.command()
@@ -431,7 +354,7 @@ def submit(
     working_dir: Annotated[str, typer.Option(help="folder to upload; jobs and your own models lie in it")] = ".",
     wait: Annotated[bool, typer.Option(help="follow the job and end with its state")] = False,
 ) -> None:
-    """Submits `fiqa-ray run` as a Ray job and prints its id."""
+    """Submit `fiqa-ray run` as a Ray job and print its id."""
     from fiqa_ray.config import load_settings
     from fiqa_ray.engine.submit import submit_job
 
@@ -439,39 +362,17 @@ def submit(
     if not address:
         raise UsageError("no cluster: give --address http://HEAD:8265 or set RAY_API_SERVER_ADDRESS")
     load_settings(job, overrides or [])  # mistakes show here, not on the cluster
-    command = shlex.join(["python", "-m", "fiqa_ray.cli", "run", job, *(overrides or [])])
+    command = shlex.join(["python", "-m", "fiqa_ray", "run", job, *(overrides or [])])
     submit_job(address, command, working_dir, wait=wait, say=lambda text: print(text, end="", flush=True))
 
 
 @app.command()
 def models() -> None:
-    """Lists the FR models and FIQA methods that are known by name."""
-    from fiqa_ray.models.quality import METHODS
-    from fiqa_ray.models.recognition import RECOGNIZERS
+    """List the FR models and FIQA methods that have a name."""
+    from fiqa_ray.tools.show import methods_table, recognizers_table
 
-    def table(title: str, *columns: str) -> Table:
-        made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for i, column in enumerate(columns):
-            made.add_column(column, no_wrap=i == 0, overflow="fold")
-        return made
-
-    known = table("recognizer.name", "FR model", "GMAC", "pixels", "released file", "licence")
-    for name, fr in RECOGNIZERS.items():
-        pixels = f"{fr.preprocessing.colour} (v-{fr.preprocessing.mean:g})/{fr.preprocessing.scale:g}"
-        known.add_row(name, f"{fr.macs / 1e9:.2f}", pixels, fr.released_file, fr.licence)
-    console.print(known)
-    known = table("methods[].name", "FIQA method", "needs", "cost per face", "usual range", "licence")
-    for name, method in METHODS.items():
-        if method.network is not None:
-            needs = f"weights: {method.network.released_file}"
-        elif method.head is not None:
-            needs = f"FR model; weights: {method.head.released_file}"
-        elif method.from_embedding:
-            needs = "stored embeddings"
-        else:
-            needs = "FR model with gradients" if method.needs_gradient else "FR model"
-        known.add_row(name, needs, method.cost, method.usual_range, method.licence)
-    console.print(known)
+    console.print(recognizers_table())
+    console.print(methods_table())
     console.print("A larger score means better quality everywhere. F, B: forward and backward passes of the FR model.")
 
 
@@ -490,26 +391,12 @@ def _options(
     """Face-image-quality labels and scores at any scale."""
 
 
-def _bytes(n: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000:
-            return f"{n:,.0f} {unit}" if unit == "B" or n >= 10 else f"{n:.1f} {unit}"
-        n /= 1000
-    return f"{n:,.1f} TB"
-
-
-def _seconds(s: float) -> str:
-    if s < 120:
-        return f"{s:.1f} s"
-    return f"{s / 60:.1f} min" if s < 7200 else f"{s / 3600:,.1f} h"
-
-
 def main(argv: list[str] | None = None) -> Any:
-    """Entry point: runs the command and turns errors into one message and an exit code."""
-    sys.path.insert(0, str(Path.cwd()))  # module:function names of the user's own models
+    """Run the command; print errors as one message and exit with their code."""
+    sys.path.insert(0, str(Path.cwd()))  # so that a user's own module:function can be imported
     try:
         code = app(argv, standalone_mode=False)
-        if code == 130:  # so newer typers hand on Ctrl-C
+        if code == 130:  # newer typers return this on Ctrl-C
             raise KeyboardInterrupt
     except FiqaRayError as exc:
         print(f"error: {exc}", file=sys.stderr)
@@ -521,7 +408,3 @@ def main(argv: list[str] | None = None) -> Any:
         print("stopped; run the same command again to continue", file=sys.stderr)
         sys.exit(3)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-if __name__ == "__main__":
-    main()

@@ -32,6 +32,7 @@ LADDER = {  # room -> the rooms that it may import, beside itself: never one abo
     "cli": {
         "storage", "config", "models", "synthetic", "sources", "job", "engine", "training", "stages", "tools",
     },
+    "__main__": {"cli"},
 }  # fmt: skip
 HOMES = {  # library -> where alone it is imported
     "ray": ("engine/",),

@@ -131,7 +131,7 @@ def test_killed_at_random_and_continued(faces, tmp_path, expected):
     """SIGKILL at seven random moments; then the rest. No finished part is written twice; the labels are the same bytes."""
     run_uri = tmp_path / "run"
     job = smoke.write_job(tmp_path / "job.yaml", faces, str(run_uri))
-    command = [sys.executable, "-m", "fiqa_ray.cli", "run", job]
+    command = [sys.executable, "-m", "fiqa_ray", "run", job]
     env = {**os.environ, "PYTHONPATH": str(TESTS)}
     rng = random.Random(5)
     written: dict[Path, tuple[int, int]] = {}

@@ -29,6 +29,10 @@ from fiqa_ray.storage import join, read_bytes
 
 WEIGHTS_FILE = "weights.pt"
 SCHEMA_VERSION = 1
+_TRUSTED = frozenset({"fiqa_ray.synthetic.compact:build"})
+"""Networks of this package that a card may name, although they are in no table. Other code runs only if allowed."""
+_MOVED = {"fiqa_ray.models.compact:build": "fiqa_ray.synthetic.compact:build"}
+"""Networks that have another name now than in cards of version 0.1.0."""
 N_QUANTILES = 1001
 """Quantiles in a card's table of scores: one per tenth of a percent."""
 
@@ -216,11 +220,11 @@ def _read_card(card_uri: str) -> dict[str, Any]:
         card = json.loads(read_bytes(card_uri))
     except ValueError as error:
         raise FiqaRayError(f"{card_uri}: not readable as JSON ({error}); the folder is no saved regressor") from error
-    version = card.get("schema_version") if isinstance(card, dict) else None
-    if version != SCHEMA_VERSION:
+    if not isinstance(card, dict):
         raise FiqaRayError(
-            f"{card_uri}: schema_version {version!r}, wanted {SCHEMA_VERSION}; use the version it was made by"
+            f"{card_uri}: holds {type(card).__name__}, wanted a JSON object; the folder is no saved regressor"
         )
+    _check_version(card, card_uri)
     wanted = {
         "recognizer": str,
         "options": dict,
@@ -232,10 +236,26 @@ def _read_card(card_uri: str) -> dict[str, Any]:
     for key, kind in wanted.items():
         if not isinstance(card.get(key), kind):
             raise FiqaRayError(f"{card_uri}: {key} is {card.get(key)!r}, wanted {kind.__name__}; copy the card again")
+    if card["recognizer"] in _MOVED:
+        raise FiqaRayError(
+            f"{card_uri}: was saved by an earlier version of fiqa_ray; its network {card['recognizer']!r} is now "
+            f"{_MOVED[card['recognizer']]!r}. Train the regressor again, or write the new name as recognizer into the card"
+        )
     check_score_table(card.get("validation_scores"), card_uri)
     if set(card["preprocessing"]) != {"colour", "mean", "scale"}:
         raise FiqaRayError(f"{card_uri}: preprocessing {card['preprocessing']!r} must have colour, mean and scale")
     return card
+
+
+def _check_version(card: dict[str, Any], card_uri: str) -> None:
+    version = card.get("schema_version")
+    if version == SCHEMA_VERSION:
+        return
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        remedy = "was saved by a later version of fiqa_ray; update fiqa_ray"
+    else:
+        remedy = "was saved by an earlier version of fiqa_ray; train it again, or use the version that saved it"
+    raise FiqaRayError(f"{card_uri}: {remedy} (schema_version {version!r}, wanted {SCHEMA_VERSION})")
 
 
 def _backbone(card: dict[str, Any], state: Mapping[str, Tensor], card_uri: str, allow_import: bool) -> nn.Module:
@@ -245,9 +265,9 @@ def _backbone(card: dict[str, Any], state: Mapping[str, Tensor], card_uri: str, 
         return parse_onnx(structure.numpy().tobytes(), f"{card_uri}: the graph of {name}")
     if name in RECOGNIZERS:
         return RECOGNIZERS[name].build()
-    if not allow_import and not name.startswith("fiqa_ray."):  # this package's own code is trusted
+    if not allow_import and name not in _TRUSTED:
         raise FiqaRayError(
-            f"{card_uri}: this regressor stands on {name!r}, whose code would have to be imported and run; "
+            f"{card_uri}: this regressor uses the network {name!r}, whose code would have to be imported and run; "
             "if you trust it, pass allow_import=True (fiqa-ray score: --allow-import)"
         )
     backbone = call_function(name, None, card["options"])

@@ -1,10 +1,10 @@
-"""Is a model fed and read as it was made to be? Checks of recognisers, FIQA methods and regressors on known people.
+"""Checks that a recogniser, FIQA method or regressor gets the input it was made for, on faces of known people.
 
-Wrong colour order, scaling or crop cost little accuracy and are hence rarely noticed, but they change every score. Here
-each is held against its alternatives: the way a model is fed must tell people apart better than swapped channels, another
-scaling, or crops moved by 8 px do. How well it tells them apart is d', the distance between the mean cosines of mated and
-of non-mated pairs in units of their spread. A difference counts from three standard errors (jackknife over people) and two
-per cent on; where the faces do not suffice to tell, the finding says so and is neither good nor bad.
+A wrong colour order, scaling or crop costs little accuracy, so it is rarely noticed, but it changes every score. Each
+check compares the model's input with its alternatives: the input as configured must tell people apart better than
+swapped channels, another scaling, or crops moved by 8 px. The measure is d', the distance between the mean cosines of
+mated and of non-mated pairs in units of their spread. A difference counts if it exceeds three standard errors (jackknife
+over people) and two per cent. Where the faces do not suffice to tell, the finding says so and is "open".
 """
 
 from __future__ import annotations
@@ -12,64 +12,131 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from fiqa_ray.core.align import TEMPLATE
 from fiqa_ray.core.kernels.gram import unit_vectors
-from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.images import decode_faces, prepare_face
+from fiqa_ray.models.device import find_device
+from fiqa_ray.models.method_table import METHODS
 from fiqa_ray.models.networks.iresnet import CRFIQA, SplitNetwork
+from fiqa_ray.models.recognition import load_recognizer
 from fiqa_ray.models.recognizer import Recognizer, finite_rows
-from fiqa_ray.models.recognizer_table import NetworkRow
+from fiqa_ray.models.recognizer_table import RECOGNIZERS, NetworkRow
+from fiqa_ray.models.reference import ModelRef
 from fiqa_ray.models.scorer import Scorer
 from fiqa_ray.sources.faces import list_folder, read_face_bytes
 from fiqa_ray.storage import storage_errors
 from fiqa_ray.synthetic.damage import DEGRADATION_KINDS, Degradation, degrade
 from fiqa_ray.synthetic.dataset import HELDOUT_PART, aligned_faces
+from fiqa_ray.tools.named_model import NamedModel
 
 SCALINGS = {  # (mean, scale) of pixels in 0..255, as released networks want them
     "(v - 127.5) / 127.5": (127.5, 127.5),
     "v / 255": (0.0, 255.0),
-    "v as it is, 0..255": (0.0, 1.0),
+    "v, 0..255": (0.0, 1.0),
     "v - 127.5": (127.5, 1.0),
 }
 SHIFTS = {"left": (-8, 0), "right": (8, 0), "up": (0, -8), "down": (0, 8)}
 N_IMAGES_EACH = 4
 _BATCH = 16
-_SEED = 20_000  # of synthetic people that no other part of the project draws
+_SEED = 20_000
+"""Seed of synthetic people that no other part of the project draws."""
 _STANDARD_ERRORS, _LEAST_GAIN = 3.0, 0.02
 _SMALLEST_D = 1.0
+"""Below this d', a model hardly tells the people apart."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check's outcome, in words. ``state``: "ok", "fault", or "open" where the faces do not suffice to tell."""
+    """The outcome of one check.
+
+    Attributes:
+        check: name of the check.
+        state: `ok`, `fault`, or `open` if the faces do not suffice to tell.
+        message: what was found.
+    """
 
     check: str
     state: Literal["ok", "fault", "open"]
-    words: str
+    message: str
 
 
 @dataclass(frozen=True)
 class TrialFaces:
-    """Aligned RGB faces of known people: ``faces`` and their ``damaged`` copies, (n, 3, 112, 112) uint8; ``person`` (n,)."""
+    """Aligned RGB faces of known people.
+
+    Attributes:
+        faces: `(I, 3, 112, 112) uint8`.
+        damaged: damaged copies of the faces, of the same shape.
+        person: `(I,)` number of each face's person.
+        source: where the faces come from.
+    """
 
     faces: torch.Tensor
     damaged: torch.Tensor
-    person: np.ndarray
+    person: NDArray[np.int64]
     source: str
 
 
-def load_trial_faces(images: str | None = None, n_people: int = 32) -> TrialFaces:
-    """Faces to try a model on: of the first people below a folder, or synthetic ones.
+def examine(
+    model: NamedModel, images: str | None = None, n_people: int = 32, *, as_recognizer: bool = False
+) -> list[Finding]:
+    """Load a model and check it; a file that does not load is a finding too.
 
-    ``images``: a folder (any fsspec URL) with one folder of aligned 112x112 crops per person. Four images of each person
-    are taken; people with one usable image are left out. Errors: `FiqaRayError` where fewer than three people remain.
+    Args:
+        model: the model that the command names.
+        images: folder of faces, see `load_trial_faces`.
+        n_people: people to look at.
+        as_recognizer: whether the model is an FR model, where its name could be either (`.onnx`, `module:function`).
+
+    Raises:
+        UsageError: the name or an option is wrong.
+    """
+    is_recognizer = as_recognizer or (model.name in RECOGNIZERS and model.name not in METHODS)
+    if is_recognizer and (
+        model.recognizer or model.recognizer_weights or model.recognizer_options or model.allow_import
+    ):
+        raise UsageError(f"{model.name} is an FR model itself: give its own --weights and --option only")
+    find_device(model.device)
+    trial = load_trial_faces(images, n_people)
+    kind = ModelRef.parse(model.name).kind
+    loaded: Recognizer | Scorer
+    try:
+        loaded = (
+            load_recognizer(model.name, model.weights, model.device, **model.options) if is_recognizer else model.load()
+        )
+    except UsageError as error:
+        if not is_recognizer and kind in ("onnx", "function"):
+            raise UsageError(f"{error}. If {model.name} is an FR model, add --as-recognizer") from error
+        raise
+    except FiqaRayError as error:
+        hint = ". If it is an FR model, add --as-recognizer" if kind == "onnx" and not is_recognizer else ""
+        return [Finding("file", "fault", f"{error}{hint}")]
+    if isinstance(loaded, Recognizer):
+        return [check_file(loaded, RECOGNIZERS.get(model.name)), *check_recognizer(loaded, trial)]
+    row = METHODS[model.name].network if model.name in METHODS else None
+    file_findings = [check_file(loaded.network, row)] if loaded.network is not None else []
+    return [*file_findings, *check_scorer(loaded, trial)]
+
+
+def load_trial_faces(images: str | None = None, n_people: int = 32) -> TrialFaces:
+    """Return faces to try a model on: synthetic ones, or those of the first people in a folder.
+
+    Args:
+        images: folder (any fsspec URL) with one folder of aligned 112x112 crops per person. Four images of each person
+            are taken; people with only one usable image are left out.
+        n_people: people to take.
+
+    Raises:
+        FiqaRayError: fewer than three people remain.
     """
     if images is None:
         people = [aligned_faces((_SEED, HELDOUT_PART, k, N_IMAGES_EACH))[::2] for k in range(n_people)]
@@ -91,159 +158,184 @@ def load_trial_faces(images: str | None = None, n_people: int = 32) -> TrialFace
     )
 
 
-def _people_of(images: str, n_people: int) -> Iterator[np.ndarray]:
-    listed = list_folder(images)
-    identity = np.array(listed["identity"].to_pylist(), dtype=object)
-    uris = listed["uri"].to_pylist()
+def _people_of(images: str, n_people: int) -> Iterator[NDArray[np.uint8]]:
+    table = list_folder(images)
+    identity = np.array(table["identity"].to_pylist(), dtype=object)
+    uris = table["uri"].to_pylist()
     for name in dict.fromkeys(identity):
         if n_people == 0:
             return
-        own = [uris[i] for i in np.flatnonzero(identity == name)[:N_IMAGES_EACH]]
-        with storage_errors(own[0]):
-            prepared = [prepare_face(content, None) for content in read_face_bytes(own)]
+        person_uris = [uris[i] for i in np.flatnonzero(identity == name)[:N_IMAGES_EACH]]
+        with storage_errors(person_uris[0]):
+            prepared = [prepare_face(content, None) for content in read_face_bytes(person_uris)]
         faces, ok = decode_faces([p.face for p in prepared if p.status == "ok"])
         if ok.sum() >= 2:
             n_people -= 1
             yield faces[ok].transpose(0, 2, 3, 1)
 
 
-def _channels_first(faces: np.ndarray) -> torch.Tensor:
+def _channels_first(faces: NDArray[Any]) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(faces.transpose(0, 3, 1, 2)))
 
 
-def _damage(face: np.ndarray, index: int) -> np.ndarray:
+def _damage(face: NDArray[Any], index: int) -> NDArray[Any]:
     rng = np.random.default_rng(index)
     kind = DEGRADATION_KINDS[index % len(DEGRADATION_KINDS)]
     return degrade(np.ascontiguousarray(face), TEMPLATE, Degradation(kind, rng.uniform(0.5, 1.0)), rng)
 
 
 def check_file(network: Recognizer, row: NetworkRow | None) -> Finding:
-    """The loaded weights' hash against that of the released file, where one is known; every entry fits, or nothing loads."""
+    """Compare the hash of the loaded weights with that of the released file, if one is published.
+
+    Entries need no check: a file of which one entry does not fit is not loaded at all.
+    """
     if network.is_random:
         return Finding("file", "open", "random weights, which mean nothing: there is no file to check")
-    words = f"every entry fits; SHA-256 {network.weights_sha256}"
+    message = f"every entry fits; SHA-256 {network.weights_sha256}"
     if row is None or row.sha256 is None:
-        return Finding("file", "ok", f"{words} (none is published to compare with)")
+        return Finding("file", "ok", f"{message} (none is published to compare with)")
     if network.weights_sha256 == row.sha256:
-        return Finding("file", "ok", f"{words}, that of the released {row.released_file}")
-    other = f"{words} is not that of the released {row.released_file}, {row.sha256}: another training, or saved anew"
-    return Finding("file", "open", other)
+        return Finding("file", "ok", f"{message}, that of the released {row.released_file}")
+    difference = f"is not that of the released {row.released_file}, {row.sha256}: trained or saved by somebody else"
+    return Finding("file", "open", f"{message} {difference}")
 
 
 def check_recognizer(recognizer: Recognizer, trial: TrialFaces) -> list[Finding]:
-    """Colour order, scaling, crop, batches and half precision of a recogniser, or of a quality network that contains one."""
+    """Check colour order, scaling, crop, batches and half precision of a recogniser.
+
+    A quality network that contains a recogniser is checked in the same way.
+    """
     if not _knows_people(recognizer):
-        words = "the network gives one number per face and no embedding: how it is fed cannot be told from people"
-        return [Finding("people", "open", words)]
+        message = (
+            "the network gives one number per face and no embedding: people do not show whether its input is right"
+        )
+        return [Finding("people", "open", message)]
     faces = trial.faces.to(torch.float32) / 255
-    own = _embed(recognizer, faces)
-    bad = int((~finite_rows(own)).sum())
-    if bad:
-        words = f"{bad} of {len(own)} embeddings are NaN or infinite; the file is damaged or the scaling is far off"
-        return [Finding("output", "fault", words)]
-    base = _separations(own, trial.person)
-    words = f"d' {base[0]:.2f} between mated and non-mated pairs of {len(own)} faces ({trial.source})"
-    found = [Finding("people", "ok" if base[0] >= _SMALLEST_D else "open", words)]
-
-    def variant(x: torch.Tensor) -> np.ndarray:
-        return _separations(_embed(recognizer, x), trial.person)
-
-    colour = recognizer.preprocessing.colour
-    other = "BGR" if colour == "RGB" else "RGB"
-    found.append(
-        _held_against(
-            "colour order",
-            f"the network gets {colour}",
-            base,
-            {f"{other} instead": variant(faces.flip(1))},
-            f"set colour={other}, or swap the channels in your own code",
+    embeddings = _embed(recognizer, faces)
+    n_bad = int((~finite_rows(embeddings)).sum())
+    if n_bad:
+        message = (
+            f"{n_bad} of {len(embeddings)} embeddings are NaN or infinite; the file is damaged or the scaling is wrong"
         )
-    )
-    mean, scale = recognizer.preprocessing.mean, recognizer.preprocessing.scale
-    scalings = {
-        f"{words} (mean={m:g}, scale={s:g})": variant((((255 * faces - m) / s) * scale + mean) / 255)
-        for words, (m, s) in SCALINGS.items()
-        if (m, s) != (mean, scale)
-    }
-    found.append(
-        _held_against(
-            "scaling",
-            f"pixels go in as (v - {mean:g}) / {scale:g}",
-            base,
-            scalings,
-            "set mean and scale to those",
-        )
-    )
-    shifted = {f"moved 8 px {side}": variant(_shifted(faces, *by)) for side, by in SHIFTS.items()}
-    found.append(
-        _held_against(
-            "crop",
-            "faces as they are",
-            base,
-            shifted,
-            "the faces lie elsewhere than where the network looks for them: align them to the template of "
-            "fiqa_ray.core.align (the released script of CR-FIQA aligns 8 px too far left by default)",
-        )
-    )
-    found.append(_batches(lambda rows: _embed(recognizer, faces[rows], len(rows)), len(faces)))
-    return [*found, *_half_precision(recognizer, faces[:_BATCH], own[:_BATCH])]
+        return [Finding("output", "fault", message)]
+    base = _separations(embeddings, trial.person)
+    message = f"d' {base[0]:.2f} between mated and non-mated pairs of {len(embeddings)} faces ({trial.source})"
+    return [
+        Finding("people", "ok" if base[0] >= _SMALLEST_D else "open", message),
+        *_input_findings(recognizer, faces, trial.person, base),
+        _batches(lambda rows: _embed(recognizer, faces[rows], len(rows)), len(faces)),
+        *_half_precision(recognizer, faces[:_BATCH], embeddings[:_BATCH]),
+    ]
 
 
 def check_scorer(scorer: Scorer, trial: TrialFaces) -> list[Finding]:
-    """Sign and batches of a FIQA method or regressor; where it works on a recogniser, that one too."""
-    found = check_recognizer(scorer.network, trial) if scorer.network is not None else []
+    """Check the sign and batches of a FIQA method or regressor and, if it works on a recogniser, that recogniser."""
+    findings = check_recognizer(scorer.network, trial) if scorer.network is not None else []
     rows = np.arange(len(trial.faces))
     clean, damaged = _score(scorer, trial.faces, rows), _score(scorer, trial.damaged, rows)
     if not (np.isfinite(clean).all() and np.isfinite(damaged).all()):
         n_bad = int((~np.isfinite(np.concatenate([clean, damaged]))).sum())
-        return [*found, Finding("output", "fault", f"{n_bad} of {2 * len(clean)} scores are NaN or infinite")]
+        return [*findings, Finding("output", "fault", f"{n_bad} of {2 * len(clean)} scores are NaN or infinite")]
     if np.ptp(np.concatenate([clean, damaged])) == 0:
-        return [*found, Finding("output", "fault", f"every face gets the same score, {clean[0]:g}")]
-    found.append(_sign(scorer, trial, clean, damaged))
+        return [*findings, Finding("output", "fault", f"every face gets the same score, {clean[0]:g}")]
     first = trial.faces[:_BATCH]
-    found.append(_batches(lambda r: scorer(first[r], rows[r])[:, None], len(first), "score"))
-    return found
+    batches = _batches(lambda r: scorer(first[r], rows[r])[:, None], len(first), "score")
+    return [*findings, _sign(scorer, trial, clean, damaged), batches]
 
 
 # --- single checks ---
 
 
-def _held_against(
-    check: str, own_words: str, base: np.ndarray, variants: dict[str, np.ndarray], remedy: str
+def _input_findings(
+    recognizer: Recognizer, faces: torch.Tensor, person: NDArray[np.int64], base: NDArray[np.float64]
+) -> list[Finding]:
+    """Compare colour order, scaling and crop with their alternatives.
+
+    Args:
+        recognizer: the network.
+        faces: `(I, 3, 112, 112) float32` in [0, 1].
+        person: `(I,)` number of each face's person.
+        base: separations of the faces as they are, from `_separations`.
+    """
+
+    def separations(x: torch.Tensor) -> NDArray[np.float64]:
+        return _separations(_embed(recognizer, x), person)
+
+    colour, mean, scale = (getattr(recognizer.preprocessing, name) for name in ("colour", "mean", "scale"))
+    other_colour = "BGR" if colour == "RGB" else "RGB"
+    scalings = {
+        f"{formula} (mean={m:g}, scale={s:g})": separations((((255 * faces - m) / s) * scale + mean) / 255)
+        for formula, (m, s) in SCALINGS.items()
+        if (m, s) != (mean, scale)
+    }
+    crops = {f"moved 8 px {side}": separations(_shifted(faces, *offset)) for side, offset in SHIFTS.items()}
+    return [
+        _compare(
+            "colour order",
+            f"the network gets {colour}",
+            base,
+            {f"{other_colour} instead": separations(faces.flip(1))},
+            f"set colour={other_colour}, or swap the channels in your own code",
+        ),
+        _compare(
+            "scaling",
+            f"pixels go in as (v - {mean:g}) / {scale:g}",
+            base,
+            scalings,
+            "set mean and scale to those",
+        ),
+        _compare(
+            "crop",
+            "faces without a shift",
+            base,
+            crops,
+            "the faces are not where the network expects them: align them to the template of fiqa_ray.core.align (the "
+            "released script of CR-FIQA aligns 8 px too far left by default)",
+        ),
+    ]
+
+
+def _compare(
+    check: str, current: str, base: NDArray[np.float64], variants: dict[str, NDArray[np.float64]], remedy: str
 ) -> Finding:
-    """``base`` and each variant: d' of all people, then with each person left out."""
-    worse = []
+    """Compare the current input with its alternatives.
+
+    Args:
+        check: name of the check.
+        current: the current input, in words.
+        base: d' of the current input, from `_separations`.
+        variants: d' of each alternative, by its name.
+        remedy: what to do if an alternative is better.
+    """
     name, best = max(variants.items(), key=lambda item: float(item[1][0]))
     gain, error = _difference(best, base)
     if best[0] >= _SMALLEST_D and gain > _STANDARD_ERRORS * error and gain > _LEAST_GAIN * abs(base[0]):
         better = f"{name}: {best[0]:.2f}, which is better (by {gain:.2f} +- {error:.2f})"
-        return Finding(check, "fault", f"{own_words}: d' {base[0]:.2f}; {better}: {remedy}")
+        return Finding(check, "fault", f"{current}: d' {base[0]:.2f}; {better}: {remedy}")
     if base[0] < _SMALLEST_D:
-        return Finding(
-            check,
-            "open",
-            f"{own_words}; the model hardly tells these people apart: mend faults first, or give other --images",
-        )
+        advice = "correct other faults first, or give other --images"
+        return Finding(check, "open", f"{current}; the model hardly tells these people apart: {advice}")
+    worse = []
     for other, values in variants.items():
         loss, error = _difference(base, values)
         if loss > _STANDARD_ERRORS * error:
             worse.append(f"{other} {values[0]:.2f}")
-    state: Literal["ok", "open"] = "ok" if worse else "open"
-    words = (
-        f"lower: {', '.join(worse)}"
-        if worse
-        else "no alternative differs beyond chance: more people (--images, --people) would tell"
-    )
-    return Finding(check, state, f"{own_words}: d' {base[0]:.2f}; {words}")
+    if worse:
+        return Finding(check, "ok", f"{current}: d' {base[0]:.2f}; lower: {', '.join(worse)}")
+    advice = "no alternative differs beyond chance: more people (--images, --people) would tell"
+    return Finding(check, "open", f"{current}: d' {base[0]:.2f}; {advice}")
 
 
-def _sign(scorer: Scorer, trial: TrialFaces, clean: np.ndarray, damaged: np.ndarray) -> Finding:
-    """Damaged copies must score lower, and the similarity of mated pairs must grow with the lower of their two scores."""
+def _sign(scorer: Scorer, trial: TrialFaces, clean: NDArray[np.float64], damaged: NDArray[np.float64]) -> Finding:
+    """Check the direction of a score.
+
+    Damaged copies must score lower, and the similarity of mated pairs must grow with the lower of their two scores.
+    """
     n_people = int(trial.person.max()) + 1
     drop = np.array([(clean - damaged)[trial.person == k].mean() for k in range(n_people)])
     z = float(drop.mean() / max(drop.std(ddof=1) / np.sqrt(n_people), 1e-12))
     share = float((damaged < clean).mean())
-    words = [f"{100 * share:.0f} % of damaged copies score lower than their originals"]
+    messages = [f"{100 * share:.0f} % of damaged copies score lower than their originals"]
     evidence = [z]
     if scorer.network is not None and _knows_people(scorer.network):
         both = torch.cat([trial.faces, trial.damaged]).to(torch.float32) / 255
@@ -254,75 +346,75 @@ def _sign(scorer: Scorer, trial: TrialFaces, clean: np.ndarray, damaged: np.ndar
         i, j = i[mated], j[mated]
         similarity, lower = np.einsum("ij,ij->i", units[i], units[j]), np.minimum(score[i], score[j])
         left_out = [person[i] != k for k in range(-1, n_people)]
-        rho = np.array([spearmanr(lower[kept], similarity[kept]).statistic for kept in left_out])
+        rho = np.array([spearmanr(lower[mask], similarity[mask]).statistic for mask in left_out])
         _, error = _difference(rho, np.zeros_like(rho))
-        words.append(f"similarity of mated pairs against the lower score: Spearman {rho[0]:+.2f}")
+        messages.append(f"similarity of mated pairs against the lower score: Spearman {rho[0]:+.2f}")
         evidence.append(float(rho[0] / max(error, 1e-12)))
-    told = f"{'; '.join(words)} ({trial.source})"
+    message = f"{'; '.join(messages)} ({trial.source})"
     if min(evidence) < -_STANDARD_ERRORS and max(evidence) < _STANDARD_ERRORS:
-        return Finding("sign", "fault", f"{told}: larger scores mean worse images. Negate the score")
+        return Finding("sign", "fault", f"{message}: larger scores mean worse images. Negate the score")
     sound = max(evidence) > _STANDARD_ERRORS and min(evidence) > -_STANDARD_ERRORS
-    return Finding("sign", "ok" if sound else "open", told)
+    return Finding("sign", "ok" if sound else "open", message)
 
 
-def _batches(run: Callable[[np.ndarray], np.ndarray], n: int, what: str = "embedding") -> Finding:
-    """The same faces alone, by sevens and together."""
-    check = "batches" if what == "embedding" else "score's batches"
-    n = min(n, _BATCH)
-    found = [
+def _batches(run: Callable[[NDArray[np.int64]], NDArray[Any]], n_images: int, output: str = "embedding") -> Finding:
+    """Check that a face's output is the same alone, in batches of seven and with all faces together."""
+    check = "batches" if output == "embedding" else "score's batches"
+    n = min(n_images, _BATCH)
+    alone, sevens, together = (
         np.concatenate([run(np.arange(at, min(at + size, n))) for at in range(0, n, size)]).astype(np.float64)
         for size in (1, 7, n)
-    ]
-    spread = float(np.std(found[0], axis=0).mean()) or 1.0
-    worst = max(float(np.abs(f - found[0]).max()) for f in found[1:]) / spread
-    words = f"a face's {what} differs by up to {worst:.1e} of the spread between batches of 1, 7 and {n}"
+    )
+    spread = float(np.std(alone, axis=0).mean()) or 1.0
+    worst = max(float(np.abs(values - alone).max()) for values in (sevens, together)) / spread
+    message = f"a face's {output} differs by up to {worst:.1e} of the spread between batches of 1, 7 and {n}"
     if worst > 1e-2:
-        return Finding(check, "fault", f"{words}: it depends on the other faces; is the network in evaluation mode?")
-    return Finding(check, "ok", words)
+        return Finding(check, "fault", f"{message}: it depends on the other faces; is the network in evaluation mode?")
+    return Finding(check, "ok", message)
 
 
-def _half_precision(recognizer: Recognizer, faces: torch.Tensor, own: np.ndarray) -> list[Finding]:
-    found = []
-    for kind in (torch.float16, torch.bfloat16):
-        name = str(kind).removeprefix("torch.")
+def _half_precision(recognizer: Recognizer, faces: torch.Tensor, embeddings: NDArray[np.float32]) -> list[Finding]:
+    """Measure how far half precision turns embeddings."""
+    findings = []
+    for dtype in (torch.float16, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
         try:
             with torch.inference_mode():
-                network = copy.deepcopy(recognizer).to(kind)
+                network = copy.deepcopy(recognizer).to(dtype)
                 half = _features(network, faces.to(_device(recognizer))).float().cpu().numpy()
-        except Exception as error:  # whatever a network or a device does not support
-            found.append(Finding(name, "open", f"cannot run in {name}: {str(error).splitlines()[0][:120]}"))
+        except Exception as error:  # a network or a device may not support the dtype, and may raise anything then
+            findings.append(Finding(name, "open", f"cannot run in {name}: {str(error).splitlines()[0][:120]}"))
             continue
-        cosine = np.einsum("ij,ij->i", unit_vectors(own), unit_vectors(half))
+        cosine = np.einsum("ij,ij->i", unit_vectors(embeddings), unit_vectors(half))
         if not np.isfinite(cosine).all():
-            found.append(Finding(name, "open", f"embeddings are not finite in {name}: use float32 or bfloat16"))
+            findings.append(Finding(name, "open", f"embeddings are not finite in {name}: use float32 or bfloat16"))
         else:
             angle = np.degrees(np.arccos(np.clip(cosine.min(), -1, 1)))
-            found.append(
-                Finding(name, "ok", f"embeddings turn by up to {angle:.2f} degrees (cosine {cosine.min():.5f})")
-            )
-    return found
+            message = f"embeddings turn by up to {angle:.2f} degrees (cosine {cosine.min():.5f})"
+            findings.append(Finding(name, "ok", message))
+    return findings
 
 
 # --- numbers ---
 
 
-def _separations(embeddings: np.ndarray, person: np.ndarray) -> np.ndarray:
+def _separations(embeddings: NDArray[Any], person: NDArray[Any]) -> NDArray[Any]:
     """Return the separation d' of all people, then with each person left out: `(1 + n_people,)`."""
     units = unit_vectors(embeddings)
     i, j = np.triu_indices(len(units), 1)
     cosine = np.einsum("ij,ij->i", units[i], units[j]).astype(np.float64)
     mated = person[i] == person[j]
 
-    def d_prime(kept: np.ndarray) -> float:
-        m, n = cosine[kept & mated], cosine[kept & ~mated]
+    def d_prime(mask: NDArray[np.bool_]) -> float:
+        m, n = cosine[mask & mated], cosine[mask & ~mated]
         return float((m.mean() - n.mean()) / max(np.sqrt((m.var() + n.var()) / 2), 1e-12))
 
     everybody = np.ones(len(i), bool)
     left_out = [(person[i] != k) & (person[j] != k) for k in range(int(person.max()) + 1)]
-    return np.array([d_prime(kept) for kept in [everybody, *left_out]])
+    return np.array([d_prime(mask) for mask in [everybody, *left_out]])
 
 
-def _difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+def _difference(a: NDArray[Any], b: NDArray[Any]) -> tuple[float, float]:
     """Return a - b and its standard error: a jackknife over the values from the second on."""
     difference = a - b
     left_out = difference[1:]
@@ -339,7 +431,7 @@ def _knows_people(network: Recognizer) -> bool:
 
 
 def _features(network: Recognizer, x: torch.Tensor) -> torch.Tensor:
-    """What tells people apart: the embedding, or in a quality network what it is made from."""
+    """Return what tells people apart: the embedding, or the features from which a quality network computes its score."""
     if network.dim > 1:
         return network.embed_unit(x)
     backbone = network.backbone
@@ -349,21 +441,21 @@ def _features(network: Recognizer, x: torch.Tensor) -> torch.Tensor:
     return backbone.embed(maps) if isinstance(backbone, CRFIQA) else maps
 
 
-def _embed(recognizer: Recognizer, x: torch.Tensor, size: int = _BATCH) -> np.ndarray:
+def _embed(recognizer: Recognizer, x: torch.Tensor, size: int = _BATCH) -> NDArray[Any]:
     with torch.inference_mode():
         batches = [_features(recognizer, b.to(_device(recognizer))).float().cpu().numpy() for b in x.split(size)]
     return np.concatenate(batches)
 
 
-def _score(scorer: Scorer, faces: torch.Tensor, rows: np.ndarray) -> np.ndarray:
+def _score(scorer: Scorer, faces: torch.Tensor, rows: NDArray[Any]) -> NDArray[Any]:
     parts = [scorer(faces[at : at + _BATCH], rows[at : at + _BATCH]) for at in range(0, len(faces), _BATCH)]
     return np.concatenate(parts).astype(np.float64)
 
 
 def _shifted(faces: torch.Tensor, dx: int, dy: int) -> torch.Tensor:
     matrix = np.array([[1, 0, dx], [0, 1, dy]], np.float32)
-    moved = [
+    shifted = [
         cv2.warpAffine(f, matrix, (f.shape[1], f.shape[0]), borderMode=cv2.BORDER_REPLICATE)
         for f in faces.permute(0, 2, 3, 1).numpy()
     ]
-    return torch.from_numpy(np.stack(moved)).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(np.stack(shifted)).permute(0, 3, 1, 2).contiguous()

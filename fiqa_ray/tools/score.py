@@ -12,14 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import torch
+from numpy.typing import NDArray
 
 from fiqa_ray.datasets.parquet import table_bytes
 from fiqa_ray.errors import FiqaRayError, UsageError
-from fiqa_ray.images import decode_faces, prepare_face
+from fiqa_ray.images import PreparedFace, decode_faces, prepare_face
 from fiqa_ray.models.detector import FaceDetector
 from fiqa_ray.models.regressor import percentiles
 from fiqa_ray.sources.command_line import ImageFile, read_images
 from fiqa_ray.storage import write_atomic
+
+ScoreBatch = Callable[[torch.Tensor, NDArray[np.int64]], NDArray[np.float32]]
+"""Maps `(N, 3, 112, 112) uint8` faces and their `(N,)` rows to `(N,)` scores."""
 
 SCORES = pa.schema(
     [
@@ -34,7 +38,7 @@ SCORES = pa.schema(
 
 def score_images(
     images: Sequence[ImageFile],
-    scorer: Callable[[torch.Tensor, np.ndarray], np.ndarray],
+    scorer: ScoreBatch,
     *,
     detector: FaceDetector | None = None,
     validation_scores: Mapping[str, Any] | None = None,
@@ -42,43 +46,29 @@ def score_images(
     n_threads: int = 1,
     advance: Callable[[int], None] = lambda _: None,
 ) -> pa.Table:
-    """One row of `SCORES` per image, in order; larger is better.
+    """Score images, larger is better.
 
-    Images must be aligned 112x112 crops, or a ``detector`` finds the face in each and it is aligned; what has none keeps a
-    row with status and error. Batches have one fixed shape, and
-    each is one thread's work: with a job's batch size a trained regressor gives the job's scores bit for bit.
-    ``validation_scores`` is that of the regressor's card; without, percentiles are null.
+    Batches have one fixed shape, and one thread computes each. So a trained regressor gives the same bits as in a job with
+    the same batch size.
+
+    Args:
+        images: aligned 112x112 crops or, with a detector, raw images.
+        scorer: maps `(N, 3, 112, 112) uint8` faces and their `(N,)` rows to `(N,)` scores.
+        detector: finds the face in each image, which is then aligned.
+        validation_scores: the entry of a regressor's card; without it, percentiles are null.
+        batch_size: images per call of the scorer.
+        n_threads: threads that call the scorer.
+        advance: is called with the number of images of each finished batch.
+
+    Returns:
+        One row of `SCORES` per image, in order. An image that cannot be scored has a status and an error.
     """
 
     def score_batch(at: int) -> pa.Table:
-        chunk = images[at : at + batch_size]
-        prepared = [prepare_face(content, None, detector) for content in read_images(chunk)]
-        good = [i for i, p in enumerate(prepared) if p.status == "ok"]
-        score = np.full(len(chunk), np.nan)
-        status = [p.status for p in prepared]
-        if good:
-            faces, _ = decode_faces([prepared[i].face for i in good])
-            batch = np.zeros((batch_size, *faces.shape[1:]), np.uint8)
-            batch[: len(good)] = faces
-            rows = np.full(batch_size, -1, np.int64)
-            rows[: len(good)] = at + np.array(good)
-            score[good] = scorer(torch.from_numpy(batch), rows)[: len(good)]
-            for i in good:
-                if not np.isfinite(score[i]):
-                    status[i] = "non_finite"
-        bad = ~np.isfinite(score)
-        percentile = percentiles(score, validation_scores) if validation_scores else np.full(len(chunk), np.nan)
-        columns = {
-            "uri": [image.uri for image in chunk],
-            "score": pa.array(score, mask=bad),
-            "percentile": pa.array(percentile, mask=bad | np.isnan(percentile)),
-            "status": status,
-            "error": [
-                "the model returned NaN or infinity for this face" if s == "non_finite" else p.error
-                for s, p in zip(status, prepared, strict=True)
-            ],
-        }
-        return pa.table(columns, schema=SCORES)
+        batch = images[at : at + batch_size]
+        prepared = [prepare_face(content, None, detector) for content in read_images(batch)]
+        score = _score_faces(prepared, scorer, batch_size, first_row=at)
+        return _score_table(batch, prepared, score, validation_scores)
 
     tables = []
     with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -88,8 +78,48 @@ def score_images(
     return pa.concat_tables(tables)
 
 
-def read_crops(images: Sequence[ImageFile]) -> np.ndarray:
-    """Reads aligned crops as ``(n_images, 3, 112, 112)`` uint8 RGB; `FiqaRayError` names the first that is none."""
+def _score_faces(
+    prepared: Sequence[PreparedFace], scorer: ScoreBatch, batch_size: int, first_row: int
+) -> NDArray[np.float64]:
+    """Return the score of each usable face, NaN for others; the batch is filled up with black images."""
+    score = np.full(len(prepared), np.nan)
+    good = [i for i, face in enumerate(prepared) if face.status == "ok"]
+    if good:
+        faces, _ = decode_faces([prepared[i].face for i in good])
+        padded = np.zeros((batch_size, *faces.shape[1:]), np.uint8)
+        padded[: len(good)] = faces
+        rows = np.full(batch_size, -1, np.int64)
+        rows[: len(good)] = first_row + np.array(good)
+        score[good] = scorer(torch.from_numpy(padded), rows)[: len(good)]
+    return score
+
+
+def _score_table(
+    images: Sequence[ImageFile],
+    prepared: Sequence[PreparedFace],
+    score: NDArray[np.float64],
+    validation_scores: Mapping[str, Any] | None,
+) -> pa.Table:
+    bad = ~np.isfinite(score)
+    status = ["non_finite" if p.status == "ok" and b else p.status for p, b in zip(prepared, bad, strict=True)]
+    non_finite = "the model returned NaN or infinity for this face"
+    percentile = percentiles(score, validation_scores) if validation_scores else np.full(len(images), np.nan)
+    columns = {
+        "uri": [image.uri for image in images],
+        "score": pa.array(score, mask=bad),
+        "percentile": pa.array(percentile, mask=bad | np.isnan(percentile)),
+        "status": status,
+        "error": [non_finite if s == "non_finite" else p.error for s, p in zip(status, prepared, strict=True)],
+    }
+    return pa.table(columns, schema=SCORES)
+
+
+def read_crops(images: Sequence[ImageFile]) -> NDArray[np.uint8]:
+    """Read aligned crops as `(I, 3, 112, 112) uint8` RGB.
+
+    Raises:
+        FiqaRayError: names the first image that is no such crop.
+    """
     prepared = [prepare_face(content, None) for content in read_images(images)]
     for image, face in zip(images, prepared, strict=True):
         if face.status != "ok":
@@ -98,13 +128,17 @@ def read_crops(images: Sequence[ImageFile]) -> np.ndarray:
 
 
 def check_output(output: str) -> None:
-    """Raises `UsageError` unless `write_scores` knows the ending of ``output``."""
+    """Raise UsageError unless `write_scores` knows the extension of `output`."""
     if not output.endswith((".parquet", ".pq", ".csv", ".json", ".jsonl")):
         raise UsageError(f"output {output!r} must end in .parquet, .csv or .json")
 
 
 def write_scores(table: pa.Table, output: str) -> None:
-    """Writes scores as Parquet, CSV or JSON lines, by the ending of ``output``; `UsageError` for another ending."""
+    """Write scores as Parquet, CSV or JSON lines, by the extension of `output`.
+
+    Raises:
+        UsageError: the extension is another one.
+    """
     check_output(output)
     if output.endswith((".parquet", ".pq")):
         data = table_bytes(table)

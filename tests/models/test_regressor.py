@@ -218,7 +218,7 @@ def test_a_card_imports_code_only_when_allowed(tmp_path, monkeypatch):
     uri = stored(str(tmp_path / "regressor"), save_regressor(model, {}))
     my_backbone.calls.clear()
     with pytest.raises(
-        FiqaRayError, match=r"card\.json: this regressor stands on 'my_backbone:build'.*allow_import=True"
+        FiqaRayError, match=r"card\.json: this regressor uses the network 'my_backbone:build'.*allow_import=True"
     ):
         load_scorer(uri)
     assert my_backbone.calls == []
@@ -226,6 +226,42 @@ def test_a_card_imports_code_only_when_allowed(tmp_path, monkeypatch):
     with torch.no_grad():
         assert np.array_equal(load_scorer(uri, allow_import=True)(faces), model(faces).numpy())
     assert my_backbone.calls == [5]
+
+
+def test_regressors_of_an_earlier_version_are_refused_with_what_to_do(tmp_path):
+    files = save_regressor(made(load_recognizer(SMALL, weights="random:0")), {})
+    card = json.loads(files["card.json"])
+    assert card["schema_version"] == 1
+    without_version = {k: v for k, v in card.items() if k != "schema_version"}
+    moved = {**card, "recognizer": "fiqa_ray.models.compact:build"}
+    for changed, message in (
+        (
+            without_version,
+            r"card\.json: was saved by an earlier version of fiqa_ray; train it again, or use the version",
+        ),
+        ({**card, "schema_version": 0}, r"earlier version .*\(schema_version 0, wanted 1\)"),
+        (
+            moved,
+            r"earlier version .* is now 'fiqa_ray\.synthetic\.compact:build'\. Train the regressor again, or write",
+        ),
+        ([card], r"card\.json: holds list, wanted a JSON object"),
+    ):
+        uri = stored(str(tmp_path / "r"), {**files, "card.json": json.dumps(changed).encode()})
+        with pytest.raises(FiqaRayError, match=message):
+            load_regressor(uri, allow_import=True)
+
+
+def test_a_card_may_name_only_one_network_of_this_package_without_leave(tmp_path):
+    model = made(load_recognizer("fiqa_ray.synthetic.compact:build"))
+    files = save_regressor(model, {})
+    faces = some_faces(2)
+    with torch.no_grad():
+        assert np.array_equal(load_scorer(stored(str(tmp_path / "own"), files))(faces), model.eval()(faces).numpy())
+    card = {**json.loads(files["card.json"]), "recognizer": "fiqa_ray.cli:main"}
+    with pytest.raises(
+        FiqaRayError, match=r"uses the network 'fiqa_ray\.cli:main', whose code would have to be imported"
+    ):
+        load_regressor(stored(str(tmp_path / "other"), {**files, "card.json": json.dumps(card).encode()}))
 
 
 def test_damaged_folders_are_refused(tmp_path):
@@ -237,7 +273,8 @@ def test_damaged_folders_are_refused(tmp_path):
         return stored(str(tmp_path / "r"), {**files, "card.json": json.dumps(changed).encode()})
 
     for changes, message in (
-        ({"schema_version": 9}, r"card\.json: schema_version 9, wanted 1"),
+        ({"schema_version": 9}, r"card\.json: .* later version of fiqa_ray; update .*\(schema_version 9, wanted 1\)"),
+        ({"schema_version": "1"}, r"schema_version '1', wanted 1"),
         ({"dim": None}, r"card\.json: dim is None, wanted int"),
         ({"dim": 7}, r"weights\.pt: does not fit .*1 of another shape \(regressor\.weight"),
         ({"preprocessing": {"mean": 1}}, r"preprocessing \{'mean': 1\} must have"),

@@ -57,7 +57,7 @@ def states(found):
 
 
 def faults(found):
-    return {f.check: f.words for f in found if f.state == "fault"}
+    return {f.check: f.message for f in found if f.state == "fault"}
 
 
 def test_a_sound_recognizer_and_method_pass(network, trial):
@@ -147,9 +147,9 @@ def test_the_files_hash(network):
     row = METHODS["crfiqa_s"].network
     released = Recognizer("r", network, UNIT_PIXELS, 128, row.sha256)
     assert check_file(released, row).state == "ok"
-    assert "that of the released 32572backbone.pth" in check_file(released, row).words
+    assert "that of the released 32572backbone.pth" in check_file(released, row).message
     assert check_file(recognizer(network), row).state == "open"
-    assert "none is published" in check_file(recognizer(network), None).words
+    assert "none is published" in check_file(recognizer(network), None).message
 
 
 def swapped(weights=None):

@@ -117,7 +117,7 @@ def test_relative_paths_through_ray_train(tmp_path, monkeypatch):
         "1",
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "fiqa_ray.cli", "train-pcnet", *argv], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-m", "fiqa_ray", "train-pcnet", *argv], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert card_of(tmp_path / "head.pt")["n_steps"] == 1
