@@ -1,6 +1,7 @@
-"""embed and score: one FR model, FIQA method or regressor over the face shards (Ray Data, one model load per actor).
+"""embed and score: one FR model, FIQA method or regressor over the face shards.
 
-Batches have one fixed shape, the last is padded, so an image's numbers do not depend on which shard or batch it is in.
+Each worker loads its models once. Batches have one fixed shape, and the last batch is filled up, so the numbers of an
+image do not depend on its shard or batch.
 """
 
 from __future__ import annotations
@@ -11,18 +12,20 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from numpy.typing import NDArray
 
 from fiqa_ray.config import MethodSettings, RecognizerSettings, default_batch_size
-from fiqa_ray.datasets import columns, schemas
-from fiqa_ray.datasets.columns import embedding_column
+from fiqa_ray.datasets import schemas
+from fiqa_ray.datasets.columns import embedding_column, embedding_values
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.engine.step import Step, Worker, stateless_worker
-from fiqa_ray.errors import FiqaRayError, UsageError
+from fiqa_ray.errors import UsageError
 from fiqa_ray.images import decode_packed_faces
 from fiqa_ray.job import Job
 from fiqa_ray.models.device import resolve_device
@@ -35,74 +38,22 @@ from fiqa_ray.models.reference import ModelRef
 from fiqa_ray.models.scorer import Scorer, score_together
 from fiqa_ray.sources.scores import scores_by_id
 
-Model = Callable[[torch.Tensor, np.ndarray], np.ndarray]
-"""(b, 3, 112, 112) uint8 faces and (b,) image rows -> (b, dim) embeddings or (b,) scores, float32."""
-Models = Callable[[torch.Tensor, np.ndarray], list[np.ndarray]]
-"""The same for the datasets of one step, one array each."""
-
-
-@dataclass(frozen=True)
-class ModelCall:
-    """What a worker loads: the FR model (None: embed), or the FIQA method or regressor and the FR model if it needs one."""
-
-    recognizer: RecognizerSettings | None
-    scorer: str | None
-    weights: str | None
-    options: dict[str, object]
-    seed: int
-    device: str
-
-    def place(self) -> str:
-        """The device of the worker that asks."""
-        return resolve_device(self.device)
-
-    def load(self) -> Model:
-        """Loads the model, once per worker."""
-        if self.scorer is not None:
-            return self._load_scorer(self._load_recognizer() if ModelRef.parse(self.scorer).needs_recognizer else None)
-        device, model = self.place(), self._load_recognizer()
-
-        def embed(faces: torch.Tensor, _: np.ndarray) -> np.ndarray:
-            with torch.inference_mode():
-                return model(faces.to(device)).float().cpu().numpy()
-
-        return embed
-
-    def _load_recognizer(self) -> Recognizer:
-        r = self.recognizer
-        assert r is not None
-        return load_recognizer(r.name, weights=r.weights, device=self.place(), **r.options)
-
-    def _load_scorer(self, recognizer: Recognizer | None) -> Scorer:
-        assert self.scorer is not None
-        return load_scorer(
-            self.scorer,
-            recognizer=recognizer,
-            weights=self.weights,
-            device=self.place(),
-            seed=self.seed,
-            **self.options,
-        )
-
-
-def load_calls(calls: Sequence[ModelCall]) -> Models:
-    """Loads what one step runs: a single call, or several FIQA methods on one FR model, which is loaded once."""
-    if len(calls) == 1:
-        model = calls[0].load()
-        return lambda faces, rows: [model(faces, rows)]
-    recognizer = calls[0]._load_recognizer()
-    scorers = [call._load_scorer(recognizer) for call in calls]
-    return lambda faces, rows: score_together(scorers, faces, rows)
+Kind = Literal["embedding", "score"]
+"""What a step writes per face."""
+Model = Callable[[torch.Tensor, NDArray[np.int64]], NDArray[np.float32]]
+"""Maps `(N, 3, 112, 112) uint8` faces and their `(N,)` image rows to `(N, D)` embeddings or `(N,)` scores."""
+Models = Callable[[torch.Tensor, NDArray[np.int64]], list[NDArray[np.float32]]]
+"""The same for the datasets of one step: one array each."""
 
 
 def embed_steps(job: Job) -> Iterator[list[Step]]:
-    """Embeddings of every face set."""
+    """Yield the steps that embed every face set."""
     call = ModelCall(job.settings.recognizer, None, None, {}, job.settings.seed, job.settings.compute.device)
     yield [_model_step("embed", [job.embeddings(s)], job.faces(s), [call], job) for s in job.face_sets]
 
 
 def score_steps(job: Job) -> Iterator[list[Step]]:
-    """Prior scores of every method on every face set that it can be scored on; models first, then the rest.
+    """Yield the steps that score every face set by every method that can score it; first those that run a model.
 
     Methods that start from the trunk of the same FR model are one step per face set, which runs the trunk once.
     """
@@ -112,10 +63,10 @@ def score_steps(job: Job) -> Iterator[list[Step]]:
         for method in job.settings.methods:
             if method.fuse is not None or not job.has_scores(face_set, method):
                 continue
-            if not _from_trunk(job, face_set, method):
+            if not _needs_trunk(job, face_set, method):
                 steps.append(_score_step(job, face_set, method))
-            elif same := next((ms for ms in on_trunk if ms[0].recognizer == method.recognizer), None):
-                same.append(method)
+            elif group := next((g for g in on_trunk if g[0].recognizer == method.recognizer), None):
+                group.append(method)
             else:
                 on_trunk.append([method])
         for methods in on_trunk:
@@ -123,18 +74,18 @@ def score_steps(job: Job) -> Iterator[list[Step]]:
             calls = [method_call(job, m) for m in methods]
             steps.append(_model_step("score", datasets, job.faces(face_set), calls, job))
     for engine in ("data", "tasks"):
-        group = [s for s in steps if s.engine == engine]
-        if group:
-            yield group
+        engine_steps = [s for s in steps if s.engine == engine]
+        if engine_steps:
+            yield engine_steps
 
 
 def regressor_score_steps(job: Job) -> Iterator[list[Step]]:
-    """Scores of the trained regressors on every benchmark: one forward pass each."""
+    """Yield the steps that score every benchmark by the trained regressors, with one forward pass each."""
     steps = []
     for label_set in job.label_sets():
         regressor = job.regressor(label_set)
         regressor.require()
-        # the job's own settings name the code of a user's network, so importing it again is no news
+        # The job's own settings name the code of a user's network, so importing it needs no further permission.
         options: dict[str, object] = {"allow_import": True}
         call = ModelCall(None, regressor.uri, None, options, job.settings.seed, job.settings.compute.device)
         for benchmark in job.settings.benchmarks:
@@ -162,8 +113,8 @@ def _score_step(job: Job, face_set: str, method: MethodSettings) -> Step:
     return _model_step("score", [dataset], faces, [method_call(job, method)], job)
 
 
-def _from_trunk(job: Job, face_set: str, method: MethodSettings) -> bool:
-    """Whether a method shares the trunk's pass; one that has its scores already is left alone."""
+def _needs_trunk(job: Job, face_set: str, method: MethodSettings) -> bool:
+    """Return whether a method shares the trunk's pass and has no scores yet."""
     row = METHODS.get(method.name)
     if row is None or not row.from_trunk or job.scores_uri(face_set, method) is not None:
         return False
@@ -171,7 +122,11 @@ def _from_trunk(job: Job, face_set: str, method: MethodSettings) -> bool:
 
 
 def method_call(job: Job, method: MethodSettings) -> ModelCall:
-    """What a worker loads for a method: on its own FR model if it names one, else on the job's."""
+    """Return what a worker loads for a method, on the FR model that the method names or else on the job's.
+
+    Raises:
+        UsageError: the method names an FR model but does not use one.
+    """
     s = job.settings
     if method.recognizer is not None and not ModelRef.parse(method.name).needs_recognizer:
         raise UsageError(
@@ -199,26 +154,105 @@ def _model_step(stage: str, datasets: Sequence[Dataset], faces: Dataset, calls: 
 def _make_model_worker(
     datasets: Sequence[Dataset], faces: Dataset, calls: Sequence[ModelCall], batch_size: int | None
 ) -> Worker:
-    size = batch_size or default_batch_size(calls[0].place())
-    return partial(run_shard, datasets, faces, load_calls(calls), calls[0].scorer is None, size)
+    size = batch_size or default_batch_size(calls[0].resolve_device())
+    return partial(run_shard, datasets, faces, load_calls(calls), calls[0].kind, size)
+
+
+@dataclass(frozen=True)
+class ModelCall:
+    """What a worker loads: an FR model, or a FIQA method or regressor with the FR model that it needs.
+
+    Attributes:
+        recognizer: the FR model; None for a regressor.
+        scorer: the FIQA method, or the location of a regressor; None: embed.
+        weights: the scorer's weights.
+        options: the scorer's options.
+        seed: seed of methods that draw random numbers.
+        device: cpu, cuda or auto.
+    """
+
+    recognizer: RecognizerSettings | None
+    scorer: str | None
+    weights: str | None
+    options: dict[str, object]
+    seed: int
+    device: str
+
+    @property
+    def kind(self) -> Kind:
+        """What the model returns per face."""
+        return "embedding" if self.scorer is None else "score"
+
+    def resolve_device(self) -> str:
+        """Return the device in this process."""
+        return resolve_device(self.device)
+
+    def load(self) -> Model:
+        """Return the model, loaded."""
+        if self.scorer is not None:
+            return self._load_scorer(self._load_recognizer() if ModelRef.parse(self.scorer).needs_recognizer else None)
+        device, model = self.resolve_device(), self._load_recognizer()
+
+        def embed(faces: torch.Tensor, _: NDArray[np.int64]) -> NDArray[np.float32]:
+            with torch.inference_mode():
+                return model(faces.to(device)).float().cpu().numpy()
+
+        return embed
+
+    def _load_recognizer(self) -> Recognizer:
+        r = self.recognizer
+        assert r is not None
+        return load_recognizer(r.name, weights=r.weights, device=self.resolve_device(), **r.options)
+
+    def _load_scorer(self, recognizer: Recognizer | None) -> Scorer:
+        assert self.scorer is not None
+        return load_scorer(
+            self.scorer,
+            recognizer=recognizer,
+            weights=self.weights,
+            device=self.resolve_device(),
+            seed=self.seed,
+            **self.options,
+        )
+
+
+def load_calls(calls: Sequence[ModelCall]) -> Models:
+    """Load the models of one step: one model, or several FIQA methods on one FR model, which is loaded once."""
+    if len(calls) == 1:
+        model = calls[0].load()
+        return lambda faces, rows: [model(faces, rows)]
+    recognizer = calls[0]._load_recognizer()
+    scorers = [call._load_scorer(recognizer) for call in calls]
+    return lambda faces, rows: score_together(scorers, faces, rows)
 
 
 def run_shard(
-    datasets: Sequence[Dataset], faces: Dataset, models: Models, embeds: bool, batch_size: int, shard: Part
+    datasets: Sequence[Dataset], faces: Dataset, models: Models, kind: Kind, batch_size: int, shard: Part
 ) -> Part:
-    """Runs the models over one part of faces and returns the first dataset's part.
+    """Run the models over one part of the faces and write a part of each dataset.
 
     Memory: the part's encoded faces and three decoded batches.
+
+    Args:
+        datasets: what the models return, in their order.
+        faces: the packed faces.
+        models: returns one array per dataset.
+        kind: what the models return per face.
+        batch_size: faces per batch.
+        shard: part of the faces.
+
+    Returns:
+        The part of the first dataset.
     """
     started = time.monotonic()
     table = faces.read(shard, ["image_row", "identity_row", "face", "status", "error"])
     image_row = table["image_row"].to_numpy()
     good = np.flatnonzero(pc.equal(table["status"], "ok").to_numpy())
     encoded = table["face"].take(pa.array(good))
-    outputs: list[list[np.ndarray]] = []
-    # a part without any good face has one empty batch: its output still says how long an embedding is
+    outputs: list[list[NDArray[np.float32]]] = []
+    # A part without any good face gets one empty batch, whose output tells the length of an embedding.
     batches = [slice(at, min(at + batch_size, len(good))) for at in range(0, max(len(good), 1), batch_size)]
-    with ThreadPoolExecutor(1) as pool:  # decodes the next batch while the model is at work on this one
+    with ThreadPoolExecutor(1) as pool:  # decodes the next batch while the model computes this one
         ahead = pool.submit(_decode, encoded, batches[0], batch_size)
         for b, where in enumerate(batches):
             batch = ahead.result()
@@ -227,39 +261,46 @@ def run_shard(
             n = where.stop - where.start
             rows = np.full(batch_size, -1, np.int64)
             rows[:n] = image_row[good[where]]
-            found = models(torch.from_numpy(batch), rows)
-            outputs.append([_checked(o, batch_size, embeds, d.uri)[:n] for d, o in zip(datasets, found, strict=True)])
+            outputs.append([values[:n] for values in models(torch.from_numpy(batch), rows)])
     duration_s = (time.monotonic() - started) / len(datasets)  # each dataset's share
     parts = [
-        _write(dataset, table, good, np.concatenate(values), embeds, shard.index, duration_s)
+        _write(dataset, table, good, np.concatenate(values), kind, shard.index, duration_s)
         for dataset, values in zip(datasets, zip(*outputs, strict=True), strict=True)
     ]
     return parts[0]
 
 
-def _decode(encoded: pa.ChunkedArray, where: slice, batch_size: int) -> np.ndarray:
+def _decode(encoded: pa.ChunkedArray, where: slice, batch_size: int) -> NDArray[np.uint8]:
     faces = decode_packed_faces(encoded.slice(where.start, where.stop - where.start).to_pylist(), n_threads=2)
     if len(faces) < batch_size:
         faces = np.concatenate([faces, np.zeros((batch_size - len(faces), *faces.shape[1:]), np.uint8)])
     return faces
 
 
-def _checked(output: np.ndarray, batch_size: int, embeds: bool, place: str) -> np.ndarray:
-    wanted = "(batch, dim) float embeddings" if embeds else "(batch,) float scores"
-    if not isinstance(output, np.ndarray) or output.ndim != (2 if embeds else 1) or len(output) != batch_size:
-        got = getattr(output, "shape", type(output).__name__)
-        raise FiqaRayError(
-            f"{place}: the model returned {got} for a batch of {batch_size} faces; it must return {wanted}"
-        )
-    return output
-
-
 def _write(
-    dataset: Dataset, table: pa.Table, good: np.ndarray, values: np.ndarray, embeds: bool, index: int, duration_s: float
+    dataset: Dataset,
+    table: pa.Table,
+    good: NDArray[np.int64],
+    values: NDArray[Any],
+    kind: Kind,
+    index: int,
+    duration_s: float,
 ) -> Part:
-    """Rows of bad faces keep their status; rows where the model gave NaN or infinity get status "non_finite"."""
+    """Write one part of embeddings or scores.
+
+    Rows of bad faces keep their status; rows where the model gave NaN or infinity get the status "non_finite".
+
+    Args:
+        dataset: where the part goes.
+        table: rows of the faces, with status and error.
+        good: rows of `table` that `values` belong to.
+        values: `(N, D)` embeddings or `(N,)` scores of these rows.
+        kind: which of the two they are.
+        index: number of the part.
+        duration_s: how long it took to compute.
+    """
     n = len(table)
-    finite = np.isfinite(values).all(axis=1) if embeds else np.isfinite(values)
+    finite = np.isfinite(values).all(axis=1) if kind == "embedding" else np.isfinite(values)
     usable = np.zeros(n, bool)
     usable[good[finite]] = True
     status = np.array(table["status"].to_pylist(), dtype=object)
@@ -267,9 +308,8 @@ def _write(
     status[good[~finite]] = "non_finite"
     error[good[~finite]] = "the model returned NaN or infinity for this face"
     columns = {"image_row": table["image_row"], "status": status.tolist(), "error": error.tolist()}
-    if embeds:
-        dim = values.shape[1]
-        schema = schemas.embeddings(dim)
+    if kind == "embedding":
+        schema = schemas.embeddings(values.shape[1])
         embedding = embedding_column(values[finite], good[finite], n)
         columns |= {"identity_row": table["identity_row"], "embedding": embedding}
     else:
@@ -290,17 +330,20 @@ def _write(
 
 
 def norm_shard(dataset: Dataset, embeddings: Dataset, shard: Part) -> Part:
-    """The length of each stored embedding: a score that costs no forward pass."""
+    """Write the length of each stored embedding, a score that needs no forward pass."""
     started = time.monotonic()
     table = embeddings.read(shard, ["image_row", "embedding", "status", "error"])
-    values, good = columns.embedding_values(table)
-    return _write(dataset, table, good, embedding_norm(values), False, shard.index, time.monotonic() - started)
+    values, good = embedding_values(table)
+    return _write(dataset, table, good, embedding_norm(values), "score", shard.index, time.monotonic() - started)
 
 
 def file_shard(dataset: Dataset, scores_uri: str, faces: Dataset) -> Part:
-    """The user's own scores, one part for the whole set. Memory: ids and scores of all images."""
+    """Write the user's own scores, as one part for the whole face set.
+
+    Memory: ids and scores of all images.
+    """
     started = time.monotonic()
     table = faces.read_all(["image_row", "image_id", "status", "error"])
     scores = scores_by_id(scores_uri, table["image_id"].combine_chunks())
     good = np.flatnonzero(pc.equal(table["status"], "ok").to_numpy())
-    return _write(dataset, table, good, scores[good], False, 0, time.monotonic() - started)
+    return _write(dataset, table, good, scores[good], "score", 0, time.monotonic() - started)

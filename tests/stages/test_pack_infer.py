@@ -115,7 +115,7 @@ def test_batches_have_one_shape_and_padding_changes_nothing(tmp_path):
         dataset, source = job.embeddings("train"), job.faces("train")
         torch.set_num_threads(1)
         for part in source.require().parts:
-            infer.run_shard([dataset], source, spy, True, 16, part)
+            infer.run_shard([dataset], source, spy, "embedding", 16, part)
         dataset.write_plan({})
         dataset.commit(len(source.require().parts))
         results.append(columns.embedding_values(dataset.read_all())[0])
