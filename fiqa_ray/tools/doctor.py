@@ -26,7 +26,8 @@ from fiqa_ray.images import decode_faces, prepare_face
 from fiqa_ray.models.networks.iresnet import CRFIQA, SplitNetwork
 from fiqa_ray.models.quality import Scorer
 from fiqa_ray.models.recognition import NetworkRow, Recognizer, finite_rows
-from fiqa_ray.sources.faces import list_folder, read_face_bytes
+from fiqa_ray.sources.files import read_face_bytes
+from fiqa_ray.sources.folder import list_folder
 from fiqa_ray.storage import storage_errors
 from fiqa_ray.synthetic.damage import DEGRADATION_KINDS, Degradation, degrade
 from fiqa_ray.synthetic.dataset import HELDOUT_PART, aligned_faces
