@@ -10,6 +10,8 @@ any number of machines; tests hold all of them equal. The steps, in the paper's 
     5. Move each image's index towards the ranks of its pairs.              `index_shift`, equation 3
     6. Give the prior scores, in ascending order, to the images by index.   `reassign_scores`
 
+Functions here have the names of their fast versions where these exist.
+
 Symbols: I images, K identities, N images of one identity, C clusters, R repeats, L pairs of one repeat, D numbers of an
 embedding. Where the paper leaves a choice open, the docstring of the step says what is done.
 """
@@ -25,6 +27,7 @@ from fiqa_ray.core.kernels.draws import MATE_STREAM, START_STREAM, counter_draws
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
+# The kernels have the same constants; this page has its own, so that it can be read alone.
 MAX_ITERATIONS = 50
 SIMILARITY_STEPS = 2**23
 
@@ -46,9 +49,9 @@ def optimize_labels(
         embeddings: `(I, D)`, of any length but zero.
         identity: `(I,)` numbers from 0 to K - 1.
         prior_scores: `(I,)`, larger is better: the FIQA method's scores Q.
-        n_clusters: C, the paper's N.
+        n_clusters: C, which the paper calls N.
         n_repeats: R.
-        theta: step of the update, in [0, 1].
+        theta: weight of the update, in [0, 1].
         index_scale: `raw` mixes ranks among L pairs with indices among I images, as published; `normalized` scales the
             ranks by I / L first.
         seed: of all random draws.

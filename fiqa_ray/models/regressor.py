@@ -23,7 +23,7 @@ from fiqa_ray.models.recognition import RECOGNIZERS, Preprocessing, Recognizer, 
 from fiqa_ray.storage import join, read_bytes
 
 WEIGHTS_FILE, CARD_FILE = "weights.pt", "card.json"
-SCHEMA_VERSION = 1
+CARD_VERSION = 2
 N_QUANTILES = 1001
 """Quantiles in a card's table of scores: one per tenth of a percent."""
 
@@ -161,7 +161,7 @@ def save_regressor(model: QualityRegressor, card: Mapping[str, Any]) -> dict[str
     weights = state_bytes(
         {k: (v.float() if v.is_floating_point() else v).detach().cpu().clone() for k, v in state.items()}
     )
-    own = {**model.origin, "weights_sha256": sha256_of(weights), "schema_version": SCHEMA_VERSION}
+    own = {**model.origin, "weights_sha256": sha256_of(weights), "schema_version": CARD_VERSION}
     try:
         text = json.dumps({**card, **own}, indent=1, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -212,9 +212,12 @@ def _read_card(card_uri: str) -> dict[str, Any]:
     except ValueError as error:
         raise FiqaRayError(f"{card_uri}: not readable as JSON ({error}); the folder is no saved regressor") from error
     version = card.get("schema_version") if isinstance(card, dict) else None
-    if version != SCHEMA_VERSION:
+    if version != CARD_VERSION:
+        is_newer = isinstance(version, int) and version > CARD_VERSION
         raise FiqaRayError(
-            f"{card_uri}: schema_version {version!r}, wanted {SCHEMA_VERSION}; use the version it was made by"
+            f"{card_uri}: the regressor was saved by {'a newer' if is_newer else 'an earlier'} version of fiqa_ray "
+            f"(schema_version {version!r}, this one reads {CARD_VERSION}); train it again with this version, or install the "
+            "version that saved it"
         )
     wanted = {
         "recognizer": str,

@@ -235,7 +235,14 @@ def test_damaged_folders_are_refused(tmp_path):
         return stored(str(tmp_path / "r"), {**files, "card.json": json.dumps(changed).encode()})
 
     for changes, message in (
-        ({"schema_version": 9}, r"card\.json: schema_version 9, wanted 1"),
+        (
+            {"schema_version": 9},
+            r"card\.json: .* by a newer version .*schema_version 9, this one reads 2.*train it again",
+        ),
+        (
+            {"schema_version": 1},
+            r"card\.json: .* by an earlier version .*schema_version 1, this one reads 2.*train it again",
+        ),
         ({"dim": None}, r"card\.json: dim is None, wanted int"),
         ({"dim": 7}, r"weights\.pt: does not fit .*1 of another shape \(regressor\.weight"),
         ({"preprocessing": {"mean": 1}}, r"preprocessing \{'mean': 1\} must have"),
