@@ -35,7 +35,8 @@ from fiqa_ray.engine.run_steps import run_steps
 from fiqa_ray.images import encode_png
 from fiqa_ray.job import Job
 from fiqa_ray.models.quality import load_scorer
-from fiqa_ray.models.recognition import Recognizer, load_recognizer
+from fiqa_ray.models.recognition import load_recognizer
+from fiqa_ray.models.recognizer import Recognizer
 from fiqa_ray.stages import stage_steps
 from fiqa_ray.stages.infer import ModelCall
 from fiqa_ray.synthetic.dataset import HELDOUT_PART, aligned_faces

@@ -18,7 +18,7 @@ from fiqa_ray._version import __version__
 from fiqa_ray.errors import FiqaRayError, UsageError
 
 if TYPE_CHECKING:
-    from fiqa_ray.models.quality import Scorer
+    from fiqa_ray.models.scorer import Scorer
 
 app = typer.Typer(
     help="Face-image-quality labels and scores at any scale.",
@@ -204,7 +204,7 @@ def score(
     from fiqa_ray.config import default_batch_size
     from fiqa_ray.engine.progress import StepProgress
     from fiqa_ray.models.detector import FaceDetector
-    from fiqa_ray.models.recognition import IMPORTED
+    from fiqa_ray.models.imported import IMPORTED
     from fiqa_ray.sources.command_line import list_images
     from fiqa_ray.tools.score import check_output, score_images, write_scores
 
@@ -246,8 +246,9 @@ def _load_scorer(
 ) -> Scorer:
     """The method or regressor that the options name; options that would have no effect are refused."""
     from fiqa_ray.config import parse_options
+    from fiqa_ray.models.imported import IMPORTED
     from fiqa_ray.models.quality import METHODS, load_scorer
-    from fiqa_ray.models.recognition import IMPORTED, load_recognizer
+    from fiqa_ray.models.recognition import load_recognizer
 
     if recognizer_option and not recognizer:
         raise UsageError(f"--recognizer-option {recognizer_option[0]!r} belongs to a --recognizer; name it")
@@ -296,8 +297,10 @@ def doctor(
 ) -> None:
     """Checks that a model is fed and read as it was made to be, and says what is wrong. Exit code 1 if anything is."""
     from fiqa_ray.config import parse_options
+    from fiqa_ray.models.devices import find_device
     from fiqa_ray.models.quality import METHODS
-    from fiqa_ray.models.recognition import RECOGNIZERS, Recognizer, find_device, load_recognizer
+    from fiqa_ray.models.recognition import RECOGNIZERS, load_recognizer
+    from fiqa_ray.models.recognizer import Recognizer
     from fiqa_ray.tools.doctor import Finding, check_file, check_recognizer, check_scorer, load_trial_faces
 
     is_recognizer = as_recognizer or (model in RECOGNIZERS and model not in METHODS)

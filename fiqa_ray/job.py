@@ -113,11 +113,7 @@ class Job:
         """Return a FIQA method's scores of a face set; they depend on the FR model only if the method uses it."""
         if method.fuse is not None:
             return self._fused_scores(face_set, method, method.fuse)
-        from fiqa_ray.models.quality import (
-            CARD_FILE,
-            is_folder,
-            needs_recognizer,  # imports torch, which `status` and `--help` do without
-        )
+        from fiqa_ray.models.quality import CARD_FILE, is_folder, needs_recognizer
 
         config: dict[str, Any] = {"method": model_id(method), "seed": self.settings.seed}
         inputs = {"faces": self.faces(face_set)}

@@ -85,7 +85,7 @@ def test_the_ladder_has_no_circle_and_covers_every_room():
     for room, below in LADDER.items():
         assert below <= set(height), f"{room} imports a room that stands above it in the ladder"
         height[room] = len(height)
-    assert {room_of(p) for p in files()} == set(LADDER) | EVERYWHERE | {"__init__"}
+    assert {room_of(p) for p in files()} == set(LADDER) | EVERYWHERE | {"__init__", "__main__"}
 
 
 @pytest.mark.parametrize("library", HOMES)
@@ -93,6 +93,12 @@ def test_a_library_has_one_home(library):
     users = [p.relative_to(PACKAGE).as_posix() for p in files() if library in {n.split(".")[0] for n in imports(p)}]
     assert users
     assert all(user.startswith(HOMES[library]) for user in users), users
+
+
+def test_a_file_has_one_job():
+    lines = {p.relative_to(PACKAGE).as_posix(): len(p.read_text().splitlines()) for p in files()}
+    long = {name for name, n in lines.items() if n > 450}
+    assert long <= {"synthetic/render.py", "cli.py"}, long
 
 
 def test_core_computes_on_arrays_alone():

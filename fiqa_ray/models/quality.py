@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,242 +20,26 @@ import torch
 from torch import Tensor, nn
 
 from fiqa_ray.errors import FiqaRayError, UsageError
+from fiqa_ray.models.devices import find_device
 from fiqa_ray.models.formats.export import load_exported
-from fiqa_ray.models.methods.faceqan import faceqan_noise, faceqan_scores
+from fiqa_ray.models.imported import IMPORTED, call_imported, check_options, near_name, options_of
 from fiqa_ray.models.methods.pcnet import PCNetHead
-from fiqa_ray.models.methods.serfiq import dropout_masks, serfiq_distance, serfiq_raw, serfiq_stretched
 from fiqa_ray.models.networks.ir import sddfiqa_r50
 from fiqa_ray.models.networks.iresnet import CRFIQA, EMBEDDING_DIM, MAP_DIM, IResNet
 from fiqa_ray.models.networks.mobilefacenet import sddfiqa_mobilefacenet
-from fiqa_ray.models.recognition import (
-    IMPORTED,
-    IRESNET_MACS,
-    RECOGNIZERS,
-    CleanPass,
-    NetworkRow,
-    Recognizer,
-    call_imported,
-    check_faces,
-    check_options,
-    find_device,
-    from_onnx,
-    load_recognizer,
-    load_row,
-    near_name,
-    options_of,
-)
+from fiqa_ray.models.recognition import IRESNET_MACS, RECOGNIZERS, NetworkRow, from_onnx, load_recognizer, load_row
+from fiqa_ray.models.recognizer import CleanPass, Recognizer
 from fiqa_ray.models.regressor import CARD_FILE, load_regressor
+from fiqa_ray.models.scorer import (
+    ScoreFaces,
+    Scorer,
+    build_embedding_norm,
+    build_faceqan,
+    build_own_output,
+    build_pcnet,
+    build_serfiq,
+)
 from fiqa_ray.storage import exists, join, read_bytes
-
-ScoreFaces = Callable[[CleanPass, np.ndarray], Any]
-"""A batch of b faces on the device and (b,) int64 image rows -> (b,) scores."""
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """A loaded FIQA method or regressor.
-
-    ``random``: draws random numbers, as a pure function of (seed, image_row). ``network``: the FR model that it works
-    on, or its own network. ``card``: that of a trained regressor.
-    """
-
-    name: str
-    score_faces: ScoreFaces
-    device: torch.device
-    random: bool = False
-    network: Recognizer | None = None
-    card: dict[str, Any] | None = None
-
-    def __call__(self, faces: Tensor | np.ndarray, image_row: Tensor | np.ndarray | None = None) -> np.ndarray:
-        """Score aligned RGB faces.
-
-        Args:
-            faces: ``(b, 3, 112, 112)`` uint8.
-            image_row: ``(b,)`` int64; needed only if ``random``. Rows below 0 are padding, whose score means nothing.
-
-        Returns:
-            ``(b,)`` float32, larger is better; not finite where the method broke down on that face.
-
-        Raises:
-            FiqaRayError: if faces, rows or the method's output have another shape or dtype.
-        """
-        return score_together([self], faces, image_row)[0]
-
-
-def score_together(
-    scorers: Sequence[Scorer], faces: Tensor | np.ndarray, image_row: Tensor | np.ndarray | None = None
-) -> list[np.ndarray]:
-    """Score faces by several methods; those on one loaded network share its pass over the clean faces.
-
-    Each score has the bits that its scorer gives alone. Arguments, results and errors as in ``Scorer.__call__``, one
-    array per scorer.
-    """
-    faces = torch.as_tensor(faces)
-    check_faces(faces)
-    rows = np.zeros(len(faces), np.int64) if image_row is None else np.asarray(image_row)
-    if rows.shape != (len(faces),) or not np.issubdtype(rows.dtype, np.integer):
-        raise UsageError(f"image_row is {rows.shape} {rows.dtype}; wanted ({len(faces)},) integers, one per face")
-    passes: dict[tuple[int, torch.device], CleanPass] = {}
-    found = []
-    for scorer in scorers:
-        if image_row is None and scorer.random:
-            raise UsageError(f"{scorer.name} draws random numbers per image: give image_row, (b,) integers")
-        key = (id(scorer.network), scorer.device)
-        if key not in passes:
-            passes[key] = CleanPass(scorer.network, faces.to(scorer.device))
-        scores = scorer.score_faces(passes[key], rows.astype(np.int64))
-        values = scores.detach().cpu().numpy() if isinstance(scores, Tensor) else np.asarray(scores)
-        if values.shape != (len(faces),) or not np.issubdtype(values.dtype, np.number):
-            raise FiqaRayError(
-                f"{scorer.name}: returned scores of shape {values.shape}, {values.dtype} for {len(faces)} faces; "
-                f"wanted ({len(faces)},) numbers"
-            )
-        found.append(values.astype(np.float32))
-    return found
-
-
-# --- methods on a recogniser ---
-
-
-def _check_whole(method: str, least: int, **values: Any) -> None:
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise UsageError(f"{method}: {name}={value!r} must be a whole number of at least {least}")
-
-
-def _check_number(method: str, name: str, value: Any, low: float, high: float, where: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < high:
-        raise UsageError(f"{method}: {name}={value!r} must lie {where}")
-
-
-def _faceqan(
-    recognizer: Recognizer,
-    seed: int,
-    *,
-    epsilon: float = 0.001,
-    n_iterations: int = 5,
-    n_samples: int = 10,
-    exponent: int = 5,
-    images_per_pass: int | None = None,
-) -> ScoreFaces:
-    """FaceQAN in passes of ``images_per_pass * n_samples`` copies, always full, so that neighbours do not matter.
-
-    By default 1 image a pass on a CPU and 8 on a GPU. Memory: 0.15 GB a copy with IResNet-100 (measured on a CPU).
-    The clean face goes with its mirror image, not with the batch's shared pass: it is one of 52 forwards, and the sign of
-    a gradient would carry that pass's last bits, which depend on the batch size, into the score.
-    """
-    if not recognizer.differentiable:
-        raise UsageError(f"faceqan needs gradients, and {recognizer.name} has none; give it as torch operations")
-    _check_whole("faceqan", 1, n_iterations=n_iterations, n_samples=n_samples, exponent=exponent)
-    if images_per_pass is not None:
-        _check_whole("faceqan", 1, images_per_pass=images_per_pass)
-    _check_number("faceqan", "epsilon", epsilon, math.ulp(0.0), 1, "between 0 and 1 (the image's scale)")
-    _check_whole("faceqan", 0, seed=seed)
-
-    def score_faces(clean: CleanPass, image_row: np.ndarray) -> np.ndarray:
-        faces = clean.faces
-        scores = np.full(len(faces), np.nan)
-        wanted = np.flatnonzero(image_row >= 0)
-        n_together = images_per_pass or (8 if faces.is_cuda else 1)
-        for at in range(0, len(wanted), n_together):
-            batch = wanted[at : at + n_together]
-            padded = np.concatenate([batch, np.repeat(batch[:1], n_together - len(batch))])
-            noise = np.stack([faceqan_noise(seed, int(image_row[i]), n_samples) for i in padded])
-            # A caller's inference mode would forbid gradients.
-            with torch.inference_mode(False), torch.enable_grad():
-                x = faces[torch.from_numpy(padded).to(faces.device)].to(torch.float32) / 255
-                found = faceqan_scores(
-                    recognizer.embed_unit,
-                    x,
-                    torch.from_numpy(noise).to(faces.device),
-                    epsilon=epsilon,
-                    n_iterations=n_iterations,
-                    exponent=exponent,
-                )
-            scores[batch] = found.cpu().numpy()[: len(batch)]
-        return scores
-
-    return score_faces
-
-
-def _serfiq(
-    recognizer: Recognizer,
-    seed: int,
-    *,
-    n_passes: int = 100,
-    drop: float = 0.5,
-    stretched: bool = True,
-    alpha: float = 130.0,
-    r: float = 0.88,
-) -> ScoreFaces:
-    """SER-FIQ, one image's ``n_passes`` heads as one product: some 60 MB at T = 100, whatever the batch.
-
-    ``stretched=False`` returns raw, as the paper of 2020 has it.
-    """
-    network = recognizer.split("serfiq")
-    _check_whole("serfiq", 2, n_passes=n_passes)
-    _check_whole("serfiq", 0, seed=seed)
-    _check_number("serfiq", "drop", drop, 0, 1, "in [0, 1)")
-    _check_number("serfiq", "alpha", alpha, math.ulp(0.0), math.inf, "above 0")
-    _check_number("serfiq", "r", r, 0, math.nextafter(1, 2), "between 0 and 1")
-    if not isinstance(stretched, bool):
-        raise UsageError(f"serfiq: stretched={stretched!r} must be true or false")
-
-    def score_faces(clean: CleanPass, image_row: np.ndarray) -> np.ndarray:
-        scores = np.full(len(clean.faces), np.nan)
-        with torch.inference_mode():
-            for i in np.flatnonzero(image_row >= 0):
-                features = clean.features[i]
-                masks = dropout_masks(seed, int(image_row[i]), n_passes, len(features), drop, features.device)
-                raw = serfiq_raw(serfiq_distance(network.tail, features, masks, drop))
-                scores[i] = float(serfiq_stretched(raw, alpha, r) if stretched else raw)
-        return scores
-
-    return score_faces
-
-
-def _pcnet(recognizer: Recognizer, seed: int, head: Recognizer) -> ScoreFaces:
-    """PCNet: 1 minus the head's uncertainty on the recogniser's trunk."""
-    recognizer.split("pcnet")
-
-    def score_faces(clean: CleanPass, image_row: np.ndarray) -> Tensor:
-        n_features = clean.features.shape[1]
-        if n_features != MAP_DIM:
-            raise FiqaRayError(
-                f"pcnet: {recognizer.name} has {n_features} features before its dropout, wanted {MAP_DIM}"
-            )
-        with torch.inference_mode():
-            return 1 - head.backbone(clean.features.to(torch.float32))[:, 0]
-
-    return score_faces
-
-
-def embedding_norm(embeddings: np.ndarray) -> np.ndarray:
-    """Return the Euclidean length of raw embeddings, ``(n_images, dim)`` to ``(n_images,)`` float32.
-
-    MagFace's score (``IrvingMeng/MagFace inference/gen_feat.py``: no clamp, no scaling); for any other recogniser the
-    score that costs nothing.
-    """
-    return np.linalg.norm(embeddings.astype(np.float64), axis=1).astype(np.float32)
-
-
-def _embedding_norm(recognizer: Recognizer, seed: int) -> ScoreFaces:
-    def score_faces(clean: CleanPass, image_row: np.ndarray) -> np.ndarray:
-        return embedding_norm(clean.output.cpu().numpy())
-
-    return score_faces
-
-
-def _own_output(network: Recognizer, seed: int) -> ScoreFaces:
-    """The quality network's one number per face, as it is."""
-
-    def score_faces(clean: CleanPass, image_row: np.ndarray) -> Tensor:
-        return clean.output[:, 0]
-
-    return score_faces
-
-
-# --- the table ---
 
 
 @dataclass(frozen=True)
@@ -304,6 +88,8 @@ class MethodRow:
 
 
 ANY = (-math.inf, math.inf)
+
+
 SERFIQ_PASSES_MACS = 99 * MAP_DIM * EMBEDDING_DIM
 """What 100 products with the last layer cost beyond the one of a plain forward."""
 
@@ -324,7 +110,7 @@ def _crfiqa(depth: int, released_file: str, sha256: str) -> MethodRow:
         sha256=sha256,
         dim=1,
     )
-    return _own(_own_output, network, "0.36 to 0.52 on LFW")
+    return _own(build_own_output, network, "0.36 to 0.52 on LFW")
 
 
 def _sddfiqa(build: Callable[[], nn.Module], macs: int, released_file: str) -> MethodRow:
@@ -336,11 +122,11 @@ def _sddfiqa(build: Callable[[], nn.Module], macs: int, released_file: str) -> M
         licence="code Apache-2.0; weights: not stated",
         dim=1,
     )
-    return _own(_own_output, network, "about 0 to 100")
+    return _own(build_own_output, network, "about 0 to 100")
 
 
 def _magface(name: str) -> MethodRow:
-    return _own(_embedding_norm, RECOGNIZERS[name], "about 20 to 32", native_range=(0.0, math.inf))
+    return _own(build_embedding_norm, RECOGNIZERS[name], "about 20 to 32", native_range=(0.0, math.inf))
 
 
 def _paper_regressor() -> nn.Module:
@@ -349,7 +135,7 @@ def _paper_regressor() -> nn.Module:
 
 METHODS: dict[str, MethodRow] = {
     "faceqan": MethodRow(
-        build=_faceqan,
+        build=build_faceqan,
         source="LSIbabnikz/FaceQAN",
         licence="code MIT; weights: the FR model's",
         native_range=(-1.0, 1.0),
@@ -360,7 +146,7 @@ METHODS: dict[str, MethodRow] = {
         deterministic=False,
     ),
     "serfiq": MethodRow(
-        build=_serfiq,
+        build=build_serfiq,
         source="pterhoer/FaceImageQuality, on any recogniser with a dropout before its last layer",
         licence="code CC BY-NC-SA 4.0; weights: the FR model's",
         native_range=(0.0, 1.0),
@@ -370,7 +156,7 @@ METHODS: dict[str, MethodRow] = {
         from_trunk=True,
     ),
     "serfiq_mxnet": _own(
-        _serfiq,
+        build_serfiq,
         RECOGNIZERS["serfiq_lresnet100e"],
         "0 to 1; raw: 0.86 to 0.90",
         native_range=(0.0, 1.0),
@@ -387,7 +173,7 @@ METHODS: dict[str, MethodRow] = {
         sddfiqa_mobilefacenet, 220_899_840, "a checkpoint of training with backbone MobileFaceNet"
     ),
     "pcnet": MethodRow(
-        build=_pcnet,
+        build=build_pcnet,
         source="Xie et al., BMVC 2020; head of KaenChan/face-uncertainty-pytorch, a re-implementation",
         licence="code MIT; weights: the FR model's",
         native_range=(0.0, 1.0),
@@ -404,7 +190,7 @@ METHODS: dict[str, MethodRow] = {
         from_trunk=True,
     ),
     "paper_regressor_r100": _own(
-        _own_output,
+        build_own_output,
         NetworkRow(
             build=_paper_regressor,
             macs=IRESNET_MACS[100] + EMBEDDING_DIM,
@@ -416,7 +202,7 @@ METHODS: dict[str, MethodRow] = {
         "about 0 to 1",
     ),
     "embedding_norm": MethodRow(
-        build=_embedding_norm,
+        build=build_embedding_norm,
         source="IrvingMeng/MagFace inference/gen_feat.py, for any recogniser",
         licence="a formula; weights: the FR model's",
         native_range=(0.0, math.inf),
@@ -477,7 +263,7 @@ def load_scorer(
         return Scorer(name, build, place, random=not row.deterministic, network=network)
     if name.lower().endswith(".onnx") and options:
         network = from_onnx(name, weights, options, quality=True).to(place)
-        return Scorer(name, _own_output(network, seed), place, network=network)
+        return Scorer(name, build_own_output(network, seed), place, network=network)
     if name.lower().endswith(".onnx"):
         if weights is not None:
             raise UsageError(f"{name}: an ONNX file holds its own weights; leave out weights={weights!r}")

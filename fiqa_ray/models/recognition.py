@@ -7,16 +7,10 @@ left to whoever compares embeddings. A quality network of its own (``quality``) 
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import inspect
-import logging
-import math
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fiqa_ray.errors import FiqaRayError, UsageError
+from fiqa_ray.models.devices import find_device
 from fiqa_ray.models.formats.checkpoints import (
     MAGFACE_PREFIXES,
     State,
@@ -35,51 +30,24 @@ from fiqa_ray.models.formats.checkpoints import (
 )
 from fiqa_ray.models.formats.mxnet_params import load_mxnet_iresnet
 from fiqa_ray.models.formats.onnx_graph import parse_onnx
+from fiqa_ray.models.imported import IMPORTED, call_imported, call_network, check_options, near_name
 from fiqa_ray.models.networks.ir import curricularface_ir101, sddfiqa_r50_recognition
-from fiqa_ray.models.networks.iresnet import IResNet, SplitNetwork
+from fiqa_ray.models.networks.iresnet import IResNet
 from fiqa_ray.models.networks.mobilefacenet import (
     arcface_torch_mobilefacenet,
     curricularface_mobilefacenet,
     ediffiqa_mobilefacenet,
 )
+from fiqa_ray.models.recognizer import (
+    ARCFACE_PIXELS,
+    FACE_SHAPE,
+    UNIT_PIXELS,
+    Preprocessing,
+    Recognizer,
+    check_embeddings,
+    logger,
+)
 from fiqa_ray.storage import read_bytes
-
-logger = logging.getLogger(__name__)
-
-FACE_SHAPE = (3, 112, 112)
-IMPORTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a network wants its pixels: ``(v - mean) / scale`` for v in 0..255, channels in the order ``colour``.
-
-    Raises:
-        UsageError: if ``colour`` is not RGB or BGR, or ``mean`` and ``scale`` are not numbers, ``scale`` not positive.
-    """
-
-    colour: str = "RGB"
-    mean: float = 127.5
-    scale: float = 127.5
-
-    def __post_init__(self) -> None:
-        if self.colour not in ("RGB", "BGR"):
-            raise UsageError(f"colour={self.colour!r}: must be RGB or BGR")
-        for name in ("mean", "scale"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise UsageError(f"{name}={value!r}: must be a number on the scale 0..255")
-        if self.scale <= 0:
-            raise UsageError(f"scale={self.scale!r}: must be positive")
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map RGB faces ``(b, 3, h, w)`` float in [0, 1] to the network's input; differentiable."""
-        x = x.flip(1) if self.colour == "BGR" else x
-        # For 127.5 and 127.5 this is bit for bit the released (x - 0.5) / 0.5.
-        return (x - self.mean / 255) * (255 / self.scale)
-
-
-UNIT_PIXELS = Preprocessing(mean=0.0, scale=255.0)
 
 
 @dataclass(frozen=True)
@@ -98,12 +66,14 @@ class NetworkRow:
     released_file: str
     licence: str
     sha256: str | None = None
-    preprocessing: Preprocessing = Preprocessing()
+    preprocessing: Preprocessing = ARCFACE_PIXELS
     dim: int = 512
     read: Callable[..., Mapping[str, Tensor]] = load_state_dict
 
 
 MAGFACE = "IrvingMeng/MagFace"
+
+
 IRESNET_MACS = {18: 2_609_954_816, 34: 4_459_642_880, 50: 6_309_330_944, 100: 12_089_606_144}
 
 
@@ -192,159 +162,6 @@ RECOGNIZERS: dict[str, NetworkRow] = {
         licence="no licence stated",
     ),
 }
-
-
-class Recognizer(nn.Module):
-    """A frozen network with its preprocessing, in evaluation mode.
-
-    Attributes:
-        name: table name, ``module:function`` or ONNX location it was loaded by.
-        options: the options it was loaded with.
-        dim: number of values of an embedding.
-        weights_sha256: of the weights file, or of the values where there is no single file.
-        is_random: whether the weights are those of ``random:SEED``.
-        differentiable: whether a gradient reaches the input (FaceQAN needs it).
-        backbone: the bare network; takes preprocessed float faces.
-        preprocessing: what turns faces in [0, 1] into the backbone's input.
-        trainable_names: the backbone's parameters that were trainable before freezing.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        backbone: nn.Module,
-        preprocessing: Preprocessing,
-        dim: int,
-        weights_sha256: str,
-        *,
-        options: Mapping[str, Any] | None = None,
-        differentiable: bool = True,
-    ) -> None:
-        super().__init__()
-        self.name = name
-        self.is_random = False
-        self.options = dict(options or {})
-        self.dim = dim
-        self.weights_sha256 = weights_sha256
-        self.differentiable = differentiable
-        self.preprocessing = preprocessing
-        self.trainable_names = tuple(key for key, value in backbone.named_parameters() if value.requires_grad)
-        self.backbone = backbone
-        self.requires_grad_(False).eval()
-
-    def embed_unit(self, x: Tensor) -> Tensor:
-        """Embed RGB faces given as numbers in [0, 1]; differentiable with respect to ``x``.
-
-        Args:
-            x: ``(b, 3, 112, 112)``, any float dtype; computed in the network's own.
-
-        Returns:
-            ``(b, dim)`` raw embeddings in the network's dtype.
-
-        Raises:
-            FiqaRayError: if the network returns anything else.
-        """
-        embeddings = self.backbone(self._input(x))
-        check_embeddings(embeddings, self.dim, self.name, n_images=len(x))
-        return embeddings
-
-    def _input(self, x: Tensor) -> Tensor:
-        dtype = next((p.dtype for p in self.backbone.parameters()), torch.float32)
-        return self.preprocessing(x.to(dtype))
-
-    def forward(self, faces: Tensor) -> Tensor:
-        """Embed aligned RGB faces.
-
-        Args:
-            faces: ``(b, 3, 112, 112)`` uint8.
-
-        Returns:
-            ``(b, dim)`` float32 raw embeddings. A row is not finite where the network broke down on that face. On a CPU
-            with one torch thread a face's bits depend on the batch size, but not on its place or its neighbours.
-
-        Raises:
-            FiqaRayError: if ``faces`` or the network's output has another shape or dtype.
-        """
-        check_faces(faces)
-        return self.embed_unit(faces.to(torch.float32) / 255).to(torch.float32)
-
-    def split(self, method: str) -> SplitNetwork:
-        """Return the backbone as trunk and tail.
-
-        Raises:
-            UsageError: naming ``method``, which needs them, if the backbone has none.
-        """
-        if not isinstance(self.backbone, SplitNetwork):
-            raise UsageError(
-                f"{method} starts from the layer before a recogniser's dropout, and {self.name} does not say where that "
-                "is; take an IResNet or IR network, or make yours a fiqa_ray.models.iresnet.SplitNetwork"
-            )
-        return self.backbone
-
-
-class CleanPass:
-    """A batch of faces on its way through a network; what several methods start from is made once, when first asked for.
-
-    Attributes:
-        faces: ``(b, 3, 112, 112)`` uint8, on the network's device.
-    """
-
-    def __init__(self, network: Recognizer | None, faces: Tensor) -> None:
-        self._network, self.faces = network, faces
-
-    @cached_property
-    def features(self) -> Tensor:
-        """The trunk's output, ``(b, n_features)`` in the network's dtype; only for a ``SplitNetwork``."""
-        assert self._network is not None
-        assert isinstance(self._network.backbone, SplitNetwork)
-        with torch.inference_mode():
-            return self._network.backbone.trunk(self._network._input(self.faces.to(torch.float32) / 255))
-
-    @cached_property
-    def output(self) -> Tensor:
-        """The network's output, ``(b, dim)`` float32."""
-        assert self._network is not None
-        with torch.inference_mode():
-            if isinstance(self._network.backbone, SplitNetwork):
-                return self._network.backbone.tail(self.features).to(torch.float32)
-            return self._network(self.faces)
-
-
-def check_faces(faces: Tensor) -> None:
-    """Raise FiqaRayError unless ``faces`` is ``(b, 3, 112, 112)`` uint8."""
-    if faces.dtype != torch.uint8 or faces.shape[1:] != FACE_SHAPE:
-        raise FiqaRayError(
-            f"faces are {tuple(faces.shape)} {faces.dtype}; wanted (b, 3, 112, 112) uint8, RGB, aligned to the template"
-        )
-
-
-def check_embeddings(embeddings: Any, dim: int | None, name: str, *, n_images: int | None = None) -> None:
-    """Check what a recogniser returned: ``(n_images, dim)`` floats, as a tensor or an array; None leaves a size open.
-
-    Values that are not finite pass: they are a fault of single images, see ``finite_rows``.
-
-    Raises:
-        FiqaRayError: naming the recogniser, and the shape or dtype got and wanted.
-    """
-    wanted = f"({'b' if n_images is None else n_images}, {'dim' if dim is None else dim}) floats"
-    if not isinstance(embeddings, Tensor | np.ndarray):
-        kind = type(embeddings).__name__
-        raise FiqaRayError(f"{name}: returned {kind}, wanted {wanted}; return the embeddings alone, as one tensor")
-    if isinstance(embeddings, Tensor):
-        floating = embeddings.is_floating_point()
-    else:
-        floating = np.issubdtype(embeddings.dtype, np.floating)
-    shape = tuple(embeddings.shape)
-    sizes_agree = len(shape) == 2 and n_images in (None, shape[0]) and dim in (None, shape[1])
-    if not floating or not sizes_agree:
-        raise FiqaRayError(
-            f"{name}: returned embeddings of shape {shape}, {embeddings.dtype}; wanted {wanted}, one row per face"
-        )
-
-
-def finite_rows(array: np.ndarray) -> np.ndarray:
-    """Return ``(n_images,)`` bool: which rows of ``(n_images, ...)`` hold finite numbers only."""
-    return np.isfinite(array).reshape(len(array), -1).all(axis=1)
 
 
 def load_recognizer(
@@ -457,8 +274,8 @@ def from_onnx(
     probe = _probe_faces()
     with torch.no_grad():
         together, alone = (
-            _called(name, backbone, preprocessing(probe)),
-            _called(name, backbone, preprocessing(probe[:1])),
+            call_network(name, backbone, preprocessing(probe)),
+            call_network(name, backbone, preprocessing(probe[:1])),
         )
     check_embeddings(together, 1 if quality else None, name, n_images=len(probe))
     if not torch.allclose(together[:1], alone, rtol=1e-3, atol=1e-4 * float(alone.abs().max())):
@@ -475,7 +292,7 @@ def _from_function(
     backbone = backbone.to(place).eval()
     x = _probe_faces().to(place).requires_grad_()
     with torch.enable_grad():
-        output = _called(name, backbone, x)
+        output = call_network(name, backbone, x)
         check_embeddings(output, None, name, n_images=len(x))
         differentiable = output.requires_grad and torch.autograd.grad(output.sum(), x, allow_unused=True)[0] is not None
     return Recognizer(
@@ -504,85 +321,3 @@ class _Column(nn.Module):
 def _probe_faces() -> Tensor:
     """Two unlike images in [0, 1], ``(2, 3, 112, 112)``, to see what a network returns."""
     return torch.from_numpy(np.random.Generator(np.random.Philox(key=0)).random((2, *FACE_SHAPE), dtype=np.float32))
-
-
-def _called(name: str, network: nn.Module, x: Tensor) -> Any:
-    try:
-        return network(x)
-    except FiqaRayError:
-        raise
-    except Exception as error:  # a user's network may raise anything
-        raise FiqaRayError(
-            f"{name}: fails on faces of shape {tuple(x.shape)}, {x.dtype}: {type(error).__name__}: {error}. "
-            "It must take (b, 3, 112, 112) floats for any b"
-        ) from error
-
-
-def call_imported(name: str, weights: str | os.PathLike[str] | None, options: Mapping[str, Any]) -> Any:
-    """Import ``module:function`` and return ``function(weights=weights, **options)``.
-
-    Raises:
-        FiqaRayError: one message for whatever goes wrong on the way, with the user's own error in it.
-    """
-    module_name, _, function_name = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (module_name + ".").startswith(error.name + "."):
-            raise FiqaRayError(
-                f"{name}: there is no module {error.name!r}; its folder must be on PYTHONPATH, on every machine"
-            ) from error
-        raise FiqaRayError(f"{name}: importing {module_name} fails: {error}") from error
-    except Exception as error:  # the user's module may raise anything
-        raise FiqaRayError(f"{name}: importing {module_name} fails: {type(error).__name__}: {error}") from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise FiqaRayError(f"{name}: {module_name} has no function {function_name!r}{near_name(function_name, names)}")
-    try:
-        return function(weights=weights, **options)
-    except FiqaRayError:
-        raise
-    except Exception as error:  # likewise
-        given = ", ".join(f"{key}={value!r}" for key, value in {"weights": weights, **options}.items())
-        raise FiqaRayError(f"{name}({given}) fails: {type(error).__name__}: {error}") from error
-
-
-def check_options(name: str, options: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
-    """Raise UsageError if ``options`` holds a name that ``name`` does not know."""
-    for option in options:
-        if option not in allowed:
-            known = f"it has {', '.join(allowed)}" if allowed else "it has none"
-            raise UsageError(f"{name}: no option {option!r}{near_name(option, allowed)}; {known}")
-
-
-def options_of(function: Callable[..., Any]) -> tuple[str, ...]:
-    """Return the names of a function's keyword-only parameters."""
-    parameters = inspect.signature(function).parameters.values()
-    return tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
-
-
-def resolve_device(device: str) -> str:
-    """Return the device that a setting names; `auto` is cuda if this machine has it, else cpu."""
-    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def near_name(name: str, known: Any) -> str:
-    """Return `` (did you mean ...?)`` if a known name is close, else an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def find_device(device: str) -> torch.device:
-    """Return the torch device of that name.
-
-    Raises:
-        FiqaRayError: if the name is unknown or the machine has no such device.
-    """
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise FiqaRayError(f"device {device!r} is not to be had here ({reason}); use cpu") from error
-    return place

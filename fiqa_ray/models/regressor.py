@@ -17,9 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.models.devices import find_device
 from fiqa_ray.models.formats.checkpoints import load_state_dict, load_strictly, sha256_of, state_bytes
 from fiqa_ray.models.formats.onnx_graph import STRUCTURE, parse_onnx
-from fiqa_ray.models.recognition import RECOGNIZERS, Preprocessing, Recognizer, call_imported, check_faces, find_device
+from fiqa_ray.models.imported import call_imported
+from fiqa_ray.models.recognition import RECOGNIZERS
+from fiqa_ray.models.recognizer import Preprocessing, Recognizer, check_faces
 from fiqa_ray.storage import join, read_bytes
 
 WEIGHTS_FILE, CARD_FILE = "weights.pt", "card.json"

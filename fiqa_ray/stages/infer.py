@@ -25,8 +25,11 @@ from fiqa_ray.engine.step import Step, Worker, stateless_worker
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.images import decode_packed_faces
 from fiqa_ray.job import Job
-from fiqa_ray.models.quality import METHODS, Scorer, embedding_norm, load_scorer, needs_recognizer, score_together
-from fiqa_ray.models.recognition import Recognizer, load_recognizer, resolve_device
+from fiqa_ray.models.devices import resolve_device
+from fiqa_ray.models.quality import METHODS, load_scorer, needs_recognizer
+from fiqa_ray.models.recognition import load_recognizer
+from fiqa_ray.models.recognizer import Recognizer
+from fiqa_ray.models.scorer import Scorer, embedding_norm, score_together
 from fiqa_ray.sources.scores import scores_by_id
 
 Model = Callable[[torch.Tensor, np.ndarray], np.ndarray]

@@ -24,8 +24,9 @@ from fiqa_ray.core.kernels.gram import unit_vectors
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.images import decode_faces, prepare_face
 from fiqa_ray.models.networks.iresnet import CRFIQA, SplitNetwork
-from fiqa_ray.models.quality import Scorer
-from fiqa_ray.models.recognition import NetworkRow, Recognizer, finite_rows
+from fiqa_ray.models.recognition import NetworkRow
+from fiqa_ray.models.recognizer import Recognizer, finite_rows
+from fiqa_ray.models.scorer import Scorer
 from fiqa_ray.sources.files import read_face_bytes
 from fiqa_ray.sources.folder import list_folder
 from fiqa_ray.storage import storage_errors

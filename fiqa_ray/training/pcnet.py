@@ -33,9 +33,11 @@ from fiqa_ray.engine.ray_train import fit_with_ray
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.images import decode_packed_faces
 from fiqa_ray.job import Job, model_id
+from fiqa_ray.models.devices import resolve_device
 from fiqa_ray.models.formats.checkpoints import state_bytes
 from fiqa_ray.models.methods.pcnet import PCNetHead, pc_loss
-from fiqa_ray.models.recognition import Recognizer, load_recognizer, resolve_device
+from fiqa_ray.models.recognition import load_recognizer
+from fiqa_ray.models.recognizer import Recognizer
 from fiqa_ray.storage import exists, fingerprint, read_bytes, write_atomic
 from fiqa_ray.synthetic.damage import DEGRADATION_KINDS, Degradation, degrade
 from fiqa_ray.training.distributed import average_gradients, broadcast, reduce_over

@@ -10,8 +10,10 @@ from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.models.methods.faceqan import faceqan_formula, faceqan_noise, faceqan_scores, faceqan_similarities
 from fiqa_ray.models.networks.iresnet import IResNet, SplitNetwork
 from fiqa_ray.models.networks.mobilefacenet import sddfiqa_mobilefacenet
-from fiqa_ray.models.quality import METHODS, embedding_norm, load_scorer, score_together
-from fiqa_ray.models.recognition import Preprocessing, Recognizer, load_recognizer
+from fiqa_ray.models.quality import METHODS, load_scorer
+from fiqa_ray.models.recognition import load_recognizer
+from fiqa_ray.models.recognizer import Preprocessing, Recognizer
+from fiqa_ray.models.scorer import embedding_norm, score_together
 from released import fill, golden
 
 SMALL = "curricularface_mobilefacenet"

@@ -13,14 +13,8 @@ from torch import nn
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.models.networks.iresnet import IResNet
 from fiqa_ray.models.quality import METHODS
-from fiqa_ray.models.recognition import (
-    RECOGNIZERS,
-    Preprocessing,
-    Recognizer,
-    check_embeddings,
-    finite_rows,
-    load_recognizer,
-)
+from fiqa_ray.models.recognition import RECOGNIZERS, load_recognizer
+from fiqa_ray.models.recognizer import Preprocessing, Recognizer, check_embeddings, finite_rows
 
 SMALL = "curricularface_mobilefacenet"
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.models.quality import load_scorer
-from fiqa_ray.models.recognition import Preprocessing, Recognizer, load_recognizer
+from fiqa_ray.models.recognition import load_recognizer
+from fiqa_ray.models.recognizer import Preprocessing, Recognizer
 from fiqa_ray.models.regressor import (
     QualityHead,
     QualityRegressor,

@@ -9,8 +9,9 @@ import torch
 
 from fiqa_ray.cli import main
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.models.quality import METHODS, Scorer, load_scorer
-from fiqa_ray.models.recognition import UNIT_PIXELS, Recognizer
+from fiqa_ray.models.quality import METHODS, load_scorer
+from fiqa_ray.models.recognizer import UNIT_PIXELS, Recognizer
+from fiqa_ray.models.scorer import Scorer
 from fiqa_ray.synthetic.compact import build
 from fiqa_ray.synthetic.recognizer import train_recognizer
 from fiqa_ray.tools.doctor import check_file, check_recognizer, check_scorer, load_trial_faces

@@ -13,7 +13,8 @@ from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.models.formats import export
 from fiqa_ray.models.formats.export import export_onnx
 from fiqa_ray.models.quality import load_scorer
-from fiqa_ray.models.recognition import Preprocessing, Recognizer, load_recognizer
+from fiqa_ray.models.recognition import load_recognizer
+from fiqa_ray.models.recognizer import Preprocessing, Recognizer
 from fiqa_ray.models.regressor import QualityHead, QualityRegressor, load_regressor, save_regressor, score_table
 from fiqa_ray.synthetic.dataset import aligned_faces
 from released import fill

@@ -11,7 +11,7 @@ from fiqa_ray.errors import UsageError
 from fiqa_ray.models.methods.serfiq import dropout_masks, serfiq_distance, serfiq_raw, serfiq_stretched
 from fiqa_ray.models.networks.iresnet import IResNet
 from fiqa_ray.models.quality import load_scorer
-from fiqa_ray.models.recognition import Preprocessing, Recognizer
+from fiqa_ray.models.recognizer import Preprocessing, Recognizer
 from released import fill, golden
 
 CPU = torch.device("cpu")
