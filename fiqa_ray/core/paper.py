@@ -10,7 +10,8 @@ any number of machines; tests hold all of them equal. The steps, in the paper's 
     5. Move each image's index towards the ranks of its pairs.              `index_shift`, equation 3
     6. Give the prior scores, in ascending order, to the images by index.   `reassign_scores`
 
-Functions here have the names of their fast versions where these exist.
+CONTRIBUTING.md names the fast version of each step. Random numbers come from the functions that the fast path uses:
+`counter_draws` gives 64 random bits, `uniform_below` makes a whole number of them.
 
 Symbols: I images, K identities, N images of one identity, C clusters, R repeats, L pairs of one repeat, D numbers of an
 embedding. Where the paper leaves a choice open, the docstring of the step says what is done.
@@ -23,13 +24,11 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from fiqa_ray.core.kernels.draws import MATE_STREAM, START_STREAM, counter_draws, uniform_below
+from fiqa_ray.core.kernels.gram import SIMILARITY_STEPS
+from fiqa_ray.core.kernels.kmeans import MAX_ITERATIONS
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-
-# The kernels have the same constants; this page has its own, so that it can be read alone.
-MAX_ITERATIONS = 50
-SIMILARITY_STEPS = 2**23
 
 
 def optimize_labels(
@@ -98,11 +97,12 @@ def cluster_identity(unit: FloatArray, identity: int, n_clusters: int, seed: int
 def draw_mates(cluster: IntArray, identity: int, repeat: int, seed: int) -> IntArray:
     """Return the pairs `(2, L)` of one identity: each image, and a random image of each other cluster."""
     words = counter_draws(seed, MATE_STREAM, repeat, identity, np.arange(len(cluster)))  # (N,) random bits
+    members_of = [np.flatnonzero(cluster == c) for c in range(cluster.max() + 1)]  # C arrays of images
     pairs = [
         (image, members[uniform_below(len(members), words[image], other)])
         for image in range(len(cluster))
-        for other in range(cluster.max() + 1)
-        if other != cluster[image] and len(members := np.flatnonzero(cluster == other))
+        for other, members in enumerate(members_of)
+        if other != cluster[image]
     ]
     return np.array(pairs, np.int64).reshape(-1, 2).T
 
