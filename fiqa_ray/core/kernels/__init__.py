@@ -1,4 +1,4 @@
-"""Compiled loops and devices, each under its numpy equivalent. Read `jit.py` first: it explains what all kernels do for speed.
+"""Compiled loops and devices, each under its numpy equivalent. Read `jit.py` first: it says what all kernels do for speed.
 
 jit.py           how loops are compiled and where the code is kept
 draws.py         random bits as a function of where they are used
