@@ -1,14 +1,7 @@
-"""Everything that touches storage: atomic writes, parts with their records, manifests, fingerprints, the run's lock.
+"""Any fsspec URL: read, list, write atomically, and say in words what went wrong. Fingerprints and content hashes.
 
-One code path for local folders, ``s3://`` (endpoint and credentials from the usual environment variables) and
-``memory://`` (one process only). A dataset is a folder named by its fingerprint:
-
-    _plan.json            what the dataset will hold (number of parts and rows), written before the first part
-    part-00000.parquet    a part: written whole by one atomic act under its final name
-    part-00000.json       its record (files with bytes and CRC-32, rows, addable stats): a part counts from here on
-    _manifest.json        the parts, once all are there: a dataset counts from here on
-
-Nothing is deleted; a part is only ever written again with the bytes it had, to mend a lost or damaged file.
+One code path for local folders, `s3://` (endpoint and credentials from the usual environment variables) and `memory://` (one
+process only). What lies there is for `datasets/dataset.py` to say; the run's lock is `engine/lock.py`.
 """
 
 from __future__ import annotations

@@ -96,6 +96,12 @@ def test_a_library_has_one_home(library):
     assert all(user.startswith(HOMES[library]) for user in users), users
 
 
+def test_a_file_has_one_job():
+    lines = {p.relative_to(PACKAGE).as_posix(): len(p.read_text().splitlines()) for p in files()}
+    long = {name for name, n in lines.items() if n > 450}
+    assert long <= {"synthetic/render.py"}, long
+
+
 def test_core_computes_on_arrays_alone():
     for path in (PACKAGE / "core").rglob("*.py"):
         libraries = {n.split(".")[0] for n in imports(path)}

@@ -72,7 +72,7 @@ def optimize_labels(
         identities: `(I,)` of anything hashable, in any order; they are numbered in order of first appearance.
         prior_scores: `(I,)`, larger is better, or {method: `(I,)`}, which returns {method: labels}.
         n_clusters: C, clusters of an identity.
-        theta: step of the update, in [0, 1].
+        theta: weight of the update, in [0, 1].
         n_repeats: R.
         seed: of all random draws.
         index_scale: `raw` or `normalized`.
@@ -134,7 +134,7 @@ def optimize_from_pairs(
         prior_scores: `(I,)` finite, larger is better.
         repeats: per repeat `image_row` and `mate_row`, `(L,)` integers, and `similarity`, `(L,)` in [-1, 1], which is
             rounded to multiples of 2^-23.
-        theta: step of the update, in [0, 1].
+        theta: weight of the update, in [0, 1].
         index_scale: `raw` or `normalized`.
 
     Raises:

@@ -40,7 +40,8 @@ class Pairs:
     Attributes:
         repeat: number of the repeat, from 0.
         cluster: `(I,) int32`, dense from 0 within each identity.
-        n_opened: `(I,) int32`, the pairs that each image opens: one per other cluster.
+        n_opened: `(I,) int32`, the pairs that each image opens: as the first of the two, one per other cluster. (Which of
+            the two owns the pair is for `labels` to say.)
         mate: `(L,) int32`, positions of the mates.
         similarity: `(L,) float32`, cosines in multiples of 2^-23.
     """
@@ -101,7 +102,7 @@ def mated_pairs(
         seed=seed,
     )
     buffers.set_clusters(clusters)
-    engine = None if len(clusters) else clustering
+    method = None if len(clusters) else clustering
     blocks = list(identity_blocks(buffers.sizes, _BLOCK_ENTRIES if device == "cpu" else _DEVICE_BLOCK_ENTRIES))
 
     def run(share: list[slice]) -> None:
@@ -110,11 +111,11 @@ def mated_pairs(
         for block in share:
             x = embeddings[buffers.bounds[block.start] : buffers.bounds[block.stop]]
             if _is_large(buffers, block):
-                _pair_large_identity(buffers, block, unit_vectors(x), engine is not None)
+                _pair_large_identity(buffers, block, unit_vectors(x), method is not None)
             elif device == "cpu":
-                _pair_block(buffers, block, x, engine, keys)
+                _pair_block(buffers, block, x, method, keys)
             else:
-                _pair_on_device(buffers, block, unit_vectors(x), engine, device)
+                _pair_on_device(buffers, block, unit_vectors(x), method, device)
 
     with one_thread():
         if n_threads > 1 and len(blocks) > 1:
@@ -284,16 +285,16 @@ def _is_large(buffers: _PairBuffers, block: slice) -> bool:
 
 
 def _pair_block(
-    buffers: _PairBuffers, block: slice, x: NDArray[np.float32], engine: str | None, keys: NDArray[np.float32]
+    buffers: _PairBuffers, block: slice, x: NDArray[np.float32], method: str | None, keys: NDArray[np.float32]
 ) -> None:
     """Pair the identities of a block by compiled loops; `keys` is space for their Gram matrices."""
     bounds, first_pair = buffers.bounds[block.start : block.stop + 1], buffers.first_pair[block]
     cosine_keys(x, bounds, keys)
     for g, repeats in buffers.clusterings():
         cluster, counts = buffers.cluster[g], buffers.cluster_counts[g, block]
-        if engine == "lloyd":
+        if method == "lloyd":
             lloyd_clusters(keys, bounds, buffers.start_states[g, block], buffers.n_clusters, cluster, counts)
-        elif engine == "faiss":
+        elif method == "faiss":
             _cluster_by_faiss(buffers, block, unit_vectors(x), g)
         states = np.ascontiguousarray(buffers.mate_states[repeats, block])
         draw_mates(cluster, bounds, counts, states, first_pair, buffers.mate[repeats])
@@ -328,7 +329,7 @@ def _cluster_by_faiss(buffers: _PairBuffers, block: slice, units: NDArray[np.flo
 
 
 def _pair_on_device(
-    buffers: _PairBuffers, block: slice, units: NDArray[np.float32], engine: str | None, device: str
+    buffers: _PairBuffers, block: slice, units: NDArray[np.float32], method: str | None, device: str
 ) -> None:
     """Pair the identities of a block by torch operations on a device."""
     from fiqa_ray.core.kernels import accelerator  # torch is for accelerators alone
@@ -339,11 +340,11 @@ def _pair_on_device(
     keys, grams = accelerator.gram_matrices(units, bounds, device)
     for g, repeats in buffers.clusterings():
         cluster, counts = buffers.cluster[g, first:last], buffers.cluster_counts[g, block]
-        if engine == "lloyd":
+        if method == "lloyd":
             starts = start_states(rows, [g], seed=buffers.seed)[0]
             cluster[:] = accelerator.cluster_all(grams, starts, buffers.n_clusters)
             counts[:] = np.maximum.reduceat(cluster, bounds[:-1]) + 1
-        elif engine == "faiss":
+        elif method == "faiss":
             _cluster_by_faiss(buffers, block, units, g)
         partners = accelerator.list_partners(cluster, bounds, counts, device)
         row_start = accelerator.gram_rows(partners, bounds)  # (L,)

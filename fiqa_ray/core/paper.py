@@ -10,6 +10,9 @@ any number of machines; tests hold all of them equal. The steps, in the paper's 
     5. Move each image's index towards the ranks of its pairs.              `index_shift`, equation 3
     6. Give the prior scores, in ascending order, to the images by index.   `reassign_scores`
 
+CONTRIBUTING.md names the fast version of each step. Random numbers come from the functions that the fast path uses:
+`counter_draws` gives 64 random bits, `uniform_below` makes a whole number of them.
+
 Symbols: I images, K identities, N images of one identity, C clusters, R repeats, L pairs of one repeat, D numbers of an
 embedding. Where the paper leaves a choice open, the docstring of the step says what is done.
 """
@@ -21,12 +24,11 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from fiqa_ray.core.kernels.draws import MATE_STREAM, START_STREAM, counter_draws, uniform_below
+from fiqa_ray.core.kernels.gram import SIMILARITY_STEPS
+from fiqa_ray.core.kernels.kmeans import MAX_ITERATIONS
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-
-MAX_ITERATIONS = 50
-SIMILARITY_STEPS = 2**23
 
 
 def optimize_labels(
@@ -46,9 +48,9 @@ def optimize_labels(
         embeddings: `(I, D)`, of any length but zero.
         identity: `(I,)` numbers from 0 to K - 1.
         prior_scores: `(I,)`, larger is better: the FIQA method's scores Q.
-        n_clusters: C, the paper's N.
+        n_clusters: C, which the paper calls N.
         n_repeats: R.
-        theta: step of the update, in [0, 1].
+        theta: weight of the update, in [0, 1].
         index_scale: `raw` mixes ranks among L pairs with indices among I images, as published; `normalized` scales the
             ranks by I / L first.
         seed: of all random draws.
@@ -95,11 +97,12 @@ def cluster_identity(unit: FloatArray, identity: int, n_clusters: int, seed: int
 def draw_mates(cluster: IntArray, identity: int, repeat: int, seed: int) -> IntArray:
     """Return the pairs `(2, L)` of one identity: each image, and a random image of each other cluster."""
     words = counter_draws(seed, MATE_STREAM, repeat, identity, np.arange(len(cluster)))  # (N,) random bits
+    members_of = [np.flatnonzero(cluster == c) for c in range(cluster.max() + 1)]  # C arrays of images
     pairs = [
         (image, members[uniform_below(len(members), words[image], other)])
         for image in range(len(cluster))
-        for other in range(cluster.max() + 1)
-        if other != cluster[image] and len(members := np.flatnonzero(cluster == other))
+        for other, members in enumerate(members_of)
+        if other != cluster[image]
     ]
     return np.array(pairs, np.int64).reshape(-1, 2).T
 

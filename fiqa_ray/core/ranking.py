@@ -40,8 +40,8 @@ _FEW_PAIRS = 1 << 17
 class RankTable:
     """Doubled rank by similarity, small enough for a processor's cache.
 
-    doubled_rank(key) = block_rank[i // 64] + key_rank[i] - 1 with i = key - first_key. `key_rank[i] == 0` marks a key that
-    no pair has. The table is split in two so that the large array fits the cache as uint16.
+    doubled_rank(key) = block_rank[i // 64] + (key_rank[i] - 1) with i = key - first_key. Key ranks are stored plus 1,
+    because 0 marks a key that no pair has. The table is split in two so that the large array fits the cache as uint16.
 
     Attributes:
         first_key: the lowest key of the first block.

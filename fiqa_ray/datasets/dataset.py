@@ -1,4 +1,13 @@
-"""A dataset on storage: parts with their records, the plan and the manifest."""
+"""A dataset on storage: a folder named by its fingerprint, with parts, their records, the plan and the manifest.
+
+    _plan.json            what the dataset will hold (number of parts and rows), written before the first part
+    part-00000.parquet    a part: written whole by one atomic act under its final name
+    part-00000.json       its record (files with bytes and CRC-32, rows, addable stats): a part counts from here on
+    _manifest.json        the parts, once all are there: a dataset counts from here on
+
+Nothing is deleted; a part is only ever written again with the bytes it had, to mend a lost or damaged file. A shard is the
+work that makes one part; a group is several parts that one task reads.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs the shards of a step one by one in this process."""
+"""Runs the shards of a step one by one in this process: one of two mappers, beside `ray.py`."""
 
 from __future__ import annotations
 
@@ -18,42 +18,46 @@ Item = tuple[Step, Any]
 
 
 Mapper = Callable[[Sequence[Item]], Iterator[tuple[Item | None, Outcome]]]
-"""Runs shards: yields each with its part or the exception it raised, in any order (None: nobody knows which)."""
+"""Runs shards: yields each with its part, or with the exception that it raised, in any order.
+
+The item is None where Ray failed as a whole.
+"""
 
 
 def local_map(items: Sequence[Item]) -> Iterator[tuple[Item | None, Outcome]]:
-    """Runs shards one by one in this process."""
+    """Run shards one by one in this process."""
     from fiqa_ray.core.kernels.threads import one_thread
 
     workers = WorkerSlot()
     for step, shard in items:
         with one_thread() if step.engine != "driver" else nullcontext():
-            yield (step, shard), _outcome(lambda step=step, shard=shard: workers.get(step.make_worker)(shard))  # type: ignore[misc]
+            yield (step, shard), call_and_catch(lambda step=step, shard=shard: workers.get(step.make_worker)(shard))  # type: ignore[misc]
 
 
-def _outcome(call: Callable[[], Part]) -> Outcome:
+def call_and_catch(call: Callable[[], Part]) -> Outcome:
+    """Return what a call returns or raises, in a form that survives the way back from a worker."""
     try:
         return call()
     except Exception as exc:
-        # the traceback does not survive the way back from a worker: the line nearest to the fault does, as a note
+        # the traceback does not survive pickling; the line nearest to the fault does, as a note
         frames = traceback.extract_tb(exc.__traceback__)
-        own = [f for f in frames if "site-packages" not in f.filename] or frames
+        nearest = [f for f in frames if "site-packages" not in f.filename] or frames
         if type(exc).__module__ not in ("builtins", "fiqa_ray.errors"):  # others may not survive pickling
             exc = RuntimeError(f"{type(exc).__name__}: {exc}")
-        exc.add_note(f"at {own[-1].filename}:{own[-1].lineno}")
+        exc.add_note(f"at {nearest[-1].filename}:{nearest[-1].lineno}")
         return exc
 
 
 class WorkerSlot:
-    """Holds the last worker made: steps follow one another, and two models need not share the memory."""
+    """Holds one worker, the last: steps follow one another, so two models need not be in memory together."""
 
     def __init__(self) -> None:
-        self._made_by: Any = None
+        self._maker: Any = None
         self._worker: Worker | None = None
 
     def get(self, make_worker: Callable[[], Worker]) -> Worker:
-        """The worker of this maker, made if another's was held."""
-        if self._worker is None or self._made_by is not make_worker:
-            self._worker, self._made_by = None, None
-            self._worker, self._made_by = make_worker(), make_worker
+        """Return the worker of this maker; make it unless it is the one held."""
+        if self._worker is None or self._maker is not make_worker:
+            self._worker, self._maker = None, None
+            self._worker, self._maker = make_worker(), make_worker
         return self._worker

@@ -1,4 +1,9 @@
-"""Runs the shards of a step on a Ray cluster, and joins or starts one."""
+"""Runs the shards of a step on a Ray cluster, and joins or starts one.
+
+Steps that load a model or decode images run in an actor pool of Ray Data, which adds and removes actors, replaces dead ones
+and keeps their number within the cluster's. Its rows are the numbers of shards, one per block: a shard reads and writes its
+own part, so that a lost actor costs one part and a resumed run repeats none. Numerics run as plain tasks.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +14,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from fiqa_ray.config import ComputeSettings
-from fiqa_ray.engine.local import Item, Mapper, Outcome, WorkerSlot, _outcome, local_map
+from fiqa_ray.engine.local import Item, Mapper, Outcome, WorkerSlot, call_and_catch, local_map
 from fiqa_ray.engine.step import Worker
 from fiqa_ray.errors import FiqaRayError
 
 LARGE_BYTES = 1 << 30
-"""A process gives back the memory of shards that take more; smaller ones leave theirs to the next shard."""
+"""A process returns the memory of larger shards to the system; that of smaller ones serves its next shard."""
 
 
 def ray_mapper(compute: ComputeSettings) -> Mapper:
-    """The mapper of a Ray cluster: actor pools of Ray Data for models and decoding, plain tasks for numerics."""
+    """Return the mapper of a Ray cluster: actor pools of Ray Data for models and decoding, plain tasks for numerics."""
 
     def run(items: Sequence[Item]) -> Iterator[tuple[Item | None, Outcome]]:
         engine = items[0][0].engine
@@ -38,7 +43,7 @@ def _ray_tasks(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tupl
 
         reuse_memory()
         with one_thread():
-            outcome = _outcome(lambda: make_worker()(shard))
+            outcome = call_and_catch(lambda: make_worker()(shard))
         if is_large:  # another process may get the next one
             give_back_memory()
         return outcome
@@ -66,12 +71,12 @@ def _ray_tasks(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tupl
 
 
 def _grantable(memory_bytes: int) -> int:
-    """Memory to ask Ray for: what no machine with processors has, Ray would wait for without end."""
+    """Cap a memory request at the largest CPU node's memory; Ray would queue a larger request forever."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    most = max((r.get("memory", 0) for r in nodes if r.get("CPU", 0) >= 1), default=0)
-    return int(min(memory_bytes, most))  # 0 before the first machine is there: it then asks for a processor alone
+    largest = max((r.get("memory", 0) for r in nodes if r.get("CPU", 0) >= 1), default=0)
+    return int(min(memory_bytes, largest))  # 0 before the first machine is there: it then asks for a processor alone
 
 
 class _ShardActor:
@@ -90,7 +95,7 @@ class _ShardActor:
         outcomes = []
         for i in batch["item"]:
             maker, shard = self._items[int(i)]
-            outcomes.append(_outcome(lambda m=maker, s=shard: self._workers.get(self._makers[m])(ray.get(s))))  # type: ignore[misc]
+            outcomes.append(call_and_catch(lambda m=maker, s=shard: self._workers.get(self._makers[m])(ray.get(s))))  # type: ignore[misc]
         return {"item": list(batch["item"]), "outcome": [cloudpickle.dumps(o) for o in outcomes]}
 
 
@@ -102,8 +107,7 @@ def _ray_data(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tuple
 
     resources = ray.cluster_resources()
     n_gpus = int(resources.get("GPU", 0))
-    # "cuda" is a demand, which makes an autoscaled cluster start its GPU machines; "auto" takes what is there
-    on_gpu = items[0][0].uses_model and (compute.device == "cuda" or (compute.device == "auto" and n_gpus > 0))
+    on_gpu = items[0][0].uses_model and wants_gpus(compute.device, 1)
     n_present = n_gpus if on_gpu else int(resources.get("CPU", 1))
     size = min(compute.n_workers or max(1, n_present), len(items))
     steps = list({id(step): step for step, _ in items}.values())
@@ -133,8 +137,18 @@ def _ray_data(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tuple
         yield None, exc
 
 
+def wants_gpus(device: str, n_workers: int) -> bool:
+    """Return whether workers ask for a GPU each.
+
+    `cuda` is a demand, which makes an autoscaled cluster start its GPU machines; `auto` takes GPUs if all workers get one.
+    """
+    import ray
+
+    return device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) >= n_workers)
+
+
 def _check_address(address: str) -> None:
-    """Raises where nothing listens at host:port: Ray itself would wait for many minutes."""
+    """Raise `FiqaRayError` where nothing listens at host:port: Ray itself would wait for many minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdecimal():
         try:

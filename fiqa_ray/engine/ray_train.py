@@ -1,4 +1,8 @@
-"""Runs a training loop in the workers of Ray Train."""
+"""Runs a training loop in the workers of Ray Train.
+
+The loop keeps its state in the run's own storage, not in checkpoints of Ray Train (`report(checkpoint=)`): the same loop
+runs without Ray, and either continues what the other began.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,11 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from fiqa_ray.engine.ray import wants_gpus
 from fiqa_ray.errors import FiqaRayError, IncompleteError, StorageError
 
 MAX_FAILURES = 5
-"""How often Ray Train starts its workers again."""
+"""Times that Ray Train restarts its workers."""
 
 
 TrainLoop = Callable[[Any, int, int, Callable[[dict[str, Any]], None]], None]
@@ -17,19 +22,24 @@ TrainLoop = Callable[[Any, int, int, Callable[[dict[str, Any]], None]], None]
 
 
 def fit_with_ray(loop: TrainLoop, plan: Any, n_workers: int, device: str) -> None:
-    """Runs a training loop in ``n_workers`` workers of Ray Train; the loop restores its state from storage by itself.
+    """Run a training loop in workers of Ray Train; the loop restores its state from storage by itself.
 
-    ``device``: cpu, cuda or auto. Raises `FiqaRayError` with the loop's own message where trying again cannot help, and
-    `IncompleteError` where workers failed more than `MAX_FAILURES` times.
+    Args:
+        loop: called in each worker.
+        plan: handed to the loop; picklable.
+        n_workers: of Ray Train.
+        device: `cpu`, `cuda` or `auto`.
+
+    Raises:
+        FiqaRayError: the loop's own, where trying again cannot help.
+        IncompleteError: workers failed more than `MAX_FAILURES` times.
     """
     # Ray Train would move its workers to a folder of its own, where relative paths lead nowhere
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    # "cuda" is a demand, which makes an autoscaled cluster start its GPU machines; "auto" takes what is there
-    use_gpu = device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) >= n_workers)
+    use_gpu = wants_gpus(device, n_workers)
     trainer = TorchTrainer(
         _loop_in_ray,  # type: ignore[arg-type]  # what it returns is the result's return_value
         train_loop_config={"loop": loop, "plan": plan},
@@ -53,7 +63,7 @@ def fit_with_ray(loop: TrainLoop, plan: Any, n_workers: int, device: str) -> Non
 
 
 def _loop_in_ray(config: dict[str, Any]) -> str | None:
-    """The loop inside Ray Train's workers; a fault that trying again cannot mend is returned as its message."""
+    """Run the loop inside a worker; return the message of a fault that trying again cannot mend."""
     from ray.train import get_context, report
 
     context = get_context()

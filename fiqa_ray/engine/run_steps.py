@@ -1,4 +1,4 @@
-"""Runs a job: the ordered stages, one step at a time, with the in-process or the Ray mapper; continues what exists."""
+"""Makes the datasets of steps, or what is missing of them, and checks their counts. `run_steps` is the entry."""
 
 from __future__ import annotations
 
@@ -12,13 +12,25 @@ from fiqa_ray.engine.step import Step
 from fiqa_ray.errors import FiqaRayError, IncompleteError, StorageError
 
 MAX_FAILED_SHARDS = 3
-"""A step gives up after so many failed shards; what the others made stays."""
+"""Failed shards after which a group of steps gives up; finished parts stay."""
 
 
 def run_steps(steps: Sequence[Step], mapper: Mapper, max_bad_fraction: float = 1.0) -> list[Manifest]:
-    """Makes the steps' datasets, or what is missing of them, commits them and reconciles their counts with their input's.
+    """Make the datasets of steps that run side by side; finished parts are verified and skipped.
 
     The missing shards of all steps go through the mapper together.
+
+    Args:
+        steps: of one group.
+        mapper: runs the shards.
+        max_bad_fraction: share of images that may be bad.
+
+    Returns:
+        The manifests of all datasets, in order.
+
+    Raises:
+        FiqaRayError: a shard's own, or the counts do not fit those of the input.
+        IncompleteError: shards failed; running again continues.
     """
     manifests = [[dataset.manifest() for dataset in step.datasets] for step in steps]
     items: list[Item] = []
@@ -36,13 +48,13 @@ def run_steps(steps: Sequence[Step], mapper: Mapper, max_bad_fraction: float = 1
             unfinished.append(step)
     if items:
         if steps[0].engine == "driver":  # shows its own progress
-            _map(items, mapper, lambda *_: None)
+            _run_items(items, mapper, lambda *_: None)
         else:
-            unit = _main(unfinished).unit  # what counts in other units is small beside it
+            unit = _largest_step(unfinished).unit  # work in other units is small beside it
             total = sum(s.n_rows for s in unfinished if s.unit == unit)
             n_done = sum(n for s, n in done if s.unit == unit)
             with StepProgress(group_name(unfinished), total, unit, n_done) as progress:
-                _map(items, mapper, lambda step, n: progress.advance(n if step.unit == unit else 0))
+                _run_items(items, mapper, lambda step, n: progress.advance(n if step.unit == unit else 0))
     committed = []
     for step, stored in zip(steps, manifests, strict=True):
         for dataset, manifest in zip(step.datasets, stored, strict=True):
@@ -52,13 +64,14 @@ def run_steps(steps: Sequence[Step], mapper: Mapper, max_bad_fraction: float = 1
     return committed
 
 
-def _map(items: list[Item], mapper: Mapper, advance: Callable[[Step, int], None]) -> None:
+def _run_items(items: list[Item], mapper: Mapper, advance: Callable[[Step, int], None]) -> None:
+    """Run shards and report their rows; raise the first failure when no more can be done."""
     failures: list[tuple[Item | None, Exception]] = []
     for item, outcome in mapper(items):
         if isinstance(outcome, Exception):
             failures.append((item, outcome))
-            hopeless = isinstance(outcome, FiqaRayError) and not isinstance(outcome, StorageError)
-            if hopeless or len(failures) >= MAX_FAILED_SHARDS:
+            is_final = isinstance(outcome, FiqaRayError) and not isinstance(outcome, StorageError)
+            if is_final or len(failures) >= MAX_FAILED_SHARDS:
                 break
         else:
             advance((item or items[0])[0], outcome.n_rows)
@@ -67,29 +80,29 @@ def _map(items: list[Item], mapper: Mapper, advance: Callable[[Step, int], None]
     item, first = failures[0]
     if isinstance(first, FiqaRayError):
         raise first
-    place = (item or items[0])[0]
+    step = (item or items[0])[0]
     line = "".join(f" ({note})" for note in getattr(first, "__notes__", []))
     raise IncompleteError(
-        f"{place.stage}: {len(failures)} shard(s) of {place.dataset.uri} failed, the first with "
+        f"{step.stage}: {len(failures)} shard(s) of {step.dataset.uri} failed, the first with "
         f"{type(first).__name__}: {first}{line}; mend the cause if it is in your model or data, and run the same "
         "command again to continue"
     ) from first
 
 
 def group_name(steps: Sequence[Step]) -> str:
-    """What a group of steps is doing, in a few words."""
+    """Return what a group of steps does, in a few words."""
     more = f" and {len(steps) - 1} more" if len(steps) > 1 else ""
-    main = _main(steps)
-    return f"{main.stage}: {short_name(main)}{more}"
+    step = _largest_step(steps)
+    return f"{step.stage}: {short_name(step)}{more}"
 
 
-def _main(steps: Sequence[Step]) -> Step:
-    """The step of a group with the most to do."""
+def _largest_step(steps: Sequence[Step]) -> Step:
+    """Return the step of a group with the most rows."""
     return max(steps, key=lambda step: step.n_rows)
 
 
 def short_name(step: Step) -> str:
-    """A dataset's name and keys, without root and fingerprint."""
+    """Return a dataset's name and keys, without root and fingerprint."""
     uri = step.dataset.uri.rsplit("/v=", 1)[0]
     keys = [p.split("=", 1)[1] for p in uri.split("/") if "=" in p]
     return " ".join([step.dataset.name.replace("_", " "), *keys])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fiqa_ray.errors import FiqaRayError, UsageError
-from fiqa_ray.models.device import find_device
+from fiqa_ray.models.devices import find_device
 from fiqa_ray.models.formats.export import load_exported
 from fiqa_ray.models.method_table import METHODS, MethodRow
 from fiqa_ray.models.methods.forward import build_network_output

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fiqa_ray.errors import FiqaRayError, UsageError
-from fiqa_ray.models.device import find_device
+from fiqa_ray.models.devices import find_device
 from fiqa_ray.models.formats.checkpoints import (
     MAGFACE_PREFIXES,
     State,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.models.device import find_device
+from fiqa_ray.models.devices import find_device
 from fiqa_ray.models.formats.checkpoints import load_state_dict, load_strictly, sha256_of, state_bytes
 from fiqa_ray.models.formats.onnx_graph import STRUCTURE, parse_onnx
 from fiqa_ray.models.preprocessing import Preprocessing
@@ -28,11 +28,10 @@ from fiqa_ray.models.user_code import call_function
 from fiqa_ray.storage import join, read_bytes
 
 WEIGHTS_FILE = "weights.pt"
-SCHEMA_VERSION = 1
+CARD_VERSION = 2
+"""Version of the card's format; raise it when saved regressors change."""
 _TRUSTED = frozenset({"fiqa_ray.synthetic.compact:build"})
 """Networks of this package that a card may name, although they are in no table. Other code runs only if allowed."""
-_MOVED = {"fiqa_ray.models.compact:build": "fiqa_ray.synthetic.compact:build"}
-"""Networks that have another name now than in cards of version 0.1.0."""
 N_QUANTILES = 1001
 """Quantiles in a card's table of scores: one per tenth of a percent."""
 
@@ -170,7 +169,7 @@ def save_regressor(model: QualityRegressor, card: Mapping[str, Any]) -> dict[str
     weights = state_bytes(
         {k: (v.float() if v.is_floating_point() else v).detach().cpu().clone() for k, v in state.items()}
     )
-    own = {**model.origin, "weights_sha256": sha256_of(weights), "schema_version": SCHEMA_VERSION}
+    own = {**model.origin, "weights_sha256": sha256_of(weights), "schema_version": CARD_VERSION}
     try:
         text = json.dumps({**card, **own}, indent=1, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -236,11 +235,6 @@ def _read_card(card_uri: str) -> dict[str, Any]:
     for key, kind in wanted.items():
         if not isinstance(card.get(key), kind):
             raise FiqaRayError(f"{card_uri}: {key} is {card.get(key)!r}, wanted {kind.__name__}; copy the card again")
-    if card["recognizer"] in _MOVED:
-        raise FiqaRayError(
-            f"{card_uri}: was saved by an earlier version of fiqa_ray; its network {card['recognizer']!r} is now "
-            f"{_MOVED[card['recognizer']]!r}. Train the regressor again, or write the new name as recognizer into the card"
-        )
     check_score_table(card.get("validation_scores"), card_uri)
     if set(card["preprocessing"]) != {"colour", "mean", "scale"}:
         raise FiqaRayError(f"{card_uri}: preprocessing {card['preprocessing']!r} must have colour, mean and scale")
@@ -249,13 +243,14 @@ def _read_card(card_uri: str) -> dict[str, Any]:
 
 def _check_version(card: dict[str, Any], card_uri: str) -> None:
     version = card.get("schema_version")
-    if version == SCHEMA_VERSION:
+    if version == CARD_VERSION:
         return
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        remedy = "was saved by a later version of fiqa_ray; update fiqa_ray"
-    else:
-        remedy = "was saved by an earlier version of fiqa_ray; train it again, or use the version that saved it"
-    raise FiqaRayError(f"{card_uri}: {remedy} (schema_version {version!r}, wanted {SCHEMA_VERSION})")
+    is_newer = isinstance(version, int) and version > CARD_VERSION
+    raise FiqaRayError(
+        f"{card_uri}: the regressor was saved by {'a newer' if is_newer else 'an earlier'} version of fiqa_ray "
+        f"(schema_version {version!r}, this one reads {CARD_VERSION}); train it again with this version, or install the "
+        "version that saved it"
+    )
 
 
 def _backbone(card: dict[str, Any], state: Mapping[str, Tensor], card_uri: str, allow_import: bool) -> nn.Module:

@@ -45,7 +45,7 @@ class LabelSummary:
 
     Attributes:
         method: FIQA method of the prior scores.
-        theta: step of the update; ``theta_effective`` is what it amounts to on the index scale in use.
+        theta: weight of the update; ``theta_effective`` is what it amounts to on the index scale in use.
         prior_score, optimized_score: (n_sample,) float, the same images in both; at most some 20 000, drawn by the
             caller.
         histogram_counts, histogram_edges: (n_bins,) and (n_bins + 1,), prior scores of all images.

@@ -1,1 +1,1 @@
-"""Where faces and verification protocols come from: data sets as people have them, and synthetic faces."""
+"""Where faces, pair lists and scores come from. `kinds.py` has the tables; one file per kind reads it."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.containers import read_ranges
-from fiqa_ray.sources.faces import read_face_bytes
+from fiqa_ray.sources.files import read_face_bytes
 from fiqa_ray.sources.listing import EXTENSIONS
 from fiqa_ray.storage import filesystem, storage_errors
 

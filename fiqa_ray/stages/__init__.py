@@ -56,7 +56,7 @@ STAGES: dict[str, Stage] = {
         planned_by=("fuse:fuse_steps",),
     ),
     "rank": Stage(
-        "Rank the similarities of all pairs, and the prior scores of each method (Ray tasks; equation 2).",
+        "Rank the similarities of all pairs (equation 2), and the prior scores of each method (Ray tasks).",
         reads=("pairs", "quality_scores"),
         writes=("key_counts", "sorted_keys", "similarity_ranks", "quality_index"),
         planned_by=("rank:rank_steps",),

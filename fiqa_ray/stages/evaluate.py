@@ -29,15 +29,8 @@ from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job, LabelSet
-from fiqa_ray.sources.insightface_bin import read_bin_pairs
-from fiqa_ray.sources.protocols import (
-    VerificationPairs,
-    read_calfw_pairs,
-    read_cfp_pairs,
-    read_cplfw_pairs,
-    read_lfw_pairs,
-    read_pairs_table,
-)
+from fiqa_ray.sources.kinds import PROTOCOLS
+from fiqa_ray.sources.protocols import VerificationPairs
 from fiqa_ray.sources.scores import scores_by_id
 from fiqa_ray.storage import read_bytes, storage_errors
 
@@ -100,19 +93,10 @@ def evaluate_steps(job: Job) -> Iterator[list[Step]]:
 
 
 def read_pairs(settings: PairListSettings) -> VerificationPairs:
-    """The protocol's pairs."""
+    """Return the pairs of a benchmark."""
+    protocol = PROTOCOLS[settings.kind]
     with storage_errors(settings.uri):
-        if settings.kind == "lfw":
-            return read_lfw_pairs(settings.uri, extension=settings.extension)
-        if settings.kind == "cplfw":
-            return read_cplfw_pairs(settings.uri)
-        if settings.kind == "calfw":
-            return read_calfw_pairs(settings.uri)
-        if settings.kind == "cfp":
-            return read_cfp_pairs(settings.uri, part=settings.part)
-        if settings.kind == "bin":
-            return read_bin_pairs(settings.uri)
-        return read_pairs_table(settings.uri)
+        return protocol.read_pairs(settings.uri, **{name: getattr(settings, name) for name in protocol.options})
 
 
 def run_shard(dataset: Dataset, shard: BenchmarkShard) -> Part:

@@ -28,7 +28,7 @@ from fiqa_ray.engine.step import Step, Worker, stateless_worker
 from fiqa_ray.errors import UsageError
 from fiqa_ray.images import decode_packed_faces
 from fiqa_ray.job import Job
-from fiqa_ray.models.device import resolve_device
+from fiqa_ray.models.devices import resolve_device
 from fiqa_ray.models.method_table import METHODS
 from fiqa_ray.models.methods.forward import embedding_norm
 from fiqa_ray.models.quality import load_scorer

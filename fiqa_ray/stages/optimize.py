@@ -95,9 +95,9 @@ def update_shard(
         table = source.read_rows(manifest.parts[0], first, first + n_images, ["quality_index"])
         updates[method] = IndexUpdate(table["quality_index"].to_numpy())
         n_scored[method] = manifest.stats["n_scored"]
-    places = {method: update.index for method, update in updates.items()}
+    index_of = {method: update.index for method, update in updates.items()}
     for p in reader.read(stored, range(len(n_pairs))):
-        owned = sum_owned_ranks(places, p.n_opened, p.mate, p.similarity, _rank_table(ranks, p.repeat))
+        owned = sum_owned_ranks(index_of, p.n_opened, p.mate, p.similarity, _rank_table(ranks, p.repeat))
         for method, update in updates.items():
             update.add(*owned[method], rank_scale(index_scale, n_scored[method], n_pairs[p.repeat]))
     files, without = {}, {}
@@ -133,13 +133,13 @@ def label_shard(
     source = shard.quality_index.read_all(["quality_index", "prior_score"])
     index, prior = source["quality_index"].to_numpy(), source["prior_score"].to_numpy()
     del source
-    found = updates.read_all(suffix=index_suffix(shard.method, theta))
-    rows, optimized = found["image_row"].to_numpy(), found["optimized_index"].to_numpy()
-    found = found.select(["n_owned_pairs", "mean_similarity_rank"])
+    table = updates.read_all(suffix=index_suffix(shard.method, theta))
+    rows, optimized = table["image_row"].to_numpy(), table["optimized_index"].to_numpy()
+    table = table.select(["n_owned_pairs", "mean_similarity_rank"])
     n_images, n_scored = len(index), len(rows)
-    own_prior, own_index = (prior, index) if n_scored == n_images else (prior[rows], index[rows])
-    score, label, n_places = reassign_scores(own_prior, own_index, optimized)
-    del own_prior, own_index
+    scored_prior, scored_index = (prior, index) if n_scored == n_images else (prior[rows], index[rows])
+    score, label, mean_move = reassign_scores(scored_prior, scored_index, optimized)
+    del scored_prior, scored_index
 
     def spread(values: np.ndarray | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
         """Values of the scored rows, null elsewhere."""
@@ -153,8 +153,8 @@ def label_shard(
         "image_row": np.arange(n_images),
         "prior_score": pa.array(prior, from_pandas=True),  # NaN stands for null
         "quality_index": pa.array(index, mask=index < 0),
-        "n_owned_pairs": spread(found["n_owned_pairs"]),
-        "mean_similarity_rank": spread(found["mean_similarity_rank"]),
+        "n_owned_pairs": spread(table["n_owned_pairs"]),
+        "mean_similarity_rank": spread(table["mean_similarity_rank"]),
         "optimized_index": spread(optimized),
         "optimized_score": spread(score),
         "label": spread(label),
@@ -163,10 +163,10 @@ def label_shard(
     raw = index_scale == "raw"
     summary = {
         "n_scored": n_scored,
-        "n_without_pairs": int((found["n_owned_pairs"].to_numpy() == 0).sum()),
+        "n_without_pairs": int((table["n_owned_pairs"].to_numpy() == 0).sum()),
         "n_pairs_per_repeat": n_pairs,
         "theta_effective": theta * (n_pairs / n_scored if raw and n_scored else 1.0),
-        "mean_move_fraction": n_places / max(n_scored, 1),
+        "mean_move_fraction": mean_move / max(n_scored, 1),
     }
     return dataset.write_part(
         0,

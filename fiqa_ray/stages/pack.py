@@ -9,7 +9,7 @@ import io
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -26,23 +26,10 @@ from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.images import PreparedFace, prepare_face
 from fiqa_ray.job import Job
 from fiqa_ray.models.detector import FaceDetector
-from fiqa_ray.sources.containers import Content, Fault, read_entries
-from fiqa_ray.sources.faces import list_folder, read_face_bytes
-from fiqa_ray.sources.insightface_bin import list_bin, read_bin
-from fiqa_ray.sources.parquet_images import list_parquet_images, read_parquet_images
-from fiqa_ray.sources.recordio import list_recordio, read_recordio
-from fiqa_ray.sources.table import list_table
-from fiqa_ray.sources.vggface2 import list_vggface2
-from fiqa_ray.sources.webdataset import list_webdataset
+from fiqa_ray.sources.containers import Fault
+from fiqa_ray.sources.kinds import SOURCES
 from fiqa_ray.storage import exists, read_bytes, storage_errors, write_atomic
 
-_READ_AT_ONCE = 256
-_READERS: dict[str, Callable[[pa.Table], Iterator[tuple[int, Content]]]] = {
-    "recordio": read_recordio,
-    "webdataset": read_entries,
-    "parquet_images": read_parquet_images,
-    "bin": read_bin,
-}
 _ALIGNMENTS = {"landmarks": "by given landmarks", "as_is": "taken as they are"}
 
 
@@ -58,21 +45,9 @@ class PackShard:
 
 def list_faces(source: SourceSettings) -> pa.Table:
     """The source's images as a table of `schemas.SOURCE_FACES` or `SOURCE_RECORDS`, sorted by (identity, image_id)."""
+    kind = SOURCES[source.kind]
     with storage_errors(source.uri):
-        if source.kind == "folder":
-            faces = list_folder(source.uri, landmarks_uri=source.landmarks_uri, identity_level=source.identity_level)
-        elif source.kind == "vggface2":
-            faces = list_vggface2(source.uri, splits=source.splits)
-        elif source.kind == "table":
-            faces = list_table(source.uri)
-        elif source.kind == "recordio":
-            faces = list_recordio(source.uri)
-        elif source.kind == "webdataset":
-            faces = list_webdataset(source.uri, identity_key=source.identity_key)
-        elif source.kind == "parquet_images":
-            faces = list_parquet_images(source.uri, identity_key=source.identity_key)
-        else:
-            faces = list_bin(source.uri)
+        faces = kind.list_faces(source.uri, **{name: getattr(source, name) for name in kind.options})
     if source.limit is not None:
         faces = faces.slice(0, int(np.searchsorted(identity_rows(faces["identity"]), source.limit)))
     return faces
@@ -151,30 +126,17 @@ def make_worker(dataset: Dataset, kind: str, detector_uri: str | None) -> Worker
     return partial(run_shard, dataset, kind, detector)
 
 
-def read_images(kind: str, faces: pa.Table) -> Iterator[tuple[int, Content]]:
-    """Contents of rows of the source's list, each with its row, in the order that suits the source."""
-    if kind in _READERS:
-        yield from _READERS[kind](faces)
-        return
-    uris = faces["uri"].to_pylist()
-    for at in range(0, len(uris), _READ_AT_ONCE):
-        with storage_errors(uris[at]):
-            contents = read_face_bytes(uris[at : at + _READ_AT_ONCE])
-        for row, content in enumerate(contents, at):
-            yield row, Fault("missing", "no such file") if content is None else content
-
-
 def run_shard(dataset: Dataset, kind: str, detector: FaceDetector | None, shard: PackShard) -> Part:
     """Reads, decodes and aligns the shard's images; every image keeps a row. Memory: the part's encoded faces."""
     started = time.monotonic()
     landmarks = shard.faces["landmarks"].to_pylist()
-    made: dict[int, PreparedFace] = {}
-    for row, content in read_images(kind, shard.faces):
+    face_of_row: dict[int, PreparedFace] = {}
+    for row, content in SOURCES[kind].read_images(shard.faces):
         if isinstance(content, Fault):
-            made[row] = PreparedFace(None, content.status, content.error)
+            face_of_row[row] = PreparedFace(None, content.status, content.error)
         else:
-            made[row] = prepare_face(content, landmarks[row], detector)
-    prepared = [made[row] for row in range(len(shard.faces))]
+            face_of_row[row] = prepare_face(content, landmarks[row], detector)
+    prepared = [face_of_row[row] for row in range(len(shard.faces))]
     n = len(prepared)
     table = pa.table(
         {

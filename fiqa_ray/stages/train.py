@@ -22,7 +22,7 @@ from fiqa_ray.engine.progress import StepProgress
 from fiqa_ray.engine.ray_train import fit_with_ray
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.job import Job, LabelSet
-from fiqa_ray.models.device import resolve_device
+from fiqa_ray.models.devices import resolve_device
 from fiqa_ray.storage import fingerprint, join, read_json, storage_quiet
 from fiqa_ray.training.finetune import FinetuneTraining
 from fiqa_ray.training.head import HeadTraining

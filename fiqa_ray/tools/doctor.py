@@ -10,7 +10,7 @@ over people) and two per cent. Where the faces do not suffice to tell, the findi
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,11 +20,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from fiqa_ray.core.align import TEMPLATE
 from fiqa_ray.core.kernels.gram import unit_vectors
 from fiqa_ray.errors import FiqaRayError, UsageError
-from fiqa_ray.images import decode_faces, prepare_face
-from fiqa_ray.models.device import find_device
+from fiqa_ray.models.devices import find_device
 from fiqa_ray.models.method_table import METHODS
 from fiqa_ray.models.networks.iresnet import CRFIQA, SplitNetwork
 from fiqa_ray.models.recognition import load_recognizer
@@ -32,11 +30,8 @@ from fiqa_ray.models.recognizer import Recognizer, finite_rows
 from fiqa_ray.models.recognizer_table import RECOGNIZERS, NetworkRow
 from fiqa_ray.models.reference import ModelRef
 from fiqa_ray.models.scorer import Scorer
-from fiqa_ray.sources.faces import list_folder, read_face_bytes
-from fiqa_ray.storage import storage_errors
-from fiqa_ray.synthetic.damage import DEGRADATION_KINDS, Degradation, degrade
-from fiqa_ray.synthetic.dataset import HELDOUT_PART, aligned_faces
 from fiqa_ray.tools.named_model import NamedModel
+from fiqa_ray.tools.trial_faces import TrialFaces, load_trial_faces
 
 SCALINGS = {  # (mean, scale) of pixels in 0..255, as released networks want them
     "(v - 127.5) / 127.5": (127.5, 127.5),
@@ -45,10 +40,7 @@ SCALINGS = {  # (mean, scale) of pixels in 0..255, as released networks want the
     "v - 127.5": (127.5, 1.0),
 }
 SHIFTS = {"left": (-8, 0), "right": (8, 0), "up": (0, -8), "down": (0, 8)}
-N_IMAGES_EACH = 4
 _BATCH = 16
-_SEED = 20_000
-"""Seed of synthetic people that no other part of the project draws."""
 _STANDARD_ERRORS, _LEAST_GAIN = 3.0, 0.02
 _SMALLEST_D = 1.0
 """Below this d', a model hardly tells the people apart."""
@@ -67,23 +59,6 @@ class Finding:
     check: str
     state: Literal["ok", "fault", "open"]
     message: str
-
-
-@dataclass(frozen=True)
-class TrialFaces:
-    """Aligned RGB faces of known people.
-
-    Attributes:
-        faces: `(I, 3, 112, 112) uint8`.
-        damaged: damaged copies of the faces, of the same shape.
-        person: `(I,)` number of each face's person.
-        source: where the faces come from.
-    """
-
-    faces: torch.Tensor
-    damaged: torch.Tensor
-    person: NDArray[np.int64]
-    source: str
 
 
 def examine(
@@ -125,63 +100,6 @@ def examine(
     row = METHODS[model.name].network if model.name in METHODS else None
     file_findings = [check_file(loaded.network, row)] if loaded.network is not None else []
     return [*file_findings, *check_scorer(loaded, trial)]
-
-
-def load_trial_faces(images: str | None = None, n_people: int = 32) -> TrialFaces:
-    """Return faces to try a model on: synthetic ones, or those of the first people in a folder.
-
-    Args:
-        images: folder (any fsspec URL) with one folder of aligned 112x112 crops per person. Four images of each person
-            are taken; people with only one usable image are left out.
-        n_people: people to take.
-
-    Raises:
-        FiqaRayError: fewer than three people remain.
-    """
-    if images is None:
-        people = [aligned_faces((_SEED, HELDOUT_PART, k, N_IMAGES_EACH))[::2] for k in range(n_people)]
-        source = "synthetic faces"
-    else:
-        people = list(_people_of(images, n_people))
-        source = images
-        if len(people) < 3:
-            raise FiqaRayError(
-                f"{images}: {len(people)} people with two or more 112x112 crops; at least three are needed, each in a "
-                "folder of their own. Align the images first: fiqa-ray run JOB.yaml --stages pack"
-            )
-    faces = np.concatenate(people)
-    return TrialFaces(
-        faces=_channels_first(faces),
-        damaged=_channels_first(np.stack([_damage(face, i) for i, face in enumerate(faces)])),
-        person=np.repeat(np.arange(len(people)), [len(p) for p in people]),
-        source=source,
-    )
-
-
-def _people_of(images: str, n_people: int) -> Iterator[NDArray[np.uint8]]:
-    table = list_folder(images)
-    identity = np.array(table["identity"].to_pylist(), dtype=object)
-    uris = table["uri"].to_pylist()
-    for name in dict.fromkeys(identity):
-        if n_people == 0:
-            return
-        person_uris = [uris[i] for i in np.flatnonzero(identity == name)[:N_IMAGES_EACH]]
-        with storage_errors(person_uris[0]):
-            prepared = [prepare_face(content, None) for content in read_face_bytes(person_uris)]
-        faces, ok = decode_faces([p.face for p in prepared if p.status == "ok"])
-        if ok.sum() >= 2:
-            n_people -= 1
-            yield faces[ok].transpose(0, 2, 3, 1)
-
-
-def _channels_first(faces: NDArray[Any]) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(faces.transpose(0, 3, 1, 2)))
-
-
-def _damage(face: NDArray[Any], index: int) -> NDArray[Any]:
-    rng = np.random.default_rng(index)
-    kind = DEGRADATION_KINDS[index % len(DEGRADATION_KINDS)]
-    return degrade(np.ascontiguousarray(face), TEMPLATE, Degradation(kind, rng.uniform(0.5, 1.0)), rng)
 
 
 def check_file(network: Recognizer, row: NetworkRow | None) -> Finding:

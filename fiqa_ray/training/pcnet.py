@@ -33,7 +33,7 @@ from fiqa_ray.engine.ray_train import fit_with_ray
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.images import decode_packed_faces
 from fiqa_ray.job import Job, model_id
-from fiqa_ray.models.device import resolve_device
+from fiqa_ray.models.devices import resolve_device
 from fiqa_ray.models.formats.checkpoints import state_bytes
 from fiqa_ray.models.methods.pcnet import PCNetHead, pc_loss
 from fiqa_ray.models.recognition import load_recognizer

@@ -231,19 +231,16 @@ def test_a_card_imports_code_only_when_allowed(tmp_path, monkeypatch):
 def test_regressors_of_an_earlier_version_are_refused_with_what_to_do(tmp_path):
     files = save_regressor(made(load_recognizer(SMALL, weights="random:0")), {})
     card = json.loads(files["card.json"])
-    assert card["schema_version"] == 1
+    assert card["schema_version"] == 2
     without_version = {k: v for k, v in card.items() if k != "schema_version"}
-    moved = {**card, "recognizer": "fiqa_ray.models.compact:build"}
+    moved = {**card, "schema_version": 1, "recognizer": "fiqa_ray.models.compact:build"}
     for changed, message in (
         (
             without_version,
-            r"card\.json: was saved by an earlier version of fiqa_ray; train it again, or use the version",
+            r"card\.json: .* by an earlier version .*schema_version None, this one reads 2.*train it again",
         ),
-        ({**card, "schema_version": 0}, r"earlier version .*\(schema_version 0, wanted 1\)"),
-        (
-            moved,
-            r"earlier version .* is now 'fiqa_ray\.synthetic\.compact:build'\. Train the regressor again, or write",
-        ),
+        ({**card, "schema_version": "2"}, r"earlier version .*schema_version '2'"),
+        (moved, r"by an earlier version of fiqa_ray \(schema_version 1, .*train it again"),
         ([card], r"card\.json: holds list, wanted a JSON object"),
     ):
         uri = stored(str(tmp_path / "r"), {**files, "card.json": json.dumps(changed).encode()})
@@ -273,8 +270,14 @@ def test_damaged_folders_are_refused(tmp_path):
         return stored(str(tmp_path / "r"), {**files, "card.json": json.dumps(changed).encode()})
 
     for changes, message in (
-        ({"schema_version": 9}, r"card\.json: .* later version of fiqa_ray; update .*\(schema_version 9, wanted 1\)"),
-        ({"schema_version": "1"}, r"schema_version '1', wanted 1"),
+        (
+            {"schema_version": 9},
+            r"card\.json: .* by a newer version .*schema_version 9, this one reads 2.*train it again",
+        ),
+        (
+            {"schema_version": 1},
+            r"card\.json: .* by an earlier version .*schema_version 1, this one reads 2.*train it again",
+        ),
         ({"dim": None}, r"card\.json: dim is None, wanted int"),
         ({"dim": 7}, r"weights\.pt: does not fit .*1 of another shape \(regressor\.weight"),
         ({"preprocessing": {"mean": 1}}, r"preprocessing \{'mean': 1\} must have"),

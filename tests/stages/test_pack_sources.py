@@ -18,9 +18,10 @@ from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.images import STATUSES, decode_image
 from fiqa_ray.job import Job
 from fiqa_ray.models.detector import FaceDetector
+from fiqa_ray.sources.kinds import SOURCES
 from fiqa_ray.sources.vggface2 import list_vggface2
 from fiqa_ray.stages.evaluate import read_pairs
-from fiqa_ray.stages.pack import list_faces, read_images
+from fiqa_ray.stages.pack import list_faces
 from fiqa_ray.storage import read_bytes
 from fiqa_ray.synthetic.dataset import write_synthetic_faces
 from fiqa_ray.tools.run_job import run_job
@@ -224,7 +225,7 @@ def test_random_damage_is_refused_or_kept_as_rows(tmp_path, samples, kind):
         place.write_bytes(data)
         try:
             faces = list_faces(settings)
-            found = dict(read_images(settings.kind, faces))
+            found = dict(SOURCES[settings.kind].read_images(faces))
             assert sorted(found) == list(range(len(faces)))
             assert all(isinstance(c, bytes) or (c.status in STATUSES and c.error) for c in found.values())
             n_kept += 1

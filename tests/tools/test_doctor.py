@@ -15,7 +15,8 @@ from fiqa_ray.models.recognizer import Recognizer
 from fiqa_ray.models.scorer import Scorer
 from fiqa_ray.synthetic.compact import build
 from fiqa_ray.synthetic.recognizer import train_recognizer
-from fiqa_ray.tools.doctor import check_file, check_recognizer, check_scorer, load_trial_faces
+from fiqa_ray.tools.doctor import check_file, check_recognizer, check_scorer
+from fiqa_ray.tools.trial_faces import load_trial_faces
 
 pytestmark = pytest.mark.slow  # its first test trains a small recogniser
 

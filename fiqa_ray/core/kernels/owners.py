@@ -48,7 +48,7 @@ def sum_ranks_by_owner(
             n_owned[j] += is_mates
         rank_sum[i] += my_sum
         n_owned[i] += my_count
-    # 3. an image without a score has a lower index than any: all its pairs came to it, and count for nobody
+    # 3. an image without a score has a negative index, so it got all its pairs: they have no owner
     for i in range(len(index)):
         if index[i] < 0:
             rank_sum[i] = n_owned[i] = 0

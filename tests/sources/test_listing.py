@@ -10,7 +10,8 @@ import pytest
 
 from fiqa_ray.datasets.schemas import SOURCE_FACES
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.sources.faces import list_folder, read_face_bytes
+from fiqa_ray.sources.files import read_face_bytes
+from fiqa_ray.sources.folder import list_folder
 from fiqa_ray.sources.table import list_table
 from fiqa_ray.sources.vggface2 import list_vggface2
 

@@ -1,0 +1,56 @@
+"""Reads image files, many at a time: for sources whose images are files of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import fsspec
+import pyarrow as pa
+
+from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.sources.containers import Content, Fault
+from fiqa_ray.storage import filesystem, storage_errors
+
+_READ_AT_ONCE = 256
+
+
+def read_files(faces: pa.Table) -> Iterator[tuple[int, Content]]:
+    """Yield the row and the content of each listed file. Memory: 256 files."""
+    uris = faces["uri"].to_pylist()
+    for at in range(0, len(uris), _READ_AT_ONCE):
+        with storage_errors(uris[at]):
+            contents = read_face_bytes(uris[at : at + _READ_AT_ONCE])
+        for row, content in enumerate(contents, at):
+            yield row, Fault("missing", "no such file") if content is None else content
+
+
+def read_face_bytes(uris: Sequence[str], n_threads: int = 16) -> list[bytes | None]:
+    """Contents of image files, in order; None for a file that is not there.
+
+    The URIs may lie on different storages. Files are fetched concurrently. Other faults than a missing file raise
+    FiqaRayError naming the URI: they mean that storage is in trouble, not that an image is bad.
+    """
+    systems: dict[tuple[str, str], fsspec.AbstractFileSystem] = {}
+
+    def open_system(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+        head, _, chain = uri.partition("::")
+        key = (head.partition("://")[0] if "://" in head else "", chain)
+        if key not in systems:
+            systems[key] = filesystem(uri)[0]
+        return systems[key], systems[key]._strip_protocol(head)
+
+    def read(uri: str, fs: fsspec.AbstractFileSystem, path: str) -> bytes | None:
+        try:
+            with storage_errors(uri):
+                return fs.cat_file(path)
+        except FiqaRayError as exc:
+            if isinstance(exc.__cause__, FileNotFoundError) and "bucket does not exist" not in str(exc.__cause__):
+                return None
+            raise
+
+    located = [(uri, *open_system(uri)) for uri in uris]
+    if len(located) <= 1 or n_threads <= 1:
+        return [read(*where) for where in located]
+    with ThreadPoolExecutor(min(n_threads, len(located))) as pool:
+        return list(pool.map(lambda where: read(*where), located))

@@ -1,0 +1,87 @@
+"""The tables of what can be read: kinds of face sources, and formats of pair lists.
+
+A new kind is a file of this folder and a row here; `config.py` names it.
+
+Every source lists its images, without opening one, as a table (`fiqa_ray.datasets.schemas.SOURCE_FACES`, or SOURCE_RECORDS
+for images inside larger files), sorted by (identity, image_id), of the columns
+
+    uri        where the image is: a URL, or a local path (made absolute)
+    image_id   its name within the data set, with forward slashes; unique
+    identity   whose face it is
+    landmarks  x1, y1 .. x5, y5 in px of the image, in the order of `fiqa_ray.core.align`; null where none are known
+
+A data set is listed once, by one walk or from its own list files; nothing is asked about single files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from fiqa_ray.sources.containers import Content, read_entries
+from fiqa_ray.sources.files import read_files
+from fiqa_ray.sources.folder import list_folder
+from fiqa_ray.sources.insightface_bin import list_bin, read_bin, read_bin_pairs
+from fiqa_ray.sources.parquet_images import list_parquet_images, read_parquet_images
+from fiqa_ray.sources.protocols import (
+    VerificationPairs,
+    read_calfw_pairs,
+    read_cfp_pairs,
+    read_cplfw_pairs,
+    read_lfw_pairs,
+    read_pairs_table,
+)
+from fiqa_ray.sources.recordio import list_recordio, read_recordio
+from fiqa_ray.sources.table import list_table
+from fiqa_ray.sources.vggface2 import list_vggface2
+from fiqa_ray.sources.webdataset import list_webdataset
+
+
+@dataclass(frozen=True)
+class Source:
+    """One kind of face source.
+
+    Attributes:
+        list_faces: called with the URI and the options, returns the table of images.
+        read_images: called with rows of that table, yields their rows and contents in the order that suits the source.
+        options: settings of `SourceSettings` that `list_faces` takes.
+    """
+
+    list_faces: Callable[..., pa.Table]
+    read_images: Callable[[pa.Table], Iterator[tuple[int, Content]]]
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PairList:
+    """One format of verification pairs.
+
+    Attributes:
+        read_pairs: called with the URI and the options.
+        options: settings of `PairListSettings` that it takes.
+    """
+
+    read_pairs: Callable[..., VerificationPairs]
+    options: tuple[str, ...] = ()
+
+
+SOURCES: dict[str, Source] = {
+    "folder": Source(list_folder, read_files, ("landmarks_uri", "identity_level")),
+    "vggface2": Source(list_vggface2, read_files, ("splits",)),
+    "table": Source(list_table, read_files),
+    "recordio": Source(list_recordio, read_recordio),
+    "webdataset": Source(list_webdataset, read_entries, ("identity_key",)),
+    "parquet_images": Source(list_parquet_images, read_parquet_images, ("identity_key",)),
+    "bin": Source(list_bin, read_bin),
+}
+
+PROTOCOLS: dict[str, PairList] = {
+    "lfw": PairList(read_lfw_pairs, ("extension",)),
+    "cplfw": PairList(read_cplfw_pairs),
+    "calfw": PairList(read_calfw_pairs),
+    "cfp": PairList(read_cfp_pairs, ("part",)),
+    "table": PairList(read_pairs_table),
+    "bin": PairList(read_bin_pairs),
+}
