@@ -87,11 +87,11 @@ def _people_of(images: str, n_people: int) -> Iterator[NDArray[np.uint8]]:
             yield faces[ok].transpose(0, 2, 3, 1)
 
 
-def _channels_first(faces: NDArray[Any]) -> torch.Tensor:
+def _channels_first(faces: NDArray[np.uint8]) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(faces.transpose(0, 3, 1, 2)))
 
 
-def _damage(face: NDArray[Any], index: int) -> NDArray[Any]:
+def _damage(face: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
     rng = np.random.default_rng(index)
     kind = DEGRADATION_KINDS[index % len(DEGRADATION_KINDS)]
     return degrade(np.ascontiguousarray(face), TEMPLATE, Degradation(kind, rng.uniform(0.5, 1.0)), rng)
