@@ -97,7 +97,7 @@ class Job:
     # models
 
     def recognizer_id(self) -> dict[str, Any]:
-        """What stands for the FR model: name, options and the hash of its weights."""
+        """Return name, options and content hash of the FR model."""
         return model_id(self.settings.recognizer)
 
     def embeddings(self, face_set: str) -> Dataset:
@@ -281,15 +281,15 @@ class Job:
 
 
 def model_id(model: RecognizerSettings | MethodSettings) -> dict[str, Any]:
-    """Name, options and content hash of a model: of its weights, or of the file that is its name."""
-    found: dict[str, Any] = {"name": label_of(model.name), "options": model.options}
+    """Return name, options and content hash of a model: the hash of its weights, or of the ONNX file that it is."""
+    identity: dict[str, Any] = {"name": label_of(model.name), "options": model.options}
     if ModelRef.parse(model.name).kind == "onnx":
-        found["sha256"] = content_hash(model.name)
+        identity["sha256"] = content_hash(model.name)
     elif model.weights is not None and not model.weights.startswith("random:"):
-        found["sha256"] = content_hash(model.weights)
+        identity["sha256"] = content_hash(model.weights)
     elif model.weights is not None:
-        found["weights"] = model.weights
-    return found
+        identity["weights"] = model.weights
+    return identity
 
 
 @lru_cache

@@ -1,4 +1,4 @@
-"""Landmarks of faces in raw images: OpenCV's YuNet (opencv_zoo ``face_detection_yunet``) from the user's ONNX file."""
+"""Landmarks of faces in raw images, by OpenCV's YuNet (`face_detection_yunet` of opencv_zoo) from an ONNX file."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.storage import read_bytes
 
 DETECTION_SIDE = 320
-"""Images are scaled so that their longer side has so many px, the size that YuNet was trained on."""
+"""Length in px that the longer side of an image is scaled to; YuNet was trained on this size."""
 MIN_SCORE = 0.6
-"""Detections of a lower score are no faces."""
+"""Detections with a lower score do not count as faces."""
 _MAX_OVERLAP = 0.3
 _MAX_BOXES = 50
 
@@ -23,20 +23,23 @@ _MAX_BOXES = 50
 class FaceDetector:
     """Five landmarks of the largest face of an image.
 
-    The largest box counts, not the best score: in a picture of a person others stand behind. YuNet's points are the
-    person's right eye, left eye, nose tip, right and left mouth corner, which are those of `fiqa_ray.core.align`'s
-    ``TEMPLATE`` in its order, for a person's right is the image's left.
+    The largest box counts, not the box with the best score, because other people may be in the background of a picture.
+    YuNet's points are the person's right eye, left eye, nose tip, right and left mouth corner. This is the order of
+    `fiqa_ray.core.align.TEMPLATE`, because a person's right is the image's left.
 
-    Parameters
-    ----------
-    uri: YuNet's ``.onnx``; local or any fsspec URL.
+    Args:
+        uri: YuNet's `.onnx` file; a path or any fsspec URL.
 
-    Raises FiqaRayError for a file that OpenCV cannot read as such a network.
+    Attributes:
+        sha256: hash of the file.
+
+    Raises:
+        FiqaRayError: OpenCV cannot read the file as such a network.
     """
 
     def __init__(self, uri: str) -> None:
         model = read_bytes(uri)
-        self._lock = threading.Lock()  # a network holds the size of its input
+        self._lock = threading.Lock()  # a network keeps the size of its input between calls
         self.sha256 = hashlib.sha256(model).hexdigest()
         try:
             self._network = cv2.FaceDetectorYN.create(
@@ -56,7 +59,14 @@ class FaceDetector:
             ) from exc
 
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.float64] | None:
-        """Landmarks ``(5, 2)`` in px of an image ``(h, w, 3)`` uint8 RGB, or None where no face is found."""
+        """Find the largest face of an image.
+
+        Args:
+            image: `(h, w, 3) uint8` RGB.
+
+        Returns:
+            `(5, 2)` landmarks (x, y) in px, or None if no face is found.
+        """
         height, width = image.shape[:2]
         scale = DETECTION_SIDE / max(height, width)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))

@@ -1,7 +1,7 @@
 """The quality regressor H on M (paper III-D): a linear head on a recogniser's raw embedding.
 
-Recipe and saved names follow ``LSIbabnikz/Optimization-Based-Improvement-of-FIQA-Techniques src/transfer_learning``.
-A saved regressor is ``weights.pt`` and ``card.json``; the card names the network, so that loading needs nothing else.
+Recipe and saved names follow `LSIbabnikz/Optimization-Based-Improvement-of-FIQA-Techniques src/transfer_learning`.
+A saved regressor is `weights.pt` and `card.json`; the card names the network, so that loading needs nothing else.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class QualityHead(nn.Linear):
 class QualityRegressor(nn.Module):
     """A trainable copy of a recogniser's network with a quality head.
 
-    State dict: ``base_model.<name in the backbone>`` and ``regressor.{weight,bias}``; 927 entries for IResNet-100.
+    State dict: `base_model.<name in the backbone>` and `regressor.{weight,bias}`; 927 entries for IResNet-100.
 
     Args:
-        recognizer: stays as it is. The copy's parameters are trainable where the recogniser's were before freezing.
-        head: takes the recogniser's ``dim``.
+        recognizer: is not changed. The copy's parameters are trainable where the recogniser's were before freezing.
+        head: takes the recogniser's `dim`.
     """
 
     def __init__(self, recognizer: Recognizer, head: QualityHead) -> None:
@@ -76,15 +76,15 @@ class QualityRegressor(nn.Module):
         """Predict the quality of aligned RGB faces.
 
         Args:
-            faces: ``(b, 3, 112, 112)`` uint8.
+            faces: `(N, 3, 112, 112) uint8`.
 
         Returns:
-            ``(b,)`` quality in the dtype computed in, larger is better; about 0..1 as the labels, not clamped.
+            `(N,)` quality in the dtype computed in, larger is better; about 0..1 as the labels, not clamped.
         """
         return self.score_and_embedding(faces)[0]
 
     def score_and_embedding(self, faces: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scores as from ``forward`` and the raw embeddings that they come from, ``(b, dim)``."""
+        """Return scores as from `forward` and the raw embeddings that they come from, `(N, D)`."""
         check_faces(faces)
         x = (faces.to(torch.float32) / 255).to(self.regressor.weight.dtype)
         embedding = self.base_model(self.preprocessing(x))
@@ -99,7 +99,7 @@ def parameter_groups(model: QualityRegressor, *, freeze_rest: bool = True) -> li
     as it can. Tensors that were fixed at construction stay in their group and get no gradient.
 
     Args:
-        model: its remaining tensors lose ``requires_grad`` if ``freeze_rest``.
+        model: its remaining tensors lose `requires_grad` if `freeze_rest`.
         freeze_rest: False as in the released code, where the rest is not trained, but its gradients are computed and
             count in the clipping norm.
     """
@@ -118,44 +118,44 @@ def parameter_groups(model: QualityRegressor, *, freeze_rest: bool = True) -> li
 
 
 def score_table(scores: np.ndarray) -> dict[str, Any]:
-    """Return the card's entry ``validation_scores``: how a regressor's own scores are distributed.
+    """Return the card's entry `validation_scores`: how a regressor's own scores are distributed.
 
     Its scores, not its labels: a regressor draws its predictions towards the middle, so labels lie on another scale. Of
     validation images, not of those trained on, which it knows better than any image that is to come.
 
     Args:
-        scores: ``(n_images,)`` finite.
+        scores: `(N,)` finite.
     """
     quantiles = np.quantile(scores.astype(np.float64), np.linspace(0, 1, N_QUANTILES))
     return {"n_images": len(scores), "quantiles": [float(f"{q:.7g}") for q in quantiles]}
 
 
-def check_score_table(table: Any, place: str) -> None:
-    """Raise FiqaRayError naming ``place`` unless ``table`` is None or one of ``score_table``."""
+def check_score_table(table: Any, uri: str) -> None:
+    """Raise FiqaRayError, with `uri` in its text, unless `table` is None or has the form of `score_table`."""
     if table is None:
         return
-    found = table.get("quantiles") if isinstance(table, dict) else None
-    quantiles = np.array([q for q in found if type(q) in (int, float)] if isinstance(found, list) else [])
-    if found is None or len(quantiles) != len(found) or len(found) < 2 or not (np.diff(quantiles) >= 0).all():
-        raise FiqaRayError(f"{place}: validation_scores holds no ascending quantiles; copy the file again")
+    values = table.get("quantiles") if isinstance(table, dict) else None
+    quantiles = np.array([q for q in values if type(q) in (int, float)] if isinstance(values, list) else [])
+    if values is None or len(quantiles) != len(values) or len(values) < 2 or not (np.diff(quantiles) >= 0).all():
+        raise FiqaRayError(f"{uri}: validation_scores holds no ascending quantiles; copy the file again")
 
 
 def percentiles(scores: np.ndarray, table: Mapping[str, Any]) -> np.ndarray:
     """Return the share of the table's scores that lie below each score, in percent.
 
     Args:
-        scores: ``(n_images,)``; NaN stays NaN.
-        table: from ``score_table``.
+        scores: `(N,)`; NaN stays NaN.
+        table: from `score_table`.
 
     Returns:
-        ``(n_images,)`` float64 in [0, 100]; linear between quantiles.
+        `(N,) float64` in [0, 100]; linear between quantiles.
     """
     quantile, first = np.unique(np.asarray(table["quantiles"], np.float64), return_index=True)
     return np.interp(scores, quantile, 100 * first / (len(table["quantiles"]) - 1), left=0.0, right=100.0)
 
 
 def save_regressor(model: QualityRegressor, card: Mapping[str, Any]) -> dict[str, bytes]:
-    """Return the regressor's files by name: ``weights.pt``, then ``card.json``.
+    """Return the regressor's files by name: `weights.pt`, then `card.json`.
 
     Args:
         model: its state is saved in float32 on the CPU.
@@ -169,9 +169,9 @@ def save_regressor(model: QualityRegressor, card: Mapping[str, Any]) -> dict[str
     weights = state_bytes(
         {k: (v.float() if v.is_floating_point() else v).detach().cpu().clone() for k, v in state.items()}
     )
-    own = {**model.origin, "weights_sha256": sha256_of(weights), "schema_version": CARD_VERSION}
+    network_entries = {**model.origin, "weights_sha256": sha256_of(weights), "schema_version": CARD_VERSION}
     try:
-        text = json.dumps({**card, **own}, indent=1, sort_keys=True, allow_nan=False)
+        text = json.dumps({**card, **network_entries}, indent=1, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise FiqaRayError(
             f"the regressor's card cannot be written as JSON: {error}; give plain values only"
@@ -185,9 +185,9 @@ def load_regressor(
     """Load a saved regressor, frozen and in evaluation mode, and its card.
 
     Args:
-        uri: folder of ``weights.pt`` and ``card.json``: a path or any fsspec URL.
+        uri: folder of `weights.pt` and `card.json`: a path or any fsspec URL.
         device: as torch names it.
-        allow_import: let the card of a regressor on ``module:function`` have that function imported and called. A card
+        allow_import: let the card of a regressor on `module:function` have that function imported and called. A card
             is data, perhaps somebody else's; it must not run code unasked.
 
     Raises:

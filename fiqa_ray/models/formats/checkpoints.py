@@ -1,8 +1,8 @@
 """Reading released checkpoints: safe unpickling, the authors' wrappings, strict loading.
 
-The wrappings: bare (ArcFace, ElasticFace, CR-FIQA, CurricularFace); ``module.`` (data parallel, SDD-FIQA);
-``state_dict`` with ``features.module.`` and a shard of class weights (MagFace, ``IrvingMeng/MagFace
-inference/network_inf.py``). SER-FIQ's MXNet file is read by ``mxnet_params``.
+The wrappings: bare (ArcFace, ElasticFace, CR-FIQA, CurricularFace); `module.` (data parallel, SDD-FIQA);
+`state_dict` with `features.module.` and a shard of class weights (MagFace, `IrvingMeng/MagFace
+inference/network_inf.py`). SER-FIQ's MXNet file is read by `mxnet_params`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class State(dict[str, Tensor]):
 
 
 # Tried in this order; a prefix counts only if every entry but the class weights carries it. The backbone's own
-# ``fc.weight`` is therefore never mistaken for class weights.
+# `fc.weight` is therefore never mistaken for class weights.
 MAGFACE_PREFIXES = ("features.module.", "module.features.", "features.")
 PREFIXES = (*MAGFACE_PREFIXES[:2], "module.", "features.", "base_model.")
 CLASS_WEIGHTS = frozenset({"fc.weight", "parallel_fc.weight", "module.fc.weight"})
@@ -102,7 +102,7 @@ def _unreadable(data: bytes, name: str, error: Exception) -> str:
 
 
 def unwrap(loaded: object, name: str) -> State:
-    """Take the tensors out of a loaded checkpoint: ``state_dict`` entry, prefix, class weights.
+    """Take the tensors out of a loaded checkpoint: `state_dict` entry, prefix, class weights.
 
     Raises:
         FiqaRayError: if there is no dict of tensors.
@@ -122,7 +122,7 @@ def unwrap(loaded: object, name: str) -> State:
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Copy ``state`` into ``model``; every entry must exist on both sides with the same shape.
+    """Copy `state` into `model`; every entry must exist on both sides with the same shape.
 
     Raises:
         FiqaRayError: naming missing and unexpected entries, wrong shapes, and the architecture the file looks like.
@@ -156,7 +156,7 @@ def _some(keys: list[str]) -> str:
 
 
 def likely_architecture(state: Mapping[str, Tensor]) -> str | None:
-    """Name the architecture whose entries ``state`` seems to hold; None if it is not recognised."""
+    """Name the architecture whose entries `state` seems to hold; None if it is not recognised."""
     if "regressor.weight" in state:
         base = {key.removeprefix("base_model."): t for key, t in state.items() if key.startswith("base_model.")}
         return f"a quality regressor on {likely_architecture(base) or 'another backbone'}"

@@ -42,25 +42,25 @@ class _ScoreAndEmbedding(nn.Module):
         self.model = model
 
     def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
-        """Map ``(b, 3, 112, 112)`` uint8 to ``(b,)`` scores and ``(b, dim)`` embeddings."""
+        """Map `(N, 3, 112, 112) uint8` to `(N,)` scores and `(N, D)` embeddings."""
         return self.model.score_and_embedding(faces)
 
 
 def export_onnx(model: QualityRegressor, card: Mapping[str, Any], faces: np.ndarray) -> bytes:
     """Return a regressor as an ONNX file, checked against torch.
 
-    Inputs and outputs are described by ``INPUT`` and ``OUTPUT`` and, with the regressor's and the recogniser's hashes,
-    licence and score quantiles, in the file's ``metadata_props``. The batch axis is free.
+    Inputs and outputs are described by `INPUT` and `OUTPUT` and, with the regressor's and the recogniser's hashes,
+    licence and score quantiles, in the file's `metadata_props`. The batch axis is free.
 
     Args:
-        model: on the CPU, in evaluation mode, as from ``load_regressor``.
+        model: on the CPU, in evaluation mode, as from `load_regressor`.
         card: the regressor's card.
-        faces: ``(n_images, 3, 112, 112)`` uint8 RGB, at least 2 unlike ones, on which file and torch are compared, in
+        faces: `(N, 3, 112, 112) uint8` RGB, at least 2 unlike ones, on which file and torch are compared, in
             batches of 1 and of 8.
 
     Raises:
         FiqaRayError: a package is missing, the network cannot be exported, or the file's scores or embeddings differ from
-            torch's by more than ``TOLERANCE``.
+            torch's by more than `TOLERANCE`.
     """
     try:
         import onnx
@@ -83,10 +83,10 @@ def export_onnx(model: QualityRegressor, card: Mapping[str, Any], faces: np.ndar
             f"the {len(faces)} crops to check the export on score the same ({score[0]:.6g}); give unlike --images"
         )
     for batch_size in BATCH_SIZES:
-        found = _run_onnx(onnxruntime, data, faces, batch_size)
+        outputs = _run_onnx(onnxruntime, data, faces, batch_size)
         for name, gap in (
-            ("scores", np.abs(found[0] - score).max() / spread),
-            ("embeddings", (np.linalg.norm(found[1] - embedding, axis=1) / np.linalg.norm(embedding, axis=1)).max()),
+            ("scores", np.abs(outputs[0] - score).max() / spread),
+            ("embeddings", (np.linalg.norm(outputs[1] - embedding, axis=1) / np.linalg.norm(embedding, axis=1)).max()),
         ):
             if not gap <= TOLERANCE:
                 unit = "the scores' range" if name == "scores" else "an embedding's length"
@@ -98,7 +98,7 @@ def export_onnx(model: QualityRegressor, card: Mapping[str, Any], faces: np.ndar
 
 
 def _run_onnx(onnxruntime: Any, data: bytes, faces: np.ndarray, batch_size: int) -> tuple[np.ndarray, ...]:
-    """Scores and embeddings of all faces, in batches of one size."""
+    """Return scores and embeddings of all faces, computed in batches of one size."""
     try:
         session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
         starts = range(0, len(faces), batch_size)
@@ -110,7 +110,7 @@ def _run_onnx(onnxruntime: Any, data: bytes, faces: np.ndarray, batch_size: int)
 
 
 def _to_onnx(network: nn.Module) -> Any:
-    """The ``onnx.ModelProto`` of a network from faces to (score, embedding)."""
+    """Return the `onnx.ModelProto` of a network from faces to (score, embedding)."""
     example = torch.zeros(2, *FACE_SHAPE, dtype=torch.uint8)
     disabled = logging.root.manager.disable
     try:
@@ -154,12 +154,12 @@ def _metadata(card: Mapping[str, Any]) -> dict[str, str]:
 
 
 def load_exported(uri: str) -> tuple[OnnxGraph, dict[str, Any]]:
-    """Load a file of ``export_onnx`` as a torch module, frozen, from ``(b, 3, 112, 112)`` uint8 to ``(b,)`` scores.
+    """Load a file of `export_onnx` as a torch module, frozen, from `(N, 3, 112, 112) uint8` to `(N,)` scores.
 
-    Returns the module and what the file says of itself, the card's ``validation_scores`` among it.
+    Returns the module and what the file says of itself, the card's `validation_scores` among it.
 
     Raises:
-        FiqaRayError: the file is missing or was not made by ``fiqa-ray export``.
+        FiqaRayError: the file is missing or was not made by `fiqa-ray export`.
     """
     graph = parse_onnx(read_bytes(uri), uri, output="score").requires_grad_(False).eval()
     card: dict[str, Any] = dict(graph.metadata)

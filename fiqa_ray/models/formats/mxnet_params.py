@@ -1,4 +1,4 @@
-"""MXNet ``.params`` files without MXNet, and the InsightFace LResNet100E-IR of SER-FIQ among them.
+"""MXNet `.params` files without MXNet, and the InsightFace LResNet100E-IR of SER-FIQ among them.
 
 A file is little endian: u64 0x112, u64 0, u64 number of arrays, the arrays, u64 number of names, and per name u64 length
 and UTF-8 bytes. An array is u32 number of axes and u32 sizes (the legacy form), or u32 0xF993FAC8 (V1), respectively
@@ -23,7 +23,7 @@ V1, V2 = 0xF993FAC8, 0xF993FAC9
 MAX_AXES = 8
 SMALLEST_ARRAY_BYTES = 20
 
-# InsightFace's parts of a name and those of ``IResNet``.
+# InsightFace's parts of a name and those of `IResNet`.
 _LEAVES = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_var": "running_var"}
 _OUTSIDE_STAGES = {
     "conv0": "conv1", "bn0": "bn1", "relu0": "prelu", "bn1": "bn2", "pre_fc1": "fc", "fc1": "features",
@@ -95,7 +95,7 @@ def read_params(data: bytes, name: str) -> dict[str, np.ndarray]:
         name: what to call it in messages.
 
     Returns:
-        Name, with its ``arg:`` or ``aux:``, to read-only float32 array.
+        Name, with its `arg:` or `aux:`, to read-only float32 array.
 
     Raises:
         FiqaRayError: if the file is something else, cut, or says lengths that it does not have.
@@ -120,24 +120,24 @@ def read_params(data: bytes, name: str) -> dict[str, np.ndarray]:
 
 
 def load_mxnet_iresnet(data: bytes, *, name: str) -> dict[str, Tensor]:
-    """Read an InsightFace LResNet-E-IR as the state dict of ``IResNet``.
+    """Read an InsightFace LResNet-E-IR as the state dict of `IResNet`.
 
-    The last batch norm has its scale fixed at 1 (``fix_gamma``): the stored one is ignored, as MXNet does. Counters of
+    The last batch norm has its scale fixed at 1 (`fix_gamma`): the stored one is ignored, as MXNet does. Counters of
     batches, which MXNet does not have, are 0.
 
     Raises:
-        FiqaRayError: as ``read_params``, and for a name that is none of InsightFace's.
+        FiqaRayError: as `read_params`, and for a name that is none of InsightFace's.
     """
     state: dict[str, Tensor] = {}
     for key, array in read_params(data, name).items():
-        found = _NAME.fullmatch(key)
-        parts = _OUTSIDE_STAGES if found is None or found["stage"] is None else _IN_BLOCK
-        if found is None or found["layer"] not in parts:
+        match = _NAME.fullmatch(key)
+        parts = _OUTSIDE_STAGES if match is None or match["stage"] is None else _IN_BLOCK
+        if match is None or match["layer"] not in parts:
             raise FiqaRayError(f"{name}: array {key!r} belongs to no LResNet-E-IR; give the file that SER-FIQ released")
-        layer = parts[found["layer"]]
-        if found["stage"] is not None:
-            layer = f"layer{found['stage']}.{int(found['unit']) - 1}.{layer}"
-        leaf = _LEAVES.get(found["leaf"], found["leaf"])
+        layer = parts[match["layer"]]
+        if match["stage"] is not None:
+            layer = f"layer{match['stage']}.{int(match['unit']) - 1}.{layer}"
+        leaf = _LEAVES.get(match["leaf"], match["leaf"])
         state[f"{layer}.{leaf}"] = torch.from_numpy(array.copy())
         if leaf == "running_mean":
             state[f"{layer}.num_batches_tracked"] = torch.tensor(0)

@@ -114,7 +114,7 @@ def _pool(kind: str) -> Operator:
 
 
 def _axes(inputs: Sequence[Any], attributes: Attributes) -> list[int]:
-    """Axes are an attribute in older operator sets and the second input in newer ones."""
+    """Return the axes, which are an attribute in older operator sets and the second input in newer ones."""
     return _ints(attributes["axes"] if "axes" in attributes else _optional(inputs, 1))
 
 
@@ -138,8 +138,8 @@ def _slice(inputs: Sequence[Any], attributes: Attributes, batch: int | None) -> 
     axes = _ints(attributes.get("axes", _optional(inputs, 3))) or list(range(len(starts)))
     steps = _ints(_optional(inputs, 4)) or [1] * len(starts)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        kept = list(range(x.shape[axis]))[start:end:step]  # torch itself slices only forwards
-        x = x.index_select(axis, torch.tensor(kept, device=x.device))
+        positions = list(range(x.shape[axis]))[start:end:step]  # torch itself slices only forwards
+        x = x.index_select(axis, torch.tensor(positions, device=x.device))
     return x
 
 
@@ -250,7 +250,7 @@ INTEGER_OPERATORS: dict[str, Callable[[Sequence[Any], Attributes], Any]] = {
 
 
 class Node(NamedTuple):
-    """One operation, a key of ``OPERATORS``; ``spent`` are the values that no later node needs."""
+    """One operation, a key of `OPERATORS`; `spent` are the values that no later node needs."""
 
     kind: str
     inputs: tuple[str, ...]
@@ -263,7 +263,7 @@ class OnnxGraph(nn.Module):
     """An ONNX network as a torch module with one image input and one output.
 
     Args:
-        model: the parsed ``onnx.ModelProto``. Weights without data, as in the kept structure, become zeros.
+        model: the parsed `onnx.ModelProto`. Weights without data, as in the kept structure, become zeros.
         name: what to call the file in messages.
         output: the output to return; the first where the file has none of that name.
 
@@ -328,7 +328,7 @@ class OnnxGraph(nn.Module):
         self.register_buffer(STRUCTURE, _structure(model, set(self.weight_names)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(b, 3, h, w)`` pixels, of the type and scale that the file wants, to the chosen output."""
+        """Map `(N, 3, h, w)` pixels, of the type and scale that the file wants, to the chosen output."""
         values: dict[str, Any] = {"": None, self.input_name: x, **self.integers}
         values.update(zip(self.weight_names, self.weights, strict=True))
         values.update((used, getattr(self, buffer)) for used, buffer in self.constant_names.items())
@@ -353,7 +353,7 @@ def _attributes(node: Any) -> Attributes:
 
 
 def _with_lifetimes(nodes: list[tuple[Any, Attributes]], result: str, keep: set[str]) -> list[Node]:
-    """Nodes that lead to the result, each with the values that it is the last to use: they are freed on the way."""
+    """Return the nodes that lead to the result, each with the values that no later node uses and that can be freed."""
     done: list[Node] = []
     needed = {result} | keep
     for node, attributes in reversed(nodes):
@@ -366,7 +366,7 @@ def _with_lifetimes(nodes: list[tuple[Any, Attributes]], result: str, keep: set[
 
 
 def _stored(tensor: Any, numpy_helper: Any, name: str) -> Tensor | np.ndarray:
-    """Return a stored weight, see ``_value``; zeros where the structure keeps only its shape."""
+    """Return a stored weight, see `_value`; zeros where the structure keeps only its shape."""
     from onnx import TensorProto
 
     if tensor.data_location == TensorProto.EXTERNAL:
@@ -384,14 +384,14 @@ def _constant(attributes: Attributes, numpy_helper: Any, name: str) -> Tensor | 
 
 
 def _value(array: np.ndarray) -> Tensor | np.ndarray:
-    """Floats as a float32 tensor, whole numbers as an int64 array."""
+    """Return floats as a float32 tensor and whole numbers as an int64 array."""
     if np.issubdtype(array.dtype, np.floating):
         return torch.from_numpy(np.array(array, dtype=np.float32))
     return array.astype(np.int64)
 
 
 def _structure(model: Any, weight_names: set[str]) -> Tensor:
-    """Serialise the graph without the values of its trainable weights as ``(n_bytes,)`` uint8."""
+    """Serialise the graph without the values of its trainable weights as `(n_bytes,)` uint8."""
     bare = type(model)()
     bare.CopyFrom(model)
     for tensor in bare.graph.initializer:

@@ -1,7 +1,7 @@
 """Two-BN IR networks: CurricularFace's IR-101 and SDD-FIQA's R50.
 
-Layer order and names follow ``HuangYG123/CurricularFace backbone/model_irse.py`` and ``Tencent/TFace quality/
-generate_pseudo_labels/extract_embedding/model/model.py``. No batch norm stands between a block's first convolution and
+Layer order and names follow `HuangYG123/CurricularFace backbone/model_irse.py` and `Tencent/TFace quality/
+generate_pseudo_labels/extract_embedding/model/model.py`. No batch norm stands between a block's first convolution and
 its PReLU: the released weights were trained so. Later repositories' IR-101 has a third one and other entries.
 """
 
@@ -32,7 +32,7 @@ class IRBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(b, c_in, h, w)`` to ``(b, c_out, h / stride, w / stride)``."""
+        """Map `(N, c_in, h, w)` to `(N, c_out, h / stride, w / stride)`."""
         return self.res_layer(x) + self.shortcut_layer(x)
 
 
@@ -41,8 +41,8 @@ class IR(SplitNetwork):
 
     Args:
         n_blocks: of the four stages.
-        head_name: ``output_layer`` or ``quality``.
-        head: maps 512 maps of 7x7 to ``(b, n)``; holds one Dropout.
+        head_name: `output_layer` or `quality`.
+        head: maps 512 maps of 7x7 to `(N, n)`; holds one Dropout.
     """
 
     def __init__(self, n_blocks: tuple[int, int, int, int], head_name: str, head: nn.Sequential) -> None:
@@ -63,24 +63,24 @@ class IR(SplitNetwork):
         return getattr(self, self._head_name)
 
     def maps(self, x: Tensor) -> Tensor:
-        """Map normalised faces ``(b, 3, 112, 112)`` to what the head starts from, ``(b, 512, 7, 7)``."""
+        """Map normalised faces `(N, 3, 112, 112)` to what the head starts from, `(N, 512, 7, 7)`."""
         return self.body(self.input_layer(x))
 
     def trunk(self, x: Tensor) -> Tensor:
-        """Map normalised faces ``(b, 3, 112, 112)`` to the flat map ``(b, 25088)`` that dropout works on."""
+        """Map normalised faces `(N, 3, 112, 112)` to the flat map `(N, 25088)` that dropout works on."""
         return self.head[: self._dropout_at](self.maps(x)).flatten(1)
 
     def tail(self, features: Tensor) -> Tensor:
-        """Map flat maps ``(b, 25088)`` to the head's output ``(b, n)``."""
+        """Map flat maps `(N, 25088)` to the head's output `(N, n)`."""
         return self.head[self._dropout_at + 1 :](features)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalised faces ``(b, 3, 112, 112)`` to the head's output ``(b, n)``."""
+        """Map normalised faces `(N, 3, 112, 112)` to the head's output `(N, n)`."""
         return self.head(self.maps(x))
 
 
 def curricularface_ir101() -> IR:
-    """CurricularFace's IR-101: raw embeddings ``(b, 512)``. The released forward also returns the flattened ``maps``."""
+    """CurricularFace's IR-101: raw embeddings `(N, 512)`. The released forward also returns the flattened `maps`."""
     head = nn.Sequential(
         nn.BatchNorm2d(512),
         nn.Dropout(0.4),
@@ -92,10 +92,10 @@ def curricularface_ir101() -> IR:
 
 
 def sddfiqa_r50() -> IR:
-    """SDD-FIQA's R50: quality ``(b, 1)``, about 0..100, not clamped, larger is better."""
+    """SDD-FIQA's R50: quality `(N, 1)`, about 0..100, not clamped, larger is better."""
     return IR((3, 4, 14, 3), "quality", sddfiqa_head(1))
 
 
 def sddfiqa_r50_recognition() -> IR:
-    """The recognition form of SDD-FIQA's R50: raw embeddings ``(b, 512)``."""
+    """The recognition form of SDD-FIQA's R50: raw embeddings `(N, 512)`."""
     return IR((3, 4, 14, 3), "output_layer", sddfiqa_head(EMBEDDING_DIM))

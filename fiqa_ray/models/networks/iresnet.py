@@ -1,6 +1,6 @@
 """IResNet, the face-recognition backbone of ArcFace, ElasticFace, CR-FIQA, FaceQAN and MagFace.
 
-Layer order and parameter names follow ``deepinsight/insightface recognition/arcface_torch/backbones/iresnet.py``, so
+Layer order and parameter names follow `deepinsight/insightface recognition/arcface_torch/backbones/iresnet.py`, so
 that released checkpoints load strictly.
 """
 
@@ -18,18 +18,18 @@ STAGE_CHANNELS = (64, 128, 256, 512)
 
 
 class SplitNetwork(nn.Module, ABC):
-    """A network in two parts with dropout between them: ``tail(trunk(x))`` is its output in evaluation mode."""
+    """A network in two parts with dropout between them: `tail(trunk(x))` is its output in evaluation mode."""
 
     @abstractmethod
     def trunk(self, x: Tensor) -> Tensor:
-        """Map preprocessed faces ``(b, 3, 112, 112)`` to what dropout works on, ``(b, n_features)``."""
+        """Map preprocessed faces `(N, 3, 112, 112)` to what dropout works on, `(N, n_features)`."""
 
     @abstractmethod
     def tail(self, features: Tensor) -> Tensor:
-        """Map ``(b, n_features)`` to the output ``(b, dim)``."""
+        """Map `(N, n_features)` to the output `(N, D)`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map preprocessed faces ``(b, 3, 112, 112)`` to the output ``(b, dim)``."""
+        """Map preprocessed faces `(N, 3, 112, 112)` to the output `(N, D)`."""
         return self.tail(self.trunk(x))
 
 
@@ -58,7 +58,7 @@ class IResNetBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(b, c_in, h, w)`` to ``(b, c_out, h / stride, w / stride)``."""
+        """Map `(N, c_in, h, w)` to `(N, c_out, h / stride, w / stride)`."""
         y = self.prelu(self.bn2(self.conv1(self.bn1(x))))
         return self.bn3(self.conv2(y)) + self.downsample(x)
 
@@ -99,21 +99,21 @@ class IResNet(SplitNetwork):
             self.features.weight.requires_grad_(False)
 
     def trunk(self, x: Tensor) -> Tensor:
-        """Map normalised faces ``(b, 3, 112, 112)`` to the flat map ``(b, 25088)``, index = channel * 49 + y * 7 + x."""
+        """Map normalised faces `(N, 3, 112, 112)` to the flat map `(N, 25088)`, index = channel * 49 + y * 7 + x."""
         x = self.prelu(self.bn1(self.conv1(x)))
         return self.bn2(self.layer4(self.layer3(self.layer2(self.layer1(x))))).flatten(1)
 
     def tail(self, features: Tensor) -> Tensor:
-        """Map flat maps ``(b, 25088)`` to embeddings ``(b, 512)``."""
+        """Map flat maps `(N, 25088)` to embeddings `(N, 512)`."""
         return self.features(self.fc(features))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalised faces ``(b, 3, 112, 112)`` to the tail's output ``(b, dim)``."""
+        """Map normalised faces `(N, 3, 112, 112)` to the tail's output `(N, D)`."""
         return self.tail(self.dropout(self.trunk(x)))
 
 
 class CRFIQA(IResNet):
-    """CR-FIQA (``fdbtrs/CR-FIQA``): quality as a linear map of the raw embedding.
+    """CR-FIQA (`fdbtrs/CR-FIQA`): quality as a linear map of the raw embedding.
 
     Args:
         depth: 50 for CR-FIQA(S), 100 for CR-FIQA(L).
@@ -124,11 +124,11 @@ class CRFIQA(IResNet):
         self.qs = nn.Linear(EMBEDDING_DIM, 1)
 
     def embed(self, features: Tensor) -> Tensor:
-        """Map flat maps ``(b, 25088)`` to raw embeddings ``(b, 512)``, those of a recogniser."""
+        """Map flat maps `(N, 25088)` to raw embeddings `(N, 512)`, those of a recogniser."""
         return super().tail(features)
 
     def tail(self, features: Tensor) -> Tensor:
-        """Map flat maps ``(b, 25088)`` to quality ``(b, 1)``, unbounded, larger is better."""
+        """Map flat maps `(N, 25088)` to quality `(N, 1)`, unbounded, larger is better."""
         return self.qs(self.embed(features))
 
 

@@ -1,11 +1,11 @@
 """MobileFaceNet in the released layouts: small networks, useful where an IResNet is too slow.
 
-``curricularface_mobilefacenet``: ``HuangYG123/CurricularFace backbone/model_mobilefacenet.py`` (the same names and
-shapes as the recognition MobileFaceNet in ``Tencent/TFace quality/``). On the same trunk, ``sddfiqa_mobilefacenet``
-(``Tencent/TFace quality/``) returns a quality and ``ediffiqa_mobilefacenet`` (``LSIbabnikz/eDifFIQA``) an embedding of
-unit length. ``arcface_torch_mobilefacenet``: ``deepinsight/insightface recognition/arcface_torch/backbones/
-mobilefacenet.py``, twice as wide. Embeddings have 512 values and are raw unless said otherwise. The nets are nested
-``Sequential`` modules whose names are the released parameter names.
+`curricularface_mobilefacenet`: `HuangYG123/CurricularFace backbone/model_mobilefacenet.py` (the same names and
+shapes as the recognition MobileFaceNet in `Tencent/TFace quality/`). On the same trunk, `sddfiqa_mobilefacenet`
+(`Tencent/TFace quality/`) returns a quality and `ediffiqa_mobilefacenet` (`LSIbabnikz/eDifFIQA`) an embedding of
+unit length. `arcface_torch_mobilefacenet`: `deepinsight/insightface recognition/arcface_torch/backbones/
+mobilefacenet.py`, twice as wide. Embeddings have 512 values and are raw unless said otherwise. The nets are nested
+`Sequential` modules whose names are the released parameter names.
 """
 
 from __future__ import annotations
@@ -86,27 +86,27 @@ def _curricularface_head() -> dict[str, nn.Module]:
 
 
 def curricularface_mobilefacenet() -> nn.Sequential:
-    """MobileFaceNet of CurricularFace: ``(b, 3, 112, 112)`` normalised to ``(b, 512)``; 1.2 M parameters, 221 MMAC."""
+    """MobileFaceNet of CurricularFace: `(N, 3, 112, 112)` normalised to `(N, 512)`; 1.2 M parameters, 221 MMAC."""
     return _with_curricularface_trunk(output_layer=_named(**_curricularface_head()))
 
 
 def ediffiqa_mobilefacenet() -> nn.Sequential:
-    """MobileFaceNet of eDifFIQA: ``(b, 3, 112, 112)`` normalised to ``(b, 512)`` of unit length; 221 MMAC."""
+    """MobileFaceNet of eDifFIQA: `(N, 3, 112, 112)` normalised to `(N, 512)` of unit length; 221 MMAC."""
     return _with_curricularface_trunk(**_curricularface_head(), normalise=_UnitLength())
 
 
 def sddfiqa_mobilefacenet() -> nn.Sequential:
-    """MobileFaceNet of SDD-FIQA: ``(b, 3, 112, 112)`` normalised to quality ``(b, 1)``, about 0..100; 221 MMAC."""
+    """MobileFaceNet of SDD-FIQA: `(N, 3, 112, 112)` normalised to quality `(N, 1)`, about 0..100; 221 MMAC."""
     return _with_curricularface_trunk(quality=sddfiqa_head(1))
 
 
 def sddfiqa_head(n_outputs: int) -> nn.Sequential:
-    """SDD-FIQA's last layers: 512 maps of 7x7, one PReLU slope per position, to ``(b, n_outputs)``."""
+    """SDD-FIQA's last layers: 512 maps of 7x7, one PReLU slope per position, to `(N, n_outputs)`."""
     return nn.Sequential(nn.Flatten(), nn.PReLU(MAP_DIM), nn.Dropout(0.5), nn.Linear(MAP_DIM, n_outputs))
 
 
 def arcface_torch_mobilefacenet() -> nn.Sequential:
-    """MobileFaceNet of arcface_torch: ``(b, 3, 112, 112)`` normalised to ``(b, 512)``; 2.1 M parameters, 437 MMAC."""
+    """MobileFaceNet of arcface_torch: `(N, 3, 112, 112)` normalised to `(N, 512)`; 2.1 M parameters, 437 MMAC."""
 
     def unit(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1, prelu: bool = True) -> nn.Sequential:
         return _named(layers=nn.Sequential(*_unit(c_in, c_out, kernel, stride, groups, prelu)))
