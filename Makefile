@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # constraints.txt pins a CPU build of torch for local runs; GPU clusters install the package without it
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo check test test-nojit lint coverage bench
+.PHONY: demo check test test-nojit lint bench
 
 $(BIN)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -25,9 +25,6 @@ test: $(BIN)/.ready  ## all tests, two files at a time
 
 test-nojit: $(BIN)/.ready  ## kernels of label optimization as plain Python: indices out of range raise there
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -n 2 --dist loadfile -W ignore::RuntimeWarning tests/core/test_labels.py tests/core/test_pairs.py
-
-coverage: $(BIN)/.ready  ## of core and models, with a floor
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=fiqa_ray.core --cov=fiqa_ray.models --cov-report=term --cov-fail-under=85 tests/core tests/models tests/tools
 
 lint: $(BIN)/.ready
 	$(BIN)/ruff check .

@@ -1,4 +1,9 @@
+import os
+import shutil
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -220,3 +225,22 @@ def test_compiled_code_does_without_a_cache(monkeypatch):
     monkeypatch.setattr(compiled, "njit", njit)
     monkeypatch.setattr(compiled, "cache_folder", lambda: None)
     assert compiled.compiled(lambda a: a + 1)(2) == 3
+
+
+def test_an_edited_constant_never_runs_stale_machine_code(tmp_path):
+    package = tmp_path / "tree" / "fiqa_ray"
+    shutil.copytree(Path(compiled.__file__).parents[2], package, ignore=shutil.ignore_patterns("__pycache__"))
+    code = (
+        "import numpy as np; from fiqa_ray.core.kernels.counting import to_keys; key = np.empty(1, np.int32); "
+        "to_keys(np.array([0.5]), key); print(key[0])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(package.parent), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+
+    def key_of_a_half():
+        return subprocess.check_output([sys.executable, "-c", code], env=environment, cwd=tmp_path, text=True).strip()
+
+    assert key_of_a_half() == str(2**22)
+    gram = package / "core" / "kernels" / "gram.py"
+    gram.write_text(gram.read_text().replace("SIMILARITY_STEPS = 1 << 23", "SIMILARITY_STEPS = 1 << 21"))
+    assert key_of_a_half() == str(2**20)
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # both versions are kept

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The smoke job, from pack to report through Ray, against Ceph's S3 server (radosgw) on this machine.
 # Needs: apt-get install --no-install-recommends radosgw ceph-mon ceph-osd ceph-common; and `make test`'s environment.
-# Usage: tests/radosgw.sh   (about two minutes; everything lies in a temporary folder and is removed)
+# Usage: tests/helpers/radosgw.sh   (about two minutes; everything lies in a temporary folder and is removed)
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 python="${PYTHON:-.venv/bin/python}"
 D=$(mktemp -d /tmp/rgwXXXX)
 stop() { for p in "$D"/*.pid; do kill "$(cat "$p")" 2>/dev/null || true; done; sleep 1; rm -rf "$D"; }
@@ -58,7 +58,7 @@ radosgw "${conf[@]}" -n client.rgw.a -f > "$D/log/rgw.out" 2>&1 & echo $! > "$D/
 for _ in $(seq 100); do (exec 3<> /dev/tcp/127.0.0.1/7480) 2> /dev/null && break; sleep 0.2; done
 
 export AWS_ENDPOINT_URL=http://127.0.0.1:7480 AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=testtest
-export AWS_DEFAULT_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true PYTHONPATH=tests
+export AWS_DEFAULT_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true PYTHONPATH=tests/helpers
 export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 RAY_AUTH_MODE=disabled RAY_TMPDIR="$D/r"
 unset RAY_ADDRESS
 mkdir "$RAY_TMPDIR"
