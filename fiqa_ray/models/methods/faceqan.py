@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -64,6 +65,9 @@ def build_faceqan(
         check_whole("faceqan", 1, images_per_pass=images_per_pass)
     check_number("faceqan", "epsilon", epsilon, math.ulp(0.0), 1, "between 0 and 1 (the image's scale)")
     check_whole("faceqan", 0, seed=seed)
+    score = partial(
+        faceqan_scores, recognizer.embed_unit, epsilon=epsilon, n_iterations=n_iterations, exponent=exponent
+    )
 
     def score_faces(clean: CleanPass, image_row: NDArray[np.int64]) -> NDArray[np.float64]:
         faces = clean.faces
@@ -77,14 +81,7 @@ def build_faceqan(
             # A caller's inference mode would forbid gradients.
             with torch.inference_mode(False), torch.enable_grad():
                 x = faces[torch.from_numpy(padded).to(faces.device)].to(torch.float32) / 255
-                batch_scores = faceqan_scores(
-                    recognizer.embed_unit,
-                    x,
-                    torch.from_numpy(noise).to(faces.device),
-                    epsilon=epsilon,
-                    n_iterations=n_iterations,
-                    exponent=exponent,
-                )
+                batch_scores = score(x, torch.from_numpy(noise).to(faces.device))
             scores[batch] = batch_scores.cpu().numpy()[: len(batch)]
         return scores
 
