@@ -1,6 +1,7 @@
 """The settings of a job: their types, defaults and checks, and how they are read from YAML and `key=value`.
 
-Every setting is part of some dataset's fingerprint, except `compute`, `max_bad_fraction` and `allow_mixed_crops`. So a
+Every setting is part of some dataset's fingerprint, except `compute`, `max_bad_fraction`, `allow_mixed_crops` and
+`allow_single_images`. So a
 larger cluster reuses what a smaller one computed. All mistakes are reported at once, with the nearest valid name of a key.
 """
 
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fiqa_ray.core.landmark_order import LandmarkOrder
 from fiqa_ray.errors import UsageError
 from fiqa_ray.storage import read_bytes
 
@@ -51,7 +53,18 @@ class SourceSettings(_Settings):
         None, description="webdataset: JSON key of the identity; parquet_images: its column; default: see each kind"
     )
     detector: str | None = Field(None, description="YuNet's .onnx file, to align images that come without landmarks")
+    landmark_order: str | None = Field(
+        None,
+        description="order of the ten landmark numbers, such as planar, nose_first or standard; default: standard, and a "
+        "set that another order fits clearly better is refused",
+    )
     allow_mixed_crops: bool = Field(False, description="accept a data set whose crops were aligned in different ways")
+    allow_single_images: bool = Field(False, description="accept training faces of which most people have one image")
+
+    @field_validator("landmark_order")
+    @classmethod
+    def _check_order(cls, value: str | None) -> str | None:
+        return value if value is None else LandmarkOrder.parse(value).name
 
 
 class RecognizerSettings(_Settings):
@@ -284,6 +297,7 @@ class Settings(_Settings):
         values = self.model_dump(mode="json", exclude={"compute", "max_bad_fraction", "run_uri"})
         for source in (values["source"], *(b["source"] for b in values["benchmarks"])):
             source.pop("allow_mixed_crops")
+            source.pop("allow_single_images")
         return values
 
 

@@ -81,7 +81,7 @@ class Job:
     def faces(self, face_set: str) -> Dataset:
         """Return the packed faces of a face set."""
         source = self.face_sets[face_set]
-        config = source.model_dump(mode="json", exclude={"allow_mixed_crops"})
+        config = source.model_dump(mode="json", exclude={"allow_mixed_crops", "allow_single_images"})
         if source.kind in ("table", "bin"):
             config["list"] = content_hash(source.uri)
         elif source.kind == "recordio":

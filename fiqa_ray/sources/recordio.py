@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from fiqa_ray.datasets.schemas import SOURCE_FACES, SOURCE_RECORDS
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.containers import Content, Fault, read_entries, read_ranges
-from fiqa_ray.sources.listing import absolute, refuse_duplicates, sorted_faces
+from fiqa_ray.sources.listing import refuse_duplicates, sorted_faces
+from fiqa_ray.sources.paths import absolute
 from fiqa_ray.storage import exists, filesystem, join, read_bytes, storage_errors
 
 _MAGIC = 0xCED7230A

@@ -14,11 +14,11 @@ from fiqa_ray.sources.listing import (
     _column,
     _leaves_root,
     _parse_csv,
-    absolute,
     refuse,
     refuse_duplicates,
     sorted_faces,
 )
+from fiqa_ray.sources.paths import absolute
 from fiqa_ray.storage import filesystem, read_bytes, storage_errors
 
 
