@@ -9,13 +9,13 @@ mirrored face. Those show by the roll that they give to upright faces.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fiqa_ray.core.align import fit_residual
+from fiqa_ray.core.align import TEMPLATE, fit_residual
 
 POINTS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
 """Names of the template's points; left is the side of smaller x in an upright image."""
@@ -144,7 +144,7 @@ def judge_order(values: ArrayLike, order: LandmarkOrder | None = None) -> tuple[
         return None
     fractions = bool(np.abs(numbers).max(axis=1).mean() <= _MAX_FRACTION)
     given = _fit(numbers, order or LandmarkOrder())
-    best = min((_fit(numbers, other) for other in _orders(fractions)), key=lambda fit: fit.cost)
+    best = min(_fit_all(numbers, fractions), key=lambda fit: fit.cost)
     if best.order == given.order:
         return given, None
     is_turned = (
@@ -192,11 +192,24 @@ _USUAL_ORDERS = (
 )
 
 
-@cache
-def _orders(fractions: bool) -> tuple[LandmarkOrder, ...]:
-    return tuple(
-        LandmarkOrder(points, planar, y_first, fractions)
-        for planar in (False, True)
-        for y_first in (False, True)
-        for points in itertools.permutations(range(5))
-    )
+_PERMUTATIONS = np.array(list(itertools.permutations(range(5))))
+
+
+def _fit_all(numbers: NDArray[np.float64], fractions: bool) -> Iterator[OrderFit]:
+    """Yield the fit of every order: two layouts, two axes first, 120 orders of points.
+
+    With centred points z and template w the residual's square is (sum |w|^2 - |sum w conj(z)|^2 / sum |z|^2) / 5, so one
+    product of matrices gives the fits of all orders of points.
+    """
+    w = TEMPLATE[:, 0] + 1j * TEMPLATE[:, 1]
+    w = w - w.mean()
+    for planar, y_first in itertools.product((False, True), repeat=2):
+        points = LandmarkOrder(planar=planar, y_first=y_first).arrange(numbers)
+        z = points[..., 0] + 1j * points[..., 1]
+        z = z - z.mean(axis=1, keepdims=True)
+        size = np.maximum((np.abs(z) ** 2).sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+        product = z.conj() @ w[_PERMUTATIONS].T  # (I, 120)
+        residual = np.sqrt(np.maximum((np.abs(w) ** 2).sum() - np.abs(product) ** 2 / size, 0) / 5)
+        residual, roll = np.median(residual, axis=0), np.median(np.abs(np.degrees(np.angle(product))), axis=0)
+        for order, r, turn in zip(_PERMUTATIONS.tolist(), residual.tolist(), roll.tolist(), strict=True):
+            yield OrderFit(LandmarkOrder(tuple(order), planar, y_first, fractions), r, turn)
