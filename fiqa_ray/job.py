@@ -86,7 +86,7 @@ class Job:
             config["list"] = content_hash(source.uri)
         elif source.kind == "recordio":
             rec, index = recordio_uris(source.uri)
-            config["list"] = content_hash(index)
+            config |= _optional_hash("list", index)
             config |= _optional_hash("labels", rec.removesuffix(".rec") + ".lst")
         if source.detector is not None:
             config["detector"] = content_hash(source.detector)
