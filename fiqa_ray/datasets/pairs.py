@@ -110,6 +110,11 @@ class PairReader:
     settings: PairSettings
     seed: int
 
+    @property
+    def needs_gpu(self) -> bool:
+        """Return whether `read` makes the pairs on a GPU."""
+        return self.settings.device == "cuda" and not self.settings.keep
+
     def stored(self) -> list[StoredPairs]:
         """All parts; `IncompleteError` where the stage that makes them has not finished."""
         parts = self.pairs.require().parts
@@ -226,6 +231,7 @@ def make_pairs(
             recluster=settings.recluster,
             clustering=settings.clustering,
             clusters=[c[rows] for c in clusters],
+            device=settings.device,
         )
         has_embedding = np.zeros(len(table), bool)
         has_embedding[good] = True

@@ -36,7 +36,8 @@ def fuse_steps(job: Job) -> Iterator[list[Step]]:
             worker = stateless_worker(fit_shard, dataset, reader, priors)
             stored = reader.stored()
             n_images = sum(s.shard.n_rows for s in stored)
-            steps.append(Step("fuse", dataset, stored, worker, n_images, unit="images"))
+            step = Step("fuse", dataset, stored, worker, n_images, unit="images", needs_gpu=reader.needs_gpu)
+            steps.append(step)
     if steps:
         yield steps
 

@@ -37,7 +37,8 @@ def optimize_steps(job: Job) -> Iterator[list[Step]]:
         needed.require()
     thetas = settings.optimize.theta
     worker = stateless_worker(update_shard, dataset, reader, ranks, indices, thetas, settings.optimize.index_scale)
-    yield [Step("optimize", dataset, reader.stored(), worker, n_images, unit="images")]
+    step = Step("optimize", dataset, reader.stored(), worker, n_images, unit="images", needs_gpu=reader.needs_gpu)
+    yield [step]
 
     steps = []
     for method in settings.methods:

@@ -21,7 +21,8 @@ def pair_steps(job: Job) -> Iterator[list[Step]]:
     manifest = embeddings.require()
     dataset = job.pairs()
     worker = stateless_worker(run_shard, dataset, embeddings, job.settings.pair, job.settings.seed)
-    yield [Step("pair", dataset, pair_shards(manifest), worker, manifest.n_rows, unit="images")]
+    on_gpu = job.settings.pair.device == "cuda"
+    yield [Step("pair", dataset, pair_shards(manifest), worker, manifest.n_rows, unit="images", needs_gpu=on_gpu)]
 
 
 def run_shard(dataset: Dataset, embeddings: Dataset, settings: PairSettings, seed: int, shard: PairShard) -> Part:

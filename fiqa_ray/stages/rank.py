@@ -52,7 +52,8 @@ def rank_steps(job: Job) -> Iterator[list[Step]]:
     counts = job.key_counts()
     if len(ranks.finished_parts(verify=True)) < n_repeats:  # finished ranks need no histograms
         if is_counting:
-            yield [rank_step(counts, groups, stateless_worker(count_group, counts, reader))]
+            worker = stateless_worker(count_group, counts, reader)
+            yield [rank_step(counts, groups, worker, needs_gpu=reader.needs_gpu)]
         else:
             yield from sort_steps(job, groups, n_pairs)
     yield [*indices, rank_step(ranks, range(n_repeats), stateless_worker(add_counts, ranks, counts))]

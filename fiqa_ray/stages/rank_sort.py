@@ -41,8 +41,9 @@ class KeyRange:
 
 def sort_steps(job: Job, groups: list[PairGroup], n_pairs: int) -> Iterator[list[Step]]:
     """Plan sorted keys of the groups, then the histograms of key ranges."""
-    keys, counts = job.sorted_keys(), job.key_counts()
-    yield [Step("rank", keys, groups, stateless_worker(sort_group, keys, job.pair_reader()), n_pairs, unit="pairs")]
+    keys, counts, reader = job.sorted_keys(), job.key_counts(), job.pair_reader()
+    worker = stateless_worker(sort_group, keys, reader)
+    yield [Step("rank", keys, groups, worker, n_pairs, unit="pairs", needs_gpu=reader.needs_gpu)]
     ranges = _key_ranges(keys, job.settings.pair.n_repeats, job.settings.rank.n_ranges)
     worker, memory = stateless_worker(merge_range_of_groups, counts, keys), 12 * n_pairs // len(ranges)
     yield [Step("rank", counts, ranges, worker, n_pairs, unit="pairs", memory_bytes=memory)]
