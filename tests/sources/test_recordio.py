@@ -126,7 +126,6 @@ def test_im2rec_with_and_without_its_list(tmp_path, with_list):
         text = fault(tmp_path)
         assert "21 images where the index has 20 records, 20 of them the same" in text
         assert "remove the .lst" in text
-        )
 
 
 def test_a_list_of_more_images_and_labels_than_the_file_has(tmp_path):
