@@ -203,7 +203,7 @@ def score(
     write_scores(table, output)
     print(f"{_score_summary(table)}; written to {output}")
     if table["score"].null_count == len(table):
-        raise typer.Exit(1)
+        raise FiqaRayError(f"none of the {len(table):,} images could be scored; the rows in {output} say why")
 
 
 def _score_summary(table: pa.Table) -> str:

@@ -14,9 +14,10 @@ from fiqa_ray.datasets.schemas import SOURCE_FACES
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.listing import _TEXT, _parse_csv, refuse, refuse_duplicates
 from fiqa_ray.sources.paths import absolute
+from fiqa_ray.sources.read_table import refuse_foreign
 from fiqa_ray.storage import read_bytes
 
-_COORDINATES = [f"{axis}{point}" for point in range(1, 6) for axis in "xy"]
+COORDINATES = [f"{axis}{point}" for point in range(1, 6) for axis in "xy"]
 
 
 _LANDMARK_HEADER = ["NAME_ID", *(f"P{point}{axis}" for point in range(1, 6) for axis in "XY")]
@@ -45,7 +46,9 @@ def _landmarks_of(keys: pa.Array, landmarks_uri: str | None) -> pa.Array:
 
 
 def _read_landmark_csv(uri: str) -> pa.Table:
-    data = read_bytes(absolute(uri))
+    uri = absolute(uri)
+    data = read_bytes(uri)
+    refuse_foreign(uri, data)
     header = data[:4096].split(b"\n", 1)[0].decode("utf-8-sig", "replace")
     if [c.strip(' "\r').upper() for c in header.split(",")] != _LANDMARK_HEADER:
         raise FiqaRayError(f"{uri}: the first line is {header[:80]!r} instead of {','.join(_LANDMARK_HEADER)!r}")
@@ -66,14 +69,14 @@ def table_landmarks(table: pa.Table, uri: str) -> pa.Array:
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
             raise FiqaRayError(
                 f"{uri}: the column landmarks ({column.type}) must hold lists of ten numbers; in CSV use the columns "
-                f"{','.join(_COORDINATES)}"
+                f"{','.join(COORDINATES)}"
             ) from exc
-    absent = [c for c in _COORDINATES if c not in table.column_names]
-    if len(absent) == len(_COORDINATES):
+    absent = [c for c in COORDINATES if c not in table.column_names]
+    if len(absent) == len(COORDINATES):
         return pa.nulls(table.num_rows, SOURCE_FACES.field("landmarks").type)
     if absent:
-        raise FiqaRayError(f"{uri}: landmarks need all of {','.join(_COORDINATES)}; missing: {', '.join(absent)}")
-    values = np.column_stack([table[c].cast(pa.float64()).to_numpy() for c in _COORDINATES])
+        raise FiqaRayError(f"{uri}: landmarks need all of {','.join(COORDINATES)}; missing: {', '.join(absent)}")
+    values = np.column_stack([table[c].cast(pa.float64()).to_numpy() for c in COORDINATES])
     n_missing = np.isnan(values).sum(axis=1)
     partly = (n_missing > 0) & (n_missing < 10)
     refuse(pa.array(partly), table["uri"], f"{uri}: incomplete landmarks")

@@ -242,6 +242,8 @@ def _identities(values: pa.Array, names: list[str] | None, uri: str) -> pa.Array
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     refuse(pc.is_null(values), values, f"{uri}: no identity")
+    if pa.types.is_floating(values.type) and pc.all(pc.equal(values, pc.floor(values))).as_py():
+        values = values.cast(pa.int64())  # as pandas writes whole numbers beside gaps
     if pa.types.is_integer(values.type):
         if names is None:
             return values.cast(_TEXT)

@@ -100,7 +100,7 @@ def plan_job(job: Job, n_workers: int = 1, bandwidth: float | None = None) -> li
         for m in settings.methods:
             if job.has_scores(face_set, m):
                 what, cost = f"{m.label}, {face_set}", rates.get(m.label, 1e-6)
-                n_parts = 1 if job.scores_uri(face_set, m) else parts
+                n_parts = 1 if job.scores_file(face_set, m) else parts
                 scores = job.prior_scores(face_set, m)
                 if m.fuse is not None:
                     read = 16.0 * len(m.fuse.of)
