@@ -25,6 +25,17 @@ from fiqa_ray.errors import FiqaRayError, StorageError
 _SLASH = "/"
 
 
+_CHAINING = ("zip", "tar", "libarchive", "simplecache", "filecache", "blockcache", "cached", "reference", "dir")
+"""Protocols that may stand before `::`; other names that hold these two characters are names."""
+
+
+def split_chain(uri: str) -> tuple[str, str]:
+    """Return the first part of a URI such as `zip://a.jpg::s3://b/c.zip`, and `::` with the rest; `/a::b` is no chain."""
+    head, separator, rest = uri.partition("::")
+    is_chain = separator and head.partition("://")[0] in _CHAINING and ("://" in head or not os.path.lexists(uri))
+    return (head, separator + rest) if is_chain else (uri, "")
+
+
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return the file system of a URI and the path within it."""
     options: dict[str, Any] = {}
@@ -36,6 +47,10 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         if os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL_S3"):
             options["config_kwargs"]["s3"] = {"addressing_style": "path"}
     try:
+        if uri.startswith("/") or ("::" in uri and not split_chain(uri)[1]):  # fsspec would split the name
+            protocol = "file" if uri.startswith("/") else fsspec.core.split_protocol(uri)[0] or "file"
+            fs = fsspec.filesystem(protocol, **options)
+            return fs, fs._strip_protocol(uri)
         return fsspec.core.url_to_fs(uri, **options)
     except (ValueError, ImportError) as exc:
         raise FiqaRayError(

@@ -13,6 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 LOG_INTERVAL_S = 30.0
 
 
+def note(text: str) -> None:
+    """Print a line about the run to stderr."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
 class StepProgress:
     """Counts the rows of one step; use as a context, call `advance` per finished part."""
 
