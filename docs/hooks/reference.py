@@ -30,9 +30,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def cli_page() -> str:
     """Return the page of the command line: every command with its arguments and options, as typer documents them."""
-    command = typer.main.get_command(cli.app)
+    command: Any = typer.main.get_command(cli.app)
     context: Any = command.context_class(command, info_name="fiqa-ray")
     text = get_docs_for_click(obj=command, ctx=context, name="fiqa-ray", title="Command line")
+    for name, inner in command.commands.items():  # typer cuts the first sentence short in its list
+        text = re.sub(rf"^\* `{name}`: .*\.\.\.$", f"* `{name}`: {inner.help.splitlines()[0]}", text, flags=re.M)
     return re.sub(r"\[((?:default|required|env var|x[<>]).*?)\]", r"(\1)", text)  # brackets would read as links
 
 
