@@ -1,6 +1,7 @@
 """The examples run as their users run them, and give values that are known from elsewhere."""
 
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -63,3 +64,15 @@ def test_an_example_without_arguments_says_how_it_is_used(name):
     done = subprocess.run([sys.executable, EXAMPLES / name], capture_output=True, text=True)
     assert done.returncode == 1
     assert f"python examples/{name}" in done.stderr
+
+
+def test_the_notebook_shows_a_weak_score_gain(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    cells = json.loads((EXAMPLES / "weak_score.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    done = subprocess.run(
+        [sys.executable, "-c", code + "\nimport json\nprint(json.dumps(areas))"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    areas = json.loads(done.stdout.splitlines()[-1])
+    assert areas["truth"] < areas["theta 0.6"] < areas["theta 0.3"] < areas["theta 0.0"] < areas["random"]
