@@ -126,6 +126,11 @@ class PairSettings(_Settings):
     recluster: bool = Field(False, description="fit new clusters in each repeat, as the paper's text describes it")
     clustering: Literal["lloyd", "faiss"] = Field("lloyd", description="implementation of K-Means")
     keep: bool = Field(True, description="store the pairs; false: compute them from the clusters whenever needed")
+    device: Literal["cpu", "cuda", "cpu:0"] = Field(
+        "cpu",
+        description="cpu: compiled loops; cuda: each task takes a GPU, and GPUs of one model give equal bits; "
+        "cpu:0: the GPU's operations on the processor, for tests",
+    )
 
 
 class RankSettings(_Settings):

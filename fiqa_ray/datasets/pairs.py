@@ -45,22 +45,34 @@ def part_images(n_images: int) -> int:
 
 
 def pair_shards(embeddings: Manifest) -> list[PairShard]:
-    """Cuts a face set into about 64 shards, of 32,768 to 262,144 images where embedding parts allow.
+    """Cut a face set into about 64 shards, of 32,768 to 262,144 images where embedding parts allow.
 
     In smaller ones the fixed costs of a shard, and of its look-ups in tables of all similarities, would show. Depends on the
     embeddings alone, so that any cluster continues what another began.
     """
-    target = part_images(embeddings.n_rows)
-    shards: list[PairShard] = []
-    pending: list[Part] = []
-    first = n = 0
-    for part in embeddings.parts:
-        if pending and n + part.n_rows > target:
-            shards.append(PairShard(len(shards), first, tuple(pending)))
-            pending, first, n = [], first + n, 0
-        pending.append(part)
-        n += part.n_rows
-    return [*shards, PairShard(len(shards), first, tuple(pending))]
+    sizes = [part.n_rows for part in embeddings.parts]
+    runs = neighbours(sizes, part_images(embeddings.n_rows))
+    firsts = np.cumsum([0, *(sum(sizes[run]) for run in runs)]).tolist()
+    return [PairShard(i, firsts[i], tuple(embeddings.parts[run])) for i, run in enumerate(runs)]
+
+
+def pair_part_sizes(n_images: int, rows_per_part: int) -> tuple[int, int]:
+    """Return the parts of pairs, and the images of the largest, of embedding parts of `rows_per_part` images."""
+    whole, rest = divmod(n_images, rows_per_part)
+    sizes = [rows_per_part] * whole + [rest] * (rest > 0)
+    runs = neighbours(sizes, part_images(n_images))
+    return len(runs), max(sum(sizes[run]) for run in runs)
+
+
+def neighbours(sizes: Sequence[int], limit: int) -> list[slice]:
+    """Cut neighbouring items into runs whose sizes add up to at most `limit`, or of one larger item; at least one run."""
+    runs, first, total = [], 0, 0
+    for i, size in enumerate(sizes):
+        if i > first and total + size > limit:
+            runs.append(slice(first, i))
+            first, total = i, 0
+        total += size
+    return [*runs, slice(first, len(sizes))]
 
 
 @dataclass(frozen=True)
@@ -89,16 +101,9 @@ def pair_groups(stored: list[StoredPairs], n_repeats: int, keep: bool, max_pairs
 
     A group holds one repeat; where pairs are not kept, and each part's must be made again, it holds all repeats.
     """
-    groups: list[list[StoredPairs]] = [[]]
-    n = 0
-    for s in stored:
-        if groups[-1] and n + s.n_pairs(0) > max_pairs:
-            groups.append([])
-            n = 0
-        groups[-1].append(s)
-        n += s.n_pairs(0)
+    groups = neighbours([s.n_pairs(0) for s in stored], max_pairs)
     repeats = [(r,) for r in range(n_repeats)] if keep else [tuple(range(n_repeats))]
-    return [PairGroup(i, r, tuple(g)) for i, (r, g) in enumerate((r, g) for r in repeats for g in groups)]
+    return [PairGroup(i, r, tuple(stored[g])) for i, (r, g) in enumerate((r, g) for r in repeats for g in groups)]
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,11 @@ class PairReader:
     embeddings: Dataset
     settings: PairSettings
     seed: int
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Return whether `read` makes the pairs on a GPU."""
+        return self.settings.device == "cuda" and not self.settings.keep
 
     def stored(self) -> list[StoredPairs]:
         """All parts; `IncompleteError` where the stage that makes them has not finished."""
@@ -226,6 +236,7 @@ def make_pairs(
             recluster=settings.recluster,
             clustering=settings.clustering,
             clusters=[c[rows] for c in clusters],
+            device=settings.device,
         )
         has_embedding = np.zeros(len(table), bool)
         has_embedding[good] = True

@@ -57,7 +57,8 @@ def _ray_tasks(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tupl
         while len(running) < width and (item := next(waiting, None)) is not None:
             step, shard = item
             memory = _grantable(step.memory_bytes) if step.memory_bytes else 0
-            sent = task.options(memory=memory or None).remote(step.make_worker, shard, step.memory_bytes > LARGE_BYTES)
+            options = task.options(memory=memory or None, num_gpus=1 if step.needs_gpu else None)
+            sent = options.remote(step.make_worker, shard, step.memory_bytes > LARGE_BYTES)
             running[sent] = item
         if not running:
             return

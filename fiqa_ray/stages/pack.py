@@ -21,6 +21,7 @@ from fiqa_ray.config import SourceSettings
 from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.dataset import Dataset, Manifest, Part
 from fiqa_ray.datasets.parquet import table_bytes
+from fiqa_ray.engine.cost import FACE_BYTES, FACE_MEMORY, Cost, Workload
 from fiqa_ray.engine.step import Step, Worker
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.images import PreparedFace, prepare_face
@@ -104,6 +105,23 @@ def pack_steps(job: Job) -> Iterator[list[Step]]:
         )
         steps.append(step)
     yield steps
+
+
+def estimate(job: Job, workload: Workload) -> Iterator[Cost]:
+    """Yield the cost of each face set; a photograph is taken to be as long in bytes as the stored face."""
+    for face_set in job.face_sets:
+        n = workload.n_images[face_set]
+        yield Cost(
+            "pack",
+            face_set,
+            n,
+            workload.n_parts(face_set),
+            work_s=n * workload.units.pack_image,
+            memory_bytes=workload.part_rows * FACE_MEMORY,
+            read_bytes=n * FACE_BYTES,
+            written_bytes=n * FACE_BYTES,
+            datasets=(job.faces(face_set),),
+        )
 
 
 def refuse_mixed_crops(face_set: str, source: SourceSettings, faces: Manifest) -> None:

@@ -8,6 +8,7 @@ Shapes: B identities of a batch, padded to N images each, C clusters, L pairs.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,16 @@ import torch
 from fiqa_ray.core.kernels.draws import LANE_STEP
 from fiqa_ray.core.kernels.gram import SIMILARITY_STEPS
 from fiqa_ray.core.kernels.kmeans import MAX_ITERATIONS, choose_starts
+from fiqa_ray.errors import UsageError
+
+
+def check_device(device: str) -> None:
+    """Raise `UsageError` if torch cannot use the device on this machine."""
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            f"device={device!r}: torch sees no GPU on {platform.node()}; run the step on a machine with a GPU and a CUDA "
+            "build of torch, or set pair.device: cpu"
+        )
 
 
 def gram_matrices(units: np.ndarray, bounds: np.ndarray, device: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
