@@ -30,6 +30,7 @@ lint: $(BIN)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell fiqa_ray tests benchmarks jobs README.md CONTRIBUTING.md CHANGELOG.md
 
 bench: $(BIN)/.ready  ## every benchmark, scaled down to a few minutes; the README's figures name their own commands
 	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e '.[bench]'

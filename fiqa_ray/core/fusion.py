@@ -49,7 +49,7 @@ class ScoreDistribution:
 
     def places(self, scores: np.ndarray) -> np.ndarray:
         """(n,) scores to (n,) float64 places; beyond the training faces' scores those of the ends; NaN stays NaN."""
-        return np.interp(scores, self.value, self.place)
+        return np.asarray(np.interp(scores, self.value, self.place))
 
 
 def fuse(places: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
@@ -107,4 +107,4 @@ def fit_weights(sums: Sequence[PairSums]) -> np.ndarray:
             "larger scores mean better images, or give the weights"
         )
     rounded = np.round(weights / weights.sum(), _DIGITS)
-    return rounded / rounded.sum()
+    return np.asarray(rounded / rounded.sum())

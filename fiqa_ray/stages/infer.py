@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from fiqa_ray.config import MethodSettings, RecognizerSettings, ScoresSettings, 
 from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.columns import embedding_column, embedding_values
 from fiqa_ray.datasets.dataset import Dataset, Part
+from fiqa_ray.engine.cost import FACE_BYTES, FACE_MEMORY, Cost, Workload
 from fiqa_ray.engine.step import Step, Worker, stateless_worker
 from fiqa_ray.errors import UsageError
 from fiqa_ray.images import decode_packed_faces
@@ -37,6 +38,9 @@ from fiqa_ray.models.recognizer import Recognizer
 from fiqa_ray.models.reference import ModelRef
 from fiqa_ray.models.scorer import Scorer, score_together
 from fiqa_ray.sources.scores import scores_by_id
+
+SCORE_BYTES = 12.0
+"""A stored score: the number, its row and its status."""
 
 Kind = Literal["embedding", "score"]
 """What a step writes per face."""
@@ -95,6 +99,64 @@ def regressor_score_steps(job: Job) -> Iterator[list[Step]]:
         yield steps
 
 
+def estimate_embed(job: Job, workload: Workload) -> Iterator[Cost]:
+    """Yield the cost of embedding each face set."""
+    for face_set in job.face_sets:
+        cost = _model_cost("embed", face_set, face_set, workload, workload.embed_s, 4.0 * workload.scale.dim)
+        yield replace(cost, datasets=(job.embeddings(face_set),))
+
+
+def estimate_score(job: Job, workload: Workload) -> Iterator[Cost]:
+    """Yield the cost of scoring each face set by each method."""
+    for face_set in job.face_sets:
+        for method in job.settings.methods:
+            if method.fuse is not None or not job.has_scores(face_set, method):
+                continue
+            what = f"{method.label}, {face_set}"
+            cost = _model_cost("score", what, face_set, workload, workload.score_s.get(method.label, 0.0), SCORE_BYTES)
+            if job.scores_file(face_set, method) is not None:
+                cost = replace(cost, n_shards=1, read_bytes=SCORE_BYTES * cost.n_rows)
+            elif is_from_embeddings(method):
+                cost = replace(cost, read_bytes=4.0 * workload.scale.dim * cost.n_rows)
+            yield replace(cost, datasets=(job.prior_scores(face_set, method),))
+
+
+def estimate_regressor_scores(job: Job, workload: Workload) -> Iterator[Cost]:
+    """Yield the cost of scoring each benchmark by all regressors, a pass of the recogniser for each."""
+    label_sets = job.label_sets()
+    for benchmark in job.settings.benchmarks:
+        cost = _model_cost("evaluate", benchmark.name, benchmark.name, workload, workload.embed_s, SCORE_BYTES)
+        yield replace(
+            cost,
+            n_shards=cost.n_shards * len(label_sets),
+            work_s=cost.work_s * len(label_sets),
+            read_bytes=cost.read_bytes * len(label_sets),
+            written_bytes=cost.written_bytes * len(label_sets),
+            datasets=tuple(job.regressor_scores(benchmark.name, label_set) for label_set in label_sets),
+        )
+
+
+def _model_cost(stage: str, what: str, face_set: str, workload: Workload, image_s: float, written: float) -> Cost:
+    """Return the cost of a model over a face set, from its seconds and the bytes it writes per image."""
+    n = workload.n_images[face_set]
+    return Cost(
+        stage,
+        what,
+        n,
+        workload.n_parts(face_set),
+        work_s=n * image_s,
+        memory_bytes=workload.part_rows * FACE_MEMORY,
+        read_bytes=n * FACE_BYTES,
+        written_bytes=n * written,
+    )
+
+
+def is_from_embeddings(method: MethodSettings) -> bool:
+    """Return whether a method needs no model, but the job's stored embeddings alone."""
+    row = METHODS.get(method.name)
+    return row is not None and row.from_embedding and method.recognizer is None
+
+
 def _score_step(job: Job, face_set: str, method: MethodSettings) -> Step:
     dataset = job.prior_scores(face_set, method)
     faces = job.faces(face_set)
@@ -110,8 +172,7 @@ def _score_step(job: Job, face_set: str, method: MethodSettings) -> Step:
             manifest.n_rows,
             unit="images",
         )
-    row = METHODS.get(method.name)
-    if row is not None and row.from_embedding and method.recognizer is None:
+    if is_from_embeddings(method):
         embeddings = job.embeddings(face_set)
         parts = embeddings.require().parts
         worker = stateless_worker(norm_shard, dataset, embeddings)

@@ -22,6 +22,7 @@ from fiqa_ray.core.landmark_order import LandmarkOrder
 from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.dataset import Dataset, Manifest, Part
 from fiqa_ray.datasets.parquet import table_bytes
+from fiqa_ray.engine.cost import FACE_BYTES, FACE_MEMORY, Cost, Workload
 from fiqa_ray.engine.progress import note
 from fiqa_ray.engine.step import Step, Worker
 from fiqa_ray.errors import FiqaRayError
@@ -86,6 +87,23 @@ def _listed(
     faces, account = list_faces(face_set, source)
     write_atomic(source_list, table_bytes(faces))
     return faces, part_bounds(identity_rows(faces["identity"]), rows_per_part), account
+
+
+def estimate(job: Job, workload: Workload) -> Iterator[Cost]:
+    """Yield the cost of each face set; a photograph is taken to be as long in bytes as the stored face."""
+    for face_set in job.face_sets:
+        n = workload.n_images[face_set]
+        yield Cost(
+            "pack",
+            face_set,
+            n,
+            workload.n_parts(face_set),
+            work_s=n * workload.units.pack_image,
+            memory_bytes=workload.part_rows * FACE_MEMORY,
+            read_bytes=n * FACE_BYTES,
+            written_bytes=n * FACE_BYTES,
+            datasets=(job.faces(face_set),),
+        )
 
 
 def listed_image_ids(dataset: Dataset) -> pa.Array:
