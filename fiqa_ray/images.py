@@ -55,7 +55,7 @@ def align_face(image: NDArray[np.uint8], landmarks: ArrayLike) -> NDArray[np.uin
     """Return the aligned face `(112, 112, 3) uint8` of an image `(h, w, 3)` and its landmarks `(5, 2)` in px.
 
     Bilinear, black outside the image: bit for bit `cv2.warpAffine` of OpenCV 4.10, which rounds sampling positions to
-    1/32 px and with which the released networks' crops were made. Later versions sample exactly, which moves values
+    1/32 px and with which the released networks' crops were cut. Later versions sample exactly, which moves values
     by up to 5 levels; `cv2.remap` with its positions given in 1/32 px has the same bits in all of them.
     """
     forward = similarity_matrix(landmarks)
