@@ -62,7 +62,7 @@ class StepProgress:
             self._line(f"done in {time.monotonic() - self._started:.1f} s")
 
     def advance(self, n_rows: int) -> None:
-        """Adds finished rows."""
+        """Add finished rows."""
         self.done += n_rows
         if self._bar:
             self._bar.update(self._task, completed=self.done, rate=f"{self._rate():,.0f} {self.unit}/s")

@@ -74,21 +74,6 @@ def pack_steps(job: Job) -> Iterator[list[Step]]:
     yield steps
 
 
-def _listed(
-    dataset: Dataset, face_set: str, source: SourceSettings, rows_per_part: int
-) -> tuple[pa.Table, list[int], Account]:
-    """Return the list of a face set, the bounds of its parts and its account: those of an earlier run, or new ones."""
-    source_list, plan = dataset.at("_source.parquet"), dataset.plan()
-    if plan is not None and exists(source_list):
-        faces = pq.read_table(io.BytesIO(read_bytes(source_list)))
-        account = Account.from_json(plan["account"])
-        check_account(face_set, source, account)
-        return faces, plan["bounds"], account
-    faces, account = list_faces(face_set, source)
-    write_atomic(source_list, table_bytes(faces))
-    return faces, part_bounds(identity_rows(faces["identity"]), rows_per_part), account
-
-
 def estimate(job: Job, workload: Workload) -> Iterator[Cost]:
     """Yield the cost of each face set; a photograph is taken to be as long in bytes as the stored face."""
     for face_set in job.face_sets:
@@ -104,6 +89,21 @@ def estimate(job: Job, workload: Workload) -> Iterator[Cost]:
             written_bytes=n * FACE_BYTES,
             datasets=(job.faces(face_set),),
         )
+
+
+def _listed(
+    dataset: Dataset, face_set: str, source: SourceSettings, rows_per_part: int
+) -> tuple[pa.Table, list[int], Account]:
+    """Return the list of a face set, the bounds of its parts and its account: those of an earlier run, or new ones."""
+    source_list, plan = dataset.at("_source.parquet"), dataset.plan()
+    if plan is not None and exists(source_list):
+        faces = pq.read_table(io.BytesIO(read_bytes(source_list)))
+        account = Account.from_json(plan["account"])
+        check_account(face_set, source, account)
+        return faces, plan["bounds"], account
+    faces, account = list_faces(face_set, source)
+    write_atomic(source_list, table_bytes(faces))
+    return faces, part_bounds(identity_rows(faces["identity"]), rows_per_part), account
 
 
 def listed_image_ids(dataset: Dataset) -> pa.Array:
