@@ -94,6 +94,7 @@ def test_links_lead_to_files(page):
         assert generated or (page.parent / link).exists(), link
 
 
+@pytest.mark.slow  # half a minute for all pages
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_a_page_runs_from_top_to_bottom(page, workshop, tmp_path, monkeypatch):

@@ -108,22 +108,26 @@ def models_page() -> str:
     text = "# Models and methods\n\nWeights are not part of the package: fetch the released file under its licence.\n"
     text += "Input pixels are scaled as (v - mean) / scale, v from 0 to 255. A larger score means better quality.\n"
     rows = [
-        [f"`{name}`", f"{row.macs / 1e9:.2f}", str(row.dim), _pixels(row), row.released_file, row.source, row.licence]
+        [f"`{name}`", f"{row.macs / 1e9:.2f}", str(row.dim), _pixels(row), _origin(row.released_file, row)]
         for name, row in RECOGNIZERS.items()
     ]
-    columns = ["name", "GMAC per face", "dimensions", "input", "released file", "authors' code", "licence"]
+    columns = ["name", "GMAC per face", "dimensions", "input", "released file, authors' code, licence"]
     text += "\n## Recognisers\n\nValues of `recognizer.name` and of `--recognizer`.\n\n" + _table(columns, rows)
     rows = []
     for name, method in METHODS.items():
         network = method.network or method.head
-        file, random = network.released_file if network else "", "" if method.deterministic else "yes"
-        rows.append([f"`{name}`", method.cost, method.usual_range, random, file, method.source, method.licence])
-    columns = ["name", "cost per face", "usual range", "random", "released file", "authors' code", "licence"]
+        origin = _origin(network.released_file if network else "", method)
+        rows.append([f"`{name}`", method.cost, method.usual_range, "" if method.deterministic else "yes", origin])
+    columns = ["name", "cost per face", "usual range", "random", "released file, authors' code, licence"]
     text += (
         "\n## FIQA methods\n\nValues of `methods[].name` and of `--model`. F and B are forward and backward passes of "
     )
     text += "the recogniser. A method without released file works on the job's recogniser.\n\n"
     return text + _table(columns, rows)
+
+
+def _origin(released_file: str, row: Any) -> str:
+    return "<br>".join(part for part in (released_file, row.source, row.licence) if part)
 
 
 def _pixels(row: Any) -> str:
