@@ -90,7 +90,7 @@ def test_readme_is_a_front_page():
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_links_lead_to_files(page):
     for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text(encoding="utf-8")):
-        generated = re.search(r"reference/(cli|settings|columns|models)\.md$", link)
+        generated = re.search(r"(reference/(cli|settings|columns|models)|recorded)\.md$", link)
         assert generated or (page.parent / link).exists(), link
 
 

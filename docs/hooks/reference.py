@@ -94,7 +94,7 @@ def _type(schema: dict[str, Any]) -> str:
 def _default(schema: dict[str, Any]) -> str:
     """Return a default as YAML writes it; sections have those of their own keys."""
     value = schema.get("default")
-    if value is None or value == [] or value == {}:
+    if value in (None, [], {}, ""):
         return "none"
     if isinstance(value, dict):
         return "see below"
@@ -107,18 +107,20 @@ def models_page() -> str:
     """Return the page of the recognisers and FIQA methods that have a name, from the tables of the package."""
     text = "# Models and methods\n\nWeights are not part of the package: fetch the released file under its licence.\n"
     text += "Input pixels are scaled as (v - mean) / scale, v from 0 to 255. A larger score means better quality.\n"
-    rows = [
-        [f"`{name}`", f"{row.macs / 1e9:.2f}", str(row.dim), _pixels(row), _origin(row.released_file, row)]
-        for name, row in RECOGNIZERS.items()
-    ]
-    columns = ["name", "GMAC per face", "dimensions", "input", "released file, authors' code, licence"]
+    rows = []
+    for name, row in RECOGNIZERS.items():
+        pixels = f"{row.preprocessing.colour} (v - {row.preprocessing.mean:g}) / {row.preprocessing.scale:g}"
+        network = f"{row.macs / 1e9:.2f} GMAC per face<br>{row.dim} dimensions<br>{pixels}"
+        rows.append([f"`{name}`", network, _origin(row.released_file, row)])
+    columns = ["name", "network and input", "released file, authors' code, licence"]
     text += "\n## Recognisers\n\nValues of `recognizer.name` and of `--recognizer`.\n\n" + _table(columns, rows)
     rows = []
     for name, method in METHODS.items():
-        network = method.network or method.head
-        origin = _origin(network.released_file if network else "", method)
-        rows.append([f"`{name}`", method.cost, method.usual_range, "" if method.deterministic else "yes", origin])
-    columns = ["name", "cost per face", "usual range", "random", "released file, authors' code, licence"]
+        own = method.network or method.head
+        random = "" if method.deterministic else "<br>draws random numbers"
+        scores = f"{method.cost} per face<br>scores {method.usual_range}{random}"
+        rows.append([f"`{name}`", scores, _origin(own.released_file if own else "", method)])
+    columns = ["name", "cost and usual scores", "released file, authors' code, licence"]
     text += (
         "\n## FIQA methods\n\nValues of `methods[].name` and of `--model`. F and B are forward and backward passes of "
     )
@@ -128,10 +130,6 @@ def models_page() -> str:
 
 def _origin(released_file: str, row: Any) -> str:
     return "<br>".join(part for part in (released_file, row.source, row.licence) if part)
-
-
-def _pixels(row: Any) -> str:
-    return f"{row.preprocessing.colour} (v - {row.preprocessing.mean:g}) / {row.preprocessing.scale:g}"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
