@@ -18,16 +18,22 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+INTRODUCTION = """# Recorded runs
+
+Written by `python benchmarks/record.py SCRIPT ...`, which keeps every figure of a run with its machine and commit. Compare
+figures within one run only. The load counts the programs at work on the machine before the run began.
+"""
+
+
 def records_page() -> str:
     """Return the page: one section per record, with command, machine, commit and all figures."""
-    text = "# Recorded runs\n\nWritten by `python benchmarks/record.py SCRIPT ...`, which keeps every figure of a run with its "
-    text += "machine and commit. Compare figures within one run only. The load counts other programs at work on the machine.\n"
+    text = INTRODUCTION
     for path in sorted(RESULTS.glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         m = record["machine"]
-        text += f"\n## {path.stem.replace('_', ' ')}\n\n`{record['command']}`\n\n{record['date']}, commit {record['commit']}; "
-        text += f"{m['processor']}, {m['cores']} cores, load {m['load_before']} before; Python {m['python']}, numpy {m['numpy']}"
-        text += f".\n\n{_tables(record['result'])}"
+        text += f"\n## {path.stem.replace('_', ' ').capitalize()}\n\n`{record['command']}`\n\n"
+        text += f"{record['date']}, commit {record['commit']}; {m['processor']}, {m['cores']} cores, "
+        text += f"load {m['load_before']}; Python {m['python']}, numpy {m['numpy']}.\n\n{_tables(record['result'])}"
     return text
 
 
