@@ -18,7 +18,8 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fiqa_ray.core.align import FACE_SIZE, degenerate_reason, similarity_matrix
+from fiqa_ray.core.align import FACE_SIZE, degenerate_reason, fit_residual, similarity_matrix
+from fiqa_ray.core.landmark_order import better_order
 from fiqa_ray.errors import FiqaRayError
 
 cv2.setNumThreads(0)  # the callers are the parallel ones: Ray's workers and the pool below
@@ -245,13 +246,24 @@ def prepare_face(
     data: bytes | None,
     landmarks: ArrayLike | None,
     detector: Callable[[NDArray[np.uint8]], NDArray[np.float64] | None] | None = None,
+    *,
+    fractions: bool = False,
+    check_order: bool = True,
 ) -> PreparedFace:
-    """Makes the stored face of one image file.
+    """Make the stored face of one image file.
 
-    With landmarks, ``(5, 2)`` or ``(10,)`` in px of the image: decoded, aligned, PNG. Without, ``detector`` finds them
-    in the image ``(h, w, 3)`` RGB, or None: status "no_face". Without both: a file whose image is 112x112 is aligned already
-    and its bytes stay as they are; another size has status "no_landmarks". ``data`` None is a missing file. Never
-    raises for bad input: see ``PreparedFace``.
+    With landmarks the image is decoded, aligned and stored as PNG. Without landmarks and detector, a file whose image is
+    112x112 is aligned already and its bytes stay as they are; another size has status "no_landmarks".
+
+    Args:
+        data: the file's content; None: the file is missing.
+        landmarks: `(5, 2)` or `(10,)` in px of the image, in the template's order.
+        detector: finds landmarks in an image `(h, w, 3) uint8` RGB without given ones, or None: status "no_face".
+        fractions: landmarks are fractions of the image's width and height.
+        check_order: refuse landmarks that fit another order far better.
+
+    Returns:
+        The face, or why there is none. Bad input never raises.
     """
     if data is None:
         return PreparedFace(None, "missing", "no such file")
@@ -261,7 +273,7 @@ def prepare_face(
     height, width = image.shape[:2]
     alignment = "landmarks"
     if landmarks is None and detector is not None:
-        alignment, landmarks = "detector", detector(image)
+        alignment, landmarks, fractions = "detector", detector(image), False
         if landmarks is None:
             return PreparedFace(None, "no_face", f"the detector finds no face in {width}x{height} px")
     if landmarks is None:
@@ -273,15 +285,28 @@ def prepare_face(
     points = np.asarray(landmarks, dtype=np.float64)
     if points.shape not in ((5, 2), (10,)):
         return PreparedFace(None, "bad_landmarks", f"landmarks of shape {points.shape}, not (5, 2)")
-    points = points.reshape(5, 2)
+    points = points.reshape(5, 2) * ((width, height) if fractions else 1)
+    fault = _landmark_fault(points, width, height, check_order and alignment == "landmarks")
+    if fault is not None:
+        return PreparedFace(None, "bad_landmarks", fault)
+    return PreparedFace(encode_png(align_face(image, points)), "ok", None, alignment)
+
+
+def _landmark_fault(points: NDArray[np.float64], width: int, height: int, check_order: bool) -> str | None:
+    """Return why landmarks `(5, 2)` cannot align an image of this size, or None."""
     fault = degenerate_reason(points)
+    better = better_order(points) if check_order and np.isfinite(points).all() else None
+    if better is not None:
+        residual, _ = fit_residual(points)
+        return (
+            f"the landmarks lie {residual:.1f} px from the template; in the order {better.order.name} it would be "
+            f"{better.residual_px:.1f} px"
+        )
     if fault is None:
         x, y = points.mean(axis=0)
         if not (0 <= x <= width and 0 <= y <= height):
             fault = f"the landmarks' centre ({x:.1f}, {y:.1f}) lies outside the image of {width}x{height} px"
-    if fault is not None:
-        return PreparedFace(None, "bad_landmarks", fault)
-    return PreparedFace(encode_png(align_face(image, points)), "ok", None, alignment)
+    return fault
 
 
 # --- batches for inference --------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ LADDER = {  # room -> the rooms that it may import, beside itself: never one abo
     "core": set(),
     "storage": set(),
     "images": {"core"},
-    "config": {"storage"},
+    "config": {"core", "storage"},
     "models": {"core", "storage"},
     "datasets": {"core", "storage", "config"},
     "synthetic": {"core", "storage", "images", "models"},

@@ -109,17 +109,20 @@ def draw_mates(cluster: IntArray, identity: int, repeat: int, seed: int) -> IntA
 
 def cosine_similarity(unit_a: FloatArray, unit_b: FloatArray) -> FloatArray:
     """Return the cosines of unit vectors (equation 1), rounded to multiples of 2^-23: float32's own resolution below 1."""
-    return np.rint((unit_a * unit_b).sum(axis=-1) * SIMILARITY_STEPS) / SIMILARITY_STEPS
+    cosine: FloatArray = (unit_a * unit_b).sum(axis=-1)
+    return np.rint(cosine * SIMILARITY_STEPS) / SIMILARITY_STEPS
 
 
 def similarity_rank(similarity: FloatArray) -> FloatArray:
     """Return the rank of each pair among all L of a repeat (equation 2): 0 is the least similar; ties share their mean."""
-    return rankdata(similarity, method="average") - 1
+    rank: FloatArray = rankdata(similarity, method="average") - 1
+    return rank
 
 
 def quality_index(prior_scores: FloatArray) -> IntArray:
     """Return the rank of each prior score, id(i): 0 is the worst image; ties keep their order."""
-    return rankdata(prior_scores, method="ordinal") - 1
+    index: IntArray = rankdata(prior_scores, method="ordinal") - 1
+    return index
 
 
 def index_shift(index: IntArray, image: IntArray, mate: IntArray, rank: FloatArray) -> FloatArray:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.containers import Content, Fault
-from fiqa_ray.storage import filesystem, storage_errors
+from fiqa_ray.storage import filesystem, split_chain, storage_errors
 
 _READ_AT_ONCE = 256
 
@@ -34,8 +34,8 @@ def read_face_bytes(uris: Sequence[str], n_threads: int = 16) -> list[bytes | No
     systems: dict[tuple[str, str], fsspec.AbstractFileSystem] = {}
 
     def open_system(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-        head, _, chain = uri.partition("::")
-        key = (head.partition("://")[0] if "://" in head else "", chain)
+        head, chain = split_chain(uri)
+        key = (head.partition("://")[0] if "://" in head and not head.startswith("/") else "", chain)
         if key not in systems:
             systems[key] = filesystem(uri)[0]
         return systems[key], systems[key]._strip_protocol(head)

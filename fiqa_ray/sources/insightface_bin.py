@@ -25,7 +25,8 @@ from scipy.sparse.csgraph import connected_components
 from fiqa_ray.datasets.schemas import SOURCE_FACES, SOURCE_RECORDS
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.containers import MAX_ENTRY_BYTES, Content, Fault
-from fiqa_ray.sources.listing import absolute, sorted_faces
+from fiqa_ray.sources.listing import sorted_faces
+from fiqa_ray.sources.paths import absolute
 from fiqa_ray.sources.protocols import VerificationPairs
 from fiqa_ray.storage import filesystem, read_bytes, storage_errors
 

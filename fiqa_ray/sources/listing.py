@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
-import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
-from fsspec.implementations.local import LocalFileSystem
 
 from fiqa_ray.datasets.schemas import SOURCE_FACES
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.storage import filesystem, join, read_bytes, storage_errors
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-"""Endings, in any case, of the files that count as images."""
-
+from fiqa_ray.storage import filesystem, join, read_bytes, split_chain, storage_errors
 
 _TEXT = pa.large_string()  # one array may hold more than 2 GB; the finished columns come in pieces below that
 
@@ -25,57 +18,10 @@ _TEXT = pa.large_string()  # one array may hold more than 2 GB; the finished col
 _PIECE_ROWS = 1 << 22
 
 
-def absolute(uri: str) -> str:
-    """A local path as an absolute one: workers do not share the caller's folder. URLs stay as they are."""
-    return uri.rstrip("/") if "://" in uri else os.path.abspath(os.path.expanduser(uri))
-
-
 def _below(uri: str, names: pa.Array) -> pa.Array:
     """URIs of relative names below a folder; in ``zip://folder::archive`` they go before the ``::``."""
-    head, separator, chain = uri.partition("::")
-    return joined(head.rstrip("/") + "/", names, separator + chain)
-
-
-def _image_names(uri: str, extensions: Sequence[str]) -> list[str]:
-    """Paths of the images relative to a folder, with forward slashes, unsorted."""
-    endings = tuple(e.lower() for e in extensions)
-    with storage_errors(uri):
-        fs, path = filesystem(uri)
-        found = _walk(path) if isinstance(fs, LocalFileSystem) else _find(fs, path)
-    names = [n for n in found if n.lower().endswith(endings) and "/." not in f"/{n}" and not n.startswith("__MACOSX/")]
-    if not names:
-        raise FiqaRayError(
-            f"{uri}: no images found; looked in it and in all folders below for names ending in "
-            f"{', '.join(endings)}; check the path"
-        )
-    return names
-
-
-def _find(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
-    root = fs._strip_protocol(path).rstrip("/")
-    return [p[len(root) :].lstrip("/") for p in fs.find(path)]
-
-
-def _walk(root: str) -> list[str]:
-    """All files below a local folder; unlike fsspec's walk it asks the disk about folders only, not about each file.
-
-    Links to folders are followed, except to a folder that contains them. A folder that cannot be read is an error.
-    """
-
-    def fail(exc: OSError) -> None:
-        raise exc
-
-    names: list[str] = []
-    for folder, subfolders, files in os.walk(root, onerror=fail, followlinks=True):
-        here = os.path.realpath(folder) + os.sep
-        subfolders[:] = [
-            s
-            for s in subfolders
-            if not os.path.islink(p := os.path.join(folder, s)) or not here.startswith(os.path.realpath(p) + os.sep)
-        ]
-        prefix = os.path.relpath(folder, root).replace(os.sep, "/") + "/"
-        names += files if prefix == "./" else [prefix + name for name in files]
-    return names
+    head, chain = split_chain(uri)
+    return joined(head.rstrip("/") + "/", names, chain)
 
 
 def _first_file(uri: str, names: Sequence[str]) -> str | None:

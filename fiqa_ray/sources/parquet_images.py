@@ -7,7 +7,7 @@ Names of integer labels (ClassLabel) come from the schema's metadata ``huggingfa
 from __future__ import annotations
 
 import json
-import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +21,8 @@ from fiqa_ray.datasets.schemas import SOURCE_RECORDS
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.containers import MAX_ENTRY_BYTES, Content, Fault
 from fiqa_ray.sources.landmarks import table_landmarks
-from fiqa_ray.sources.listing import absolute, joined, refuse, refuse_duplicates, sorted_faces
+from fiqa_ray.sources.listing import joined, refuse, refuse_duplicates, sorted_faces
+from fiqa_ray.sources.paths import absolute, expand
 from fiqa_ray.storage import filesystem, storage_errors
 
 _TEXT = pa.large_string()
@@ -32,17 +33,22 @@ MAX_GROWN_BYTES = 1 << 30
 """A row group of images that unpacks to more than this and a thousand times its size is refused unread."""
 
 
-def list_parquet_images(uri: str, *, identity_key: str | None = None) -> pa.Table:
-    """Lists the images of Parquet files as a table of `schemas.SOURCE_RECORDS`; offset is the row in the file.
+def list_parquet_images(uri: str, *, identity_key: str | None = None, left_out: Counter[str] | None = None) -> pa.Table:
+    """List the images of Parquet files as a table of `schemas.SOURCE_RECORDS`; offset is the row in the file.
 
-    ``uri``: one file, a glob, or a folder with all ``.parquet`` files below it. The image column is ``image``, else the only
-    one of binary or of structs with ``bytes``. ``identity_key`` names the identity's column (default: identity, else
-    label); integers become their ClassLabel name, or text. image_id is a column of that name, else the images' paths
-    where they are all there and unlike, else ``<file>/<row>``. Landmarks: as in `fiqa_ray.sources.table.list_table`.
+    The image column is `image`, else the only one of binary or of structs with `bytes`. Integer labels become their
+    ClassLabel name, or text. image_id is a column of that name, else the images' paths if they are all there and unlike,
+    else `<file>/<row>`. Landmarks are as in `fiqa_ray.sources.table.list_table`. Pixels are not read.
 
-    Pixels are not read. Raises FiqaRayError naming file, column and row for what is missing or does not fit.
+    Args:
+        uri: one file, a glob, or a folder with all `.parquet` files below it.
+        identity_key: column of the identity; default: identity, else label.
+        left_out: counts by reason what is no data.
+
+    Raises:
+        FiqaRayError: names file, column and row of what is missing or does not fit.
     """
-    files = _files(absolute(uri))
+    files = _files(absolute(uri), left_out)
     tables = [_list_file(file, identity_key) for file in files]
     table = pa.concat_tables(tables, promote_options="default")
     if not len(table):
@@ -122,22 +128,12 @@ def _content(value: pa.Scalar) -> Content:
 # --- files and columns ------------------------------------------------------------------------------------------------
 
 
-def _files(uri: str) -> dict[str, str]:
-    """URIs of the files that a file, folder or glob stands for, each with its name below their folder, without ending."""
-    with storage_errors(uri):
-        fs, path = filesystem(uri)
-        if any(c in path for c in "*?["):
-            names, root = sorted(fs.glob(path)), re.split(r"[*?\[]", path)[0].rpartition("/")[0]
-        elif fs.isdir(path):
-            names, root = sorted(n for n in fs.find(path) if n.endswith(".parquet")), path.rstrip("/")
-        else:
-            return {uri: path.rpartition("/")[2].removesuffix(".parquet")}
-    if not names:
+def _files(uri: str, left_out: Counter[str] | None) -> dict[str, str]:
+    """Return the URIs of the files, each with its name below their common folder, without ending."""
+    files = expand(uri, (".parquet",), left_out)
+    if not files:
         raise FiqaRayError(f"{uri}: no Parquet files found; check the path")
-    return {
-        n if "://" not in uri else fs.unstrip_protocol(n): n.removeprefix(root + "/").removesuffix(".parquet")
-        for n in names
-    }
+    return {file: name.removesuffix(".parquet") for file, name in files.items()}
 
 
 @contextmanager
@@ -246,6 +242,8 @@ def _identities(values: pa.Array, names: list[str] | None, uri: str) -> pa.Array
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     refuse(pc.is_null(values), values, f"{uri}: no identity")
+    if pa.types.is_floating(values.type) and pc.all(pc.equal(values, pc.floor(values))).as_py():
+        values = values.cast(pa.int64())  # as pandas writes whole numbers beside gaps
     if pa.types.is_integer(values.type):
         if names is None:
             return values.cast(_TEXT)

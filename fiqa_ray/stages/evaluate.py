@@ -6,19 +6,16 @@ on prior and on optimized labels, the user's further scores, and random numbers 
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 from scipy.stats import spearmanr
 
-from fiqa_ray.config import BenchmarkSettings, EvaluateSettings, PairListSettings
+from fiqa_ray.config import BenchmarkSettings, EvaluateSettings, PairListSettings, ScoresSettings
 from fiqa_ray.core.bootstrap import AucBootstrap, bootstrap_auc
 from fiqa_ray.core.edc import EDC, edc_curve
 from fiqa_ray.core.kernels.draws import counter_draws
@@ -38,10 +35,11 @@ from fiqa_ray.datasets.results import (
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job, LabelSet
+from fiqa_ray.sources.degradations import read_degradations
 from fiqa_ray.sources.kinds import PROTOCOLS
-from fiqa_ray.sources.protocols import VerificationPairs
+from fiqa_ray.sources.protocols import VerificationPairs, pair_rows
 from fiqa_ray.sources.scores import scores_by_id
-from fiqa_ray.storage import read_bytes, storage_errors
+from fiqa_ray.storage import storage_errors
 
 RANDOM, ORACLE = "random", "oracle"
 """Scorers for reference: random numbers, and the recorded truth where it covers all images."""
@@ -59,7 +57,7 @@ class BenchmarkShard:
 
     Attributes:
         scorers: Scores of the job by the scorer's name.
-        files: URIs of further scores of the user by name.
+        files: files of further scores of the user by name.
         compare: Pairs of scorers whose areas are compared.
     """
 
@@ -70,7 +68,7 @@ class BenchmarkShard:
     faces: Dataset
     embeddings: Dataset
     scorers: dict[str, Dataset]
-    files: dict[str, str]
+    files: dict[str, ScoresSettings]
     compare: list[tuple[str, str]]
 
 
@@ -161,17 +159,8 @@ class Truth:
 def _recorded_truth(uri: str | None, image_id: pa.Array) -> Truth | None:
     if uri is None:
         return None
-    types = {"image_id": pa.string(), "kind": pa.string(), "quality": pa.float64()}
-    try:
-        table = pacsv.read_csv(io.BytesIO(read_bytes(uri)), convert_options=pacsv.ConvertOptions(column_types=types))
-    except pa.ArrowInvalid as exc:
-        raise FiqaRayError(
-            f"{uri}: {str(exc).splitlines()[0]}; degradations are a CSV of image_id, kind and quality, a number"
-        ) from exc
-    for column in ("image_id", "kind", "quality"):
-        if column not in table.column_names:
-            raise FiqaRayError(f"{uri} has no column {column!r}; degradations need image_id, kind and quality")
-    records = table.take(pc.index_in(image_id, value_set=table["image_id"].combine_chunks()))
+    table = read_degradations(uri)
+    records = table.take(pc.index_in(image_id.cast(pa.large_string()), value_set=table["image_id"].combine_chunks()))
     quality = records["quality"].to_numpy(zero_copy_only=False)
     return Truth(np.array(records["kind"].to_pylist(), dtype=object), quality)
 
@@ -182,7 +171,7 @@ def _all_scores(shard: BenchmarkShard, image_id: pa.Array, truth: Truth | None) 
         name: dataset.read_all(["score"])["score"].to_numpy().astype(np.float64)
         for name, dataset in shard.scorers.items()
     }
-    scores |= {name: scores_by_id(uri, image_id) for name, uri in shard.files.items()}
+    scores |= {name: scores_by_id(image_id, **file.model_dump()) for name, file in shard.files.items()}
     if truth is not None and np.isfinite(truth.quality).all():
         scores[ORACLE] = truth.quality
     random = counter_draws(shard.seed, _RANDOM_STREAM, np.arange(len(image_id))).astype(np.float64)
@@ -212,8 +201,11 @@ class UsablePairs:
 
 
 def _usable_pairs(shard: BenchmarkShard, image_id: pa.Array, scores: dict[str, np.ndarray]) -> UsablePairs:
-    protocol = read_pairs(shard.benchmark.pairs)
-    row_a, row_b = (_rows_of(ids, image_id, shard) for ids in (protocol.image_id_a, protocol.image_id_b))
+    settings = shard.benchmark.pairs
+    protocol = read_pairs(settings)
+    row_a, row_b = pair_rows(
+        protocol, image_id, settings.key_rule, list_uri=settings.uri, source_uri=shard.benchmark.source.uri
+    )
     embeddings = shard.embeddings.read_all(["image_row", "embedding"])
     values, rows = columns.embedding_values(embeddings)
     position = np.full(len(image_id), -1, np.int64)  # of an image's embedding in `values`
@@ -232,19 +224,6 @@ def _usable_pairs(shard: BenchmarkShard, image_id: pa.Array, scores: dict[str, n
     units = unit_vectors(values)
     similarity = np.einsum("ij,ij->i", units[position[a]], units[position[b]], dtype=np.float64).clip(-1, 1)
     return UsablePairs(a, b, mated, np.asarray(protocol.fold)[chosen], similarity, n_skipped)
-
-
-def _rows_of(ids: Any, image_id: pa.Array, shard: BenchmarkShard) -> np.ndarray:
-    names = pa.array(list(ids), pa.string())
-    rows = pc.index_in(names, value_set=image_id)
-    if rows.null_count:
-        missing = names.filter(rows.is_null())
-        raise FiqaRayError(
-            f"{shard.benchmark.pairs.uri}: {len(missing.unique())} image(s) of the pair list are not in "
-            f"{shard.benchmark.source.uri}, such as {missing[0]} (the data set has {image_id[0]} and others); "
-            "correct source.uri, pairs.extension or the list"
-        )
-    return rows.to_numpy().astype(np.int64)
 
 
 def _curves(

@@ -52,14 +52,7 @@ def step_cost(s: Scale, units: Units) -> Cost:
 def run_shard(dataset: Dataset, embeddings: Dataset, settings: PairSettings, seed: int, shard: PairShard) -> Part:
     """Write the pairs of one shard. Memory: 8 bytes per pair of all repeats (1.5 kB per image at the defaults)."""
     started = time.monotonic()
-    files, counts = pair_files(shard, make_pairs(shard, embeddings, settings, seed), settings)
-    stats = {
-        "n_pairs": {str(r): n for r, n in enumerate(counts.n_pairs)},
-        "n_identities": len(counts.sizes),
-        "n_identities_of_one_image": int((counts.sizes == 1).sum()),
-        "n_identities_below_n_clusters": int((counts.sizes < settings.n_clusters).sum()),
-        "n_images_without_embedding": counts.n_without,
-    }
+    files, stats = pair_files(shard, make_pairs(shard, embeddings, settings, seed), settings)
     return dataset.write_part(
         shard.index,
         files,

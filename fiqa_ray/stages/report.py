@@ -147,7 +147,9 @@ def _models(job: Job) -> list[ModelRow]:
     recognizers = [job.settings.recognizer, *(m.recognizer for m in job.settings.methods if m.recognizer is not None)]
     rows = [row(r.name, r.weights, model_id(r), RECOGNIZERS) for r in recognizers]
     methods = [m for m in job.settings.methods if m.fuse is None]
-    return rows + [row(m.name, m.weights or m.scores, model_id(m), METHODS) for m in methods]
+    return rows + [
+        row(m.name, m.weights or (m.scores.uri if m.scores else None), model_id(m), METHODS) for m in methods
+    ]
 
 
 def _labels(job: Job, method: Any, theta: float) -> LabelSummary:

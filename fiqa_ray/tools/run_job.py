@@ -15,10 +15,11 @@ from fiqa_ray.engine.local import local_map
 from fiqa_ray.engine.lock import RunLock
 from fiqa_ray.engine.ray import ray_mapper, ray_session
 from fiqa_ray.engine.run_steps import run_steps
-from fiqa_ray.errors import FiqaRayError, UsageError
+from fiqa_ray.errors import UsageError
 from fiqa_ray.job import Job
 from fiqa_ray.stages import STAGES, stage_steps
 from fiqa_ray.storage import fingerprint, join, list_files, put_if_absent, read_json
+from fiqa_ray.tools.inputs import match_inputs, read_inputs
 from fiqa_ray.tools.status import made_by_another_version
 
 
@@ -42,22 +43,14 @@ def run_job(settings: Settings, stages: Iterable[str] = tuple(STAGES), *, new_se
         )
     with RunLock(settings.run_uri), ray_session(settings.compute):
         _record_settings(settings, new_settings)
-        if "score" in wanted:
-            _require_method_files(job)
+        read_inputs(job, wanted)
         mapper = ray_mapper(settings.compute) if settings.compute.engine == "ray" else local_map
         for stage in wanted:
             for steps in stage_steps(stage, job):
+                if stage == "pack":  # its faces are listed now
+                    match_inputs(job, wanted)
                 run_steps(steps, mapper, settings.max_bad_fraction)
     return job
-
-
-def _require_method_files(job: Job) -> None:
-    """Raise the error of a missing checkpoint or score file before the first stage, not hours later."""
-    for method in job.settings.methods:
-        try:
-            job.prior_scores("train", method)
-        except FiqaRayError as exc:
-            raise type(exc)(f"methods: {method.label}: {exc}") from exc
 
 
 def _checked(stages: Iterable[str]) -> list[str]:

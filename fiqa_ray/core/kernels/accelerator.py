@@ -36,7 +36,8 @@ def gram_matrices(units: np.ndarray, bounds: np.ndarray, device: str) -> tuple[t
     """Return `gram.cosine_keys` on a device: the flat array, and a `(N, N)` view of it per identity."""
     sizes = np.diff(bounds)
     flat = torch.empty(int((sizes**2).sum()), device=device)
-    grams = [g.view(n, n) for g, n in zip(flat.split((sizes**2).tolist()), sizes.tolist(), strict=True)]
+    pieces = torch.split(flat, (sizes**2).tolist())
+    grams = [g.view(n, n) for g, n in zip(pieces, sizes.tolist(), strict=True)]
     x = torch.from_numpy(units).to(device)
     for gram, (low, high) in zip(grams, pairwise(bounds.tolist()), strict=True):
         torch.matmul(x[low:high], x[low:high].T, out=gram)
