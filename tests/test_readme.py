@@ -128,6 +128,15 @@ def test_commands_out_of_reach_have_these_options(page):
                 check_options(shlex.split(line, comments=True))
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_keys_that_a_page_names_exist(page):
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    sections = {n: f.annotation for n, f in Settings.model_fields.items() if hasattr(f.annotation, "model_fields")}
+    for section, key in re.findall(rf"`({'|'.join(sections)})\.(\w+)", text):
+        is_file = key in ("idx", "onnx", "rec")
+        assert is_file or key in sections[section].model_fields, f"{section}.{key}"
+
+
 def run_command(words):
     """Run one line of a page, or check its options where it is out of reach."""
     if words[0] == "make":

@@ -84,7 +84,8 @@ def _type(schema: dict[str, Any]) -> str:
     if "enum" in schema or "const" in schema:
         return " or ".join(f"`{v}`" for v in schema.get("enum", [schema.get("const")]))
     if schema.get("type") == "array":
-        return f"list: {_type(schema['items'])}"
+        items = schema.get("items") or schema["prefixItems"][0]  # the latter: lists of fixed length
+        return f"list: {_type(items)}"
     words = {"integer": "whole number", "string": "text", "boolean": "`true` or `false`"}
     bounds = [("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<")]
     limits = ", ".join(f"{sign} {schema[key]:g}" for key, sign in bounds if key in schema and schema[key] < 2**62)
