@@ -58,6 +58,9 @@ class SourceSettings(_Settings):
         description="order of the ten landmark numbers, such as planar, nose_first or standard; default: standard, and a "
         "set that another order fits clearly better is refused",
     )
+    allow_missing_end: bool = Field(
+        False, description="read JPEGs without an end mark whose pixels are all there, as some phones write them"
+    )
     allow_mixed_crops: bool = Field(False, description="accept a data set whose crops were aligned in different ways")
     allow_single_images: bool = Field(False, description="accept training faces of which most people have one image")
 

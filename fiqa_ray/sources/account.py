@@ -15,7 +15,7 @@ from fiqa_ray.sources.leftovers import count_text
 
 @dataclass(frozen=True)
 class Account:
-    """The account of one face set.
+    """What became of one face set's files.
 
     Attributes:
         n_images: images that were taken.

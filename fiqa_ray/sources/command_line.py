@@ -38,38 +38,38 @@ class ImageFile(NamedTuple):
     size: int = 0
 
 
-def list_images(places: Sequence[str], left_out: Counter[str] | None = None) -> list[ImageFile]:
+def list_images(locations: Sequence[str], left_out: Counter[str] | None = None) -> list[ImageFile]:
     """List the images of files, folders (with all folders below), globs and plain tars, in order, without repeats.
 
     Tars count wherever they lie. Of two members with one name the last one counts, as for tar itself.
 
     Args:
-        places: paths or fsspec URLs; a file is taken whatever its ending.
+        locations: paths or fsspec URLs; a file is taken whatever its ending.
         left_out: counts by reason what is no image.
 
     Raises:
-        FiqaRayError: a place has no image, a tar is compressed or damaged, its members leave its root, are links or are
+        FiqaRayError: a location has no image, a tar is compressed or damaged, its members leave its root, are links or are
             larger than `MAX_MEMBER_BYTES`, or a name is not UTF-8.
     """
     images: dict[str, ImageFile] = {}
-    for place in places:
-        head, chain = split_chain(place)
+    for location in locations:
+        head, chain = split_chain(location)
         if head.startswith("tar://"):
             raise FiqaRayError(
-                f"{place}: give the tar itself, {chain.removeprefix('::') or head.removeprefix('tar://')}"
+                f"{location}: give the tar itself, {chain.removeprefix('::') or head.removeprefix('tar://')}"
             )
         if head.lower().endswith(_COMPRESSED_TARS):
             raise FiqaRayError(
-                f"{place}: a compressed tar has no byte ranges to read images by; unpack it, or write it plain"
+                f"{location}: a compressed tar has no byte ranges to read images by; unpack it, or write it plain"
             )
         refused: Counter[str] = Counter()
-        listed = [image for name in _names(place, refused) for image in _images(name, refused)]
+        listed = [image for name in _names(location, refused) for image in _images(name, refused)]
         if left_out is not None:
             left_out.update(refused)
         if not listed:
             why = f"; left out: {count_text(refused)}" if refused else ""
             raise FiqaRayError(
-                f"no image ({', '.join(EXTENSIONS)}) in {place}, in folders below it or in their tars{why}"
+                f"no image ({', '.join(EXTENSIONS)}) in {location}, in folders below it or in their tars{why}"
             )
         images |= {image.uri: image for image in listed}
     for uri in images:
@@ -90,16 +90,16 @@ def read_images(images: Sequence[ImageFile]) -> list[bytes | None]:
     return [content[image] for image in images]
 
 
-def _names(place: str, left_out: Counter[str]) -> list[str]:
-    """Return the URIs of the images and tars at a place; a file is taken at its word, whatever its ending."""
-    with storage_errors(place):
-        fs, path = filesystem(place)
+def _names(location: str, left_out: Counter[str]) -> list[str]:
+    """Return the URIs of the images and tars at a location; a file is taken at its word, whatever its ending."""
+    with storage_errors(location):
+        fs, path = filesystem(location)
         if not fs.isdir(path) and fs.exists(path):
-            return [place]
+            return [location]
         is_pattern = not fs.isdir(path) and any(c in path for c in "*?[")
-    names = list(expand(absolute(place), (*EXTENSIONS, ".tar"), left_out))
-    if not is_pattern and names == [absolute(place)]:
-        raise FiqaRayError(f"{place}: not found; give image files, folders, globs or tars")
+    names = list(expand(absolute(location), (*EXTENSIONS, ".tar"), left_out))
+    if not is_pattern and names == [absolute(location)]:
+        raise FiqaRayError(f"{location}: not found; give image files, folders, globs or tars")
     return names
 
 
@@ -108,7 +108,7 @@ def _images(uri: str, left_out: Counter[str]) -> list[ImageFile]:
 
 
 def _tar_members(uri: str, left_out: Counter[str]) -> list[ImageFile]:
-    """The images of one tar, by one pass over its headers."""
+    """Return the images of one tar, by one pass over its headers."""
 
     def refuse(fault: str) -> FiqaRayError:
         return FiqaRayError(f"{uri}: {fault}")

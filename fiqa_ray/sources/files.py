@@ -1,4 +1,4 @@
-"""Reads image files, many at a time: for sources whose images are files of their own."""
+"""Image files, read many at a time."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ def read_files(faces: pa.Table) -> Iterator[tuple[int, Content]]:
 
 
 def read_face_bytes(uris: Sequence[str], n_threads: int = 16) -> list[bytes | None]:
-    """Contents of image files, in order; None for a file that is not there.
+    """Return the contents of image files, in order; None for a file that is not there.
 
-    The URIs may lie on different storages. Files are fetched concurrently. Other faults than a missing file raise
-    FiqaRayError naming the URI: they mean that storage is in trouble, not that an image is bad.
+    The URIs may lie on different storages. Files are fetched concurrently.
+
+    Raises:
+        FiqaRayError: another fault than a missing file; storage is in trouble, but no image is bad.
     """
     systems: dict[tuple[str, str], fsspec.AbstractFileSystem] = {}
 

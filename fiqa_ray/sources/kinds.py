@@ -10,7 +10,7 @@ for images inside larger files), sorted by (identity, image_id), of the columns
     identity   whose face it is
     landmarks  x1, y1 .. x5, y5 in px of the image, in the order of `fiqa_ray.core.align`; null where none are known
 
-A data set is listed once, by one walk or from its own list files; nothing is asked about single files.
+A data set is listed once, by one walk or from its list files; nothing is asked about single files.
 """
 
 from __future__ import annotations

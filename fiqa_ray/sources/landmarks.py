@@ -24,12 +24,12 @@ _LANDMARK_HEADER = ["NAME_ID", *(f"P{point}{axis}" for point in range(1, 6) for 
 
 
 def _landmark_column(values: NDArray[np.float64], missing: NDArray[np.bool_]) -> pa.Array:
-    """``(n_images, 10)`` and ``(n_images,)`` as the column ``landmarks``."""
+    """Return `(I, 10)` numbers, and `(I,)` where they are missing, as the column `landmarks`."""
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), 10, mask=pa.array(missing))
 
 
 def _landmarks_of(keys: pa.Array, landmarks_uri: str | None) -> pa.Array:
-    """Landmarks of each key from a CSV in VGGFace2's form; null for keys without a row."""
+    """Return the landmarks of each key from a CSV in VGGFace2's form; null for keys without a row."""
     if landmarks_uri is None:
         return pa.nulls(len(keys), SOURCE_FACES.field("landmarks").type)
     table = _read_landmark_csv(landmarks_uri)
@@ -61,7 +61,7 @@ def _read_landmark_csv(uri: str) -> pa.Table:
 
 
 def table_landmarks(table: pa.Table, uri: str) -> pa.Array:
-    """Landmarks from the columns ``landmarks`` or ``x1,y1,..,x5,y5``; null where there are none. Errors show ``uri``."""
+    """Return landmarks from the columns `landmarks` or `x1,y1,..,x5,y5`; null if there are none. Errors show `uri`."""
     if "landmarks" in table.column_names:
         column = table["landmarks"].combine_chunks()
         try:

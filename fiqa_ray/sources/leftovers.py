@@ -1,7 +1,7 @@
 """What is data and what is not: one rule for all sources and commands.
 
 Systems leave files beside images: thumbnails, resource forks, checkpoints of editors, folders of failed writes. Read as
-data they would be a person's pictures twice, or a person of their own. A file that the user names is taken at its word;
+data they would be a person's pictures twice, or a further person. A file that the user names is taken at its word;
 the rule is for what a folder, a glob or an archive holds.
 """
 
@@ -51,14 +51,14 @@ def reason_left_out(name: str, endings: Sequence[str]) -> str | None:
 
 def keep_data(names: Iterable[str], endings: Sequence[str], left_out: Counter[str] | None = None) -> list[str]:
     """Return the names that are data, in order; the others are counted in `left_out` by reason."""
-    kept = []
+    data = []
     for name in names:
         reason = reason_left_out(name, endings)
         if reason is None:
-            kept.append(name)
+            data.append(name)
         elif left_out is not None:
             left_out[reason] += 1
-    return kept
+    return data
 
 
 def count_text(left_out: Counter[str], limit: int = 8) -> str:

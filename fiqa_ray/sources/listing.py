@@ -1,4 +1,4 @@
-"""What the readers of several sources share: listing files, checking names, sorting by identity."""
+"""What the readers of several sources share: columns of names, their checks, and the order of a list."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PIECE_ROWS = 1 << 22
 
 
 def _below(uri: str, names: pa.Array) -> pa.Array:
-    """URIs of relative names below a folder; in ``zip://folder::archive`` they go before the ``::``."""
+    """Return the URIs of relative names below a folder; in `zip://folder::archive` they go before the `::`."""
     head, chain = split_chain(uri)
     return joined(head.rstrip("/") + "/", names, chain)
 
@@ -38,7 +38,7 @@ def _lines(uri: str) -> list[str]:
 
 
 def text_column(names: list[str], uri: str) -> pa.Array:
-    """Names as large_string; FiqaRayError for one that is not UTF-8."""
+    """Return names as large_string; raise FiqaRayError for one that is not UTF-8."""
     try:
         return pa.array(names, _TEXT)
     except UnicodeEncodeError as exc:
@@ -46,7 +46,7 @@ def text_column(names: list[str], uri: str) -> pa.Array:
 
 
 def joined(*parts: pa.Array | str) -> pa.Array:
-    """Texts put together, row by row."""
+    """Return texts put together, row by row."""
     texts = [pa.scalar(part, _TEXT) if isinstance(part, str) else part for part in parts]
     return pc.binary_join_element_wise(*texts, pa.scalar("", _TEXT))
 
@@ -60,27 +60,27 @@ def _leaves_root(names: pa.Array) -> pa.Array:
 
 
 def refuse(bad: pa.Array, shown: pa.Array, message: str) -> None:
-    """Raises for the first row where ``bad`` holds."""
+    """Raise FiqaRayError for the first row where `bad` holds."""
     row = pc.index(bad, True).as_py()
     if row >= 0:
         raise FiqaRayError(f"{message}: {shown[row].as_py()!r} (data row {row + 1})")
 
 
 def _identities(names: pa.Array, level: int | None, uri: str) -> pa.Array:
-    """The folder at a level of each path."""
+    """Return the folder at a level of each path."""
     if level is None:
         return pa.repeat(pa.scalar("", _TEXT), len(names))
-    found = pc.extract_regex(names, rf"^(?:[^/]*/){{{level}}}(?P<identity>[^/]+)/")
+    match = pc.extract_regex(names, rf"^(?:[^/]*/){{{level}}}(?P<identity>[^/]+)/")
     refuse(
-        pc.is_null(found),
+        pc.is_null(match),
         names,
         f"{uri}: an image lies above the folder that names its identity (identity_level {level})",
     )
-    return found.field("identity")
+    return match.field("identity")
 
 
 def refuse_duplicates(values: pa.Array, uri: str, what: str) -> None:
-    """Raises FiqaRayError where a value occurs more than once."""
+    """Raise FiqaRayError if a value occurs more than once."""
     if pc.count_distinct(values).as_py() < len(values):
         counts = pc.value_counts(values)
         twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
@@ -91,7 +91,7 @@ def refuse_duplicates(values: pa.Array, uri: str, what: str) -> None:
 
 
 def sorted_faces(table: pa.Table, schema: pa.Schema = SOURCE_FACES) -> pa.Table:
-    """A finished list: sorted by (identity, image_id), cast to its schema."""
+    """Return a finished list: sorted by (identity, image_id), cast to its schema."""
     order = pc.sort_indices(table, [("identity", "ascending"), ("image_id", "ascending")])
     pieces = [
         table.take(order.slice(i, _PIECE_ROWS)).select(schema.names).cast(schema)
@@ -101,7 +101,7 @@ def sorted_faces(table: pa.Table, schema: pa.Schema = SOURCE_FACES) -> pa.Table:
 
 
 def _column(table: pa.Table, name: str, uri: str) -> pa.Array:
-    """A text column without gaps; numbers become text."""
+    """Return a text column without gaps; numbers become text."""
     values = table[name].cast(_TEXT).combine_chunks()
     bad = pc.fill_null(pc.equal(values, ""), True)
     if name != "identity":
@@ -114,7 +114,7 @@ def _column(table: pa.Table, name: str, uri: str) -> pa.Array:
 def _parse_csv(
     uri: str, data: bytes, types: dict[str, pa.DataType], column_names: Sequence[str] | None = None
 ) -> pa.Table:
-    """Parses a CSV with a header; ``column_names`` replace those of the header."""
+    """Parse a CSV with a header; `column_names` replace those of the header."""
     try:
         return pacsv.read_csv(
             pa.BufferReader(data),

@@ -1,7 +1,7 @@
 """Images inside Parquet as Hugging Face's datasets stores them: a struct of bytes and path, or plain binary.
 
-Names of integer labels (ClassLabel) come from the schema's metadata ``huggingface``:
-``{"info": {"features": {"label": {"names": [...], "_type": "ClassLabel"}}}}``.
+Names of integer labels (ClassLabel) come from the schema's metadata `huggingface`:
+`{"info": {"features": {"label": {"names": [...], "_type": "ClassLabel"}}}}`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def list_parquet_images(uri: str, *, identity_key: str | None = None, left_out: 
 
 
 def read_parquet_images(faces: pa.Table) -> Iterator[tuple[int, Content]]:
-    """Images of rows of the list, as ``(row, content)`` in the order of the files.
+    """Yield row and content of the images of a list, in the order of the files.
 
     A row group is read once, a few images at a time. A row without bytes has status "missing", one that cannot be read
     "bad_record".
@@ -95,7 +95,7 @@ def read_parquet_images(faces: pa.Table) -> Iterator[tuple[int, Content]]:
 
 
 def _read_group(file: pq.ParquetFile, group: int, column: str, wanted: dict[int, int]) -> Iterator[tuple[int, Content]]:
-    """Images of one row group; ``wanted``: row in the group -> row of the list."""
+    """Yield the images of one row group; `wanted` maps a row of the group to a row of the list."""
     left = dict(wanted)
     at = 0
     try:
@@ -109,7 +109,7 @@ def _read_group(file: pq.ParquetFile, group: int, column: str, wanted: dict[int,
             if not left:
                 return
     except (pa.ArrowException, OSError) as exc:
-        if getattr(exc, "errno", None):  # storage's own trouble; damaged pages have no number
+        if getattr(exc, "errno", None):  # storage is in trouble; damaged pages have no number
             raise
         for row in left.values():
             yield row, Fault("bad_record", f"row group {group} cannot be read: {' '.join(str(exc).split())[:120]}")
@@ -187,20 +187,20 @@ def _list_file(uri: str, identity_key: str | None) -> pa.Table:
 
 
 def _image_column(schema: pa.Schema, uri: str) -> tuple[str, pa.DataType]:
-    """Name and type of the column that holds the images."""
+    """Return name and type of the column that holds the images."""
 
     def holds_bytes(kind: pa.DataType) -> bool:
         if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
             kind = kind.field("bytes").type
         return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
-    found = [f.name for f in schema if holds_bytes(f.type)]
-    if "image" not in found and len(found) != 1:
+    names = [f.name for f in schema if holds_bytes(f.type)]
+    if "image" not in names and len(names) != 1:
         raise FiqaRayError(
-            f"{uri}: {'several columns' if found else 'no column'} of image bytes ({', '.join(found or schema.names)}); the "
+            f"{uri}: {'several columns' if names else 'no column'} of image bytes ({', '.join(names or schema.names)}); the "
             "images' column must be called image, or be the only one of binary or of structs with bytes"
         )
-    name = "image" if "image" in found else found[0]
+    name = "image" if "image" in names else names[0]
     return name, schema.field(name).type
 
 
@@ -229,7 +229,7 @@ def _refuse_bomb(metadata: pq.FileMetaData, image: str, uri: str) -> None:
 
 
 def _class_names(schema: pa.Schema, column: str) -> list[str] | None:
-    """Names of a ClassLabel column, or None."""
+    """Return the names of a ClassLabel column, or None."""
     try:
         info: Any = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         names = info["info"]["features"][column]["names"]

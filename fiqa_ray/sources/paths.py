@@ -158,13 +158,13 @@ def _glob(
     with storage_errors(uri):
         fs, path = filesystem(f"{folder}{chain}" if folder else "./")
         root = path.rstrip("/") + "/"
-        found = sorted(fs.glob(glob.escape(root) + pattern))
+        paths = sorted(fs.glob(glob.escape(root) + pattern))
     fixed = _WILDCARDS.split(pattern)[0].rpartition("/")[0]
     skip = len(fixed) + 1 if fixed else 0
-    names = [name.removeprefix(root)[skip:] for name in found]
-    kept = keep_data(names, endings, left_out)
+    names = [name.removeprefix(root)[skip:] for name in paths]
+    data = keep_data(names, endings, left_out)
     start = folder + (fixed + "/" if fixed else "")
-    return {f"{start}{name}{chain}": name for name in kept}
+    return {f"{start}{name}{chain}": name for name in data}
 
 
 def _below(uri: str, names: Sequence[str]) -> list[str]:

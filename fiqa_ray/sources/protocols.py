@@ -1,8 +1,8 @@
 """Verification protocols: lists of image pairs that are to be compared, and whether they show the same person.
 
-LFW and XQLFW (grammar of the LFW page, View 1 and 2; davidsandberg/facenet ``data/pairs.txt``), CPLFW and CALFW (two
-lines per pair; JDAI-CV/FaceX-Zoo ``test_protocol/lfw/pairs_parser.py``), CFP (``Readme.txt`` of the data set) and a
-table of one's own. A list is taken whole or refused: a pair left out would change the false match rate in silence.
+LFW and XQLFW (grammar of the LFW page, View 1 and 2; davidsandberg/facenet `data/pairs.txt`), CPLFW and CALFW (two
+lines per pair; JDAI-CV/FaceX-Zoo `test_protocol/lfw/pairs_parser.py`), CFP (`Readme.txt` of the data set) and a
+table. A list is taken whole or refused: a pair left out would change the false match rate in silence.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ from fiqa_ray.storage import filesystem, join, read_bytes, storage_errors
 class VerificationPairs:
     """Pairs in the order of their list.
 
-    ``image_id_a``, ``image_id_b``: (n_pairs,) str objects, image ids relative to the folder of the images; ``mated``:
-    (n_pairs,) bool, same person; ``fold``: (n_pairs,) int64 from 0, -1 where the list has no folds.
+    Attributes:
+        image_id_a: `(L,)` str objects, image ids relative to the folder of the images.
+        image_id_b: the same for the second images.
+        mated: `(L,) bool`, same person.
+        fold: `(L,) int64` from 0; -1 if the list has no folds.
     """
 
     image_id_a: NDArray[np.object_]
@@ -40,10 +43,13 @@ class VerificationPairs:
 
 
 def read_lfw_pairs(uri: str, *, extension: str = ".jpg") -> VerificationPairs:
-    """Reads a list in LFW's grammar: LFW's ``pairs.txt``, XQLFW's, or a View 1 list (one number in the header).
+    """Read a list in LFW's grammar: LFW's `pairs.txt`, XQLFW's, or a View 1 list (one number in the header).
 
-    After the header ``F P`` come F folds of P mated lines ``name i j`` and P non-mated ones ``name i name j``, in any
-    white space. Image ids are ``Name/Name_0001<extension>``. Raises FiqaRayError naming line and text of a fault.
+    After the header `F P` come F folds of P mated lines `name i j` and P non-mated ones `name i name j`, in any
+    white space. Image ids are `Name/Name_0001<extension>`.
+
+    Raises:
+        FiqaRayError: names line and text of a fault.
     """
     lines = _lines(uri)
     header = lines[0][1].split()
@@ -73,19 +79,25 @@ def read_lfw_pairs(uri: str, *, extension: str = ".jpg") -> VerificationPairs:
 
 
 def read_cplfw_pairs(uri: str) -> VerificationPairs:
-    """Reads ``pairs_CPLFW.txt``: two lines ``<image> <label>`` per pair, label 1 mated, 0 not.
+    """Read `pairs_CPLFW.txt`: two lines `<image> <label>` per pair, label 1 mated, 0 not.
 
     Image ids are the file names. The list has no folds: the ten intended ones are tenths of the mated and of the
-    non-mated pairs, in order. A leading header line is skipped. Raises FiqaRayError naming line and text of a fault.
+    non-mated pairs, in order. A leading header line is skipped.
+
+    Raises:
+        FiqaRayError: names line and text of a fault.
     """
     return _read_two_line_pairs(uri, last_token=1)
 
 
 def read_calfw_pairs(uri: str) -> VerificationPairs:
-    """Reads ``pairs_CALFW.txt``: two lines ``<image> <token>`` per pair, token 1..10 (the fold) mated, 0 not.
+    """Read `pairs_CALFW.txt`: two lines `<image> <token>` per pair, token 1..10 (the fold) mated, 0 not.
 
     Image ids are the file names; the folds of non-mated pairs are tenths of them, in order. A leading header line is
-    skipped. Raises FiqaRayError naming line and text of a fault.
+    skipped.
+
+    Raises:
+        FiqaRayError: names line and text of a fault.
     """
     return _read_two_line_pairs(uri, last_token=10)
 
@@ -119,11 +131,14 @@ def _is_image_line(fields: list[str]) -> bool:
 
 
 def read_cfp_pairs(root_uri: str, part: Literal["FP", "FF"] = "FP") -> VerificationPairs:
-    """Reads CFP's protocol from the data set's root (the folder that holds ``Protocol``).
+    """Read CFP's protocol from the data set's root (the folder that holds `Protocol`).
 
-    Image ids are relative to ``Data/Images``, such as ``001/frontal/01.jpg``. Part "FP" pairs a frontal image (a) with
-    a profile one (b), "FF" two frontal ones. Folds are the numbered folders of ``Protocol/Split/<part>``, in each first
-    ``same.txt``, then ``diff.txt``. Raises FiqaRayError naming file, line and text of a fault.
+    Image ids are relative to `Data/Images`, such as `001/frontal/01.jpg`. Part "FP" pairs a frontal image (a) with
+    a profile one (b), "FF" two frontal ones. Folds are the numbered folders of `Protocol/Split/<part>`, in each first
+    `same.txt`, then `diff.txt`.
+
+    Raises:
+        FiqaRayError: names file, line and text of a fault.
     """
     if part not in ("FP", "FF"):
         raise FiqaRayError(f"part {part!r} of CFP: use 'FP' (frontal-profile) or 'FF' (frontal-frontal)")
@@ -157,7 +172,7 @@ def read_cfp_pairs(root_uri: str, part: Literal["FP", "FF"] = "FP") -> Verificat
 
 
 def _read_cfp_images(uri: str) -> dict[int, str]:
-    """Lines ``1 ../Data/Images/001/frontal/01.jpg`` as number -> image id."""
+    """Return lines `1 ../Data/Images/001/frontal/01.jpg` as number -> image id."""
     images = {}
     for number, line in _lines(uri):
         match = re.fullmatch(r"\s*(\d+)\s+\S*Data/Images/(\S+)\s*", line)
@@ -244,7 +259,7 @@ def _count(text: str) -> int:
 
 
 def _lines(uri: str) -> list[tuple[int, str]]:
-    """Lines that are not blank, with their numbers from 1."""
+    """Return the lines that are not blank, with their numbers from 1."""
     data = read_bytes(uri)
     refuse_foreign(uri, data)
     try:

@@ -1,4 +1,4 @@
-"""Tables that people write: CSV of any usual separator, or Parquet, each fault as one error with file, place and remedy."""
+"""Tables that people write: CSV of any usual separator, or Parquet, each fault one error with file, column and remedy."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ _REMAKE = "remove the .idx to have the .rec read once for its records"
 
 
 class RecordError(ValueError):
-    """A record that is not what its index or its own header says."""
+    """A record that is not what its index or its header says."""
 
 
 def recordio_uris(uri: str) -> tuple[str, str]:
@@ -76,7 +76,7 @@ def list_recordio(uri: str) -> pa.Table:
         label = _listed_labels(lst, keys) if exists(lst) else None
     if label is None:
         heads = _read_heads(rec, offset, length)
-        label, is_image = _own_label(heads), ~_is_range(heads)
+        label, is_image = _first_label(heads), ~_is_range(heads)
     columns = {
         "uri": pa.repeat(pa.scalar(rec, pa.large_string()), int(is_image.sum())),
         "image_id": pc.utf8_lpad(pa.array(keys[is_image]).cast(pa.large_string()), 8, "0"),
@@ -187,7 +187,7 @@ def _in_order_of_keys(
 
 
 def _scan(rec: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return what an index would hold, from the records' own headers: one pass over the file, as rec2idx makes it."""
+    """Return what an index would hold, from the records' headers: one pass over the file, as rec2idx makes it."""
     _log.warning("%s has no .idx beside it; the file is read once to find its records", rec)
     keys: list[int] = []
     offsets: list[int] = []
@@ -214,9 +214,7 @@ def _scan(rec: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.in
     if not offsets:
         raise FiqaRayError(f"{rec}: the file is empty")
     if len(set(keys)) < len(keys) or max(keys) >= 1 << 62:
-        raise FiqaRayError(
-            f"{rec} needs its index beside it, because its records carry no keys of their own; fetch its .idx"
-        )
+        raise FiqaRayError(f"{rec} needs its index beside it, because its records carry no keys; fetch its .idx")
     return _in_order_of_keys(np.array(keys, np.int64), np.array(offsets, np.int64), size)
 
 
@@ -283,7 +281,7 @@ def _read_heads(rec: str, offset: NDArray[np.int64], length: NDArray[np.int64]) 
     return heads.view(_HEAD)[:, 0]
 
 
-def _own_label(heads: NDArray[np.void]) -> NDArray[np.float64]:
+def _first_label(heads: NDArray[np.void]) -> NDArray[np.float64]:
     """Return each record's (first) label; NaN where no record begins."""
     with np.errstate(invalid="ignore"):  # damaged records hold any bits
         label = np.where(heads["flag"] > 0, heads["labels"][:, 0], heads["label"]).astype(np.float64)
@@ -334,7 +332,7 @@ def _insightface_labels(
         )
 
     def read_labels(wanted: NDArray[np.int64]) -> None:
-        label[wanted] = _own_label(_read_heads(rec, offset[wanted], length[wanted]))
+        label[wanted] = _first_label(_read_heads(rec, offset[wanted], length[wanted]))
 
     # one label for each identity, and those of images that no (readable) identity record covers
     read_labels(np.concatenate([bounds[:, 0], np.flatnonzero(is_image & (in_range == 0))]))

@@ -1,4 +1,4 @@
-"""A user's own scores: CSV or Parquet with the columns image_id and score, and the files of other tools."""
+"""Scores that a user brings: CSV or Parquet with the columns image_id and score, and the files of other tools."""
 
 from __future__ import annotations
 

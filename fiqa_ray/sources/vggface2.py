@@ -50,8 +50,8 @@ def list_vggface2(
     for split in splits:
         folder = join(uri, split)
         lists = [
-            f"{place}{name}.txt"
-            for place in ("", "meta/", f"{split}/", f"{split}/meta/")
+            f"{folder_of_lists}{name}.txt"
+            for folder_of_lists in ("", "meta/", f"{split}/", f"{split}/meta/")
             for name in (f"{split}_list", split)
         ]
         list_uri = _first_file(uri, lists)

@@ -1,4 +1,4 @@
-"""WebDataset: tar files whose members ``key.jpg``, ``key.cls``, ``key.json`` make one sample (webdataset/webdataset).
+"""WebDataset: tar files whose members `key.jpg`, `key.cls`, `key.json` make one sample (webdataset/webdataset).
 
 A shard is walked from header to header by range reads and is never loaded or unpacked; members' names are names only.
 POSIX ustar, pax and GNU long names are read; links, sparse members and compressed shards are refused.
@@ -114,14 +114,14 @@ def _list_shard(shard: str, identity_key: str | None, left_out: Counter[str]) ->
         for key, sample in samples.items()
         if sample.name or sample.notes
     }
-    kept = [samples[key] for key in rows]
+    taken = [samples[key] for key in rows]
     columns = {
         "uri": pa.repeat(pa.scalar(shard, pa.large_string()), len(rows)),
-        "image_id": text_column([s.name or key for key, s in zip(rows, kept, strict=True)], shard),
+        "image_id": text_column([s.name or key for key, s in zip(rows, taken, strict=True)], shard),
         "identity": text_column([identity for identity, _ in rows.values()], shard),
         "landmarks": pa.array([landmarks for _, landmarks in rows.values()], SOURCE_FACES.field("landmarks").type),
-        "offset": pa.array([s.offset for s in kept], pa.int64()),
-        "length": pa.array([s.length for s in kept], pa.int64()),
+        "offset": pa.array([s.offset for s in taken], pa.int64()),
+        "length": pa.array([s.length for s in taken], pa.int64()),
     }
     return pa.table(columns)
 
@@ -130,7 +130,7 @@ def _list_shard(shard: str, identity_key: str | None, left_out: Counter[str]) ->
 
 
 def _members(f: IO[bytes], shard: str) -> Iterator[tuple[str, int, int]]:
-    """Name, first byte and bytes of every file of a tar."""
+    """Yield name, first byte and bytes of every file of a tar."""
     size = f.seek(0, 2)
     at, ended = 0, False
     pax: dict[str, str] = {}
@@ -182,7 +182,7 @@ def _members(f: IO[bytes], shard: str) -> Iterator[tuple[str, int, int]]:
 
 
 def _header(block: bytes) -> tuple[str, bytes, int]:
-    """Name, type and size of a header; ValueError where it is none. tarfile's own reading takes four times as long."""
+    """Return name, type and size of a header; raise ValueError if it is none. tarfile takes four times as long."""
     if len(block) < _BLOCK:
         raise ValueError("the file ends")
     if _number(block[148:156]) != sum(block) - sum(block[148:156]) + 8 * 32:
@@ -230,7 +230,7 @@ def _size(text: str, name: str, shard: str) -> int:
 def _note_values(
     notes: dict[str, bytes], key: str, shard: str, identity_key: str | None
 ) -> tuple[str, list[float] | None]:
-    """Identity and landmarks of a sample."""
+    """Return identity and landmarks of a sample."""
     values = {}
     if "json" in notes:
         try:
@@ -240,18 +240,18 @@ def _note_values(
         if not isinstance(values, dict):
             raise FiqaRayError(f"{shard}: {key}.json holds no object; mend the shard")
     names = [identity_key] if identity_key else ["identity", "label"]
-    found = next((values[n] for n in names if values.get(n) is not None), None)
-    if identity_key is None and ("cls" in notes or found is None):
+    identity = next((values[n] for n in names if values.get(n) is not None), None)
+    if identity_key is None and ("cls" in notes or identity is None):
         text = notes.get("cls", notes.get("txt", b""))
-        found = text.decode("utf-8", "replace").strip()
-    if isinstance(found, float) and found.is_integer():
-        found = int(found)  # as pandas writes whole numbers beside gaps
-    if not isinstance(found, str | int) or isinstance(found, bool) or found == "":
+        identity = text.decode("utf-8", "replace").strip()
+    if isinstance(identity, float) and identity.is_integer():
+        identity = int(identity)  # as pandas writes whole numbers beside gaps
+    if not isinstance(identity, str | int) or isinstance(identity, bool) or identity == "":
         raise FiqaRayError(
-            f"{shard}: the sample {key!r} has no identity: {_shown(found, names)} in {key}.json"
+            f"{shard}: the sample {key!r} has no identity: {_shown(identity, names)} in {key}.json"
             f"{'' if identity_key else f', no {key}.cls and no {key}.txt'}; source.identity_key names another key"
         )
-    return str(found), _landmarks(values.get("landmarks"), key, shard)
+    return str(identity), _landmarks(values.get("landmarks"), key, shard)
 
 
 def _shown(value: object, names: list[str]) -> str:

@@ -63,7 +63,7 @@ def pack_steps(job: Job) -> Iterator[list[Step]]:
             stage="pack",
             dataset=dataset,
             shards=shards,
-            make_worker=partial(make_worker, dataset, source.kind, source.detector, account.landmarks),
+            make_worker=partial(make_worker, dataset, source, account.landmarks),
             check=partial(refuse_mixed_crops, face_set, source),
             n_rows=len(faces),
             engine="data",
@@ -203,16 +203,17 @@ def refuse_mixed_crops(face_set: str, source: SourceSettings, faces: Manifest) -
         )
 
 
-def make_worker(dataset: Dataset, kind: str, detector_uri: str | None, fit: LandmarkFit | None) -> Worker:
+def make_worker(dataset: Dataset, source: SourceSettings, fit: LandmarkFit | None) -> Worker:
     """Return the worker of a source; load the detector if there is one."""
-    detector = FaceDetector(detector_uri) if detector_uri is not None else None
+    detector = FaceDetector(source.detector) if source.detector is not None else None
     prepare = partial(
         prepare_face,
         detector=detector,
         fractions=fit is not None and LandmarkOrder.parse(fit.order).fractions,
         check_order=fit is not None and not fit.is_forced,
+        allow_missing_end=source.allow_missing_end,
     )
-    return partial(run_shard, dataset, kind, detector, prepare)
+    return partial(run_shard, dataset, source.kind, detector, prepare)
 
 
 def run_shard(

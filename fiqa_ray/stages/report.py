@@ -37,6 +37,7 @@ from fiqa_ray.report.data import (
     StageRow,
 )
 from fiqa_ray.report.render import render_report
+from fiqa_ray.sources.account import Account
 
 N_SCATTER = 20_000
 N_FACES = 6
@@ -228,7 +229,7 @@ def _pictures(faces: Dataset, rows: list[int]) -> dict[int, tuple[bytes, str]]:
 def _notes(job: Job) -> list[str]:
     s = job.settings
     pairs = job.pairs().require().stats
-    notes = []
+    notes = [f"Source of {f}: {Account.from_json(job.faces(f).require().plan['account'])}." for f in job.face_sets]
     if pairs["n_identities_of_one_image"]:
         notes.append(f"{pairs['n_identities_of_one_image']} identities have one usable image and so no mated pair.")
     if pairs["n_identities_below_n_clusters"]:

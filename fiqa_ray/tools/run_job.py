@@ -42,13 +42,17 @@ def run_job(settings: Settings, stages: Iterable[str] = tuple(STAGES), *, new_se
             f"run_uri={settings.run_uri}: memory:// lives in one process, Ray has many; use compute.engine=local"
         )
     with RunLock(settings.run_uri), ray_session(settings.compute):
-        _record_settings(settings, new_settings)
+        _check_settings(settings, new_settings)
         read_inputs(job, wanted)
         mapper = ray_mapper(settings.compute) if settings.compute.engine == "ray" else local_map
+        is_recorded = False
         for stage in wanted:
             for steps in stage_steps(stage, job):
                 if stage == "pack":  # its faces are listed now
                     match_inputs(job, wanted)
+                if not is_recorded:  # only now, so that what was refused until here can be corrected
+                    _record_settings(settings)
+                    is_recorded = True
                 run_steps(steps, mapper, settings.max_bad_fraction)
     return job
 
@@ -61,11 +65,9 @@ def _checked(stages: Iterable[str]) -> list[str]:
     return chosen
 
 
-def _record_settings(settings: Settings, new_settings: bool) -> None:
-    """Store the settings in the run. Raise `UsageError` if the run has other settings or another schema version."""
-    identity = settings.identity()
-    name = f"{fingerprint(identity)}.json"
-    folder = join(settings.run_uri, "_settings")
+def _check_settings(settings: Settings, new_settings: bool) -> None:
+    """Raise `UsageError` if the run has other settings or another schema version."""
+    identity, folder, name = _record_of(settings)
     records = {n: read_json(join(folder, n)) or {} for n in list_files(folder) if n.endswith(".json")}
     for record in records.values():
         if record.get("schema_version") != SCHEMA_VERSION:
@@ -77,6 +79,17 @@ def _record_settings(settings: Settings, new_settings: bool) -> None:
             f"{settings.run_uri} was made with other settings ({changes}); choose another run_uri, or add "
             "--new-settings: datasets that the change does not affect are used again, the others are computed beside them"
         )
+
+
+def _record_of(settings: Settings) -> tuple[dict[str, Any], str, str]:
+    """Return what a run records of its settings, the folder of the records, and the record's name."""
+    identity = settings.identity()
+    return identity, join(settings.run_uri, "_settings"), f"{fingerprint(identity)}.json"
+
+
+def _record_settings(settings: Settings) -> None:
+    """Store the settings in the run, unless they are there."""
+    identity, folder, name = _record_of(settings)
     record = {
         "settings": identity,
         "created_s": time.time(),
