@@ -513,7 +513,7 @@ def test_second_run(cli, faces, tmp_path):
 
 def test_run_folder_is_a_file(cli, faces, tmp_path):
     (tmp_path / "run").write_text("x")
-    refused(cli("run", job(tmp_path, faces)), 1, tmp_path / "run", "is a file, not a folder", "choose another place")
+    refused(cli("run", job(tmp_path, faces)), 1, tmp_path / "run", "is a file, not a folder", "choose another path")
 
 
 class FullDisk:
