@@ -150,7 +150,10 @@ def test_mistakes_have_one_clear_message(packed, tmp_path):
         train_pcnet(run_job(tiny, ["pack"]), str(tmp_path / "a.pt"))
     alone = smoke.make_faces(tmp_path / "alone", n_identities=4, per_identity=1, benchmark=False)
     split = {"name": "smoke:split"}
-    path = smoke.write_job(tmp_path / "alone.yaml", alone, str(tmp_path / "run2"), recognizer=split, benchmarks=[])
+    source = {"kind": "folder", "uri": f"{alone}/train", "allow_single_images": True}
+    path = smoke.write_job(
+        tmp_path / "alone.yaml", alone, str(tmp_path / "run2"), source=source, recognizer=split, benchmarks=[]
+    )
     with pytest.raises(FiqaRayError, match="no person to train on with two good images"):
         train_pcnet(run_job(load_settings(path), ["pack"]), str(tmp_path / "a.pt"))
     assert not list(tmp_path.glob("a.pt*"))
