@@ -18,7 +18,7 @@ from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.containers import read_ranges
 from fiqa_ray.sources.files import read_face_bytes
 from fiqa_ray.sources.leftovers import EXTENSIONS, count_text, reason_left_out
-from fiqa_ray.sources.paths import absolute, expand
+from fiqa_ray.sources.paths import absolute, expand, kind_of
 from fiqa_ray.storage import filesystem, split_chain, storage_errors
 
 MAX_MEMBER_BYTES = 1 << 28
@@ -92,13 +92,11 @@ def read_images(images: Sequence[ImageFile]) -> list[bytes | None]:
 
 def _names(location: str, left_out: Counter[str]) -> list[str]:
     """Return the URIs of the images and tars at a location; a file is taken at its word, whatever its ending."""
-    with storage_errors(location):
-        fs, path = filesystem(location)
-        if not fs.isdir(path) and fs.exists(path):
-            return [location]
-        is_pattern = not fs.isdir(path) and any(c in path for c in "*?[")
+    kind = kind_of(location)
+    if kind == "file":
+        return [location]
     names = list(expand(absolute(location), (*EXTENSIONS, ".tar"), left_out))
-    if not is_pattern and names == [absolute(location)]:
+    if kind is None and names == [absolute(location)]:
         raise FiqaRayError(f"{location}: not found; give image files, folders, globs or tars")
     return names
 

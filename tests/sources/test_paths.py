@@ -1,6 +1,8 @@
 """What exists under its literal name is that; only else a pattern or a chain."""
 
+import http.server
 import itertools
+import threading
 
 import fsspec
 import pytest
@@ -113,3 +115,30 @@ def test_a_chain_that_is_a_file_is_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "zip::c.png").write_bytes(b"right")
     assert read_images(list_images(["zip::c.png"])) == [b"right"]
+
+
+def test_a_web_server_is_asked_for_the_file_alone(tmp_path):
+    """No listing of an address: the server would send the file for it."""
+    requests = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(tmp_path))
+
+        def log_request(self, *_):
+            requests.append((self.command, self.path))
+
+        def log_message(self, *_):
+            pass
+
+    (tmp_path / "1.png").write_bytes(b"right")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        root = f"http://127.0.0.1:{server.server_port}"
+        images = list_images([f"{root}/1.png"])
+        assert expand_shards(f"{root}/s-{{0..2}}.tar") == [f"{root}/s-{i}.tar" for i in range(3)]
+        assert requests == []
+        assert read_images(images) == [b"right"]
+        assert requests == [("GET", "/1.png")]
+        assert read_images(list_images([f"{root}/2.png"])) == [None]
+        server.shutdown()
