@@ -51,7 +51,7 @@ def list_images(locations: Sequence[str], left_out: Counter[str] | None = None) 
         FiqaRayError: a location has no image, a tar is compressed or damaged, its members leave its root, are links or are
             larger than `MAX_MEMBER_BYTES`, or a name is not UTF-8.
     """
-    images: dict[str, ImageFile] = {}
+    images: dict[tuple[str, str], ImageFile] = {}
     for location in locations:
         head, chain = split_chain(location)
         if head.startswith("tar://"):
@@ -71,12 +71,15 @@ def list_images(locations: Sequence[str], left_out: Counter[str] | None = None) 
             raise FiqaRayError(
                 f"no image ({', '.join(EXTENSIONS)}) in {location}, in folders below it or in their tars{why}"
             )
-        images |= {image.uri: image for image in listed}
-    for uri in images:
+        for image in listed:  # `crops/` and `crops/a.png` name one file
+            images.setdefault(
+                (absolute(image.tar), split_chain(image.uri)[0]) if image.tar else (absolute(image.uri), ""), image
+            )
+    for image in images.values():
         try:
-            uri.encode()
+            image.uri.encode()
         except UnicodeEncodeError as exc:
-            raise FiqaRayError(f"the file name {uri!r} is not UTF-8; rename the file") from exc
+            raise FiqaRayError(f"the file name {image.uri!r} is not UTF-8; rename the file") from exc
     return list(images.values())
 
 

@@ -111,6 +111,16 @@ def test_a_store_gets_the_name_as_it_is():
         assert path == f"/data/{folder}/{file}"
 
 
+def test_an_image_named_twice_is_read_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "set").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "set" / name).write_bytes(name.encode())
+    (tmp_path / "x.tar").write_bytes(tar_bytes([("1.png", b"1"), ("2.png", b"2")]))
+    given = ["set/a.png", "set", f"{tmp_path}/set/b.png", "./set/*.png", "x.tar", f"{tmp_path}/x.tar", "*.tar"]
+    assert read_images(list_images(given)) == [b"a.png", b"b.png", b"1", b"2"]
+
+
 def test_a_chain_that_is_a_file_is_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "zip::c.png").write_bytes(b"right")
