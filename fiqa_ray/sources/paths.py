@@ -114,7 +114,7 @@ def expand(
     Raises:
         FiqaRayError: storage cannot be read.
     """
-    kind = _kind(uri)
+    kind = kind_of(uri)
     if kind == "folder":
         names = sorted(keep_data(names_below(uri, left_out), endings, left_out))
         return dict(zip(_below(uri, names), names, strict=True))
@@ -131,8 +131,13 @@ def expand(
     return files
 
 
-def _kind(uri: str) -> str | None:
-    """Return whether a URI is a `folder` or a `file` under its literal name; None for neither."""
+def kind_of(uri: str) -> str | None:
+    """Return whether a URI is a `folder` or a `file` under its literal name; None for neither.
+
+    A web server is not asked, because it would send the whole file: an address without a pattern is a file.
+    """
+    if uri.startswith(("http://", "https://")):
+        return None if _MAGIC.search(uri) else "file"
     try:
         with storage_errors(uri):
             fs, path = filesystem(uri)
@@ -146,7 +151,7 @@ def _kind(uri: str) -> str | None:
 def _literal_folder(head: str, chain: str) -> tuple[str, str]:
     """Split a path after the longest folder that has no magic character or exists under its literal name."""
     at = head.rfind("/") + 1
-    while at > 0 and _MAGIC.search(head[:at]) and _kind(head[: at - 1] + chain) != "folder":
+    while at > 0 and _MAGIC.search(head[:at]) and kind_of(head[: at - 1] + chain) != "folder":
         at = head.rfind("/", 0, at - 1) + 1
     return head[:at], head[at:]
 
