@@ -132,7 +132,7 @@ def test_damage_ends_in_a_table_or_in_one_error(tmp_path):
         try:
             n_read += len(read(str(tmp_path / name))) > 0
         except FiqaRayError as exc:
-            assert name in str(exc)
+            assert name in str(exc)  # noqa: PT017
     assert 30 < n_read < 270
 
 
