@@ -171,14 +171,14 @@ class Job:
         return PairReader(self.pairs(), self.embeddings("train"), self.settings.pair, self.settings.seed)
 
     def key_counts(self) -> Dataset:
-        """Return the histograms of similarity keys: of each shard (counting) or of each merged key range (sort)."""
+        """Return the histograms of similarity keys: of each group of parts (counting) or merged key range (sort)."""
         rank = self.settings.rank
         config: dict[str, Any] = {"engine": rank.engine}
         config |= {"n_ranges": rank.n_ranges} if rank.engine == "sort" else {}
         return self._dataset("key_counts", {"fr": self.fr}, config, {"pairs": self.pairs()})
 
     def sorted_keys(self) -> Dataset:
-        """Return the sorted keys of each shard (engine sort only)."""
+        """Return the sorted keys of each group of parts (engine sort only)."""
         return self._dataset("sorted_keys", {"fr": self.fr}, {}, {"pairs": self.pairs()})
 
     def similarity_ranks(self) -> Dataset:
