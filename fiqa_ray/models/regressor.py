@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.models.devices import find_device
 from fiqa_ray.models.formats.checkpoints import load_state_dict, load_strictly, sha256_of, state_bytes
-from fiqa_ray.models.formats.onnx_graph import STRUCTURE, parse_onnx
+from fiqa_ray.models.formats.onnx_network import FILE_ENTRY, OnnxNetwork
 from fiqa_ray.models.preprocessing import Preprocessing
+from fiqa_ray.models.probe import probe_faces
 from fiqa_ray.models.recognizer import Recognizer, check_faces
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
-from fiqa_ray.models.reference import CARD_FILE
+from fiqa_ray.models.reference import CARD_FILE, ModelRef
 from fiqa_ray.models.user_code import call_function
 from fiqa_ray.storage import join, read_bytes
 
@@ -87,7 +88,7 @@ class QualityRegressor(nn.Module):
         """Return scores as from `forward` and the raw embeddings that they come from, `(N, D)`."""
         check_faces(faces)
         x = (faces.to(torch.float32) / 255).to(self.regressor.weight.dtype)
-        embedding = self.base_model(self.preprocessing(x))
+        embedding = self.base_model(self.preprocessing(x)).to(self.regressor.weight.dtype)
         return self.regressor(embedding)[:, 0], embedding
 
 
@@ -255,9 +256,8 @@ def _check_version(card: dict[str, Any], card_uri: str) -> None:
 
 def _backbone(card: dict[str, Any], state: Mapping[str, Tensor], card_uri: str, allow_import: bool) -> nn.Module:
     name = card["recognizer"]
-    structure = state.get(f"base_model.{STRUCTURE}")
-    if structure is not None:
-        return parse_onnx(structure.numpy().tobytes(), f"{card_uri}: the graph of {name}")
+    if ModelRef.parse(name).kind == "onnx":
+        return _onnx_backbone(card, state, card_uri)
     if name in RECOGNIZERS:
         return RECOGNIZERS[name].build()
     if not allow_import and name not in _TRUSTED:
@@ -269,3 +269,19 @@ def _backbone(card: dict[str, Any], state: Mapping[str, Tensor], card_uri: str, 
     if not isinstance(backbone, nn.Module):
         raise FiqaRayError(f"{name}: returned {type(backbone).__name__}, wanted a torch.nn.Module")
     return backbone
+
+
+def _onnx_backbone(card: dict[str, Any], state: Mapping[str, Tensor], card_uri: str) -> nn.Module:
+    """Return the ONNX network that a regressor's weights hold: as its file was, or converted where it was trained."""
+    name, file = card["recognizer"], state.get(f"base_model.{FILE_ENTRY}")
+    if file is None:
+        raise FiqaRayError(
+            f"{card_uri}: the regressor on {name} was saved by an earlier version of fiqa_ray, which computed ONNX networks "
+            "in another way; train it again with this version"
+        )
+    network = OnnxNetwork(file.numpy().tobytes(), f"{card_uri}: the network of {name}")
+    if len([key for key in state if key.startswith("base_model.")]) == 1:
+        return network
+    from fiqa_ray.models.formats.onnx_gradients import ConvertedNetwork  # a package that only this needs
+
+    return ConvertedNetwork(network, Preprocessing(**card["preprocessing"])(probe_faces()).numpy())

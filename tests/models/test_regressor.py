@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import io
 import json
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 from torch import nn
 
 from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.models.formats.checkpoints import sha256_of, state_bytes
 from fiqa_ray.models.preprocessing import Preprocessing
 from fiqa_ray.models.quality import load_scorer
 from fiqa_ray.models.recognition import load_recognizer
@@ -170,17 +173,32 @@ def test_a_regressor_on_an_onnx_file_needs_the_file_no_more(tmp_path):
     )
     path = tmp_path / "net.onnx"
     path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString())
-    model = made(load_recognizer(str(path), mean=0, scale=255.0))
-    assert model.base_model.weight_names == ["w", "gain", "shift"]
-    model.train()(some_faces(2)).sum().backward()
-    torch.optim.Adam(parameter_groups(model)).step()  # a trained backbone, not the file's
-    assert not np.array_equal(model.base_model.weights[0].detach().numpy(), weights["w"])
-    assert np.array_equal(model.base_model.constant_0.numpy(), weights["mean"])
-    uri = stored(str(tmp_path / "regressor"), save_regressor(model, {}))
+    recognizer, faces = load_recognizer(str(path), mean=0, scale=255.0), some_faces(3)
+    head, trained = made(recognizer), made(recognizer.with_gradients("test"))
+    before = copy.deepcopy(trained.base_model.state_dict())
+    trained.train()(some_faces(2)).sum().backward()
+    torch.optim.Adam(parameter_groups(trained)).step()  # a trained backbone, not the file's
+    after = trained.base_model.state_dict()
+    names = [name for name, _ in trained.base_model.named_parameters()]
+    assert [tuple(after[name].shape) for name in names] == [(4, 3, 16, 16), (4,), (4,)]
+    assert not any(torch.equal(before[name], after[name]) for name in names)
+    statistics = [name for name in after if "running" in name]
+    assert len(statistics) == 2
+    assert all(torch.equal(before[name], after[name]) for name in statistics)
+    assert not any(p.requires_grad for p in head.base_model.parameters())
     path.unlink()
-    faces = some_faces(3)
-    with torch.no_grad():
-        assert torch.equal(load_regressor(uri)[0](faces), model(faces))
+    for model in (head, trained):
+        uri = stored(str(tmp_path / f"regressor{len(model.state_dict())}"), save_regressor(model, {}))
+        with torch.no_grad():
+            assert torch.equal(load_regressor(uri)[0](faces), model(faces))
+    files = save_regressor(head, {})
+    state = torch.load(io.BytesIO(files["weights.pt"]), weights_only=True)
+    del state["base_model.onnx_file"]  # as before onnxruntime ran these networks
+    weights_pt = state_bytes(state)
+    card = json.loads(files["card.json"]) | {"weights_sha256": sha256_of(weights_pt)}
+    uri = stored(str(tmp_path / "old"), {"weights.pt": weights_pt, "card.json": json.dumps(card).encode()})
+    with pytest.raises(FiqaRayError, match=r"card\.json: the regressor on .*net\.onnx was saved by an earlier version"):
+        load_regressor(uri)
 
 
 def test_percentiles_by_hand():
