@@ -125,7 +125,9 @@ def _simplify(model: ModelProto) -> None:
     graph = model.graph
     constants = {k: v for k, v in constants_of(graph).items() if v.dims}
     for node in list(graph.node):
-        if node.op_type == "Constant" and node.output[0] in constants:
+        if node.op_type in ("Cast", "Identity") and node.input[0] in constants:
+            constants[node.output[0]] = constants[node.input[0]]  # weights stored in half precision
+        if node.op_type in ("Constant", "Cast", "Identity") and node.output[0] in constants:
             weight = TensorProto()
             weight.CopyFrom(constants[node.output[0]])
             weight.name = node.output[0]

@@ -7,6 +7,7 @@ that onnxruntime computes on.
 from __future__ import annotations
 
 import threading
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ FILE_ENTRY = "onnx_file"
 """Name of the buffer, and so of its entry in a state dict."""
 SAME = 1e-5
 """Two ways to compute an embedding agree if they differ by less than this share of its length."""
+MOST_MEMORY = 2**31
+"""Bytes that a file may take, weights and all, where it is tried for the first time; a damaged size asks for more."""
 _DTYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -89,13 +92,14 @@ class OnnxNetwork(nn.Module):
         super().__setstate__({**state, "_lock": threading.Lock()})
 
 
-def open_session(data: bytes, name: str, device: torch.device | None = None) -> Any:
+def open_session(data: bytes, name: str, device: torch.device | None = None, *, on_trial: bool = False) -> Any:
     """Return an onnxruntime session that gives the same bits for the same batch, whatever runs beside it.
 
     Args:
         data: a network's bytes.
         name: what to call it in messages.
         device: device to compute on; None: the CPU.
+        on_trial: compute the graph as it is, within `MOST_MEMORY`.
 
     Raises:
         FiqaRayError: onnxruntime cannot load the network, or has no such device.
@@ -105,6 +109,11 @@ def open_session(data: bytes, name: str, device: torch.device | None = None) -> 
     options.log_severity_level = 4  # what goes wrong comes as an exception
     options.use_deterministic_compute = True
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if on_trial:
+        _limit_memory()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it computes constants
     providers: list[Any] = ["CPUExecutionProvider"]
     if device is not None and device.type == "cuda":
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
@@ -113,7 +122,7 @@ def open_session(data: bytes, name: str, device: torch.device | None = None) -> 
         cuda = {"device_id": device.index or 0, "use_tf32": 0, "cudnn_conv_algo_search": "HEURISTIC"}
         providers = [("CUDAExecutionProvider", cuda), *providers]
     try:
-        session = onnxruntime.InferenceSession(data, options, providers=providers)
+        session = onnxruntime.InferenceSession(data, options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime has a class for each fault, all straight below Exception
         raise FiqaRayError(
             f"{name}: onnxruntime {onnxruntime.__version__} cannot load it: {first_line(error)}; fetch or export it again"
@@ -121,6 +130,16 @@ def open_session(data: bytes, name: str, device: torch.device | None = None) -> 
     if len(providers) > 1 and "CUDAExecutionProvider" not in session.get_providers():
         raise FiqaRayError(_no_cuda(name))  # its libraries did not load: onnxruntime would go on on the CPU
     return session
+
+
+@lru_cache(maxsize=1)
+def _limit_memory() -> None:
+    """Register an allocator of at most `MOST_MEMORY`; sessions that ask for it use it."""
+    kinds, places = onnxruntime.OrtAllocatorType, onnxruntime.OrtMemType
+    onnxruntime.create_and_register_allocator(
+        onnxruntime.OrtMemoryInfo("Cpu", kinds.ORT_ARENA_ALLOCATOR, 0, places.DEFAULT),
+        onnxruntime.OrtArenaCfg({"max_mem": MOST_MEMORY, "arena_extend_strategy": 1}),  # 1: as much as is asked for
+    )
 
 
 def _no_cuda(name: str) -> str:
@@ -159,7 +178,8 @@ def run_session(session: Any, pixels: NDArray[Any], name: str) -> list[NDArray[n
         outputs = session.run(None, {image.name: np.ascontiguousarray(pixels, dtype)})
     except Exception as error:  # as in open_session
         raise FiqaRayError(
-            f"{name}: onnxruntime fails on faces of shape {pixels.shape}: {first_line(error)}"
+            f"{name}: onnxruntime fails on faces of shape {pixels.shape}: {first_line(error)}; the file is damaged, or not "
+            "made for such faces"
         ) from error
     arrays = [np.asarray(output) for output in outputs]
     return [a.astype(np.float32, copy=False) if np.issubdtype(a.dtype, np.floating) else a for a in arrays]
@@ -186,7 +206,7 @@ def one_output(
     names = [value.name for value in model.graph.output]
     if output is not None and output not in names:
         raise FiqaRayError(f"{name}: has no output {output!r}; its outputs are {', '.join(names)}")
-    session = open_session(model.SerializeToString(), name)
+    session = open_session(model.SerializeToString(), name, on_trial=True)
     size = fixed_batch(model) or len(probe)
     pixels = np.concatenate([probe] * (-(-size // len(probe))))[:size]
     shapes = {n: a.shape for n, a in zip(names, run_session(session, pixels, name), strict=True)}

@@ -371,6 +371,13 @@ def test_float16_and_weights_in_a_second_file(tmp_path, faces):
     wanted = by_onnxruntime(half, faces.numpy().astype(np.float16)).astype(np.float32)
     np.testing.assert_array_equal(recognizer(faces).numpy(), wanted)
     assert recognizer(faces).dtype == torch.float32
+    stored_half = [node("Cast", "w", out="f", to=1), node("Conv", "x", "f", out="a"), *tail("a")]
+    data = graph(stored_half, {"w": W.astype(np.float16)}).SerializeToString()
+    check_gradient(
+        load_recognizer(stored(tmp_path, data), **PIXELS),
+        lambda x: functional.conv2d(x, torch.from_numpy(W.astype(np.float16)).float()).mean(dim=(2, 3)),
+        faces.float(),
+    )
     model = small_net()
     whole = model.SerializeToString()
     path = tmp_path / "split.onnx"
@@ -414,14 +421,18 @@ DAMAGED = {
     "short weights": (changed(raw_data=bytes(100)), r"weights 'w' of shape .* need 12,288 bytes, .* holds 100"),
     "absurd shape": (changed(dims=[4, 3, 16, 2**40]), r"need .* bytes, and the file holds 12,288"),
     "negative shape": (changed(dims=[4, 3, -16, -16]), r"have the shape \[4, 3, -16, -16\]"),
+    "not a number": (changed(raw_data=np.full((4, 3, 16, 16), np.nan, np.float32).tobytes()), "hold NaN"),
     "unknown type": (changed(data_type=99), "have the type 99, which is unknown"),
-    "absurd padding": (of_nodes(node("Pad", "x", "p", out="a"), p=i64(0, 0, 0, 0, 0, 0, 2**20, 2**20)), "damaged"),
+    "absurd padding": (
+        of_nodes(node("Pad", "x", "p", out="a"), p=i64(0, 0, 0, 0, 0, 0, 2**20, 2**20)),
+        "; the file is damaged, or not made",
+    ),
     "absurd fill": (
         of_nodes(
             node("ConstantOfShape", "s", out="f"), node("ReduceMean", "f", out="m"), node("Add", "x", "m", out="a"),
             s=i64(2**20, 2**20),
         ),
-        "damaged",
+        "; the file is damaged, or not made",
     ),
     "unknown operator": (of_nodes(node("Konv", "x", out="a")), "onnxruntime .* cannot load it: .*Konv"),
     "no value of that name": (of_nodes(node("Relu", "z", out="a")), "onnxruntime .* cannot load it"),
