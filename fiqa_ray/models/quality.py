@@ -67,7 +67,8 @@ def load_scorer(
         return _load_method(name, reference.method, recognizer, weights, torch_device, seed, options)
     if reference.kind == "table":
         raise UsageError(
-            f"{name!r} is no FIQA method but an FR model; name a method, and give {name} as its recogniser"
+            f"{name!r} is a recogniser, not a FIQA method: use --recognizer {name} (recognizer: in a job), with a method "
+            "such as faceqan"
         )
     if reference.kind == "onnx":
         return _load_onnx(name, weights, torch_device, seed, options)

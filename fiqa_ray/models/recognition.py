@@ -18,8 +18,8 @@ from fiqa_ray.models.formats.checkpoints import (
     MAGFACE_PREFIXES,
     State,
     fill_randomly,
-    load_state_dict,
     load_strictly,
+    read_checkpoint,
     sha256_of,
     sha256_of_state,
 )
@@ -27,6 +27,7 @@ from fiqa_ray.models.formats.mxnet_params import load_mxnet_iresnet
 from fiqa_ray.models.formats.onnx_file import read_onnx
 from fiqa_ray.models.formats.onnx_network import one_output
 from fiqa_ray.models.formats.onnx_scaling import find_scaling
+from fiqa_ray.models.formats.wrappings import find_backbone
 from fiqa_ray.models.options import check_options, near_name
 from fiqa_ray.models.preprocessing import UNIT_PIXELS, Preprocessing
 from fiqa_ray.models.probe import probe_faces
@@ -119,7 +120,10 @@ def _load_checkpoint(backbone: nn.Module, name: str, row: NetworkRow, uri: str) 
     if row.sha256 is not None and sha256 != row.sha256:
         logger.warning("%s: SHA-256 %s is not that of the released %s (%s)", uri, sha256, row.released_file, row.sha256)
     state: Mapping[str, Tensor]
-    state = load_mxnet_iresnet(data, name=uri) if row.file_format == "mxnet" else load_state_dict(data, name=uri)
+    if row.file_format == "mxnet":
+        state = load_mxnet_iresnet(data, name=uri)
+    else:
+        state = find_backbone(read_checkpoint(data, uri), backbone.state_dict(), uri)
     load_strictly(backbone, state, uri)
     if isinstance(state, State) and state.wrapping in MAGFACE_PREFIXES and row.source != MAGFACE:
         raise FiqaRayError(
