@@ -18,9 +18,10 @@ import numpy as np
 from shapes import make_identities
 from sklearn.cluster import KMeans
 
-from fiqa_ray.core.clustering import MAX_ITERATIONS, lloyd_clusters, start_images, start_states
+from fiqa_ray.core.clustering import lloyd_clusters, start_images, start_states
 from fiqa_ray.core.kernels.accelerator import cluster_all, gram_matrices
 from fiqa_ray.core.kernels.gram import cosine_keys, unit_vectors
+from fiqa_ray.core.kernels.kmeans import MAX_ITERATIONS
 from fiqa_ray.core.kernels.threads import one_thread
 
 SIZES, K = (20, 100, 363, 843, 5000), 20

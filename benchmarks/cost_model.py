@@ -13,12 +13,15 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from shapes import SHAPES
 
-from fiqa_ray.tools.costs import START_S, Scale, StepCost, label_costs, measure_units
+from fiqa_ray.engine.cost import PROCESS_BYTES, START_S, Cost, Scale, Units
+from fiqa_ray.stages import optimize, pair, rank
+from fiqa_ray.tools.unit_costs import measure_units
 
+ENGINES: tuple[Literal["counting", "sort"], ...] = ("counting", "sort")
 DATABASES = {  # identities, images: as their authors give them
     "VGGFace2": (9_131, 3_311_286),
     "MS1MV3": (93_431, 5_179_510),
@@ -28,9 +31,18 @@ DATABASES = {  # identities, images: as their authors give them
 }
 
 
-def by_stage(steps: list[StepCost]) -> dict[str, float]:
-    """Seconds of the clock per stage."""
-    return {s: round(sum(c.wall_s for c in steps if c.stage == s), 1) for s in ("pair", "rank", "optimize")}
+def label_costs(scale: Scale, units: Units) -> list[Cost]:
+    """Return the cost of each step of label optimization."""
+    return [
+        pair.step_cost(scale, units),
+        *rank.step_costs(scale, units),
+        *optimize.step_costs(scale, units),
+    ]
+
+
+def by_stage(steps: list[Cost], n_workers: int) -> dict[str, float]:
+    """Return seconds of the clock per stage."""
+    return {s: round(sum(c.wall_s(n_workers) for c in steps if c.stage == s), 1) for s in ("pair", "rank", "optimize")}
 
 
 def check(path: Path) -> dict[str, Any]:
@@ -45,12 +57,12 @@ def check(path: Path) -> dict[str, Any]:
         n_thetas=run["n_label_sets"] // run["n_methods"],
         size_spread=SHAPES[run["shape"]].size_spread,
     )
-    steps = label_costs(scale, measure_units(scale), run["n_workers"])
+    steps = label_costs(scale, measure_units(scale))
     measured: dict[str, float] = {}
     for name, seconds in run["seconds"].items():
         stage = name.split(":")[0]
         measured[stage] = round(measured.get(stage, 0.0) + seconds, 1)
-    predicted = by_stage(steps)
+    predicted = by_stage(steps, run["n_workers"])
     predicted["pair"] = round(predicted["pair"] - START_S, 1)  # which full_size.py does not count
     total = sum(predicted.values())
     return {
@@ -77,22 +89,21 @@ def main() -> None:
     for name, (n_identities, n_images) in DATABASES.items():
         scale = Scale(n_images, n_identities)
         units = measure_units(scale)
-        steps = {w: label_costs(scale, units, w, 1e6 * a.bandwidth) for w in (1, 8, 64)}
-        moved = sum(s.read_bytes + s.written_bytes for s in steps[1])
-        memory = max(s.memory_bytes for s in steps[1])
-        minutes = {w: sum(s.wall_s for s in found) / 60 for w, found in steps.items()}
+        steps = label_costs(scale, units)
+        moved = sum(s.read_bytes + s.written_bytes for s in steps)
+        memory = PROCESS_BYTES + max(s.memory_bytes for s in steps)
+        minutes = {w: sum(s.wall_s(w, 1e6 * a.bandwidth) for s in steps) / 60 for w in (1, 8, 64)}
         row = {"database": name, "n_pairs": scale.n_pairs, "bytes": moved, "memory_bytes": memory, "minutes": minutes}
         table.append(row)
         times = " | ".join(f"{m:,.1f} min" if m < 120 else f"{m / 60:,.1f} h" for m in minutes.values())
         print(f"| {name} | {scale.n_pairs / 1e6:,.0f} M | {moved / 1e9:,.0f} GB | {memory / 1e9:,.1f} GB | {times} |")
-        engines = {}
-        for engine in ("counting", "sort"):
-            costs = label_costs(replace(scale, engine=engine), units, 8, 1e6 * a.bandwidth)
-            rank = [s for s in costs if s.stage == "rank" and s.what != "places of prior scores"]
+        engines: dict[str, Any] = {}
+        for engine in ENGINES:
+            similarities = rank.step_costs(replace(scale, engine=engine), units)[:-1]
             # what goes from task to task: histograms or sorted runs, written once and read once
             engines[engine] = {
-                "shuffled_bytes": 2 * sum(s.written_bytes for s in rank[:-1]),
-                "work_s": sum(s.work_s for s in rank),
+                "shuffled_bytes": 2 * sum(s.written_bytes for s in similarities[:-1]),
+                "work_s": sum(s.work_s for s in similarities),
             }
         shuffles.append({"database": name, **engines})
     print(json.dumps(shuffles, indent=1))

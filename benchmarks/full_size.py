@@ -88,7 +88,8 @@ def start_workers(n_workers: int) -> None:
         import fiqa_ray.stages.optimize
         import fiqa_ray.stages.pair
         import fiqa_ray.stages.rank  # noqa: F401
-        from fiqa_ray.tools.costs import Scale, measure_units
+        from fiqa_ray.engine.cost import Scale
+        from fiqa_ray.tools.unit_costs import measure_units
 
         measure_units(Scale(n_images=1000, n_identities=10))
         time.sleep(1)  # so that every worker gets one

@@ -121,8 +121,8 @@ def test_plan(cli, faces, tmp_path):
     assert planned["pack", "train"]["n_rows"] == planned["pair", "mated pairs"]["n_rows"] == 30
     assert planned["pack", "bench"]["n_rows"] == planned["evaluate", "bench"]["n_rows"] == 36
     assert planned["embed", "train"]["written_bytes"] == 30 * 32 * 4
-    assert planned["rank", "counting"]["n_rows"] == 30 * 2 * 2
-    assert planned["rank", "places of prior scores"]["n_rows"] == 30
+    assert planned["rank", "ranks"]["n_rows"] == 30 * 2 * 2
+    assert planned["rank", "quality index"]["n_rows"] == 30
     assert (planned["pack", "train"]["n_shards"], planned["pack", "bench"]["n_shards"]) == (3, 4)
     assert all(r["n_rows"] > 0 and r["n_shards"] >= 1 and 0 < r["memory_bytes"] < 1e9 for r in rows)
     assert all(0 <= r["work_s"] < 60 for r in rows)
@@ -593,7 +593,7 @@ def test_score_raw_images_with_a_detector(cli, faces, tmp_path, monkeypatch):
     argv = ["--model", "embedding_norm", "--recognizer", "smoke:tiny", "-o", tmp_path / "s.csv"]
     found = {}
     for name, more in (("crop", []), ("raw", ["--detector", "yunet.onnx"]), ("flat", ["--detector", "yunet.onnx"])):
-        assert cli("score", tmp_path / name, *argv, *more)[0] == 0
+        assert cli("score", tmp_path / name, *argv, *more)[0] == (name == "flat")  # 1: nothing could be scored
         (found[name],) = pacsv.read_csv(tmp_path / "s.csv").to_pylist()
     assert found["raw"]["score"] == pytest.approx(found["crop"]["score"], rel=1e-6)
     assert found["flat"]["status"] == "no_face"

@@ -13,8 +13,9 @@ EVERYWHERE = {"_version", "errors"}
 LADDER = {  # room -> the rooms that it may import, beside itself: never one above it
     "core": set(),
     "storage": set(),
-    "images": {"core"},
-    "config": {"storage"},
+    "image_files": set(),
+    "images": {"core", "image_files"},
+    "config": {"core", "storage"},
     "models": {"core", "storage"},
     "datasets": {"core", "storage", "config"},
     "synthetic": {"core", "storage", "images", "models"},
@@ -22,7 +23,7 @@ LADDER = {  # room -> the rooms that it may import, beside itself: never one abo
     "job": {"storage", "config", "datasets", "models", "sources"},
     "engine": {"core", "storage", "config", "datasets", "job"},
     "training": {"core", "storage", "images", "config", "models", "datasets", "synthetic", "job", "engine"},
-    "report": set(),
+    "report": {"datasets"},
     "stages": {
         "core", "storage", "images", "config", "models", "datasets", "sources", "job", "engine", "training", "report",
     },

@@ -229,7 +229,7 @@ class SortedPairs:
 
         def kept(rows: IntArray) -> IntArray:
             """Copies of the pairs ``rows`` left at every level, (n_levels, n_rows)."""
-            return np.clip(last[rows] - n_discarded[:, None], 0, weight[rows])
+            return np.asarray(np.clip(last[rows] - n_discarded[:, None], 0, weight[rows]))
 
         find = self._threshold_below if convention == "paper" else self._threshold_nearest
         threshold = find(fmr, n_nonmated, kept)

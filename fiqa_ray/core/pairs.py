@@ -89,6 +89,7 @@ def mated_pairs(
 
     Raises:
         ValueError: `clusters` do not fit the identities.
+        UsageError: This machine does not have the device.
 
     Memory: the pairs, 8 bytes each, and per thread 4 bytes per Gram entry of up to 131,072 or of one identity of up to
     `MAX_GRAM_IMAGES`; on a device 12 bytes per entry of up to 2 million.
@@ -101,6 +102,8 @@ def mated_pairs(
         n_clusterings=n_repeats if recluster else 1,
         seed=seed,
     )
+    if device != "cpu":
+        _check_device(device)
     buffers.set_clusters(clusters)
     method = None if len(clusters) else clustering
     blocks = list(identity_blocks(buffers.sizes, _BLOCK_ENTRIES if device == "cpu" else _DEVICE_BLOCK_ENTRIES))
@@ -326,6 +329,12 @@ def _cluster_by_faiss(buffers: _PairBuffers, block: slice, units: NDArray[np.flo
         cluster = faiss_clusters(identity, int(buffers.rows[k]), buffers.n_clusters, seed=buffers.seed, repeat=g)
         buffers.cluster[g, low:high] = cluster
         buffers.cluster_counts[g, k] = cluster.max() + 1
+
+
+def _check_device(device: str) -> None:
+    from fiqa_ray.core.kernels import accelerator
+
+    accelerator.check_device(device)
 
 
 def _pair_on_device(

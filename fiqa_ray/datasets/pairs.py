@@ -1,9 +1,9 @@
 """Mated pairs in storage: how they are cut into parts, laid out, and read or made again.
 
 A part holds the pairs of some neighbouring embedding parts: a file of clusters, and per repeat a file of similarities, 4
-bytes per pair. Images and mates are not stored: each image opens ``n_pairs`` pairs, one behind the other, and its mates are
-drawn again from clusters and seed, which takes less time than reading them. With ``pair.keep`` false only the clusters are
-stored; the similarities too follow, from the embeddings, and are made again where they are needed.
+bytes per pair. Images and mates are not stored: the pairs that an image opens follow one another, and drawing its mates
+again from clusters and seed takes less time than reading them. With `pair.keep: false` only the clusters are stored, and the
+similarities are computed again from the embeddings wherever they are needed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +28,7 @@ N_PARTS = 64
 
 @dataclass(frozen=True)
 class PairShard:
-    """The embedding parts whose pairs make one part; ``first``: their first image row."""
+    """The embedding parts whose pairs make one part of pairs; `first` is their first image row."""
 
     index: int
     first: int
@@ -35,32 +36,44 @@ class PairShard:
 
     @property
     def n_rows(self) -> int:
-        """Images."""
+        """Return the number of images."""
         return sum(p.n_rows for p in self.embeddings)
 
 
 def part_images(n_images: int) -> int:
-    """Images that a part of pairs should have."""
+    """Return how many images a part of pairs should have."""
     return min(MAX_PART_IMAGES, max(MIN_PART_IMAGES, -(-n_images // N_PARTS)))
 
 
 def pair_shards(embeddings: Manifest) -> list[PairShard]:
-    """Cuts a face set into about 64 shards, of 32,768 to 262,144 images where embedding parts allow.
+    """Cut a face set into about 64 shards, of 32,768 to 262,144 images where embedding parts allow.
 
-    In smaller ones the fixed costs of a shard, and of its look-ups in tables of all similarities, would show. Depends on the
+    In smaller shards the fixed costs would show, those of look-ups in tables of all similarities too. The cut depends on the
     embeddings alone, so that any cluster continues what another began.
     """
-    target = part_images(embeddings.n_rows)
-    shards: list[PairShard] = []
-    pending: list[Part] = []
-    first = n = 0
-    for part in embeddings.parts:
-        if pending and n + part.n_rows > target:
-            shards.append(PairShard(len(shards), first, tuple(pending)))
-            pending, first, n = [], first + n, 0
-        pending.append(part)
-        n += part.n_rows
-    return [*shards, PairShard(len(shards), first, tuple(pending))]
+    sizes = [part.n_rows for part in embeddings.parts]
+    runs = neighbours(sizes, part_images(embeddings.n_rows))
+    firsts = np.cumsum([0, *(sum(sizes[run]) for run in runs)]).tolist()
+    return [PairShard(i, firsts[i], tuple(embeddings.parts[run])) for i, run in enumerate(runs)]
+
+
+def pair_part_sizes(n_images: int, rows_per_part: int) -> tuple[int, int]:
+    """Return the parts of pairs, and the images of the largest, of embedding parts of `rows_per_part` images."""
+    whole, rest = divmod(n_images, rows_per_part)
+    sizes = [rows_per_part] * whole + [rest] * (rest > 0)
+    runs = neighbours(sizes, part_images(n_images))
+    return len(runs), max(sum(sizes[run]) for run in runs)
+
+
+def neighbours(sizes: Sequence[int], limit: int) -> list[slice]:
+    """Cut neighbouring items into runs whose sizes add up to at most `limit`, or of one larger item; at least one run."""
+    runs, first, total = [], 0, 0
+    for i, size in enumerate(sizes):
+        if i > first and total + size > limit:
+            runs.append(slice(first, i))
+            first, total = i, 0
+        total += size
+    return [*runs, slice(first, len(sizes))]
 
 
 @dataclass(frozen=True)
@@ -71,13 +84,13 @@ class StoredPairs:
     part: Part
 
     def n_pairs(self, repeat: int) -> int:
-        """Pairs of one repeat."""
+        """Return the number of pairs of one repeat."""
         return int(self.part.stats["n_pairs"][str(repeat)])
 
 
 @dataclass(frozen=True)
 class PairGroup:
-    """Neighbouring parts of pairs, and the repeats of them, that one task takes."""
+    """What one task takes: neighbouring parts of pairs, and some repeats of them."""
 
     index: int
     repeats: tuple[int, ...]
@@ -85,38 +98,36 @@ class PairGroup:
 
 
 def pair_groups(stored: list[StoredPairs], n_repeats: int, keep: bool, max_pairs: int) -> list[PairGroup]:
-    """Cut parts of pairs into groups of up to `max_pairs` per repeat. Depends on the pairs alone.
+    """Cut parts of pairs into groups of up to `max_pairs` per repeat. The cut depends on the pairs alone.
 
-    A group holds one repeat; where pairs are not kept, and each part's must be made again, it holds all repeats.
+    A group holds one repeat. Where pairs are not stored it holds all repeats, because a part's pairs are made all at once.
     """
-    groups: list[list[StoredPairs]] = [[]]
-    n = 0
-    for s in stored:
-        if groups[-1] and n + s.n_pairs(0) > max_pairs:
-            groups.append([])
-            n = 0
-        groups[-1].append(s)
-        n += s.n_pairs(0)
+    groups = neighbours([s.n_pairs(0) for s in stored], max_pairs)
     repeats = [(r,) for r in range(n_repeats)] if keep else [tuple(range(n_repeats))]
-    return [PairGroup(i, r, tuple(g)) for i, (r, g) in enumerate((r, g) for r in repeats for g in groups)]
+    return [PairGroup(i, r, tuple(stored[g])) for i, (r, g) in enumerate((r, g) for r in repeats for g in groups)]
 
 
 @dataclass(frozen=True)
 class PairReader:
-    """Reads the parts of a pair dataset, or makes their pairs again where they were not kept."""
+    """Reads the pairs of a dataset, or makes them again where they are not stored."""
 
     pairs: Dataset
     embeddings: Dataset
     settings: PairSettings
     seed: int
 
+    @property
+    def needs_gpu(self) -> bool:
+        """Return whether `read` makes the pairs on a GPU."""
+        return self.settings.device == "cuda" and not self.settings.keep
+
     def stored(self) -> list[StoredPairs]:
-        """All parts; `IncompleteError` where the stage that makes them has not finished."""
+        """Return all parts; raise `IncompleteError` where the stage that makes them has not finished."""
         parts = self.pairs.require().parts
         return [StoredPairs(s, p) for s, p in zip(pair_shards(self.embeddings.require()), parts, strict=True)]
 
     def similarities(self, stored: StoredPairs, repeats: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Each repeat's (n_pairs,) float32 similarities. Memory: as `read`."""
+        """Yield repeats and their `(L,) float32` similarities. Memory: as `read`."""
         if not self.settings.keep:
             yield from ((p.repeat, p.similarity) for p in self.read(stored, repeats))
             return
@@ -124,21 +135,21 @@ class PairReader:
             yield r, self._similarity(stored.part, r)
 
     def read(self, stored: StoredPairs, repeats: Sequence[int]) -> Iterator[Pairs]:
-        """The repeats' pairs; positions in the part, cluster -1 where there is no embedding.
+        """Yield the pairs of some repeats, with positions in the part; the cluster is -1 where there is no embedding.
 
-        Memory: 12 bytes per pair of one repeat; where pairs are not kept, 12 of all repeats.
+        Memory: 12 bytes per pair of one repeat; where pairs are not stored, of all repeats.
         """
         if not self.settings.keep:
-            yield from self._made_again(stored, repeats)
+            yield from self._make_again(stored, repeats)
             return
-        drawn: _Clusters | None = None
+        clusters: _Clusters | None = None
         for r in repeats:
-            if drawn is None or self.settings.recluster:
-                drawn = self._clusters(stored.part, r)
+            if clusters is None or self.settings.recluster:
+                clusters = self._clusters(stored.part, r)
             similarity = self._similarity(stored.part, r)
-            yield Pairs(r, drawn.cluster, drawn.n_pairs, drawn.mates(r, self.seed), similarity)
+            yield Pairs(r, clusters.cluster, clusters.n_pairs, clusters.mates(r, self.seed), similarity)
 
-    def _made_again(self, stored: StoredPairs, repeats: Sequence[int]) -> Iterator[Pairs]:
+    def _make_again(self, stored: StoredPairs, repeats: Sequence[int]) -> Iterator[Pairs]:
         fits = range(self.settings.n_repeats if self.settings.recluster else 1)
         clusters = [self._clusters(stored.part, r).cluster for r in fits]
         pieces = list(make_pairs(stored.shard, self.embeddings, self.settings, self.seed, clusters))
@@ -151,7 +162,7 @@ class PairReader:
             yield Pairs(r, clusters[r if self.settings.recluster else 0], n_opened, mate, similarity)
 
     def _similarity(self, part: Part, repeat: int) -> np.ndarray:
-        return self.pairs.read(part, suffix=schemas.repeat_suffix(repeat))["similarity"].to_numpy()
+        return np.asarray(self.pairs.read(part, suffix=schemas.repeat_suffix(repeat))["similarity"])
 
     def _clusters(self, part: Part, repeat: int) -> _Clusters:
         suffix = schemas.cluster_suffix(repeat if self.settings.recluster else 0)
@@ -161,7 +172,7 @@ class PairReader:
 
 @dataclass(frozen=True)
 class _Clusters:
-    """A part's table of clusters: (n_images,) int32 each."""
+    """The clusters of a part: `(I,) int32` columns."""
 
     identity_row: np.ndarray
     cluster: np.ndarray
@@ -169,19 +180,19 @@ class _Clusters:
 
     @cached_property
     def _drawn_from(self) -> tuple[np.ndarray, ...]:
-        """Rows with an embedding, and what `redraw_mates` takes for them."""
+        """Return the rows with an embedding, and what `redraw_mates` takes for them."""
         rows = np.flatnonzero(self.cluster >= 0).astype(np.int32)
         return rows, self.cluster[rows], *_identities(self.identity_row[rows])
 
     def mates(self, repeat: int, seed: int) -> np.ndarray:
-        """(n_pairs,) int32 positions of one repeat's mates in the part."""
-        rows, cluster, starts, own = self._drawn_from
-        mate = redraw_mates(cluster, starts, own, [repeat], seed=seed)[1][0]
-        return mate if len(rows) == len(self.cluster) else rows[mate]
+        """Return the positions `(L,) int32` of one repeat's mates in the part."""
+        rows, cluster, bounds, identities = self._drawn_from
+        mate = redraw_mates(cluster, bounds, identities, [repeat], seed=seed)[1][0]
+        return mate if len(rows) == len(self.cluster) else np.asarray(rows[mate])
 
 
 def _identities(identity_row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds (n_identities + 1,) and rows (n_identities,) of identities that lie one behind the other."""
+    """Return bounds `(K + 1,)` and rows `(K,)` of the identities of neighbouring images."""
     starts = np.flatnonzero(np.diff(identity_row, prepend=-1))
     return np.append(starts, len(identity_row)), identity_row[starts].astype(np.int64)
 
@@ -190,12 +201,13 @@ def _identities(identity_row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class PairPiece:
     """The pairs of one embedding part.
 
-    ``identity_row`` and ``has_embedding``: (n_images,). ``rows``: int32, the places in the shard of the images with an
-    embedding, to which the positions in ``pairs``, one per repeat, refer.
+    Attributes:
+        identity_row: `(I,)` identities of all images.
+        rows: `int32` positions in the shard of the images with an embedding; `pairs` refers to those.
+        pairs: One per repeat.
     """
 
     identity_row: np.ndarray
-    has_embedding: np.ndarray
     rows: np.ndarray
     pairs: list[Pairs]
 
@@ -209,36 +221,35 @@ def make_pairs(
 
     Memory: one embedding part and what `mated_pairs` takes for it.
     """
-    at = 0
+    first = 0  # of the part, in the shard
     for part in shard.embeddings:
         table = embeddings.read(part, ["identity_row", "embedding"])
-        values, good = columns.embedding_values(table)
+        values, rows_in_part = columns.embedding_values(table)
         identity_row = table["identity_row"].to_numpy()
-        bounds, own = _identities(identity_row[good])
-        rows = (at + good).astype(np.int32)
+        bounds, identities = _identities(identity_row[rows_in_part])
+        rows = (first + rows_in_part).astype(np.int32)
         pairs = mated_pairs(
             values,
             bounds,
-            own,
+            identities,
             n_clusters=settings.n_clusters,
             n_repeats=settings.n_repeats,
             seed=seed,
             recluster=settings.recluster,
             clustering=settings.clustering,
             clusters=[c[rows] for c in clusters],
+            device=settings.device,
         )
-        has_embedding = np.zeros(len(table), bool)
-        has_embedding[good] = True
-        yield PairPiece(identity_row, has_embedding, rows, pairs)
-        at += len(table)
+        yield PairPiece(identity_row, rows, pairs)
+        first += len(table)
 
 
 def pair_files(
     shard: PairShard, pieces: Iterable[PairPiece], settings: PairSettings
-) -> tuple[dict[str, FileContent], PairCounts]:
-    """The files of a part, by suffix, or what makes them, and what was counted on the way.
+) -> tuple[dict[str, FileContent], dict[str, Any]]:
+    """Return the files of a part by suffix, or the functions that make them, and the part's counts.
 
-    Memory: 4 bytes per pair of all repeats where they are kept, 4 more for those of the repeat that is made into a file.
+    Memory: 4 bytes per pair of all repeats where they are stored, 4 more for those of the repeat that is made into a file.
     """
     fits = range(settings.n_repeats if settings.recluster else 1)
     image_rows = np.arange(shard.first, shard.first + shard.n_rows)
@@ -247,11 +258,12 @@ def pair_files(
     n_opened = np.zeros_like(cluster)
     similarity: list[list[np.ndarray]] = [[] for _ in range(settings.n_repeats)]
     n_pairs = [0] * settings.n_repeats
-    at = n_without = 0
+    first = n_without = 0
     for piece in pieces:
-        identity_row[at : at + len(piece.identity_row)] = piece.identity_row
-        at += len(piece.identity_row)
-        n_without += int((~piece.has_embedding).sum())
+        n = len(piece.identity_row)
+        identity_row[first : first + n] = piece.identity_row
+        first += n
+        n_without += n - len(piece.rows)
         for fit in fits:
             cluster[fit, piece.rows] = piece.pairs[fit].cluster
             n_opened[fit, piece.rows] = piece.pairs[fit].n_opened
@@ -270,18 +282,16 @@ def pair_files(
         files[schemas.cluster_suffix(fit)] = table_bytes(pa.table(columns, schema=schemas.CLUSTERS))
     for r in range(settings.n_repeats if settings.keep else 0):
         files[schemas.repeat_suffix(r)] = partial(_similarity_file, similarity[r])
-    sizes = np.unique(identity_row[cluster[0] >= 0], return_counts=True)[1]
-    return files, PairCounts(n_pairs, sizes, n_without)
+    sizes = np.unique(identity_row[cluster[0] >= 0], return_counts=True)[1]  # (K,) images with an embedding
+    counts = {
+        "n_pairs": {str(r): n for r, n in enumerate(n_pairs)},
+        "n_identities": len(sizes),
+        "n_identities_of_one_image": int((sizes == 1).sum()),
+        "n_identities_below_n_clusters": int((sizes < settings.n_clusters).sum()),
+        "n_images_without_embedding": n_without,
+    }
+    return files, counts
 
 
 def _similarity_file(similarity: list[np.ndarray]) -> pa.Buffer:
     return plain_bytes(pa.table([pa.chunked_array(similarity, pa.float32())], schema=schemas.PAIRS))
-
-
-@dataclass(frozen=True)
-class PairCounts:
-    """``n_pairs`` per repeat; ``sizes`` (n_identities,): images with an embedding; how many images have none."""
-
-    n_pairs: list[int]
-    sizes: np.ndarray
-    n_without: int

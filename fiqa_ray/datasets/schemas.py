@@ -1,14 +1,14 @@
-"""Every Parquet schema, with units, ranges and null rules.
+"""The Parquet schemas, with units, ranges and null rules; those of results are row classes in `datasets/results.py`.
 
-Rows are sorted by the first column. ``image_row`` (0..n_images-1, in (identity, image_id) order) and ``identity_row``
-are dense. A bad image keeps its row with ``status`` other than "ok" and ``error``; its values are null.
+Rows are sorted by the first column. `image_row` (0..n_images-1, in (identity, image_id) order) and `identity_row`
+are dense. A bad image keeps its row with `status` other than "ok" and `error`; its values are null.
 """
 
 from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Part of every fingerprint and of a run's settings record: raise it when a column or its meaning changes."""
 
 
@@ -154,76 +154,5 @@ COMPARISONS = pa.schema(
         ("mated", pa.bool_()),
         ("fold", pa.int32()),  # -1 where the protocol has none
         ("similarity", pa.float64()),  # cosine
-    ]
-)
-
-
-EDC = pa.schema(
-    [
-        ("benchmark", pa.string()),
-        ("fr", pa.string()),
-        ("scorer", pa.string()),
-        ("convention", pa.string()),
-        ("fmr_target", pa.float64()),
-        ("discard_fraction", pa.float64()),
-        ("fnmr", pa.float64()),  # null where undefined
-        ("threshold", pa.float64()),
-    ]
-)
-
-
-AUC = pa.schema(
-    [
-        ("benchmark", pa.string()),
-        ("fr", pa.string()),
-        ("scorer", pa.string()),
-        ("convention", pa.string()),
-        ("fmr_target", pa.float64()),
-        ("fmr_achieved", pa.float64()),
-        ("discard_limit", pa.float64()),
-        ("auc", pa.float64()),
-        ("auc_low", pa.float64()),  # bootstrap interval, 95 %; null without bootstrap
-        ("auc_high", pa.float64()),
-        ("n_mated", pa.int64()),
-        ("n_nonmated", pa.int64()),
-    ]
-)
-
-
-DIFFERENCES = pa.schema(  # AUC of a minus AUC of b on the same bootstrap draws: below 0, a is better
-    [
-        ("benchmark", pa.string()),
-        ("convention", pa.string()),
-        ("scorer_a", pa.string()),
-        ("scorer_b", pa.string()),
-        ("difference", pa.float64()),
-        ("low", pa.float64()),
-        ("high", pa.float64()),
-    ]
-)
-
-
-VERIFICATION = pa.schema(
-    [
-        ("benchmark", pa.string()),
-        ("fr", pa.string()),
-        ("accuracy_mean", pa.float64()),
-        ("accuracy_std", pa.float64()),
-        ("tar_at_fmr", pa.float64()),
-        ("fmr", pa.float64()),
-        ("eer", pa.float64()),
-        ("n_mated", pa.int64()),
-        ("n_nonmated", pa.int64()),
-    ]
-)
-
-
-CORRELATIONS = pa.schema(  # Spearman's rho of a score with the recorded true quality
-    [
-        ("benchmark", pa.string()),
-        ("scorer", pa.string()),
-        ("kind", pa.string()),  # "all" or a kind of degradation
-        ("spearman", pa.float64()),
-        ("n", pa.int64()),
     ]
 )

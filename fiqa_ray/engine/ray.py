@@ -57,7 +57,8 @@ def _ray_tasks(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tupl
         while len(running) < width and (item := next(waiting, None)) is not None:
             step, shard = item
             memory = _grantable(step.memory_bytes) if step.memory_bytes else 0
-            sent = task.options(memory=memory or None).remote(step.make_worker, shard, step.memory_bytes > LARGE_BYTES)
+            options = task.options(memory=memory or None, num_gpus=1 if step.needs_gpu else None)
+            sent = options.remote(step.make_worker, shard, step.memory_bytes > LARGE_BYTES)
             running[sent] = item
         if not running:
             return
@@ -126,7 +127,7 @@ def _ray_data(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tuple
             fn_constructor_args=([s.make_worker for s in steps], shards),
             num_gpus=1 if on_gpu else 0,
             num_cpus=1,
-            # a worker that dies for good must end the step: Ray Data's own default is to try for ever
+            # a worker that dies for good must end the step: by default Ray Data tries forever
             max_restarts=3,
             max_task_retries=3,
         )
@@ -162,7 +163,7 @@ def _check_address(address: str) -> None:
 
 @contextmanager
 def ray_session(compute: ComputeSettings) -> Iterator[None]:
-    """Joins or starts Ray for the time of a run; nothing where the engine is local or Ray is up already."""
+    """Join or start Ray for the time of a run; do nothing where the engine is local or Ray is up already."""
     if compute.engine != "ray":
         yield
         return

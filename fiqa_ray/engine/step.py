@@ -25,6 +25,7 @@ class Step:
         n_rows: rows of the dataset, which its parts must add up to.
         engine: Ray `data` (an actor pool of Ray Data), Ray `tasks`, or `driver` (the worker starts Ray work itself).
         uses_model: whether a GPU helps.
+        needs_gpu: whether each shard of a `tasks` step takes a GPU.
         unit: of a row, for progress.
         plan: what the dataset's plan says beside the number of parts and rows.
         check: raises for a finished dataset that must not be used.
@@ -40,6 +41,7 @@ class Step:
     n_rows: int
     engine: Literal["data", "tasks", "driver"] = "tasks"
     uses_model: bool = False
+    needs_gpu: bool = False
     unit: str = "rows"
     plan: dict[str, Any] = field(default_factory=dict)
     check: Callable[[Manifest], None] = lambda _: None

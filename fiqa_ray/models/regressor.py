@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ WEIGHTS_FILE = "weights.pt"
 CARD_VERSION = 2
 """Version of the card's format; raise it when saved regressors change."""
 _TRUSTED = frozenset({"fiqa_ray.synthetic.compact:build"})
-"""Networks of this package that a card may name, although they are in no table. Other code runs only if allowed."""
+"""Every function that a card may name, beside the tables' networks. Other code runs only if allowed."""
 N_QUANTILES = 1001
 """Quantiles in a card's table of scores: one per tenth of a percent."""
 
@@ -181,7 +182,7 @@ def save_regressor(model: QualityRegressor, card: Mapping[str, Any]) -> dict[str
 
 
 def load_regressor(
-    uri: str, device: str = "cpu", *, allow_import: bool = False
+    uri: str, device: str = "cpu", *, allow_import: bool = False, expected: Mapping[str, Any] | None = None
 ) -> tuple[QualityRegressor, dict[str, Any]]:
     """Load a saved regressor, frozen and in evaluation mode, and its card.
 
@@ -190,14 +191,20 @@ def load_regressor(
         device: as torch names it.
         allow_import: let the card of a regressor on `module:function` have that function imported and called. A card
             is data, perhaps somebody else's; it must not run code unasked.
+        expected: what the job that trained the regressor says of it: `recognizer` and `options` of its FR model, whose
+            code may then run, and `files`, the records of its files (`n_bytes` and `crc32` by name).
 
     Raises:
         FiqaRayError: a file is missing, damaged or of another version, or does not fit the network.
     """
     torch_device = find_device(device)
     card_uri, weights_uri = join(uri, CARD_FILE), join(uri, WEIGHTS_FILE)
-    card = _read_card(card_uri)
-    data = read_bytes(weights_uri)
+    records = expected["files"] if expected else {}
+    card = _parse_card(_read_recorded(card_uri, records.get(CARD_FILE)), card_uri)
+    if expected is not None:
+        _check_origin(card, expected, card_uri)
+        allow_import = True
+    data = _read_recorded(weights_uri, records.get(WEIGHTS_FILE))
     if sha256_of(data) != card["weights_sha256"]:
         raise FiqaRayError(f"{weights_uri}: not the file that {card_uri} belongs to (SHA-256 differs); copy both again")
     state = load_state_dict(data, name=weights_uri)
@@ -215,9 +222,34 @@ def load_regressor(
     return model.requires_grad_(False).eval().to(torch_device), card
 
 
-def _read_card(card_uri: str) -> dict[str, Any]:
+def _read_recorded(uri: str, record: Mapping[str, Any] | None) -> bytes:
+    """Read a file and, if a job recorded its checksum, compare it."""
+    data = read_bytes(uri)
+    if record is not None and f"{crc32(data):08x}" != record["crc32"]:
+        raise FiqaRayError(
+            f"{uri}: not the file that the job wrote: its checksum differs from its record; remove {uri.rpartition('/')[0]} "
+            "and run again: the regressor is then trained again"
+        )
+    return data
+
+
+def _check_origin(card: Mapping[str, Any], expected: Mapping[str, Any], card_uri: str) -> None:
+    """Check that a card names the FR model of the job's settings; an ONNX file may have moved."""
+    kind = ModelRef.parse(card["recognizer"]).kind
+    same = kind == ModelRef.parse(expected["recognizer"]).kind
+    if kind != "onnx":
+        same = same and (card["recognizer"], card["options"]) == (expected["recognizer"], dict(expected["options"]))
+    if not same:
+        raise FiqaRayError(
+            f"{card_uri}: names the recogniser {card['recognizer']!r} with options {card['options']!r}, and the job's "
+            f"settings say {expected['recognizer']!r} with {dict(expected['options'])!r}; somebody exchanged the card. Remove "
+            f"{card_uri.rpartition('/')[0]} and run again: the regressor is then trained again"
+        )
+
+
+def _parse_card(data: bytes, card_uri: str) -> dict[str, Any]:
     try:
-        card = json.loads(read_bytes(card_uri))
+        card = json.loads(data)
     except ValueError as error:
         raise FiqaRayError(f"{card_uri}: not readable as JSON ({error}); the folder is no saved regressor") from error
     if not isinstance(card, dict):

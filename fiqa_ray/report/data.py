@@ -1,26 +1,31 @@
-"""What a report shows: plain rows and arrays, filled by the caller from its tables.
+"""What a report shows: rows and arrays that the caller fills in from its tables.
 
-Scores are larger-is-better; rates, areas and fractions lie in [0, 1]; the page prints areas times 1000, as the paper's
-tables do. Fields that a run does not have stay empty, and the page says so.
+A larger score is better. Rates, areas and fractions lie in [0, 1]; the page prints areas times 1000, as the paper's tables
+do. Fields that a run does not have stay empty, and the page says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from fiqa_ray.errors import FiqaRayError
-
-Row = TypeVar("Row")
+from fiqa_ray.datasets.results import AucRow, CorrelationRow, DifferenceRow, EdcLine, VerificationRow
 
 
 @dataclass(frozen=True)
 class StageRow:
-    """One stage of the run: rows in, rows that failed with the number per reason, wall time in seconds."""
+    """One stage of the run.
+
+    Attributes:
+        name: Name of the stage and what it worked on.
+        n_rows: Rows in.
+        n_failed: Rows that failed.
+        reasons: Failed rows by reason.
+        duration_s: Sum of the parts' wall times in seconds.
+    """
 
     name: str
     n_rows: int
@@ -31,7 +36,14 @@ class StageRow:
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One network that took part: its name, checkpoint file, SHA-256 of the file in hex, licence as published."""
+    """One network that took part.
+
+    Attributes:
+        name: Its name.
+        file: Name of the checkpoint.
+        sha256: SHA-256 of the checkpoint in hex.
+        licence: Licence as published.
+    """
 
     name: str
     file: str = ""
@@ -45,12 +57,15 @@ class LabelSummary:
 
     Attributes:
         method: FIQA method of the prior scores.
-        theta: weight of the update; ``theta_effective`` is what it amounts to on the index scale in use.
-        prior_score, optimized_score: (n_sample,) float, the same images in both; at most some 20 000, drawn by the
-            caller.
-        histogram_counts, histogram_edges: (n_bins,) and (n_bins + 1,), prior scores of all images.
-        n_images: images in the database; ``n_without_pairs`` of them own no pair and keep their index.
-        mean_index_move: mean absolute change of the quality index as a fraction of n_images.
+        theta: Weight of the update.
+        theta_effective: What theta amounts to on the index scale in use.
+        prior_score: `(S,)` prior scores of a sample of some 20,000 images at most.
+        optimized_score: `(S,)` their optimized scores.
+        histogram_counts: `(B,)` images by prior score, of the whole database.
+        histogram_edges: `(B + 1,)` edges of the bins.
+        n_images: Images in the database.
+        n_without_pairs: Images that own no pair and keep their index.
+        mean_index_move: Mean absolute change of the quality index as a fraction of `n_images`.
     """
 
     method: str
@@ -66,94 +81,29 @@ class LabelSummary:
 
 
 @dataclass(frozen=True)
-class EdcLine:
-    """One curve: a scorer on a benchmark with one recogniser; arrays (n_levels,), NaN where FNMR is undefined.
+class SimilarityHistogram:
+    """Similarities of a benchmark's mated and non-mated pairs under one recogniser.
 
-    ``convention`` is "paper", "nearest" or "dasec" (see fiqa_ray.core.edc); ``threshold`` is not drawn.
+    Attributes:
+        benchmark: Name of the benchmark.
+        fr: Name of the recogniser.
+        threshold: Similarity threshold in use.
+        edges: `(B + 1,)` edges of the bins.
+        mated_counts: `(B,)` mated pairs.
+        nonmated_counts: `(B,)` non-mated pairs.
     """
 
     benchmark: str
     fr: str
-    scorer: str
-    convention: str
-    fmr_target: float
-    discard_fraction: NDArray[np.float64]
-    fnmr: NDArray[np.float64]
-    threshold: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class AucRow:
-    """Area under one curve up to ``discard_limit`` with its bootstrap interval; NaN where undefined or not made."""
-
-    benchmark: str
-    fr: str
-    scorer: str
-    convention: str
-    fmr_target: float
-    fmr_achieved: float
-    discard_limit: float
-    auc: float
-    auc_low: float
-    auc_high: float
-    n_mated: int
-    n_nonmated: int
-
-
-@dataclass(frozen=True)
-class DifferenceRow:
-    """AUC of ``scorer_a`` minus AUC of ``scorer_b`` on the same draws, with its interval; below zero: a is better.
-
-    By custom a is the regressor trained on optimized labels and b the one trained on prior labels.
-    """
-
-    benchmark: str
-    convention: str
-    scorer_a: str
-    scorer_b: str
-    difference: float
-    low: float
-    high: float
-    fr: str = ""
-
-
-@dataclass(frozen=True)
-class VerificationRow:
-    """Sanity of one recogniser on one benchmark, independent of quality.
-
-    ``tar_at_fmr`` is the true accept rate at the false match rate ``fmr``; ``threshold`` the similarity in use there.
-    Histogram: ``edges`` (n_bins + 1,), ``mated_counts`` and ``nonmated_counts`` (n_bins,), pairs by similarity.
-    """
-
-    benchmark: str
-    fr: str
-    accuracy_mean: float
-    accuracy_std: float
-    tar_at_fmr: float
-    fmr: float
-    eer: float
-    threshold: float = float("nan")
-    edges: ArrayLike = ()
-    mated_counts: ArrayLike = ()
-    nonmated_counts: ArrayLike = ()
-
-
-@dataclass(frozen=True)
-class CorrelationRow:
-    """Spearman correlation of a score with the recorded true quality, over ``n`` images.
-
-    ``kind`` is one kind of degradation or "all". A score that follows the true quality perfectly has 1.
-    """
-
-    scorer: str
-    kind: str
-    spearman: float
-    n: int
+    threshold: float
+    edges: ArrayLike
+    mated_counts: ArrayLike
+    nonmated_counts: ArrayLike
 
 
 @dataclass(frozen=True)
 class Face:
-    """One picture: PNG or JPEG bytes, its score, a few words."""
+    """One picture: PNG or JPEG bytes, its score and a caption."""
 
     image: bytes
     score: float
@@ -174,13 +124,21 @@ class ReportData:
     """Everything that `render_report` prints.
 
     Attributes:
-        title: heading of the page.
-        code_version: version of the code that made the results, with its commit where known.
-        created: date and time as text; empty leaves it out, so that equal data give equal pages.
-        settings: what ran, in reading order: data set, recogniser, methods, theta, C, R, seed, ... Nested mappings
-            are shown with dotted names.
-        stages, models, labels, edc, auc, differences, verification, correlations, faces: see the row classes.
-        notes: sentences about limits and oddities of this run.
+        title: Heading of the page.
+        code_version: Version of the code that made the results, with its commit where known.
+        created: Date and time as text; empty leaves it out, so that equal data give equal pages.
+        settings: What ran, in reading order. Nested mappings are shown with dotted names.
+        stages: Stages of the run in their order.
+        models: Networks that took part.
+        labels: Label optimization, per method and theta.
+        edc: Error-versus-discard curves.
+        auc: Areas under them.
+        differences: Paired differences of areas.
+        verification: What the recogniser is worth, per benchmark and false match rate.
+        similarities: Histograms of the pairs' similarities.
+        correlations: Correlations with the recorded true quality.
+        faces: Best and worst faces.
+        notes: Sentences about limits and oddities of this run.
     """
 
     title: str
@@ -194,49 +152,7 @@ class ReportData:
     auc: Sequence[AucRow] = ()
     differences: Sequence[DifferenceRow] = ()
     verification: Sequence[VerificationRow] = ()
+    similarities: Sequence[SimilarityHistogram] = ()
     correlations: Sequence[CorrelationRow] = ()
     faces: Sequence[FaceStrip] = ()
     notes: Sequence[str] = ()
-
-
-def rows_from(row_class: type[Row], table: Any) -> list[Row]:
-    """Rows of ``row_class`` from a pyarrow table or any iterable of mappings; further columns are ignored.
-
-    Raises:
-        FiqaRayError: a column that the class needs is missing.
-    """
-    records: Iterable[Mapping[str, Any]] = table.to_pylist() if hasattr(table, "to_pylist") else table
-    known = {f.name: f for f in fields(row_class)}  # type: ignore[arg-type]
-    needed = {n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
-    rows = []
-    for i, record in enumerate(records):
-        missing = sorted(needed - record.keys())
-        if missing:
-            raise FiqaRayError(f"report: row {i} for {row_class.__name__} lacks {', '.join(missing)}")
-        rows.append(row_class(**{name: value for name, value in record.items() if name in known}))
-    return rows
-
-
-def edc_lines(table: Any) -> list[EdcLine]:
-    """Curves from a pyarrow table or a mapping of columns with one row per level, in order of first appearance.
-
-    Columns: benchmark, fr, scorer, convention, fmr_target, discard_fraction, fnmr, threshold. Rows of one curve may
-    lie anywhere; they are sorted by discard fraction.
-
-    Raises:
-        FiqaRayError: a column is missing.
-    """
-    columns: Mapping[str, Sequence[Any]] = table.to_pydict() if hasattr(table, "to_pydict") else table
-    names = [f.name for f in fields(EdcLine)]
-    missing = [name for name in names if name not in columns]
-    if missing:
-        raise FiqaRayError(f"report: the table of curves lacks {', '.join(missing)}")
-    rows_of: dict[tuple[Any, ...], list[int]] = {}
-    for i, key in enumerate(zip(*(columns[name] for name in names[:5]), strict=True)):
-        rows_of.setdefault(key, []).append(i)
-    values = [np.array([np.nan if v is None else v for v in columns[name]], dtype=np.float64) for name in names[5:]]
-    lines = []
-    for key, rows in rows_of.items():
-        order = np.array(rows)[np.argsort(values[0][rows], kind="stable")]
-        lines.append(EdcLine(*key, *(column[order] for column in values)))
-    return lines

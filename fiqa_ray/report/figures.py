@@ -18,7 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from fiqa_ray.report.data import EdcLine, LabelSummary, VerificationRow
+from fiqa_ray.datasets.results import EdcLine
+from fiqa_ray.report.data import LabelSummary, SimilarityHistogram
 
 BLUE, ORANGE, INK, GREY = "#0072B2", "#D55E00", "#222222", "#767676"
 WIDTH_INCH = 4.2
@@ -52,7 +53,7 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class LineStyle:
-    """How a scorer is drawn everywhere: colour, dash lengths in line widths (empty: solid), marker."""
+    """How a scorer is drawn in all figures: colour, dash lengths in line widths (empty: solid), marker."""
 
     colour: str
     dashes: tuple[float, ...]
@@ -74,7 +75,7 @@ ORACLE_STYLE = LineStyle("#111111", (1.2, 1.6), "")
 
 
 def line_styles(scorers: Sequence[str]) -> dict[str, LineStyle]:
-    """One style per scorer, by order; scorers named random or oracle are grey or black, as references are."""
+    """Return one style per scorer, by order; scorers named random or oracle are grey or black, as references are."""
     styles: dict[str, LineStyle] = {}
     n_cycled = 0
     for scorer in dict.fromkeys(scorers):
@@ -89,7 +90,7 @@ def line_styles(scorers: Sequence[str]) -> dict[str, LineStyle]:
 
 
 def label_figure(labels: LabelSummary) -> str:
-    """Paper Fig. 4: histogram of the prior qualities above optimized against prior quality, with the diagonal."""
+    """Draw Fig. 4 of the paper: the histogram of the prior scores above optimized against prior scores."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_INCH, 4.7), layout="constrained")
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1, 2.9])
@@ -107,8 +108,8 @@ def label_figure(labels: LabelSummary) -> str:
         return _data_uri(figure)
 
 
-def similarity_figure(row: VerificationRow) -> str:
-    """Density of the similarity of mated and of non-mated pairs, with the threshold in use."""
+def similarity_figure(row: SimilarityHistogram) -> str:
+    """Draw the density of the similarity of mated and of non-mated pairs, with the threshold in use."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_INCH, 2.7), layout="constrained")
         axes = figure.subplots()
@@ -129,9 +130,9 @@ def similarity_figure(row: VerificationRow) -> str:
 
 
 def edc_figure(lines: Sequence[EdcLine], styles: Mapping[str, LineStyle], limits: Sequence[float] = ()) -> str:
-    """FNMR against the discarded share, one line per scorer; all lines share benchmark, recogniser and convention.
+    """Draw FNMR against the discarded share, one line per scorer; all lines share benchmark, recogniser and convention.
 
-    Steps for "dasec", straight lines between the levels otherwise. ``limits`` are marked: ends of partial areas.
+    Steps for "dasec", straight lines between the levels otherwise. The ends of partial areas, `limits`, are marked.
     """
     percent = lines[0].convention != "dasec"
     scale = 100 if percent else 1
@@ -174,7 +175,7 @@ def _density(counts: ArrayLike, edges: np.ndarray) -> np.ndarray:
 
 
 def _data_uri(figure: Figure) -> str:
-    """``figure`` as an SVG data URI without creator, date or links."""
+    """Return a figure as an SVG data URI without creator, date or links."""
     stream = io.BytesIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(stream, format="svg", dpi=150, metadata=nothing)

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jinja2
-import numpy as np
 from markupsafe import Markup
 
+from fiqa_ray.datasets.results import AucRow, CorrelationRow, DifferenceRow
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.report import figures
-from fiqa_ray.report.data import AucRow, DifferenceRow, ReportData
+from fiqa_ray.report.data import ReportData
 
 FOLDER = Path(__file__).parent
 CONVENTIONS = {
     "paper": (
-        "“paper” discards from all pairs in steps of 5 % and sets the threshold anew at every step, so that the FMR "
+        "“paper” discards from all pairs in steps of 5 % and sets a new threshold at every step, so that the FMR "
         "stays below its target; straight lines, area over [0, 0.95]."
     ),
     "nearest": (
@@ -42,7 +42,7 @@ Key = TypeVar("Key")
 
 
 def render_report(data: ReportData) -> str:
-    """The page as text; write it as UTF-8.
+    """Return the page as text; write it as UTF-8.
 
     Raises:
         FiqaRayError: a face is neither PNG nor JPEG.
@@ -70,9 +70,7 @@ def render_report(data: ReportData) -> str:
         findings=findings(data),
         settings=flat_settings(data.settings),
         label_figures=[(labels, figures.label_figure(labels)) for labels in data.labels],
-        similarity_figures=[
-            (row, figures.similarity_figure(row)) for row in data.verification if np.size(row.edges) > 1
-        ],
+        similarity_figures=[(row, figures.similarity_figure(row)) for row in data.similarities],
         curves=curve_groups(data, styles),
         conventions=[
             CONVENTIONS[name] for name in dict.fromkeys(line.convention for line in data.edc) if name in CONVENTIONS
@@ -80,7 +78,7 @@ def render_report(data: ReportData) -> str:
         auc_tables=auc_tables(data.auc),
         has_oracle=any(is_oracle(row.scorer) for row in data.auc),
         differences=difference_groups(data.differences),
-        correlations=correlation_table(data),
+        correlations=correlation_tables(data.correlations),
         faces=[
             (strip.scorer, [("best", picture_uris(strip.best)), ("worst", picture_uris(strip.worst))])
             for strip in data.faces
@@ -92,44 +90,44 @@ def render_report(data: ReportData) -> str:
 
 
 def count(value: int) -> str:
-    """1234567 as 1,234,567."""
+    """Write 1234567 as 1,234,567."""
     return f"{value:,}"
 
 
 def decimals(value: float, places: int = 3) -> str:
-    """A number with fixed decimals and a true minus sign; "undefined" for NaN."""
+    """Write a number with fixed decimals and a true minus sign; NaN is "undefined"."""
     return "undefined" if math.isnan(value) else f"{value:.{places}f}".replace("-", "−")
 
 
 def area(value: float) -> str:
-    """An area times 1000 with one decimal, as in the paper's tables."""
+    """Write an area times 1000 with one decimal, as the paper's tables do."""
     return decimals(1000 * value, 1)
 
 
 def signed_area(value: float) -> str:
-    """A difference of areas times 1000 with its sign and two decimals, so that few intervals seem to end at zero."""
+    """Write a difference of areas times 1000 with its sign and two decimals, so that few intervals seem to end at zero."""
     return "undefined" if math.isnan(value) else f"{1000 * value:+.2f}".replace("-", "−")
 
 
 def percent(value: float, places: int = 2) -> str:
-    """A fraction in percent."""
+    """Write a fraction in percent."""
     return "undefined" if math.isnan(value) else f"{decimals(100 * value, places)} %"
 
 
 def percent_range(values: Sequence[float]) -> str:
-    """The percents that ``values`` span, one number where they print alike."""
+    """Write the range of some fractions in percent, as one number where both ends print alike."""
     low, high = percent(min(values)), percent(max(values))
     return low if low == high else f"{low} to {high}"
 
 
 def rate(value: float) -> str:
-    """A small rate or step with up to three digits, such as 0.001 or 6.67e−4."""
+    """Write a small rate or step with up to three digits, such as 0.001 or 6.67e−4."""
     text = f"{value:.3g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.2e}".replace("e-0", "e-")
     return text.replace("-", "−")
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 4.2 s, 3 min 05 s or 2 h 07 min; empty for NaN."""
+    """Write seconds as 4.2 s, 3 min 05 s or 2 h 07 min; empty for NaN."""
     if math.isnan(seconds):
         return ""
     if seconds < 60:
@@ -140,7 +138,7 @@ def duration(seconds: float) -> str:
 
 
 def verdict(row: DifferenceRow) -> str:
-    """What the interval of a difference of areas says about its first scorer; smaller areas are better."""
+    """Say what the interval of a difference of areas means for its first scorer; smaller areas are better."""
     if math.isnan(row.low) or math.isnan(row.high):
         return "undefined"
     if row.high < 0:
@@ -149,7 +147,7 @@ def verdict(row: DifferenceRow) -> str:
 
 
 def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Settings as (dotted name, text) in their order."""
+    """Return settings as (dotted name, text) in their order."""
     rows: list[tuple[str, str]] = []
     for name, value in settings.items():
         if isinstance(value, Mapping):
@@ -162,7 +160,7 @@ def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[s
 
 
 def findings(data: ReportData) -> list[str]:
-    """The run in a few sentences, results first."""
+    """Return the run in a few sentences, results first."""
     sentences = []
     for group in difference_groups(data.differences):
         by_verdict = grouped(group["rows"], lambda item: item["verdict"])
@@ -191,7 +189,7 @@ def findings(data: ReportData) -> list[str]:
 
 
 def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
-    """Items by key, keys and items in order of first appearance."""
+    """Group items by a key; keys and items keep the order of first appearance."""
     groups: dict[Key, list[Item]] = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)
@@ -199,7 +197,7 @@ def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list
 
 
 def curve_groups(data: ReportData, styles: Mapping[str, figures.LineStyle]) -> list[dict[str, Any]]:
-    """Per (recogniser, convention, FMR): legend and one figure per benchmark."""
+    """Return, per (recogniser, convention, FMR), legend and one figure per benchmark."""
     groups = []
     for (fr, convention, fmr), lines in grouped(data.edc, lambda c: (c.fr, c.convention, c.fmr_target)).items():
         limits = sorted(
@@ -227,12 +225,12 @@ def curve_groups(data: ReportData, styles: Mapping[str, figures.LineStyle]) -> l
 
 
 def is_oracle(scorer: str) -> bool:
-    """Whether a scorer is a reference that knows the truth; told by its name."""
+    """Return whether a scorer is a reference that knows the truth, told by its name."""
     return "oracle" in scorer.lower()
 
 
 def auc_tables(rows: Sequence[AucRow]) -> list[dict[str, Any]]:
-    """Per (recogniser, convention, FMR, limit): scorers by benchmarks, the best of each benchmark marked."""
+    """Return, per (recogniser, convention, FMR, limit), scorers by benchmarks, the best of each benchmark marked."""
     tables = []
     for (fr, convention, fmr, limit), members in grouped(
         rows, lambda r: (r.fr, r.convention, r.fmr_target, r.discard_limit)
@@ -270,12 +268,12 @@ def auc_tables(rows: Sequence[AucRow]) -> list[dict[str, Any]]:
 
 
 def difference_groups(rows: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
-    """Per (recogniser, convention, scorer a, scorer b): benchmarks with their verdicts."""
+    """Return, per (recogniser, convention, scorer a, scorer b), benchmarks with their verdicts."""
     return [
         {
             "a": a,
             "b": b,
-            "where": f"Convention {convention}" + (f", {fr}" if fr else ""),
+            "where": f"Convention {convention}, {fr}",
             "rows": [{"row": row, "verdict": verdict(row)} for row in members],
         }
         for (fr, convention, a, b), members in grouped(
@@ -284,21 +282,24 @@ def difference_groups(rows: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
     ]
 
 
-def correlation_table(data: ReportData) -> dict[str, Any]:
-    """Scorers by kinds of degradation, "all" first."""
-    kinds = sorted(dict.fromkeys(row.kind for row in data.correlations), key=lambda kind: kind != "all")
-    cells = {(row.scorer, row.kind): row for row in data.correlations}
-    return {
-        "kinds": kinds,
-        "rows": [
-            (scorer, [cells.get((scorer, kind)) for kind in kinds])
-            for scorer in dict.fromkeys(row.scorer for row in data.correlations)
-        ],
-    }
+def correlation_tables(rows: Sequence[CorrelationRow]) -> list[dict[str, Any]]:
+    """Return one table per benchmark: scorers by kinds of degradation, "all" first."""
+    tables = []
+    for benchmark, members in grouped(rows, lambda row: row.benchmark).items():
+        kinds = sorted(dict.fromkeys(row.kind for row in members), key=lambda kind: kind != "all")
+        cells = {(row.scorer, row.kind): row for row in members}
+        scorers = dict.fromkeys(row.scorer for row in members)
+        table_rows = [(scorer, [cells.get((scorer, kind)) for kind in kinds]) for scorer in scorers]
+        tables.append({"benchmark": benchmark, "kinds": kinds, "rows": table_rows})
+    return tables
 
 
 def picture_uris(faces: Sequence[Any]) -> list[tuple[Any, str]]:
-    """Faces with their pictures as data URIs; FiqaRayError for bytes that are neither PNG nor JPEG."""
+    """Return faces with their pictures as data URIs.
+
+    Raises:
+        FiqaRayError: Bytes that are neither PNG nor JPEG.
+    """
     pairs = []
     for face in faces:
         if face.image.startswith(b"\x89PNG\r\n\x1a\n"):

@@ -6,22 +6,33 @@ each other; they meet through the datasets of `fiqa_ray.job`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any, cast
 
+from fiqa_ray.engine.cost import Cost, Workload
 from fiqa_ray.engine.step import Step
 from fiqa_ray.job import Job
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: datasets by their names on disk, and the functions `module:function` of this folder that plan its steps."""
+    """One stage.
+
+    Attributes:
+        purpose: What it does.
+        reads: Names, on disk, of the datasets that it reads.
+        writes: Names of those that it writes.
+        planned_by: Functions `module:function` of this folder that plan its steps.
+        estimated_by: The function that estimates their costs.
+    """
 
     purpose: str
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     planned_by: tuple[str, ...]
+    estimated_by: str
 
 
 STAGES: dict[str, Stage] = {
@@ -30,60 +41,70 @@ STAGES: dict[str, Stage] = {
         reads=(),
         writes=("faces",),
         planned_by=("pack:pack_steps",),
+        estimated_by="pack:estimate",
     ),
     "embed": Stage(
         "Run the FR model on every face (Ray Data, on GPUs where there are some).",
         reads=("faces",),
         writes=("embeddings",),
         planned_by=("infer:embed_steps",),
+        estimated_by="infer:estimate_embed",
     ),
     "score": Stage(
         "Run each FIQA method on every face: the prior scores (Ray Data, on GPUs where there are some).",
         reads=("faces", "embeddings"),
         writes=("quality_scores",),
         planned_by=("infer:score_steps",),
+        estimated_by="infer:estimate_score",
     ),
     "pair": Stage(
         "Cluster each identity, draw mated pairs, and look up their similarities (Ray tasks; equation 1).",
         reads=("embeddings",),
         writes=("pairs",),
         planned_by=("pair:pair_steps",),
+        estimated_by="pair:estimate",
     ),
     "fuse": Stage(
         "Weigh several methods' scores into one (Ray tasks).",
         reads=("quality_scores", "pairs"),
         writes=("fusion_fit", "quality_scores"),
         planned_by=("fuse:fuse_steps",),
+        estimated_by="fuse:estimate",
     ),
     "rank": Stage(
         "Rank the similarities of all pairs (equation 2), and the prior scores of each method (Ray tasks).",
         reads=("pairs", "quality_scores"),
         writes=("key_counts", "sorted_keys", "similarity_ranks", "quality_index"),
         planned_by=("rank:rank_steps",),
+        estimated_by="rank:estimate",
     ),
     "optimize": Stage(
         "Move quality indices towards similarity ranks, and reassign the prior scores (Ray tasks; equation 3).",
         reads=("pairs", "similarity_ranks", "quality_index"),
         writes=("optimized_index", "optimized_labels"),
         planned_by=("optimize:optimize_steps",),
+        estimated_by="optimize:estimate",
     ),
     "train": Stage(
         "Fit a regressor to each label set (Ray Train; section III-D).",
         reads=("faces", "embeddings", "optimized_labels"),
         writes=("regressor",),
         planned_by=("train:train_steps",),
+        estimated_by="train:estimate",
     ),
     "evaluate": Stage(
         "Score the benchmarks by the regressors, and compare all scorers on the same pairs (section IV).",
         reads=("faces", "embeddings", "quality_scores", "regressor"),
         writes=("quality_scores", "evaluation"),
         planned_by=("infer:regressor_score_steps", "evaluate:evaluate_steps"),
+        estimated_by="infer:estimate_regressor_scores",
     ),
     "report": Stage(
         "Write the page that shows the results.",
         reads=("evaluation", "optimized_labels", "regressor"),
         writes=("report",),
         planned_by=("report:report_steps",),
+        estimated_by="",
     ),
 }
 
@@ -91,6 +112,17 @@ STAGES: dict[str, Stage] = {
 def stage_steps(stage: str, job: Job) -> Iterator[list[Step]]:
     """Yield the steps of a stage in groups that run side by side, each planned when the group before it has finished."""
     for planner in STAGES[stage].planned_by:
-        module, function = planner.split(":")
-        # imported here: stages import torch and more, and a job pays only for those that it runs
-        yield from getattr(import_module(f"fiqa_ray.stages.{module}"), function)(job)
+        yield from _function(planner)(job)
+
+
+def stage_costs(stage: str, job: Job, workload: Workload) -> Iterator[Cost]:
+    """Yield the estimated cost of each step of a stage."""
+    estimator = STAGES[stage].estimated_by
+    if estimator:
+        yield from _function(estimator)(job, workload)
+
+
+def _function(name: str) -> Callable[..., Any]:
+    """Return `module:function` of this folder, imported late: a job pays only for the stages that it runs."""
+    module, function = name.split(":")
+    return cast(Callable[..., Any], getattr(import_module(f"fiqa_ray.stages.{module}"), function))

@@ -1,41 +1,48 @@
 """evaluate: what a score is worth for verification (paper IV): EDC, AUC with intervals, accuracy, correlations.
 
-Every scorer of a benchmark is judged on the same comparisons and the same bootstrap draws: each method's own scores, its
-regressors on prior and on optimized labels, the user's further scores, and random numbers as the floor.
+Every scorer of a benchmark is judged on the same pairs and the same bootstrap draws: each method's scores, its regressors
+on prior and on optimized labels, the user's further scores, and random numbers as the floor.
 """
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 from scipy.stats import spearmanr
 
-from fiqa_ray.config import BenchmarkSettings, EvaluateSettings, PairListSettings
-from fiqa_ray.core.bootstrap import bootstrap_auc
-from fiqa_ray.core.edc import edc_curve
+from fiqa_ray.config import BenchmarkSettings, EvaluateSettings, PairListSettings, ScoresSettings
+from fiqa_ray.core.bootstrap import AucBootstrap, bootstrap_auc
+from fiqa_ray.core.edc import EDC, edc_curve
 from fiqa_ray.core.kernels.draws import counter_draws
 from fiqa_ray.core.kernels.gram import unit_vectors
-from fiqa_ray.core.verification import equal_error_rate, fold_accuracy, tar_at_fmr
+from fiqa_ray.core.verification import equal_error_rate, fold_accuracy, tar_at_fmr, threshold_at_fmr
 from fiqa_ray.datasets import columns, schemas
 from fiqa_ray.datasets.dataset import Dataset, Part
+from fiqa_ray.datasets.results import (
+    AucRow,
+    CorrelationRow,
+    DifferenceRow,
+    EdcLine,
+    VerificationRow,
+    edc_table,
+    table_of,
+)
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job, LabelSet
+from fiqa_ray.sources.degradations import read_degradations
 from fiqa_ray.sources.kinds import PROTOCOLS
-from fiqa_ray.sources.protocols import VerificationPairs
+from fiqa_ray.sources.protocols import VerificationPairs, pair_rows
 from fiqa_ray.sources.scores import scores_by_id
-from fiqa_ray.storage import read_bytes, storage_errors
+from fiqa_ray.storage import storage_errors
 
 RANDOM, ORACLE = "random", "oracle"
-"""Names of the floor, random numbers, and of the recorded truth, which is compared where it covers all images."""
+"""Scorers for reference: random numbers, and the recorded truth where it covers all images."""
 
 USUAL_FMR = 1e-3
 PAUC_LIMITS = (0.2, 0.3)
@@ -46,7 +53,13 @@ _RANDOM_STREAM = 0x4A2D
 
 @dataclass(frozen=True)
 class BenchmarkShard:
-    """One benchmark: its data sets and the scorers to compare. ``scorers``: name -> scores; ``files``: name -> URI."""
+    """One benchmark: its datasets and the scorers to compare.
+
+    Attributes:
+        scorers: Scores of the job by the scorer's name.
+        files: files of further scores of the user by name.
+        compare: Pairs of scorers whose areas are compared.
+    """
 
     benchmark: BenchmarkSettings
     settings: EvaluateSettings
@@ -55,12 +68,12 @@ class BenchmarkShard:
     faces: Dataset
     embeddings: Dataset
     scorers: dict[str, Dataset]
-    files: dict[str, str]
+    files: dict[str, ScoresSettings]
     compare: list[tuple[str, str]]
 
 
 def evaluate_steps(job: Job) -> Iterator[list[Step]]:
-    """One step per benchmark."""
+    """Yield one step per benchmark."""
     steps = []
     for benchmark in job.settings.benchmarks:
         scorers, compare = {}, []
@@ -100,84 +113,117 @@ def read_pairs(settings: PairListSettings) -> VerificationPairs:
 
 
 def run_shard(dataset: Dataset, shard: BenchmarkShard) -> Part:
-    """Everything of one benchmark. Memory: its embeddings, scores and pairs."""
+    """Evaluate one benchmark and write its results. Memory: its embeddings, scores and pairs."""
     started = time.monotonic()
-    name = shard.benchmark.name
     faces = shard.faces.read_all(["image_row", "image_id"])
     image_id = faces["image_id"].combine_chunks()
-    protocol = read_pairs(shard.benchmark.pairs)
-    rows = [_rows_of(ids, image_id, shard) for ids in (protocol.image_id_a, protocol.image_id_b)]
-
-    embeddings = shard.embeddings.read_all(["image_row", "embedding"])
-    values, good = columns.embedding_values(embeddings)
-    place = np.full(len(image_id), -1, np.int64)
-    place[good] = np.arange(len(good))
-    scores = {k: _scores(d) for k, d in shard.scorers.items()}
-    scores |= {k: scores_by_id(uri, image_id) for k, uri in shard.files.items()}
     truth = _recorded_truth(shard.benchmark.degradations, image_id)
-    if truth is not None and np.isfinite(truth.quality).all():
-        scores[ORACLE] = truth.quality
-    random = counter_draws(shard.seed, _RANDOM_STREAM, np.arange(len(image_id))).astype(np.float64)
-    scores[RANDOM] = random / 2.0**64
+    scores = _all_scores(shard, image_id, truth)
+    pairs = _usable_pairs(shard, image_id, scores)
 
-    # a pair counts where both images have an embedding and every score: all scorers see the same pairs
-    usable = (place >= 0) & np.all([np.isfinite(s) for s in scores.values()], axis=0)
-    kept = usable[rows[0]] & usable[rows[1]]
-    a, b = rows[0][kept], rows[1][kept]
-    mated, fold = np.asarray(protocol.mated)[kept], np.asarray(protocol.fold)[kept]
-    if not mated.any() or mated.all():
-        raise FiqaRayError(
-            f"benchmark {name}: {int(mated.sum())} mated and {int((~mated).sum())} non-mated pairs are usable "
-            f"({int((~kept).sum())} skipped for bad images); both kinds are needed, see {shard.benchmark.pairs.uri}"
-        )
-    units = unit_vectors(values)
-    similarity = np.einsum("ij,ij->i", units[place[a]], units[place[b]], dtype=np.float64).clip(-1, 1)
-
-    edc, auc, differences = _curves(shard, similarity, mated, {k: (s[a], s[b]) for k, s in scores.items()})
-    verification = _verification(shard, similarity, mated, fold)
+    qualities = {k: (s[pairs.row_a], s[pairs.row_b]) for k, s in scores.items()}
+    lines, areas, differences = _curves(shard, pairs.similarity, pairs.mated, qualities)
+    comparisons = {
+        "image_row_a": pairs.row_a,
+        "image_row_b": pairs.row_b,
+        "mated": pairs.mated,
+        "fold": pairs.fold.astype(np.int32),
+        "similarity": pairs.similarity,
+    }
     tables = {
-        "comparisons": pa.table(
-            {
-                "image_row_a": a,
-                "image_row_b": b,
-                "mated": mated,
-                "fold": fold.astype(np.int32),
-                "similarity": similarity,
-            },
-            schema=schemas.COMPARISONS,
-        ),
-        "edc": pa.Table.from_pylist(edc, schema=schemas.EDC),
-        "auc": pa.Table.from_pylist(auc, schema=schemas.AUC),
-        "differences": pa.Table.from_pylist(differences, schema=schemas.DIFFERENCES),
-        "verification": pa.Table.from_pylist(verification, schema=schemas.VERIFICATION),
-        "correlations": pa.Table.from_pylist(_correlations(shard, truth, scores), schema=schemas.CORRELATIONS),
+        "comparisons": pa.table(comparisons, schema=schemas.COMPARISONS),
+        EdcLine.TABLE: edc_table(lines),
+        AucRow.TABLE: table_of(AucRow, areas),
+        DifferenceRow.TABLE: table_of(DifferenceRow, differences),
+        VerificationRow.TABLE: table_of(VerificationRow, _verification(shard, pairs)),
+        CorrelationRow.TABLE: table_of(CorrelationRow, _correlations(shard, truth, scores)),
         "scores": pa.table({"image_row": faces["image_row"], **scores}),
     }
     return dataset.write_part(
         0,
         {f".{k}.parquet": t for k, t in tables.items()},
-        n_rows=len(protocol.mated),
-        stats={"n_pairs_used": int(kept.sum()), "n_pairs_skipped": int((~kept).sum())},
+        n_rows=len(pairs.mated) + pairs.n_skipped,
+        stats={"n_pairs_used": len(pairs.mated), "n_pairs_skipped": pairs.n_skipped},
         duration_s=time.monotonic() - started,
     )
 
 
-def _rows_of(ids: Any, image_id: pa.Array, shard: BenchmarkShard) -> np.ndarray:
-    wanted = pa.array(list(ids), pa.string())
-    at = pc.index_in(wanted, value_set=image_id)
-    if at.null_count:
-        missing = wanted.filter(at.is_null())
+@dataclass(frozen=True)
+class Truth:
+    """What is recorded of the images: `(I,)` kinds of degradation and true qualities; None and NaN where nothing is."""
+
+    kind: np.ndarray
+    quality: np.ndarray
+
+
+def _recorded_truth(uri: str | None, image_id: pa.Array) -> Truth | None:
+    if uri is None:
+        return None
+    table = read_degradations(uri)
+    records = table.take(pc.index_in(image_id.cast(pa.large_string()), value_set=table["image_id"].combine_chunks()))
+    quality = records["quality"].to_numpy(zero_copy_only=False)
+    return Truth(np.array(records["kind"].to_pylist(), dtype=object), quality)
+
+
+def _all_scores(shard: BenchmarkShard, image_id: pa.Array, truth: Truth | None) -> dict[str, np.ndarray]:
+    """Return `(I,) float64` scores by scorer, NaN where an image has none; with random numbers and the recorded truth."""
+    scores = {
+        name: dataset.read_all(["score"])["score"].to_numpy().astype(np.float64)
+        for name, dataset in shard.scorers.items()
+    }
+    scores |= {name: scores_by_id(image_id, **file.model_dump()) for name, file in shard.files.items()}
+    if truth is not None and np.isfinite(truth.quality).all():
+        scores[ORACLE] = truth.quality
+    random = counter_draws(shard.seed, _RANDOM_STREAM, np.arange(len(image_id))).astype(np.float64)
+    scores[RANDOM] = random / 2.0**64
+    return scores
+
+
+@dataclass(frozen=True)
+class UsablePairs:
+    """Pairs whose images both have an embedding and every score, so that all scorers are judged on the same pairs.
+
+    Attributes:
+        row_a: `(L,)` rows of the first images.
+        row_b: `(L,)` rows of the second images.
+        mated: `(L,) bool`.
+        fold: `(L,)` folds of the protocol, -1 where it has none.
+        similarity: `(L,) float64` cosines.
+        n_skipped: Pairs of the list that are not usable.
+    """
+
+    row_a: np.ndarray
+    row_b: np.ndarray
+    mated: np.ndarray
+    fold: np.ndarray
+    similarity: np.ndarray
+    n_skipped: int
+
+
+def _usable_pairs(shard: BenchmarkShard, image_id: pa.Array, scores: dict[str, np.ndarray]) -> UsablePairs:
+    settings = shard.benchmark.pairs
+    protocol = read_pairs(settings)
+    row_a, row_b = pair_rows(
+        protocol, image_id, settings.key_rule, list_uri=settings.uri, source_uri=shard.benchmark.source.uri
+    )
+    embeddings = shard.embeddings.read_all(["image_row", "embedding"])
+    values, rows = columns.embedding_values(embeddings)
+    position = np.full(len(image_id), -1, np.int64)  # of an image's embedding in `values`
+    position[rows] = np.arange(len(rows))
+
+    is_usable = (position >= 0) & np.all([np.isfinite(s) for s in scores.values()], axis=0)
+    chosen = is_usable[row_a] & is_usable[row_b]
+    a, b = row_a[chosen], row_b[chosen]
+    mated = np.asarray(protocol.mated)[chosen]
+    n_skipped = int((~chosen).sum())
+    if not mated.any() or mated.all():
         raise FiqaRayError(
-            f"{shard.benchmark.pairs.uri}: {len(missing.unique())} image(s) of the pair list are not in "
-            f"{shard.benchmark.source.uri}, such as {missing[0]} (the data set has {image_id[0]} and others); "
-            "correct source.uri, pairs.extension or the list"
+            f"benchmark {shard.benchmark.name}: {int(mated.sum())} mated and {int((~mated).sum())} non-mated pairs are "
+            f"usable ({n_skipped} skipped for bad images); both kinds are needed, see {shard.benchmark.pairs.uri}"
         )
-    return at.to_numpy().astype(np.int64)
-
-
-def _scores(dataset: Dataset) -> np.ndarray:
-    """(n_images,) float64, NaN where an image has no score."""
-    return dataset.read_all(["score"])["score"].to_numpy().astype(np.float64)
+    units = unit_vectors(values)
+    similarity = np.einsum("ij,ij->i", units[position[a]], units[position[b]], dtype=np.float64).clip(-1, 1)
+    return UsablePairs(a, b, mated, np.asarray(protocol.fold)[chosen], similarity, n_skipped)
 
 
 def _curves(
@@ -185,27 +231,19 @@ def _curves(
     similarity: np.ndarray,
     mated: np.ndarray,
     qualities: dict[str, tuple[np.ndarray, np.ndarray]],
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-    name, fmr = shard.benchmark.name, shard.settings.fmr
-    edc, auc, differences = [], [], []
+) -> tuple[list[EdcLine], list[AucRow], list[DifferenceRow]]:
+    fmr = shard.settings.fmr
+    lines: list[EdcLine] = []
+    areas: list[AucRow] = []
+    differences: list[DifferenceRow] = []
     for convention in shard.settings.conventions:
         curves = {
             k: edc_curve(similarity, mated, qa, qb, fmr=fmr, convention=convention) for k, (qa, qb) in qualities.items()
         }
-        for scorer, curve in curves.items():
-            for x, y, t in zip(curve.discard_fraction, curve.fnmr, curve.threshold, strict=True):
-                edc.append(
-                    {
-                        "benchmark": name,
-                        "fr": shard.fr,
-                        "scorer": scorer,
-                        "convention": convention,
-                        "fmr_target": fmr,
-                        "discard_fraction": x,
-                        "fnmr": _number(y),
-                        "threshold": _number(t),
-                    }
-                )
+        lines += [
+            EdcLine(shard.benchmark.name, shard.fr, scorer, convention, fmr, c.discard_fraction, c.fnmr, c.threshold)
+            for scorer, c in curves.items()
+        ]
         # a curve that runs out of pairs before its end is judged up to where all of them are defined
         whole = min(c.defined_limit for c in curves.values())
         for limit in (whole, *[p for p in PAUC_LIMITS if p < whole]):
@@ -221,112 +259,71 @@ def _curves(
                     n_draws=shard.settings.n_bootstrap,
                     seed=shard.seed,
                 )
-            for scorer, curve in curves.items():
-                interval = draws.interval(scorer) if draws else None
-                auc.append(
-                    {
-                        "benchmark": name,
-                        "fr": shard.fr,
-                        "scorer": scorer,
-                        "convention": convention,
-                        "fmr_target": fmr,
-                        "fmr_achieved": curve.fmr_achieved,
-                        "discard_limit": limit,
-                        "auc": curve.auc(limit),
-                        "auc_low": _number(interval.low) if interval else None,
-                        "auc_high": _number(interval.high) if interval else None,
-                        "n_mated": int(mated.sum()),
-                        "n_nonmated": int((~mated).sum()),
-                    }
-                )
+            areas += [_area(shard, scorer, c, limit, draws, mated) for scorer, c in curves.items()]
             if draws and limit == whole:
-                for first, second in shard.compare:
-                    d = draws.difference(first, second)
-                    differences.append(
-                        {
-                            "benchmark": name,
-                            "convention": convention,
-                            "scorer_a": first,
-                            "scorer_b": second,
-                            "difference": d.value,
-                            "low": _number(d.low),
-                            "high": _number(d.high),
-                        }
-                    )
-    return edc, auc, differences
+                differences += [_difference(shard, convention, a, b, draws) for a, b in shard.compare]
+    return lines, areas, differences
 
 
-def _verification(
-    shard: BenchmarkShard, similarity: np.ndarray, mated: np.ndarray, fold: np.ndarray
-) -> list[dict[str, Any]]:
-    """The recogniser without quality, at the job's FMR and at the usual one."""
-    folds = len(np.unique(fold[fold >= 0]))
-    accuracy = fold_accuracy(similarity, mated, fold) if folds >= 2 else None
+def _area(
+    shard: BenchmarkShard, scorer: str, curve: EDC, limit: float, draws: AucBootstrap | None, mated: np.ndarray
+) -> AucRow:
+    interval = draws.interval(scorer) if draws else None
+    return AucRow(
+        benchmark=shard.benchmark.name,
+        fr=shard.fr,
+        scorer=scorer,
+        convention=curve.convention,
+        fmr_target=shard.settings.fmr,
+        fmr_achieved=curve.fmr_achieved,
+        discard_limit=limit,
+        auc=curve.auc(limit),
+        auc_low=interval.low if interval else np.nan,
+        auc_high=interval.high if interval else np.nan,
+        n_mated=int(mated.sum()),
+        n_nonmated=int((~mated).sum()),
+    )
+
+
+def _difference(shard: BenchmarkShard, convention: str, a: str, b: str, draws: AucBootstrap) -> DifferenceRow:
+    interval = draws.difference(a, b)
+    return DifferenceRow(shard.benchmark.name, shard.fr, convention, a, b, interval.value, interval.low, interval.high)
+
+
+def _verification(shard: BenchmarkShard, pairs: UsablePairs) -> list[VerificationRow]:
+    """Return what the recogniser is worth without quality, at the job's FMR and at the usual one."""
+    similarity, mated = pairs.similarity, pairs.mated
+    n_folds = len(np.unique(pairs.fold[pairs.fold >= 0]))
+    accuracy = fold_accuracy(similarity, mated, pairs.fold) if n_folds >= 2 else None
     return [
-        {
-            "benchmark": shard.benchmark.name,
-            "fr": shard.fr,
-            "accuracy_mean": accuracy.mean if accuracy else None,
-            "accuracy_std": accuracy.std if accuracy else None,
-            "tar_at_fmr": tar_at_fmr(similarity, mated, fmr),
-            "fmr": fmr,
-            "eer": equal_error_rate(similarity, mated),
-            "n_mated": int(mated.sum()),
-            "n_nonmated": int((~mated).sum()),
-        }
+        VerificationRow(
+            benchmark=shard.benchmark.name,
+            fr=shard.fr,
+            accuracy_mean=accuracy.mean if accuracy else np.nan,
+            accuracy_std=accuracy.std if accuracy else np.nan,
+            tar_at_fmr=tar_at_fmr(similarity, mated, fmr),
+            fmr=fmr,
+            threshold=threshold_at_fmr(similarity, mated, fmr),
+            eer=equal_error_rate(similarity, mated),
+            n_mated=int(mated.sum()),
+            n_nonmated=int((~mated).sum()),
+        )
         for fmr in dict.fromkeys([shard.settings.fmr, USUAL_FMR])
     ]
 
 
-@dataclass(frozen=True)
-class Truth:
-    """What is recorded of the images: (n_images,) kind of degradation and true quality; None and NaN where nothing is."""
-
-    kind: np.ndarray
-    quality: np.ndarray
-
-
-def _recorded_truth(uri: str | None, image_id: pa.Array) -> Truth | None:
-    if uri is None:
-        return None
-    types = {"image_id": pa.string(), "kind": pa.string(), "quality": pa.float64()}
-    try:
-        table = pacsv.read_csv(io.BytesIO(read_bytes(uri)), convert_options=pacsv.ConvertOptions(column_types=types))
-    except pa.ArrowInvalid as exc:
-        raise FiqaRayError(
-            f"{uri}: {str(exc).splitlines()[0]}; degradations are a CSV of image_id, kind and quality, a number"
-        ) from exc
-    for column in ("image_id", "kind", "quality"):
-        if column not in table.column_names:
-            raise FiqaRayError(f"{uri} has no column {column!r}; degradations need image_id, kind and quality")
-    found = table.take(pc.index_in(image_id, value_set=table["image_id"].combine_chunks()))
-    quality = found["quality"].to_numpy(zero_copy_only=False)
-    return Truth(np.array(found["kind"].to_pylist(), dtype=object), quality)
-
-
-def _correlations(shard: BenchmarkShard, truth: Truth | None, scores: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Spearman's rho of every scorer with the recorded true quality: all images, and the images of each kind."""
+def _correlations(shard: BenchmarkShard, truth: Truth | None, scores: dict[str, np.ndarray]) -> list[CorrelationRow]:
+    """Return Spearman's rho of every scorer with the recorded true quality: of all images, and of each kind's."""
     if truth is None:
         return []
     kinds = sorted({k for k in truth.kind.tolist() if k is not None})
     rows = []
     for scorer, score in scores.items():
-        known = np.isfinite(score) & np.isfinite(truth.quality)
+        is_known = np.isfinite(score) & np.isfinite(truth.quality)
         for kind in ["all", *kinds]:
-            chosen = known & ((truth.kind == kind) | (kind == "all"))
-            quality, mine = truth.quality[chosen], score[chosen]
-            if len(mine) >= 3 and np.ptp(quality) > 0 and np.ptp(mine) > 0:
-                rho = float(spearmanr(mine, quality).statistic)
-                row = {
-                    "benchmark": shard.benchmark.name,
-                    "scorer": scorer,
-                    "kind": kind,
-                    "spearman": rho,
-                    "n": len(mine),
-                }
-                rows.append(row)
+            chosen = is_known & ((truth.kind == kind) | (kind == "all"))
+            x, y = score[chosen], truth.quality[chosen]
+            if len(x) >= 3 and np.ptp(x) > 0 and np.ptp(y) > 0:
+                rho = float(spearmanr(x, y).statistic)
+                rows.append(CorrelationRow(shard.benchmark.name, scorer, kind, rho, len(x)))
     return rows
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

@@ -1,7 +1,7 @@
 """fuse: several FIQA methods of the job become one prior (`fiqa_ray.core.fusion`), on the training faces and each benchmark.
 
 Two steps: sums over the mated pairs where weights are to be fitted (one task per part of pairs), then the fused scores (one
-task per face set). The fused scores stand beside the methods' own and go on like them.
+task per face set). The fused scores are used like those of any method.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from fiqa_ray.core.fusion import PairSums, ScoreDistribution, fit_weights, fuse
 from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.datasets.pairs import PairReader, StoredPairs
+from fiqa_ray.engine.cost import Cost, Workload
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
 
 
 def fuse_steps(job: Job) -> Iterator[list[Step]]:
-    """fusion_fit of each method with fitted weights, then the fused scores of every face set."""
+    """Yield the steps that fit weights, one per method that asks for it, then those that fuse, one per face set."""
     fused = [(m, m.fuse) for m in job.settings.methods if m.fuse is not None]
     reader = job.pair_reader()
     steps = []
@@ -36,7 +37,8 @@ def fuse_steps(job: Job) -> Iterator[list[Step]]:
             worker = stateless_worker(fit_shard, dataset, reader, priors)
             stored = reader.stored()
             n_images = sum(s.shard.n_rows for s in stored)
-            steps.append(Step("fuse", dataset, stored, worker, n_images, unit="images"))
+            step = Step("fuse", dataset, stored, worker, n_images, unit="images", needs_gpu=reader.needs_gpu)
+            steps.append(step)
     if steps:
         yield steps
 
@@ -55,39 +57,62 @@ def fuse_steps(job: Job) -> Iterator[list[Step]]:
             if not job.has_scores(face_set, method):
                 continue
             dataset = job.prior_scores(face_set, method)
-            own = tuple(job.prior_scores(face_set, job.method(label)) for label in settings.of)
+            priors = tuple(job.prior_scores(face_set, job.method(label)) for label in settings.of)
             worker = stateless_worker(fuse_shard, dataset, train, by_label)
-            steps.append(Step("fuse", dataset, [own], worker, own[0].require().n_rows, unit="images"))
+            steps.append(Step("fuse", dataset, [priors], worker, priors[0].require().n_rows, unit="images"))
     if steps:
         yield steps
 
 
+def estimate(job: Job, workload: Workload) -> Iterator[Cost]:
+    """Yield the cost of the fused scores of each face set; each method's are sorted."""
+    for face_set in job.face_sets:
+        n = workload.n_images[face_set]
+        for method in job.settings.methods:
+            if method.fuse is None or not job.has_scores(face_set, method):
+                continue
+            yield Cost(
+                "fuse",
+                f"{method.label}, {face_set}",
+                n,
+                1,
+                work_s=n * len(method.fuse.of) * workload.units.index_image,
+                memory_bytes=40.0 * (n + workload.n_images["train"]),
+                read_bytes=16.0 * n * len(method.fuse.of),
+                written_bytes=12.0 * n,
+                datasets=(job.prior_scores(face_set, method),),
+            )
+
+
 @lru_cache(maxsize=1)
-def _training_places(priors: tuple[Dataset, ...]) -> list[np.ndarray]:
-    """(n_images,) places of the training faces' scores by each method, NaN where there is none; kept for next shards."""
+def _training_quantiles(priors: tuple[Dataset, ...]) -> list[np.ndarray]:
+    """Return `(I,)` quantiles of the training faces by each method's score, NaN where there is none."""
     scores = [_scores(p) for p in priors]
-    return [_distribution(p, s).places(s) for p, s in zip(priors, scores, strict=True)]
+    return [_distribution(p, s).quantiles(s) for p, s in zip(priors, scores, strict=True)]
 
 
 def _scores(dataset: Dataset) -> np.ndarray:
-    """(n_images,) float64, NaN where an image has no score."""
+    """Return `(I,) float64` scores, NaN where an image has none."""
     return dataset.read_all(["score"])["score"].to_numpy().astype(np.float64)
 
 
 def _distribution(priors: Dataset, scores: np.ndarray) -> ScoreDistribution:
-    known = scores[np.isfinite(scores)]
-    if len(known) == 0:
+    finite = scores[np.isfinite(scores)]
+    if len(finite) == 0:
         raise FiqaRayError(f"{priors.uri} holds no score at all; see its column 'error'")
-    return ScoreDistribution.of(known)
+    return ScoreDistribution.of(finite)
 
 
 def fit_shard(dataset: Dataset, reader: PairReader, priors: tuple[Dataset, ...], stored: StoredPairs) -> Part:
-    """Sums over the first repeat's pairs of a part. Memory: 8 bytes per training image and method, the pairs as read."""
+    """Write the sums over the first repeat's pairs of a part.
+
+    Memory: 8 bytes per training image and method, and the pairs as read.
+    """
     started = time.monotonic()
     shard = stored.shard
-    places = [p[shard.first : shard.first + shard.n_rows] for p in _training_places(priors)]
+    quantiles = [p[shard.first : shard.first + shard.n_rows] for p in _training_quantiles(priors)]
     (pairs,) = reader.read(stored, [0])
-    sums = PairSums.of(places, pairs.image, pairs.mate, pairs.similarity)
+    sums = PairSums.of(quantiles, pairs.image, pairs.mate, pairs.similarity)
     columns = {"xy": sums.xy, **{f"xx_{j}": column for j, column in enumerate(sums.xx.T)}}
     return dataset.write_part(
         shard.index, {".parquet": pa.table(columns)}, n_rows=shard.n_rows, duration_s=time.monotonic() - started
@@ -95,26 +120,26 @@ def fit_shard(dataset: Dataset, reader: PairReader, priors: tuple[Dataset, ...],
 
 
 def _fitted_sums(dataset: Dataset) -> list[PairSums]:
-    found = []
+    sums = []
     for part in dataset.require().parts:
         table = dataset.read(part)
         xx = np.stack([table[f"xx_{j}"].to_numpy() for j in range(len(table))], axis=1)
-        found.append(PairSums(xx, table["xy"].to_numpy()))
-    return found
+        sums.append(PairSums(xx, table["xy"].to_numpy()))
+    return sums
 
 
 def fuse_shard(
-    dataset: Dataset, train: tuple[Dataset, ...], weights: dict[str, float], own: tuple[Dataset, ...]
+    dataset: Dataset, train: tuple[Dataset, ...], weights: dict[str, float], priors: tuple[Dataset, ...]
 ) -> Part:
-    """Fused scores of a whole face set. Memory: about 40 bytes per image, of the training faces too."""
+    """Write the fused scores of a whole face set. Memory: about 40 bytes per image, of the training faces too."""
     started = time.monotonic()
     distributions = [_distribution(d, _scores(d)) for d in train]
-    tables = [d.read_all() for d in own]
-    places = [
-        distribution.places(t["score"].to_numpy().astype(np.float64))
+    tables = [d.read_all() for d in priors]
+    quantiles = [
+        distribution.quantiles(t["score"].to_numpy().astype(np.float64))
         for distribution, t in zip(distributions, tables, strict=True)
     ]
-    score = fuse(places, list(weights.values()))
+    score = fuse(quantiles, list(weights.values()))
     status, error = tables[0]["status"].combine_chunks(), tables[0]["error"].combine_chunks()
     for table in tables[1:]:  # the first method that failed on an image says why
         failed = pc.not_equal(status, "ok")

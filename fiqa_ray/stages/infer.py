@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -20,10 +20,11 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from fiqa_ray.config import MethodSettings, RecognizerSettings, default_batch_size
+from fiqa_ray.config import MethodSettings, RecognizerSettings, ScoresSettings, default_batch_size
 from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.columns import embedding_column, embedding_values
 from fiqa_ray.datasets.dataset import Dataset, Part
+from fiqa_ray.engine.cost import FACE_BYTES, FACE_MEMORY, Cost, Workload
 from fiqa_ray.engine.step import Step, Worker, stateless_worker
 from fiqa_ray.errors import UsageError
 from fiqa_ray.images import decode_packed_faces
@@ -37,6 +38,9 @@ from fiqa_ray.models.recognizer import Recognizer
 from fiqa_ray.models.reference import ModelRef
 from fiqa_ray.models.scorer import Scorer, score_together
 from fiqa_ray.sources.scores import scores_by_id
+
+SCORE_BYTES = 12.0
+"""A stored score: the number, its row and its status."""
 
 Kind = Literal["embedding", "score"]
 """What a step writes per face."""
@@ -84,9 +88,11 @@ def regressor_score_steps(job: Job) -> Iterator[list[Step]]:
     steps = []
     for label_set in job.label_sets():
         regressor = job.regressor(label_set)
-        regressor.require()
-        # The job's own settings name the code of a user's network, so importing it needs no further permission.
-        options: dict[str, object] = {"allow_import": True}
+        (part,) = regressor.require().parts
+        # The job's settings name the code of a user's network, so importing it needs no permission; another's does.
+        recognizer = job.settings.recognizer
+        expected = {"recognizer": recognizer.name, "options": dict(recognizer.options), "files": part.files}
+        options: dict[str, object] = {"expected": expected}
         call = ModelCall(None, regressor.uri, None, options, job.settings.seed, job.settings.compute.device)
         for benchmark in job.settings.benchmarks:
             dataset = job.regressor_scores(benchmark.name, label_set)
@@ -95,17 +101,80 @@ def regressor_score_steps(job: Job) -> Iterator[list[Step]]:
         yield steps
 
 
+def estimate_embed(job: Job, workload: Workload) -> Iterator[Cost]:
+    """Yield the cost of embedding each face set."""
+    for face_set in job.face_sets:
+        cost = _model_cost("embed", face_set, face_set, workload, workload.embed_s, 4.0 * workload.scale.dim)
+        yield replace(cost, datasets=(job.embeddings(face_set),))
+
+
+def estimate_score(job: Job, workload: Workload) -> Iterator[Cost]:
+    """Yield the cost of scoring each face set by each method."""
+    for face_set in job.face_sets:
+        for method in job.settings.methods:
+            if method.fuse is not None or not job.has_scores(face_set, method):
+                continue
+            what = f"{method.label}, {face_set}"
+            cost = _model_cost("score", what, face_set, workload, workload.score_s.get(method.label, 0.0), SCORE_BYTES)
+            if job.scores_file(face_set, method) is not None:
+                cost = replace(cost, n_shards=1, read_bytes=SCORE_BYTES * cost.n_rows)
+            elif is_from_embeddings(method):
+                cost = replace(cost, read_bytes=4.0 * workload.scale.dim * cost.n_rows)
+            yield replace(cost, datasets=(job.prior_scores(face_set, method),))
+
+
+def estimate_regressor_scores(job: Job, workload: Workload) -> Iterator[Cost]:
+    """Yield the cost of scoring each benchmark by all regressors, a pass of the recogniser for each."""
+    label_sets = job.label_sets()
+    for benchmark in job.settings.benchmarks:
+        cost = _model_cost("evaluate", benchmark.name, benchmark.name, workload, workload.embed_s, SCORE_BYTES)
+        yield replace(
+            cost,
+            n_shards=cost.n_shards * len(label_sets),
+            work_s=cost.work_s * len(label_sets),
+            read_bytes=cost.read_bytes * len(label_sets),
+            written_bytes=cost.written_bytes * len(label_sets),
+            datasets=tuple(job.regressor_scores(benchmark.name, label_set) for label_set in label_sets),
+        )
+
+
+def _model_cost(stage: str, what: str, face_set: str, workload: Workload, image_s: float, written: float) -> Cost:
+    """Return the cost of a model over a face set, from its seconds and the bytes it writes per image."""
+    n = workload.n_images[face_set]
+    return Cost(
+        stage,
+        what,
+        n,
+        workload.n_parts(face_set),
+        work_s=n * image_s,
+        memory_bytes=workload.part_rows * FACE_MEMORY,
+        read_bytes=n * FACE_BYTES,
+        written_bytes=n * written,
+    )
+
+
+def is_from_embeddings(method: MethodSettings) -> bool:
+    """Return whether a method needs no model, but the job's stored embeddings alone."""
+    row = METHODS.get(method.name)
+    return row is not None and row.from_embedding and method.recognizer is None
+
+
 def _score_step(job: Job, face_set: str, method: MethodSettings) -> Step:
     dataset = job.prior_scores(face_set, method)
     faces = job.faces(face_set)
     manifest = faces.require()
-    scores_uri = job.scores_uri(face_set, method)
-    if scores_uri is not None:
+    scores = job.scores_file(face_set, method)
+    if scores is not None:
+        allow_others = job.face_sets[face_set].limit is not None
         return Step(
-            "score", dataset, [faces], stateless_worker(file_shard, dataset, scores_uri), manifest.n_rows, unit="images"
+            "score",
+            dataset,
+            [faces],
+            stateless_worker(file_shard, dataset, scores, allow_others),
+            manifest.n_rows,
+            unit="images",
         )
-    row = METHODS.get(method.name)
-    if row is not None and row.from_embedding and method.recognizer is None:
+    if is_from_embeddings(method):
         embeddings = job.embeddings(face_set)
         parts = embeddings.require().parts
         worker = stateless_worker(norm_shard, dataset, embeddings)
@@ -116,7 +185,7 @@ def _score_step(job: Job, face_set: str, method: MethodSettings) -> Step:
 def _needs_trunk(job: Job, face_set: str, method: MethodSettings) -> bool:
     """Return whether a method shares the trunk's pass and has no scores yet."""
     row = METHODS.get(method.name)
-    if row is None or not row.from_trunk or job.scores_uri(face_set, method) is not None:
+    if row is None or not row.from_trunk or job.scores_file(face_set, method) is not None:
         return False
     return job.prior_scores(face_set, method).manifest() is None
 
@@ -337,13 +406,13 @@ def norm_shard(dataset: Dataset, embeddings: Dataset, shard: Part) -> Part:
     return _write(dataset, table, good, embedding_norm(values), "score", shard.index, time.monotonic() - started)
 
 
-def file_shard(dataset: Dataset, scores_uri: str, faces: Dataset) -> Part:
+def file_shard(dataset: Dataset, file: ScoresSettings, allow_others: bool, faces: Dataset) -> Part:
     """Write the user's own scores, as one part for the whole face set.
 
     Memory: ids and scores of all images.
     """
     started = time.monotonic()
     table = faces.read_all(["image_row", "image_id", "status", "error"])
-    scores = scores_by_id(scores_uri, table["image_id"].combine_chunks())
+    scores = scores_by_id(table["image_id"].combine_chunks(), **file.model_dump(), allow_others=allow_others)
     good = np.flatnonzero(pc.equal(table["status"], "ok").to_numpy())
     return _write(dataset, table, good, scores[good], "score", 0, time.monotonic() - started)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -18,17 +18,20 @@ from fiqa_ray.core.labels import IndexUpdate, rank_scale, reassign_scores, sum_o
 from fiqa_ray.core.ranking import RankTable
 from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.dataset import Dataset, Part
-from fiqa_ray.datasets.histograms import read_histogram
-from fiqa_ray.datasets.pairs import PairReader, StoredPairs
+from fiqa_ray.datasets.histograms import HISTOGRAM_S, KEY_SPAN, histogram_bytes, read_histogram
+from fiqa_ray.datasets.pairs import PairReader, StoredPairs, pair_part_sizes
+from fiqa_ray.engine.cost import Cost, Scale, Units, Workload
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.job import Job
 
+N_TABLES = 10
+"""Repeats whose ranks a worker keeps for its next shards."""
 LABEL_BYTES = 220
 """Memory per image, as measured, of the final sort, which takes a method's images all at once."""
 
 
 def optimize_steps(job: Job) -> Iterator[list[Step]]:
-    """optimized_index over the pairs, optimized_labels per method and theta."""
+    """Yield the step of the optimized indices, then the steps of the labels, one per method and theta."""
     settings = job.settings
     n_images = job.faces("train").require().n_rows
     indices = {m.label: job.quality_index(m) for m in settings.methods}
@@ -37,7 +40,8 @@ def optimize_steps(job: Job) -> Iterator[list[Step]]:
         needed.require()
     thetas = settings.optimize.theta
     worker = stateless_worker(update_shard, dataset, reader, ranks, indices, thetas, settings.optimize.index_scale)
-    yield [Step("optimize", dataset, reader.stored(), worker, n_images, unit="images")]
+    step = Step("optimize", dataset, reader.stored(), worker, n_images, unit="images", needs_gpu=reader.needs_gpu)
+    yield [step]
 
     steps = []
     for method in settings.methods:
@@ -50,20 +54,67 @@ def optimize_steps(job: Job) -> Iterator[list[Step]]:
     yield steps
 
 
+def estimate(job: Job, workload: Workload) -> Iterator[Cost]:
+    """Yield the cost of each step."""
+    settings = job.settings
+    indices, labels = step_costs(workload.scale, workload.units)
+    yield replace(indices, datasets=(job.optimized_index(),))
+    thetas = settings.optimize.theta
+    yield replace(labels, datasets=tuple(job.optimized_labels(m, t) for m in settings.methods for t in thetas))
+
+
+def step_costs(s: Scale, units: Units) -> tuple[Cost, Cost]:
+    """Return the costs of both steps at a scale: the optimized indices, and the labels."""
+    n, n_pairs, n_sets = s.n_images, s.n_pairs * s.n_repeats, s.n_methods * s.n_thetas
+    n_parts, part_rows = pair_part_sizes(n, s.rows_per_part)
+    part_pairs = part_rows * s.pairs_per_image
+    read = (4 * n_pairs if s.keep else s.embedding_bytes) + histogram_bytes(s.n_pairs) * s.n_repeats
+    again = 0.0 if s.keep else n * units.pair_image
+    tables = (
+        (2.2 if s.n_pairs < 2e9 else 4.2) * KEY_SPAN * min(s.n_repeats, N_TABLES)
+    )  # 2 or 4 bytes a key, and an index
+    indices = Cost(
+        "optimize",
+        "optimized indices",
+        n,
+        n_parts,
+        work_s=n_pairs * (units.sum_pair + s.n_methods * units.sum_pair_method)
+        + again
+        + units.storage(read, 17 * n * n_sets),
+        memory_bytes=tables
+        + (20 * part_pairs if s.keep else 12 * part_pairs * s.n_repeats)
+        + 60 * part_rows * s.n_methods,
+        read_bytes=read,
+        written_bytes=17.0 * n * n_sets,
+        start_s=s.n_repeats * HISTOGRAM_S,
+    )
+    labels = Cost(
+        "optimize",
+        "labels",
+        n,
+        n_sets,
+        work_s=n * n_sets * units.label_image,
+        memory_bytes=LABEL_BYTES * n,
+        read_bytes=30.0 * n * n_sets,
+        written_bytes=40.0 * n * n_sets,
+    )
+    return indices, labels
+
+
 @dataclass(frozen=True)
 class LabelShard:
-    """One method's final sort."""
+    """The final sort of one method."""
 
     method: str
     quality_index: Dataset
 
 
 def index_suffix(method: str, theta: float) -> str:
-    """Suffix of the file with one method's and theta's optimized indices."""
+    """Return the suffix of the file with one method's and theta's optimized indices."""
     return f".{method}.theta-{theta!r}.parquet"
 
 
-@lru_cache(maxsize=10)
+@lru_cache(maxsize=N_TABLES)
 def _rank_table(ranks: Dataset, repeat: int) -> RankTable:
     """Return a repeat's ranks, and keep them for the worker's next shards.
 
@@ -82,7 +133,7 @@ def update_shard(
     index_scale: str,
     stored: StoredPairs,
 ) -> Part:
-    """Optimized indices of the part's images: all methods, all thetas.
+    """Write the optimized indices of the part's images for all methods and thetas.
 
     Memory: one repeat's pairs as read, 60 bytes per image and method, and up to ten rank tables.
     """
@@ -128,7 +179,7 @@ def update_shard(
 def label_shard(
     dataset: Dataset, updates: Dataset, theta: float, index_scale: str, ranks: Dataset, shard: LabelShard
 ) -> Part:
-    """The final sort of one method and theta, over all images. Memory: up to `LABEL_BYTES` per image."""
+    """Write the labels of one method and theta, which sorts all images at once. Memory: up to `LABEL_BYTES` per image."""
     started = time.monotonic()
     source = shard.quality_index.read_all(["quality_index", "prior_score"])
     index, prior = source["quality_index"].to_numpy(), source["prior_score"].to_numpy()
@@ -142,12 +193,12 @@ def label_shard(
     del scored_prior, scored_index
 
     def spread(values: np.ndarray | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-        """Values of the scored rows, null elsewhere."""
+        """Return values of the scored rows as a column of all rows, null elsewhere."""
         if n_scored == n_images:
             return values
-        at = np.full(n_images, -1)
-        at[rows] = np.arange(n_scored)
-        return pa.table([values], names=[""]).take(pa.array(at, mask=at < 0)).column(0)
+        source = np.full(n_images, -1)
+        source[rows] = np.arange(n_scored)
+        return pa.table([values], names=[""]).take(pa.array(source, mask=source < 0)).column(0)
 
     columns = {
         "image_row": np.arange(n_images),

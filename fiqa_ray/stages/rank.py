@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
+from typing import assert_never
 
 import numpy as np
 import pyarrow as pa
@@ -22,12 +24,20 @@ from fiqa_ray.core.labels import quality_index
 from fiqa_ray.core.ranking import Histogram, KeyCounter, add_histograms
 from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.dataset import Dataset, Part
-from fiqa_ray.datasets.histograms import PACKED, histogram_table, parts_of_repeat, read_histogram
-from fiqa_ray.datasets.pairs import PairGroup, PairReader, pair_groups
+from fiqa_ray.datasets.histograms import (
+    HISTOGRAM_S,
+    PACKED,
+    histogram_bytes,
+    histogram_table,
+    parts_of_repeat,
+    read_histogram,
+)
+from fiqa_ray.datasets.pairs import PairGroup, PairReader, neighbours, pair_groups, pair_part_sizes
+from fiqa_ray.engine.cost import Cost, Scale, Units, Workload
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
-from fiqa_ray.stages.rank_sort import sort_steps
+from fiqa_ray.stages.rank_sort import sort_costs, sort_steps
 
 GROUP_PAIRS = 1 << 26
 """Pairs of a group and repeat: so many that a histogram, of at most 2^24 + 1 keys, is small beside them."""
@@ -35,6 +45,12 @@ GROUP_PAIRS_NOT_KEPT = 1 << 24
 """The same where pairs are not kept: a group then holds all repeats."""
 INDEX_BYTES = 120
 """Memory per image, as measured, of `index_scores`, which sorts all scores of a method at once."""
+COUNTER_BYTES = 60e6
+"""Memory of a `KeyCounter` of a real database's mated similarities."""
+ADD_BYTES = 2.7e8
+"""Memory, as measured, of `add_counts`."""
+PACKED_SHARE = 0.4
+"""What zstd leaves of a histogram on its way from task to task, as measured at VGGFace2's size."""
 
 
 def rank_steps(job: Job) -> Iterator[list[Step]]:
@@ -45,16 +61,20 @@ def rank_steps(job: Job) -> Iterator[list[Step]]:
     n_pairs = sum(s.n_pairs(r) for s in stored for r in range(n_repeats))
     groups = similarity_groups(job)
     rank_step = partial(Step, "rank", n_rows=n_pairs, unit="pairs")
-    is_counting = job.settings.rank.engine == "counting"
-    if is_counting and [g.repeats for g in groups] == [(r,) for r in range(n_repeats)]:
-        yield [*indices, rank_step(ranks, groups, stateless_worker(rank_group, ranks, reader))]
+    engine = job.settings.rank.engine
+    if engine == "counting" and [g.repeats for g in groups] == [(r,) for r in range(n_repeats)]:
+        worker = stateless_worker(rank_group, ranks, reader)
+        yield [*indices, rank_step(ranks, groups, worker, needs_gpu=reader.needs_gpu)]
         return
     counts = job.key_counts()
     if len(ranks.finished_parts(verify=True)) < n_repeats:  # finished ranks need no histograms
-        if is_counting:
-            yield [rank_step(counts, groups, stateless_worker(count_group, counts, reader))]
-        else:
+        if engine == "counting":
+            worker = stateless_worker(count_group, counts, reader)
+            yield [rank_step(counts, groups, worker, needs_gpu=reader.needs_gpu)]
+        elif engine == "sort":
             yield from sort_steps(job, groups, n_pairs)
+        else:
+            assert_never(engine)
     yield [*indices, rank_step(ranks, range(n_repeats), stateless_worker(add_counts, ranks, counts))]
 
 
@@ -75,6 +95,81 @@ def _index_steps(job: Job) -> list[Step]:
         worker, memory = stateless_worker(index_scores, dataset), INDEX_BYTES * n_images
         steps.append(Step("rank", dataset, [priors], worker, n_images, unit="images", memory_bytes=memory))
     return steps
+
+
+def estimate(job: Job, workload: Workload) -> Iterator[Cost]:
+    """Yield the cost of each step."""
+    *similarities, indices = step_costs(workload.scale, workload.units)
+    yield from (replace(cost, datasets=(job.similarity_ranks(),)) for cost in similarities)
+    yield replace(indices, datasets=tuple(job.quality_index(m) for m in job.settings.methods))
+
+
+def step_costs(s: Scale, units: Units) -> list[Cost]:
+    """Return the cost of each step at a scale; that of the prior scores last."""
+    indices = Cost(
+        "rank",
+        "quality index",
+        s.n_images,
+        s.n_methods,
+        work_s=s.n_images * s.n_methods * units.index_image,
+        memory_bytes=INDEX_BYTES * s.n_images,
+        read_bytes=9.0 * s.n_images * s.n_methods,
+        written_bytes=13.0 * s.n_images * s.n_methods,
+    )
+    n_parts, part_rows = pair_part_sizes(s.n_images, s.rows_per_part)
+    part_pairs = s.n_pairs / n_parts
+    runs = neighbours([round(part_pairs)] * n_parts, GROUP_PAIRS if s.keep else GROUP_PAIRS_NOT_KEPT)
+    n_groups, group_pairs = len(runs), min(s.n_pairs, part_pairs * max(r.stop - r.start for r in runs))
+    read = 4.0 * s.n_pairs * s.n_repeats if s.keep else s.embedding_bytes
+    first = Cost(  # what both engines begin with: the similarities of each group, read or made again
+        "rank",
+        "similarities",
+        round(s.n_pairs * s.n_repeats),
+        n_groups * (s.n_repeats if s.keep else 1),
+        work_s=(0.0 if s.keep else s.n_images * units.pair_image) + units.storage(read, 0),
+        memory_bytes=8 * part_rows * s.pairs_per_image,
+        read_bytes=read,
+        written_bytes=0.0,
+    )
+    if s.engine == "counting":
+        return [*_counting_costs(s, units, first, n_groups, group_pairs), indices]
+    if s.engine == "sort":
+        return [*sort_costs(s, units, first, group_pairs), _add_cost(s, units, s.n_ranges), indices]
+    assert_never(s.engine)
+
+
+def _counting_costs(s: Scale, units: Units, first: Cost, n_groups: int, group_pairs: float) -> list[Cost]:
+    n_histograms = n_groups * s.n_repeats
+    is_one_step = n_groups == 1 and s.keep
+    packed = 1.0 if is_one_step else PACKED_SHARE
+    written = packed * histogram_bytes(group_pairs) * n_histograms
+    counting = replace(
+        first,
+        what="ranks" if is_one_step else "histograms",
+        work_s=first.work_s
+        + s.n_pairs * s.n_repeats * units.count_pair
+        + n_histograms * HISTOGRAM_S
+        + units.storage(0, written),
+        memory_bytes=first.memory_bytes + COUNTER_BYTES * (1 if s.keep else s.n_repeats),
+        written_bytes=written,
+    )
+    return [counting] if is_one_step else [counting, _add_cost(s, units, n_groups)]
+
+
+def _add_cost(s: Scale, units: Units, n_histograms: int) -> Cost:
+    """Return the cost of adding up so many histograms of each repeat."""
+    table = histogram_bytes(s.n_pairs) * s.n_repeats
+    read = PACKED_SHARE * table * (n_histograms if s.engine == "counting" else 1)  # ranges share the keys out
+    return Cost(
+        "rank",
+        "ranks",
+        round(s.n_pairs * s.n_repeats),
+        s.n_repeats,
+        work_s=n_histograms * s.n_repeats * HISTOGRAM_S + units.storage(read, table),
+        memory_bytes=ADD_BYTES,
+        read_bytes=read,
+        written_bytes=table,
+    )
 
 
 def count_group(dataset: Dataset, reader: PairReader, group: PairGroup) -> Part:

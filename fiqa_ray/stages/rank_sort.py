@@ -9,9 +9,10 @@ of the ranges, as it does for the engine `counting`.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +20,9 @@ import pyarrow as pa
 from fiqa_ray.core.ranking import merge_range, range_cuts, similarity_key
 from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.dataset import Dataset, Part
-from fiqa_ray.datasets.histograms import PACKED, histogram_table, parts_of_repeat
+from fiqa_ray.datasets.histograms import KEY_SPAN, PACKED, histogram_bytes, histogram_table, parts_of_repeat
 from fiqa_ray.datasets.pairs import PairGroup, PairReader
+from fiqa_ray.engine.cost import Cost, Scale, Units
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.job import Job
 
@@ -41,11 +43,41 @@ class KeyRange:
 
 def sort_steps(job: Job, groups: list[PairGroup], n_pairs: int) -> Iterator[list[Step]]:
     """Plan sorted keys of the groups, then the histograms of key ranges."""
-    keys, counts = job.sorted_keys(), job.key_counts()
-    yield [Step("rank", keys, groups, stateless_worker(sort_group, keys, job.pair_reader()), n_pairs, unit="pairs")]
+    keys, counts, reader = job.sorted_keys(), job.key_counts(), job.pair_reader()
+    worker = stateless_worker(sort_group, keys, reader)
+    yield [Step("rank", keys, groups, worker, n_pairs, unit="pairs", needs_gpu=reader.needs_gpu)]
     ranges = _key_ranges(keys, job.settings.pair.n_repeats, job.settings.rank.n_ranges)
     worker, memory = stateless_worker(merge_range_of_groups, counts, keys), 12 * n_pairs // len(ranges)
     yield [Step("rank", counts, ranges, worker, n_pairs, unit="pairs", memory_bytes=memory)]
+
+
+def sort_costs(s: Scale, units: Units, first: Cost, group_pairs: float) -> list[Cost]:
+    """Return the costs of both steps, from that of reading groups of `group_pairs` pairs, `first`."""
+    n_pairs = s.n_pairs * s.n_repeats
+    keys = n_pairs * _sorted_key_bytes(group_pairs)
+    histograms = histogram_bytes(s.n_pairs) * s.n_repeats
+    sorting = replace(
+        first,
+        what="sorted keys",
+        work_s=first.work_s + n_pairs * units.sort_pair + units.storage(0, keys),
+        memory_bytes=(12 * group_pairs + first.memory_bytes) * (1 if s.keep else s.n_repeats),
+        written_bytes=keys,
+    )
+    merging = replace(
+        first,
+        what="merged key ranges",
+        n_shards=s.n_ranges * s.n_repeats,
+        work_s=n_pairs * units.merge_pair + units.storage(keys, histograms),
+        memory_bytes=12 * s.n_pairs / s.n_ranges,
+        read_bytes=keys,
+        written_bytes=histograms,
+    )
+    return [sorting, merging]
+
+
+def _sorted_key_bytes(n_pairs: float) -> float:
+    """Return bytes per key of a sorted group: differences of neighbours, packed in as many bits as they need."""
+    return max(0.12, math.log2(1 + 4 * KEY_SPAN / max(n_pairs, 1)) / 8)
 
 
 def _key_ranges(keys: Dataset, n_repeats: int, n_ranges: int) -> list[KeyRange]:

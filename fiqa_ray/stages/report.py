@@ -12,60 +12,53 @@ import pyarrow as pa
 from fiqa_ray._version import __version__
 from fiqa_ray.config import MethodSettings
 from fiqa_ray.core.kernels.draws import counter_draws
-from fiqa_ray.core.verification import threshold_at_fmr
 from fiqa_ray.datasets.dataset import Dataset, Part
+from fiqa_ray.datasets.results import (
+    AucRow,
+    CorrelationRow,
+    DifferenceRow,
+    EdcLine,
+    Row,
+    VerificationRow,
+    edc_lines,
+    rows_of,
+)
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.job import Job, model_id
 from fiqa_ray.models.method_table import METHODS
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
-from fiqa_ray.report import (
-    AucRow,
-    CorrelationRow,
-    DifferenceRow,
+from fiqa_ray.report.data import (
     Face,
     FaceStrip,
     LabelSummary,
     ModelRow,
     ReportData,
+    SimilarityHistogram,
     StageRow,
-    VerificationRow,
-    edc_lines,
-    render_report,
-    rows_from,
 )
+from fiqa_ray.report.render import render_report
+from fiqa_ray.sources.account import Account
 
 N_SCATTER = 20_000
 N_FACES = 6
 
 
 def report_steps(job: Job) -> Iterator[list[Step]]:
-    """One step: the page."""
+    """Yield one step: the page."""
     dataset = job.report()
     yield [Step("report", dataset, [job], stateless_worker(write_report, dataset), 1, engine="driver", unit="pages")]
 
 
 def write_report(dataset: Dataset, job: Job) -> Part:
-    """Renders the page. Memory: per-image scores of all label sets."""
+    """Render the page. Memory: per-image scores of all label sets."""
     started = time.monotonic()
     page = render_report(collect(job)).encode()
     return dataset.write_part(0, {"report.html": page}, n_rows=1, duration_s=time.monotonic() - started)
 
 
 def collect(job: Job) -> ReportData:
-    """Everything that the page shows, read from the job's datasets."""
+    """Return everything that the page shows, read from the job's datasets."""
     s = job.settings
-    tables: dict[str, list[pa.Table]] = {}
-    for benchmark in s.benchmarks:
-        dataset = job.evaluation(benchmark)
-        (part,) = dataset.require().parts
-        for kind in ("edc", "auc", "differences", "verification", "correlations"):
-            tables.setdefault(kind, []).append(dataset.read(part, suffix=f".{kind}.parquet"))
-    joined = {k: pa.concat_tables(v) for k, v in tables.items()}
-
-    def rows(row_class: Any, kind: str) -> list[Any]:
-        records = joined[kind].to_pylist() if kind in joined else []
-        return rows_from(row_class, [{k: np.nan if v is None else v for k, v in r.items()} for r in records])
-
     return ReportData(
         title=f"Face image quality: {s.name}",
         code_version=__version__,
@@ -73,14 +66,28 @@ def collect(job: Job) -> ReportData:
         stages=_stages(job),
         models=_models(job),
         labels=[_labels(job, m, t) for m in s.methods for t in s.optimize.theta],
-        edc=edc_lines(joined["edc"]) if "edc" in joined else [],
-        auc=rows(AucRow, "auc"),
-        differences=rows(DifferenceRow, "differences"),
-        verification=[row for b in s.benchmarks for row in _verification(job, b.name)],
-        correlations=rows(CorrelationRow, "correlations"),
+        edc=[line for b in s.benchmarks for line in edc_lines(_result(job, b.name, EdcLine.TABLE))],
+        auc=_rows(job, AucRow),
+        differences=_rows(job, DifferenceRow),
+        verification=_rows(job, VerificationRow),
+        similarities=[_similarities(job, b.name) for b in s.benchmarks],
+        correlations=_rows(job, CorrelationRow),
         faces=[strip for b in s.benchmarks for strip in _faces(job, b.name)],
         notes=_notes(job),
     )
+
+
+def _rows(job: Job, row_class: type[Row]) -> list[Row]:
+    """Return the rows of all benchmarks."""
+    tables = (_result(job, b.name, row_class.TABLE) for b in job.settings.benchmarks)
+    return [row for table in tables for row in rows_of(row_class, table)]
+
+
+def _result(job: Job, benchmark: str, table: str) -> pa.Table:
+    """Return one table of a benchmark's evaluation."""
+    dataset = job.evaluation(job.benchmark(benchmark))
+    (part,) = dataset.require().parts
+    return dataset.read(part, suffix=f".{table}.parquet")
 
 
 def _settings(job: Job) -> dict[str, Any]:
@@ -93,7 +100,7 @@ def _settings(job: Job) -> dict[str, Any]:
         "repeats R": s.pair.n_repeats,
         "theta": ", ".join(f"{t:g}" for t in s.optimize.theta),
         "index scale": s.optimize.index_scale,
-        "clusters fitted": "anew each repeat" if s.pair.recluster else "once per identity",
+        "clusters fitted": "in each repeat" if s.pair.recluster else "once per identity",
         "ranking engine": s.rank.engine,
         "regressor": {k: v for k, v in s.train.model_dump(mode="json").items() if v is not None},
         "benchmarks": ", ".join(b.name for b in s.benchmarks),
@@ -104,7 +111,7 @@ def _settings(job: Job) -> dict[str, Any]:
 
 
 def _method(job: Job, method: MethodSettings) -> str:
-    """A method's label; of a fused one also what it is made of."""
+    """Return a method's label; of a fused one also its weights."""
     if method.fuse is None:
         return method.label
     weights = job.prior_scores("train", method).require().stats["weights"]
@@ -135,14 +142,15 @@ def _stages(job: Job) -> list[StageRow]:
 
 def _models(job: Job) -> list[ModelRow]:
     def row(name: str, weights: str | None, identity: dict[str, Any], table: dict[str, Any]) -> ModelRow:
-        known = table.get(name)
-        licence = known.licence if known else "the user's own"
+        licence = table[name].licence if name in table else "the user's own"
         return ModelRow(name, (weights or name).rsplit("/", 1)[-1], identity.get("sha256", ""), licence)
 
     recognizers = [job.settings.recognizer, *(m.recognizer for m in job.settings.methods if m.recognizer is not None)]
     rows = [row(r.name, r.weights, model_id(r), RECOGNIZERS) for r in recognizers]
-    own = [m for m in job.settings.methods if m.fuse is None]
-    return rows + [row(m.name, m.weights or m.scores, model_id(m), METHODS) for m in own]
+    methods = [m for m in job.settings.methods if m.fuse is None]
+    return rows + [
+        row(m.name, m.weights or (m.scores.uri if m.scores else None), model_id(m), METHODS) for m in methods
+    ]
 
 
 def _labels(job: Job, method: Any, theta: float) -> LabelSummary:
@@ -168,64 +176,60 @@ def _labels(job: Job, method: Any, theta: float) -> LabelSummary:
     )
 
 
-def _verification(job: Job, name: str) -> list[VerificationRow]:
-    dataset = job.evaluation(job.benchmark(name))
-    (part,) = dataset.require().parts
-    pairs = dataset.read(part, suffix=".comparisons.parquet")
+def _similarities(job: Job, name: str) -> SimilarityHistogram:
+    pairs = _result(job, name, "comparisons")
     similarity, mated = pairs["similarity"].to_numpy(), pairs["mated"].to_numpy()
     edges = np.linspace(similarity.min(), similarity.max() + 1e-9, 61)
-    return [
-        VerificationRow(
-            benchmark=name,
-            fr=job.fr,
-            accuracy_mean=np.nan if record["accuracy_mean"] is None else record["accuracy_mean"],
-            accuracy_std=np.nan if record["accuracy_std"] is None else record["accuracy_std"],
-            tar_at_fmr=record["tar_at_fmr"],
-            fmr=record["fmr"],
-            eer=record["eer"],
-            threshold=threshold_at_fmr(similarity, mated, record["fmr"]),
-            edges=edges if i == 0 else (),
-            mated_counts=np.histogram(similarity[mated], edges)[0] if i == 0 else (),
-            nonmated_counts=np.histogram(similarity[~mated], edges)[0] if i == 0 else (),
-        )
-        for i, record in enumerate(dataset.read(part, suffix=".verification.parquet").to_pylist())
-    ]
+    at_job_fmr = rows_of(VerificationRow, _result(job, name, VerificationRow.TABLE))[0]
+    return SimilarityHistogram(
+        benchmark=name,
+        fr=job.fr,
+        threshold=at_job_fmr.threshold,
+        edges=edges,
+        mated_counts=np.histogram(similarity[mated], edges)[0],
+        nonmated_counts=np.histogram(similarity[~mated], edges)[0],
+    )
 
 
 def _faces(job: Job, name: str) -> list[FaceStrip]:
-    """Best and worst faces of a benchmark by every scorer."""
-    dataset, faces = job.evaluation(job.benchmark(name)), job.faces(name)
-    (part,) = dataset.require().parts
-    scores = dataset.read(part, suffix=".scores.parquet")
-    manifest = faces.require()
-    strips = []
-    wanted: dict[str, tuple[list[int], list[int]]] = {}
+    """Return the best and the worst faces of a benchmark by every scorer but the random one."""
+    scores = _result(job, name, "scores")
+    picks: dict[str, tuple[list[int], list[int]]] = {}  # scorer -> rows of the best and of the worst faces
     for scorer in scores.column_names[1:]:
-        if scorer == "random":
-            continue
-        score = scores[scorer].to_numpy()
-        finite = np.flatnonzero(np.isfinite(score))
-        order = finite[np.argsort(score[finite], kind="stable")]
-        wanted[scorer] = (order[::-1][:N_FACES].tolist(), order[:N_FACES].tolist())
-    rows = sorted({r for best, worst in wanted.values() for r in (*best, *worst)})
-    found: dict[int, tuple[bytes, str]] = {}
-    for p, first in zip(manifest.parts, manifest.first_rows[:-1], strict=True):
-        mine = [r - first for r in rows if first <= r < first + p.n_rows]
-        if mine:
-            table = faces.read(p, ["face", "image_id"]).take(pa.array(mine))
-            for r, face, image_id in zip(mine, table["face"].to_pylist(), table["image_id"].to_pylist(), strict=True):
-                found[first + r] = (face, image_id)
-    for scorer, picks in wanted.items():
-        score = scores[scorer].to_numpy()
-        best, worst = ([Face(found[r][0], float(score[r]), found[r][1]) for r in pick] for pick in picks)
-        strips.append(FaceStrip(f"{scorer} ({name})", best, worst))
-    return strips
+        if scorer != "random":
+            score = scores[scorer].to_numpy()
+            finite = np.flatnonzero(np.isfinite(score))
+            order = finite[np.argsort(score[finite], kind="stable")]
+            picks[scorer] = (order[::-1][:N_FACES].tolist(), order[:N_FACES].tolist())
+    pictures = _pictures(job.faces(name), sorted({r for rows in picks.values() for r in (*rows[0], *rows[1])}))
+
+    def faces(scorer: str, rows: list[int]) -> list[Face]:
+        return [Face(pictures[r][0], scores[scorer][r].as_py(), pictures[r][1]) for r in rows]
+
+    return [
+        FaceStrip(f"{scorer} ({name})", faces(scorer, best), faces(scorer, worst))
+        for scorer, (best, worst) in picks.items()
+    ]
+
+
+def _pictures(faces: Dataset, rows: list[int]) -> dict[int, tuple[bytes, str]]:
+    """Return the encoded face and the image_id of some rows, by row."""
+    manifest = faces.require()
+    pictures: dict[int, tuple[bytes, str]] = {}
+    for part, first in zip(manifest.parts, manifest.first_rows[:-1], strict=True):
+        in_part = [r - first for r in rows if first <= r < first + part.n_rows]
+        if in_part:
+            table = faces.read(part, ["face", "image_id"]).take(pa.array(in_part))
+            columns = (table["face"].to_pylist(), table["image_id"].to_pylist())
+            for r, face, image_id in zip(in_part, *columns, strict=True):
+                pictures[first + r] = (face, image_id)
+    return pictures
 
 
 def _notes(job: Job) -> list[str]:
     s = job.settings
     pairs = job.pairs().require().stats
-    notes = []
+    notes = [f"Source of {f}: {Account.from_json(job.faces(f).require().plan['account'])}." for f in job.face_sets]
     if pairs["n_identities_of_one_image"]:
         notes.append(f"{pairs['n_identities_of_one_image']} identities have one usable image and so no mated pair.")
     if pairs["n_identities_below_n_clusters"]:

@@ -18,6 +18,7 @@ import torch
 from fiqa_ray._version import __version__
 from fiqa_ray.core.kernels.threads import one_thread
 from fiqa_ray.datasets.dataset import Part
+from fiqa_ray.engine.cost import FACE_BYTES, FACE_MEMORY, Cost, Workload
 from fiqa_ray.engine.progress import StepProgress
 from fiqa_ray.engine.ray_train import fit_with_ray
 from fiqa_ray.engine.step import Step, stateless_worker
@@ -25,8 +26,8 @@ from fiqa_ray.job import Job, LabelSet
 from fiqa_ray.models.devices import resolve_device
 from fiqa_ray.storage import fingerprint, join, read_json, storage_quiet
 from fiqa_ray.training.finetune import FinetuneTraining
-from fiqa_ray.training.head import HeadTraining
-from fiqa_ray.training.loop import RECIPES, Plan, Recipe, Report, Task, TrainingLoop
+from fiqa_ray.training.head import CACHE_BYTES, HeadTraining
+from fiqa_ray.training.loop import PARTS_AT_ONCE, RECIPES, Plan, Recipe, Report, Task, TrainingLoop
 
 
 def train_steps(job: Job) -> Iterator[list[Step]]:
@@ -41,20 +42,53 @@ def train_steps(job: Job) -> Iterator[list[Step]]:
     yield [Step("train", first, [plan], worker, n_rows, engine="driver", unit="images", extra_datasets=tuple(others))]
 
 
-def training_plan(job: Job) -> Plan:
-    """Return what the workers need to train the job's regressors."""
+FINETUNE_PASSES = 4
+"""A training step of the released recipe takes as long as so many forward passes: one forward, two backward, the rest."""
+
+
+def estimate(job: Job, workload: Workload) -> Iterator[Cost]:
+    """Yield the cost of each regressor; heads are trained together, so each takes its share of a pass."""
+    recipe, label_sets = training_recipe(job), job.label_sets()
+    n, n_epochs = workload.n_images["train"], recipe.n_epochs
+    for label_set in label_sets:
+        if job.settings.train.mode == "head":
+            work_s = n * n_epochs * workload.units.head_image / len(label_sets)
+            memory, read = min(workload.scale.embedding_bytes, CACHE_BYTES), workload.scale.embedding_bytes
+        else:
+            work_s = FINETUNE_PASSES * n * n_epochs * workload.embed_s
+            memory, read = PARTS_AT_ONCE * workload.part_rows * FACE_MEMORY, float(n * n_epochs * FACE_BYTES)
+        yield Cost(
+            "train",
+            job.scorer_name(label_set),
+            n,
+            1,
+            work_s=work_s,
+            memory_bytes=memory,
+            read_bytes=read,
+            written_bytes=0.0,
+            datasets=(job.regressor(label_set),),
+        )
+
+
+def training_recipe(job: Job) -> Recipe:
+    """Return the recipe of the job's mode with the job's changes."""
     settings = job.settings.train
     default = RECIPES[settings.mode]
+    return Recipe(
+        n_epochs=settings.n_epochs or default.n_epochs,
+        batch_size=settings.batch_size or default.batch_size,
+        learning_rate=settings.learning_rate or default.learning_rate,
+    )
+
+
+def training_plan(job: Job) -> Plan:
+    """Return what the workers need to train the job's regressors."""
     tasks = [training_task(job, label_set) for label_set in job.label_sets()]
     version = fingerprint([t.regressor.fingerprint for t in tasks])
     return Plan(
         tasks=tasks,
-        settings=settings,
-        recipe=Recipe(
-            n_epochs=settings.n_epochs or default.n_epochs,
-            batch_size=settings.batch_size or default.batch_size,
-            learning_rate=settings.learning_rate or default.learning_rate,
-        ),
+        settings=job.settings.train,
+        recipe=training_recipe(job),
         seed=job.settings.seed,
         recognizer=job.settings.recognizer,
         faces=job.faces("train"),

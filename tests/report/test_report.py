@@ -7,28 +7,14 @@ from html.parser import HTMLParser
 
 import cv2
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from fiqa_ray.core.bootstrap import bootstrap_auc
 from fiqa_ray.core.edc import edc_curve
+from fiqa_ray.datasets.results import AucRow, CorrelationRow, DifferenceRow, EdcLine, VerificationRow
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.report import (
-    AucRow,
-    CorrelationRow,
-    DifferenceRow,
-    EdcLine,
-    Face,
-    FaceStrip,
-    LabelSummary,
-    ModelRow,
-    ReportData,
-    StageRow,
-    VerificationRow,
-    edc_lines,
-    render_report,
-    rows_from,
-)
+from fiqa_ray.report.data import Face, FaceStrip, LabelSummary, ModelRow, ReportData, SimilarityHistogram, StageRow
+from fiqa_ray.report.render import render_report
 
 BENCHMARKS = ("LFW", "CFP-FP", "CPLFW", "CALFW", "XQLFW")
 PRIOR, OLD, NEW = "CR-FIQA prior", "regressor on prior labels", "regressor on optimized labels"
@@ -50,7 +36,7 @@ def face(shade: float, blur: float, as_jpeg: bool = False) -> bytes:
 
 def sample(n_pairs: int = 1200, n_draws: int = 30, benchmarks: tuple[str, ...] = BENCHMARKS) -> ReportData:
     rng = np.random.default_rng(7)
-    lines, areas, differences, verification = [], [], [], []
+    lines, areas, differences, verification, similarities = [], [], [], [], []
     for b, benchmark in enumerate(benchmarks):
         mated = np.arange(n_pairs) < n_pairs // 2
         utility = rng.beta(6 - b, 2, size=(2, n_pairs))
@@ -58,9 +44,8 @@ def sample(n_pairs: int = 1200, n_draws: int = 30, benchmarks: tuple[str, ...] =
         qualities = {name: tuple(utility + noise * rng.normal(size=utility.shape)) for name, noise in SCORERS.items()}
         counts = [np.histogram(similarity[kind], bins=50, range=(-0.4, 1))[0] for kind in (mated, ~mated)]
         edges = np.linspace(-0.4, 1, 51)
-        verification.append(
-            VerificationRow(benchmark, FR, 0.99 - b / 50, 0.004, 0.97, 1e-3, 0.012, 0.31, edges, *counts)
-        )
+        verification.append(VerificationRow(benchmark, FR, 0.99 - b / 50, 0.004, 0.97, 1e-3, 0.31, 0.012, 600, 600))
+        similarities.append(SimilarityHistogram(benchmark, FR, 0.31, edges, *counts))
         for convention, limits in (("paper", (0.95,)), ("dasec", (1.0, 0.3))):
             for name, quality in qualities.items():
                 curve = edc_curve(similarity, mated, *quality, fmr=1e-2, convention=convention)
@@ -78,7 +63,7 @@ def sample(n_pairs: int = 1200, n_draws: int = 30, benchmarks: tuple[str, ...] =
                         AucRow(benchmark, FR, name, convention, 1e-2, 8.3e-3, limit, i.value, i.low, i.high, *counts_of)
                     )
             d = draws.difference(NEW, OLD)
-            differences.append(DifferenceRow(benchmark, convention, NEW, OLD, d.value, d.low, d.high, FR))
+            differences.append(DifferenceRow(benchmark, FR, convention, NEW, OLD, d.value, d.low, d.high))
     labels = []
     for m, method in enumerate(("CR-FIQA", "SER-FIQ", "FaceQAN")):
         prior = np.clip(rng.beta(9 - m, 3, size=8000), 0, 1)
@@ -87,7 +72,7 @@ def sample(n_pairs: int = 1200, n_draws: int = 30, benchmarks: tuple[str, ...] =
         labels.append(LabelSummary(method, 1e-3, 0.0192, prior, moved, *histogram, 3_141_890, 12_345 + m, 0.0815))
     kinds = ("all", "blur", "occlusion", "illumination", "pose", "compression", "resolution")
     correlations = [
-        CorrelationRow(s, k, float(np.round(rng.uniform(-0.95, -0.1), 3)), 4000 if k == "all" else 650)
+        CorrelationRow("LFW", s, k, float(np.round(rng.uniform(-0.95, -0.1), 3)), 4000 if k == "all" else 650)
         for s in (PRIOR, OLD, NEW)
         for k in kinds
     ]
@@ -127,6 +112,7 @@ def sample(n_pairs: int = 1200, n_draws: int = 30, benchmarks: tuple[str, ...] =
         auc=areas,
         differences=differences,
         verification=verification,
+        similarities=similarities,
         correlations=correlations,
         faces=strips,
         notes=["Similarities use no mirror image.", "CFP-FP has 3.5 allowed false matches at FMR 1e-3."],
@@ -301,9 +287,9 @@ def test_undefined_values_and_rates_below_one_pair_are_said() -> None:
     ],
 )
 def test_difference_in_words(low: float, high: float, verdict: str) -> None:
-    row = DifferenceRow("LFW", "paper", NEW, OLD, (low + high) / 2, low, high)
+    row = DifferenceRow("LFW", FR, "paper", NEW, OLD, (low + high) / 2, low, high)
     text = Page(render_report(ReportData("t", "v", differences=[row]))).text
-    assert f"Convention paper: {NEW} against {OLD}: {verdict} on LFW." in text
+    assert f"Convention paper, {FR}: {NEW} against {OLD}: {verdict} on LFW." in text
     assert re.search(rf"LFW {verdict} \S+ \S+ to \S+ First minus second", text)
 
 
@@ -329,11 +315,10 @@ def test_everything_printed_is_escaped() -> None:
             ],
             edc=[EdcLine(EVIL, EVIL, EVIL, EVIL, 1e-3, curve, curve, curve)],
             auc=[rows],
-            differences=[DifferenceRow(EVIL, EVIL, EVIL, EVIL, 0.0, -1.0, 1.0, EVIL)],
-            verification=[
-                VerificationRow(EVIL, EVIL, 0.9, 0.1, 0.9, 1e-3, 0.1, 0.2, [0, 0.5, 1], [1, 2], [2, 1]),
-            ],
-            correlations=[CorrelationRow(EVIL, EVIL, -0.5, 10)],
+            differences=[DifferenceRow(EVIL, EVIL, EVIL, EVIL, EVIL, 0.0, -1.0, 1.0)],
+            verification=[VerificationRow(EVIL, EVIL, 0.9, 0.1, 0.9, 1e-3, 0.2, 0.1, 3, 3)],
+            similarities=[SimilarityHistogram(EVIL, EVIL, 0.2, [0, 0.5, 1], [1, 2], [2, 1])],
+            correlations=[CorrelationRow(EVIL, EVIL, EVIL, -0.5, 10), CorrelationRow("x", EVIL, EVIL, -0.5, 10)],
             faces=[FaceStrip(EVIL, [Face(face(1, 0), 0.9, EVIL)], [])],
             notes=[EVIL],
         )
@@ -362,31 +347,7 @@ def test_pictures_of_other_kinds_are_refused() -> None:
         render_report(ReportData("t", "v", faces=[strip]))
 
 
-def test_rows_come_from_tables() -> None:
-    table = pa.table({"scorer": ["a"], "kind": ["all"], "spearman": [-0.5], "n": [7], "more": [1]})
-    assert rows_from(CorrelationRow, table) == [CorrelationRow("a", "all", -0.5, 7)]
-    assert rows_from(ModelRow, [{"name": "m"}]) == [ModelRow("m")]
-    with pytest.raises(FiqaRayError, match="row 0 for CorrelationRow lacks n, spearman"):
-        rows_from(CorrelationRow, [{"scorer": "a", "kind": "all"}])
-
-
-def test_curves_come_from_a_long_table() -> None:
-    table = pa.table(
-        {
-            "benchmark": ["LFW"] * 5,
-            "fr": [FR] * 5,
-            "scorer": ["b", "a", "b", "a", "b"],
-            "convention": ["paper"] * 5,
-            "fmr_target": [1e-3] * 5,
-            "discard_fraction": [0.1, 0.0, 0.0, 0.05, 0.05],
-            "fnmr": [None, 0.4, 0.3, 0.2, 0.1],
-            "threshold": [None, 1.0, 1.0, 1.0, 1.0],
-        }
-    )
-    b, a = edc_lines(table)
-    assert (b.scorer, a.scorer) == ("b", "a")
-    np.testing.assert_array_equal(b.discard_fraction, [0, 0.05, 0.1])
-    np.testing.assert_array_equal(b.fnmr, [0.3, 0.1, np.nan])
-    np.testing.assert_array_equal(a.fnmr, [0.4, 0.2])
-    with pytest.raises(FiqaRayError, match="curves lacks fnmr"):
-        edc_lines(table.drop_columns(["fnmr"]))
+def test_each_benchmark_has_its_correlations() -> None:
+    rows = [CorrelationRow("LFW", "a", "all", 0.25, 9), CorrelationRow("CFP-FP", "a", "all", 0.75, 8)]
+    text = Page(render_report(ReportData("t", "v", correlations=rows))).text
+    assert re.search(r"LFW Scorer all a 0\.25 n = 9 CFP-FP Scorer all a 0\.75 n = 8", text)

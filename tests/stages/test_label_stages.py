@@ -11,6 +11,7 @@ from scipy.stats import rankdata
 
 from fiqa_ray.config import make_settings
 from fiqa_ray.core.labels import optimize_labels
+from fiqa_ray.core.pairs import mated_pairs
 from fiqa_ray.datasets import schemas
 from fiqa_ray.engine.local import local_map
 from fiqa_ray.engine.run_steps import run_steps
@@ -275,3 +276,55 @@ def test_fusion_of_unknown_methods_is_refused(tmp_path):
     fuse = {"of": ["one", "two"], "weights": {"one": 1}}
     with pytest.raises(FiqaRayError, match="weights must name each of one, two once"):
         settings(str(tmp_path), methods=[{"name": "one"}, {"name": "two"}, {"name": "f", "fuse": fuse}])
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_pairs_of_a_device_give_the_labels_of_the_processor(tmp_path, keep):
+    """On torch's processor device, with embeddings whose products are exact, so that not one bit may differ."""
+    identity, _, scores = data(7)
+    embeddings = np.random.default_rng(7).choice([-1.0, 1.0], size=(len(identity), 16)).astype(np.float32)
+    labels = []
+    for device in ("cpu", "cpu:0"):
+        pair = {"n_clusters": 6, "n_repeats": 3, "keep": keep, "device": device}
+        job = Job(settings(str(tmp_path / device), pair=pair))
+        write_inputs(job, identity, embeddings, scores, SHARDS, bad={40})
+        run_stages(job)
+        labels.append(label_bytes(job))
+    assert labels[0] == labels[1]
+
+
+@pytest.mark.parametrize("engine", ["counting", "sort"])
+@pytest.mark.parametrize("keep", [True, False])
+def test_every_task_that_makes_pairs_on_a_gpu_asks_for_one(tmp_path, monkeypatch, keep, engine):
+    steps, makes_pairs = {}, set()
+
+    def mapper(items):
+        for item in items:
+            steps[item[0].dataset.name] = item[0].needs_gpu
+            current.append(item[0].dataset.name)
+            yield from local_map([item])
+
+    def on_the_processor(*arrays, device, **options):
+        assert device == "cuda"
+        makes_pairs.add(current[-1])
+        return mated_pairs(*arrays, device="cpu", **options)
+
+    current = []
+    monkeypatch.setattr("fiqa_ray.datasets.pairs.mated_pairs", on_the_processor)
+    identity, embeddings, scores = data(7)
+    pair = {"n_clusters": 6, "n_repeats": 3, "keep": keep, "device": "cuda"}
+    job = Job(settings(str(tmp_path), pair=pair, rank={"engine": engine}))
+    write_inputs(job, identity, embeddings, scores, SHARDS)
+    run_stages(job, mapper)
+    assert {name for name, needs_gpu in steps.items() if needs_gpu} == makes_pairs
+    ranks = "sorted_keys" if engine == "sort" else "key_counts"
+    assert makes_pairs == ({"pairs"} if keep else {"pairs", ranks, "optimized_index"})
+
+
+def test_a_missing_gpu_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    identity, embeddings, scores = data(7)
+    job = Job(settings(str(tmp_path), pair={"device": "cuda"}))
+    write_inputs(job, identity, embeddings, scores, SHARDS)
+    with pytest.raises(FiqaRayError, match=r"device='cuda': torch sees no GPU on .*; .* set pair.device: cpu"):
+        run_stages(job, stages=["pair"])

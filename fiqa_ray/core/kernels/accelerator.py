@@ -8,6 +8,7 @@ Shapes: B identities of a batch, padded to N images each, C clusters, L pairs.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,13 +20,24 @@ import torch
 from fiqa_ray.core.kernels.draws import LANE_STEP
 from fiqa_ray.core.kernels.gram import SIMILARITY_STEPS
 from fiqa_ray.core.kernels.kmeans import MAX_ITERATIONS, choose_starts
+from fiqa_ray.errors import UsageError
+
+
+def check_device(device: str) -> None:
+    """Raise `UsageError` if torch cannot use the device on this machine."""
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            f"device={device!r}: torch sees no GPU on {platform.node()}; run the step on a machine with a GPU and a CUDA "
+            "build of torch, or set pair.device: cpu"
+        )
 
 
 def gram_matrices(units: np.ndarray, bounds: np.ndarray, device: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Return `gram.cosine_keys` on a device: the flat array, and a `(N, N)` view of it per identity."""
     sizes = np.diff(bounds)
     flat = torch.empty(int((sizes**2).sum()), device=device)
-    grams = [g.view(n, n) for g, n in zip(flat.split((sizes**2).tolist()), sizes.tolist(), strict=True)]
+    pieces = torch.split(flat, (sizes**2).tolist())
+    grams = [g.view(n, n) for g, n in zip(pieces, sizes.tolist(), strict=True)]
     x = torch.from_numpy(units).to(device)
     for gram, (low, high) in zip(grams, pairwise(bounds.tolist()), strict=True):
         torch.matmul(x[low:high], x[low:high].T, out=gram)

@@ -51,7 +51,7 @@ def _mix(z: np.ndarray) -> np.ndarray:
     """Mix 64 bits: splitmix64's finaliser, with its published constants."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    return np.asarray(z ^ (z >> np.uint64(31)))
 
 
 mix = compiled(_mix)

@@ -5,12 +5,7 @@ The matrices of neighbouring identities fill one flat array, each row by row: id
 
 from __future__ import annotations
 
-import ctypes
-from functools import lru_cache
-from typing import Any
-
 import numpy as np
-from numba.extending import get_cython_function_address
 
 from fiqa_ray.core.kernels.jit import compiled
 
@@ -19,7 +14,6 @@ SIMILARITY_STEPS = 1 << 23
 
 
 _MAX_KEY = float(SIMILARITY_STEPS)
-_TILE = 8
 
 
 def unit_vectors(embeddings: np.ndarray) -> np.ndarray:
@@ -38,36 +32,25 @@ def cosine_keys(embeddings: np.ndarray, bounds: np.ndarray, keys: np.ndarray) ->
 
     Args:
         embeddings: `(I, D) float32`, of any length; one of length 0 or beyond float32 has similarity 0 to all.
-        bounds: `(K + 1,)`; identity k holds images bounds[k]:bounds[k+1].
+        bounds: `(K + 1,)`; identity k has bounds[k+1] - bounds[k] images, which follow those of the one before.
         keys: flat float32 array of at least `sum(N^2)` entries.
     """
-    syrk, number = _syrk(), ctypes.c_int
-    dim, one, zero = number(embeddings.shape[1]), ctypes.c_float(1.0), ctypes.c_float(0.0)
     x = np.ascontiguousarray(embeddings, np.float32)
-    source, target = x.ctypes.data, keys.ctypes.data
     sizes = np.diff(bounds)
-    for n in sizes[sizes > 0].tolist():
-        syrk(b"U", b"T", number(n), dim, one, source, dim, zero, target, number(n))
-        source += n * x.strides[0]
-        target += 4 * n * n
+    image = entry = 0
+    with np.errstate(over="ignore", invalid="ignore"):  # an overflow becomes similarity 0 below
+        for n in sizes.tolist():
+            identity, matrix = x[image : image + n], keys[entry : entry + n * n].reshape(n, n)
+            np.matmul(identity, identity.T, out=matrix)  # numpy computes one triangle and mirrors it
+            image, entry = image + n, entry + n * n
     _finish_keys(keys, sizes)
-
-
-@lru_cache(maxsize=1)
-def _syrk() -> Any:
-    """Return BLAS ssyrk, one triangle of a matrix times its own transpose, as a C function that lets other threads run."""
-    pointer, by_reference = ctypes.c_void_p, ctypes.POINTER
-    whole, real = by_reference(ctypes.c_int), by_reference(ctypes.c_float)
-    arguments: list[Any] = [ctypes.c_char_p, ctypes.c_char_p, whole, whole, real, pointer, whole, real, pointer, whole]
-    address = get_cython_function_address("scipy.linalg.cython_blas", "ssyrk")
-    return ctypes.CFUNCTYPE(None, *arguments)(address)
 
 
 @compiled
 def _finish_keys(keys: np.ndarray, sizes: np.ndarray) -> None:
-    """Turn products in the lower triangles into keys of the whole matrices.
+    """Turn matrices of products into matrices of keys.
 
-    In numpy, for one matrix of products:
+    In numpy, for one matrix:
 
         norm = np.sqrt(np.diag(product))
         key = np.rint(product / np.outer(norm, norm) * 2**23).clip(-(2**23), 2**23)
@@ -80,24 +63,11 @@ def _finish_keys(keys: np.ndarray, sizes: np.ndarray) -> None:
         for i in range(n):
             norm2 = np.float64(matrix[i, i])
             inverse[i] = 1.0 / np.sqrt(norm2) if norm2 > 0 else 0.0
-        # 2. keys of the lower triangle, in float64, so that the division adds no error
+        # 2. keys, in float64, so that the division adds no error; the scale is the same for (i, j) and (j, i)
         for i in range(n):
-            row, row_scale = matrix[i], inverse[i] * SIMILARITY_STEPS
-            for j in range(i + 1):
-                scale = row_scale * inverse[j]
+            row = matrix[i]
+            for j in range(n):
+                scale = inverse[i] * inverse[j] * SIMILARITY_STEPS
                 key = min(max(np.rint(row[j] * scale), -_MAX_KEY), _MAX_KEY)
                 row[j] = np.float32(key if scale > 0 else 0.0)  # an overflow is no number
-        # 3. the upper triangle: mirrored tile by tile, so that neither reading nor writing leaves the cache's lines
-        whole = n // _TILE * _TILE
-        for top in range(0, whole, _TILE):
-            for left in range(0, top, _TILE):
-                for j in range(_TILE):
-                    for i in range(_TILE):
-                        matrix[left + j, top + i] = matrix[top + i, left + j]
-            for i in range(top, top + _TILE):
-                for j in range(top, i):
-                    matrix[j, i] = matrix[i, j]
-        for i in range(whole, n):
-            for j in range(i):
-                matrix[j, i] = matrix[i, j]
         first += n * n
