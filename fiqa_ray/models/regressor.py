@@ -242,7 +242,7 @@ def _check_origin(card: Mapping[str, Any], expected: Mapping[str, Any], card_uri
     if not same:
         raise FiqaRayError(
             f"{card_uri}: names the recogniser {card['recognizer']!r} with options {card['options']!r}, and the job's "
-            f"settings say {expected['recognizer']!r} with {dict(expected['options'])!r}; somebody exchanged the card. Remove "
+            f"settings say {expected['recognizer']!r} with {dict(expected['options'])!r}; the card was exchanged. Remove "
             f"{card_uri.rpartition('/')[0]} and run again: the regressor is then trained again"
         )
 

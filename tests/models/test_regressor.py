@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import zlib
 from pathlib import Path
 
 import fsspec
@@ -317,3 +318,45 @@ def test_damaged_folders_are_refused(tmp_path):
         load_scorer(str(tmp_path / "nowhere"))
     with pytest.raises(FiqaRayError, match="cannot be written as JSON"):
         save_regressor(made(load_recognizer(SMALL, weights="random:0")), {"loss": float("nan")})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fiqa_ray.models.recognition:call_imported",
+        "fiqa_ray.models.user_code:call_function",
+        "fiqa_ray.synthetic.compact:load_strictly",
+        "fiqa_ray.synthetic.compact.x:build",
+        "fiqa_ray.synthetic:compact",
+        "torch.hub:load",
+        "os:system",
+        "my_backbone:build",
+    ],
+)
+def test_no_card_runs_code_unasked(tmp_path, monkeypatch, name):
+    """Trusted names are a closed list; nothing is imported for another one, and a job runs what its settings name."""
+    (tmp_path / "my_backbone.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    called = []
+    monkeypatch.setattr("fiqa_ray.models.regressor.call_function", lambda *arguments: called.append(arguments))
+    model = made(load_recognizer("fiqa_ray.synthetic.compact:build"))
+    files = save_regressor(model, {})
+    records = {n: {"crc32": f"{zlib.crc32(data):08x}"} for n, data in files.items()}
+    expected = {"recognizer": "fiqa_ray.synthetic.compact:build", "options": {}, "files": records}
+    card = json.loads(files["card.json"]) | {"recognizer": name, "options": {"command": "true"}}
+    changed = json.dumps(card).encode()
+    uri = stored(str(tmp_path / "r"), {**files, "card.json": changed})
+    with pytest.raises(FiqaRayError, match="whose code would have to be imported and run"):
+        load_scorer(uri)
+    with pytest.raises(FiqaRayError, match=r"card\.json: not the file that the job wrote"):
+        load_scorer(uri, expected=expected)
+    records["card.json"] = {"crc32": f"{zlib.crc32(changed):08x}"}  # the record was exchanged with the card
+    with pytest.raises(FiqaRayError, match=rf"card\.json: names the recogniser '{name}' .*the card was exchanged"):
+        load_scorer(uri, expected=expected)
+    assert called == []
+    monkeypatch.undo()
+    records["card.json"] = {"crc32": f"{zlib.crc32(files['card.json']):08x}"}
+    uri = stored(str(tmp_path / "whole"), files)
+    with torch.no_grad():
+        wanted = model.eval()(some_faces(2)).numpy()
+    assert np.array_equal(load_scorer(uri, expected=expected)(some_faces(2)), wanted)
