@@ -110,7 +110,7 @@ def check_file(network: Recognizer, row: NetworkRow | None) -> Finding:
     """
     if network.is_random:
         return Finding("file", "open", "random weights, which mean nothing: there is no file to check")
-    if isinstance(network.backbone, OnnxNetwork):
+    if ModelRef.parse(network.name).kind == "onnx":
         return Finding("file", "ok", f"onnxruntime loads it; SHA-256 {network.weights_sha256}")
     message = f"every entry fits; SHA-256 {network.weights_sha256}"
     if row is None or row.sha256 is None:

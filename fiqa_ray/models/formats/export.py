@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from fiqa_ray._version import __version__
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.models.formats.onnx_file import keep_output, parse_onnx, read_onnx
-from fiqa_ray.models.formats.onnx_network import OnnxNetwork
+from fiqa_ray.models.formats.onnx_network import OnnxNetwork, try_network
 from fiqa_ray.models.recognizer import FACE_SHAPE
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
 from fiqa_ray.models.regressor import QualityRegressor, check_score_table
@@ -218,4 +218,6 @@ def load_exported(uri: str) -> tuple[OnnxNetwork, dict[str, Any]]:
         raise FiqaRayError(f"{uri}: its validation_scores are not readable ({error}); export it again") from error
     check_score_table(card["validation_scores"], uri)
     keep_output(model, "score")
-    return OnnxNetwork(model.SerializeToString(deterministic=True), uri), card
+    data = model.SerializeToString(deterministic=True)
+    try_network(data, uri, n_faces=2)
+    return OnnxNetwork(data, uri), card

@@ -6,8 +6,10 @@ that onnxruntime computes on.
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,20 +20,15 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.models.formats import onnx_trial
 from fiqa_ray.models.formats.onnx_file import fixed_batch, free_batch, keep_output
 
 FILE_ENTRY = "onnx_file"
 """Name of the buffer, and so of its entry in a state dict."""
 SAME = 1e-5
 """Two ways to compute an embedding agree if they differ by less than this share of its length."""
-MOST_MEMORY = 2**31
-"""Bytes that a file may take, weights and all, where it is tried for the first time; a damaged size asks for more."""
-_DTYPES: dict[str, type[np.generic]] = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(uint8)": np.uint8,
-}
+TRIAL_MEMORY, TRIAL_S = 2**29, 120
+"""Bytes beside three times the file, and seconds, that the first faces may take; damaged sizes ask for more."""
 
 
 class OnnxNetwork(nn.Module):
@@ -92,14 +89,13 @@ class OnnxNetwork(nn.Module):
         super().__setstate__({**state, "_lock": threading.Lock()})
 
 
-def open_session(data: bytes, name: str, device: torch.device | None = None, *, on_trial: bool = False) -> Any:
+def open_session(data: bytes, name: str, device: torch.device | None = None) -> Any:
     """Return an onnxruntime session that gives the same bits for the same batch, whatever runs beside it.
 
     Args:
         data: a network's bytes.
         name: what to call it in messages.
         device: device to compute on; None: the CPU.
-        on_trial: compute the graph as it is, within `MOST_MEMORY`.
 
     Raises:
         FiqaRayError: onnxruntime cannot load the network, or has no such device.
@@ -109,11 +105,6 @@ def open_session(data: bytes, name: str, device: torch.device | None = None, *, 
     options.log_severity_level = 4  # what goes wrong comes as an exception
     options.use_deterministic_compute = True
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if on_trial:
-        _limit_memory()
-        options.add_session_config_entry("session.use_env_allocators", "1")
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it computes constants
     providers: list[Any] = ["CPUExecutionProvider"]
     if device is not None and device.type == "cuda":
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
@@ -132,14 +123,29 @@ def open_session(data: bytes, name: str, device: torch.device | None = None, *, 
     return session
 
 
-@lru_cache(maxsize=1)
-def _limit_memory() -> None:
-    """Register an allocator of at most `MOST_MEMORY`; sessions that ask for it use it."""
-    kinds, places = onnxruntime.OrtAllocatorType, onnxruntime.OrtMemType
-    onnxruntime.create_and_register_allocator(
-        onnxruntime.OrtMemoryInfo("Cpu", kinds.ORT_ARENA_ALLOCATOR, 0, places.DEFAULT),
-        onnxruntime.OrtArenaCfg({"max_mem": MOST_MEMORY, "arena_extend_strategy": 1}),  # 1: as much as is asked for
-    )
+def try_network(data: bytes, name: str, n_faces: int) -> dict[str, tuple[int, ...]]:
+    """Run a network once in a process of its own, and return the shapes of its outputs by name.
+
+    Args:
+        data: the network's bytes.
+        name: what to call it in messages.
+        n_faces: faces of the batch.
+
+    Raises:
+        FiqaRayError: onnxruntime cannot load or run the network, asks for absurd memory, hangs or breaks down.
+    """
+    command = [sys.executable, onnx_trial.__file__, str(TRIAL_MEMORY + 3 * len(data)), str(n_faces)]
+    advice = "the file is damaged, or not made for faces of 112x112: fetch or export it again"
+    try:
+        trial = subprocess.run(command, input=data, capture_output=True, timeout=TRIAL_S, check=False)
+        outputs = json.loads(trial.stdout)
+    except subprocess.TimeoutExpired as error:
+        raise FiqaRayError(f"{name}: onnxruntime does not end within {TRIAL_S} s; {advice}") from error
+    except ValueError as error:
+        raise FiqaRayError(f"{name}: onnxruntime breaks down on it (exit code {trial.returncode}); {advice}") from error
+    if "error" in outputs:
+        raise FiqaRayError(f"{name}: onnxruntime {onnxruntime.__version__} cannot run it: {outputs['error']}; {advice}")
+    return {output: tuple(shape) for output, (shape, _) in outputs.items()}
 
 
 def _no_cuda(name: str) -> str:
@@ -169,7 +175,7 @@ def run_session(session: Any, pixels: NDArray[Any], name: str) -> list[NDArray[n
         FiqaRayError: onnxruntime cannot run the network on such pixels.
     """
     image = session.get_inputs()[0]
-    dtype = _DTYPES.get(image.type)
+    dtype = onnx_trial.DTYPES.get(image.type)
     if dtype is None:
         raise FiqaRayError(f"{name}: its input is {image.type}, wanted floating point or uint8 pixels")
     if dtype is np.uint8 and pixels.dtype != np.uint8:
@@ -206,10 +212,8 @@ def one_output(
     names = [value.name for value in model.graph.output]
     if output is not None and output not in names:
         raise FiqaRayError(f"{name}: has no output {output!r}; its outputs are {', '.join(names)}")
-    session = open_session(model.SerializeToString(), name, on_trial=True)
     size = fixed_batch(model) or len(probe)
-    pixels = np.concatenate([probe] * (-(-size // len(probe))))[:size]
-    shapes = {n: a.shape for n, a in zip(names, run_session(session, pixels, name), strict=True)}
+    shapes = try_network(model.SerializeToString(), name, size)
     wanted = [n for n in names if _fits(shapes[n], size, quality)]
     if output is None and len(names) == 1:
         output = names[0]  # whoever calls the network judges its shape
