@@ -65,6 +65,7 @@ def test_noise_makes_it_less_certain(packed, tmp_path):
     assert card["validation_loss"] < 0.8 * train_pcnet(job, str(untrained), n_steps=1)["validation_loss"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_ends_with_the_same_head(packed, tmp_path, monkeypatch):
     job, _ = packed
     monkeypatch.setattr(pcnet, "SAVE_EVERY_S", 0.0)
