@@ -78,7 +78,7 @@ def _walk(root: str, left_out: Counter[str] | None) -> list[str]:
 
     def fail(exc: OSError) -> None:
         below = os.path.relpath(str(exc.filename), root).replace(os.sep, "/")
-        reason = reason_left_out(f"{below}/file", [""])
+        reason = None if below == "." else reason_left_out(f"{below}/file", [""])
         if reason is None:
             raise exc
         if left_out is not None:
