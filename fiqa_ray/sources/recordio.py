@@ -56,6 +56,12 @@ def recordio_uris(uri: str) -> tuple[str, str]:
     return rec, rec.removesuffix(".rec") + ".idx"
 
 
+def recordio_lists(uri: str) -> dict[str, str]:
+    """Return the files beside a `.rec` that list its records and labels."""
+    rec, index = recordio_uris(uri)
+    return {"list": index, "labels": rec.removesuffix(".rec") + ".lst"}
+
+
 def list_recordio(uri: str) -> pa.Table:
     """List the images of a RecordIO file as a table of `schemas.SOURCE_RECORDS`.
 
