@@ -1,4 +1,4 @@
-"""rank: the global rank of every pair's similarity per repeat (paper equation 2), and of every prior score.
+"""rank: the global rank of every pair's similarity per repeat (id^Xs of equation 2), and of every prior score.
 
 The default engine, `counting`, is a distributed counting sort. Pairs never move; only histograms do:
 
