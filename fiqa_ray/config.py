@@ -205,7 +205,18 @@ class EvaluateSettings(_Settings):
     conventions: tuple[Literal["paper", "dasec", "nearest"], ...] = Field(
         ("paper", "dasec"), description="conventions for the curves"
     )
-    n_bootstrap: int = Field(200, ge=0, description="bootstrap draws; 0: no intervals")
+    resample: Literal["auto", "identities", "pairs"] = Field(
+        "auto", description="what bootstrap draws hold; auto: identities where the faces name them as the pairs do"
+    )
+    draws: int = Field(2000, ge=0, description="bootstrap draws; 0: no intervals")
+    compare: tuple[Literal["baseline", "unoptimized", "random"], ...] = Field(
+        ("baseline", "unoptimized", "random"),
+        description="differences of areas, a family each: regressor on optimized labels minus its method's scores "
+        "(baseline) or minus the regressor on prior labels (unoptimized), and every score minus random ones",
+    )
+    compare_scorers: tuple[tuple[str, str], ...] = Field(
+        (), description="further differences: names of two scorers, as the report prints them"
+    )
 
 
 class ComputeSettings(_Settings):

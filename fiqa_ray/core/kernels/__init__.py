@@ -7,6 +7,7 @@ kmeans.py        clusters of an identity
 mates.py         who is paired with whom, and how similar they are
 counting.py      equation 2 by counting
 owners.py        equation 3 by pair owner
+discard.py       wrong decisions at each discard level
 sorting.py       a stable argsort of scores
 accelerator.py   gram, kmeans and mates as torch operations
 threads.py       one thread for numerics
