@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # constraints.txt pins a CPU build of torch for local runs; GPU clusters install the package without it
 CONSTRAINTS ?= constraints.txt
 
-.PHONY: demo check test test-nojit lint bench
+.PHONY: demo check test test-nojit lint docs bench
 
 $(BIN)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -30,9 +30,12 @@ lint: $(BIN)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/codespell fiqa_ray tests benchmarks jobs README.md CONTRIBUTING.md CHANGELOG.md
+	$(BIN)/codespell fiqa_ray tests benchmarks jobs docs examples README.md CONTRIBUTING.md CHANGELOG.md
 
-bench: $(BIN)/.ready  ## every benchmark, scaled down to a few minutes; the README's figures name their own commands
+docs: $(BIN)/.ready  ## the documentation, into site/; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+bench: $(BIN)/.ready  ## every benchmark, scaled down to a few minutes; docs/results.md names the command of each figure
 	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e '.[bench]'
 	$(BIN)/python benchmarks/label_optimization.py --share 0.002
 	$(BIN)/python benchmarks/full_size.py runs/benchmark --share 0.02

@@ -60,7 +60,7 @@ def make_faces() -> np.ndarray:
 
 
 def job_settings(root: Path, what: str, recognizer: str, n_workers: int, device: str) -> Settings:
-    """A job that embeds or scores by one method."""
+    """Return a job that embeds or scores by one method."""
     own_network = what not in ("embed", "serfiq", "faceqan")
     method: dict[str, Any] = {"name": "embedding_norm" if what == "embed" else what}
     return make_settings(
@@ -76,7 +76,7 @@ def job_settings(root: Path, what: str, recognizer: str, n_workers: int, device:
 
 
 def write_faces(job: Job, encoded: list[bytes], n: int) -> None:
-    """The packed faces of the job: ``n`` of them, the given ones over and over."""
+    """Write the packed faces of the job: `n` of them, the given ones over and over."""
     dataset = job.faces("train")
     dataset.write_plan({"stage": "pack", "n_parts": -(-n // PART_FACES), "n_rows": n})
     for i, first in enumerate(range(0, n, PART_FACES)):

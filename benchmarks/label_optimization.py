@@ -26,7 +26,7 @@ C, R, THETA = 20, 10, 1e-3
 
 
 def loops(x: np.ndarray, identity: np.ndarray, prior: np.ndarray) -> list[float]:
-    """The method as the released script runs it: Python objects for images, pairs and ranks."""
+    """Run the method as the released script does: Python objects for images, pairs and ranks."""
     names = [f"train/n{k:06d}/{i:07d}.jpg" for i, k in enumerate(identity)]
     embedding = dict(zip(names, x, strict=True))
     units = x / np.linalg.norm(x, axis=1, keepdims=True)

@@ -28,14 +28,14 @@ from fiqa_ray.engine.memory import reuse_memory
 
 
 def counting(similarity: np.ndarray) -> np.ndarray:
-    """This project's counting, and the look-up in its table."""
+    """Rank by this project's counting, and the look-up in its table."""
     counter = KeyCounter()
     counter.add(similarity)
     return RankTable.of(counter.histogram()).doubled_ranks(similarity) / 2
 
 
 def sorting(similarity: np.ndarray) -> np.ndarray:
-    """This project's sample sort: 8 sorted runs, 8 ranges, and the look-up in their table."""
+    """Rank by this project's sample sort: 8 sorted runs, 8 ranges, and the look-up in their table."""
     runs = [np.sort(part) for part in np.array_split(similarity_key(similarity), 8)]
     cuts = range_cuts(np.concatenate([r[:: max(1, len(r) // 1024)] for r in runs]), 8)
     pieces = [np.split(r, np.searchsorted(r, cuts)) for r in runs]
@@ -55,7 +55,7 @@ def by_numpy(similarity: np.ndarray) -> np.ndarray:
 
 
 def by_duckdb(similarity: np.ndarray) -> np.ndarray:
-    """A histogram by SQL, its running sum, and a join."""
+    """Rank by a histogram in SQL, its running sum, and a join."""
     con = duckdb.connect()
     con.register("pairs", pa.table({"row": np.arange(len(similarity)), "s": similarity}))
     con.execute("create table k as select s, count(*) as n from pairs group by s")

@@ -73,7 +73,7 @@ def make_identities(rows: range, sizes: np.ndarray, seed: int = 0) -> np.ndarray
 
 
 def write_inputs(job: Job, sizes: np.ndarray, n_workers: int) -> None:
-    """What pack, embed and score would leave for identities of these sizes; of faces only their number."""
+    """Write what pack, embed and score would leave for identities of these sizes; of faces only their number."""
     starts = np.concatenate([[0], np.cumsum(sizes)])
     cuts, first = [], 0
     while first < len(sizes):
@@ -118,7 +118,7 @@ def _write_part(job: Job, sizes: np.ndarray, starts: np.ndarray, index: int, row
 
 
 def label_settings(run_uri: str, n_methods: int, thetas: list[float], **changes: object) -> Settings:
-    """Settings of a job that only optimizes labels; its models are never loaded."""
+    """Return settings of a job that only optimizes labels; its models are never loaded."""
     return make_settings(
         {
             "name": "benchmark",
@@ -155,7 +155,7 @@ class MemoryWatch:
             self.largest = max(self.largest, *own)
 
     def megabytes(self) -> dict[str, int]:
-        """The peaks in MB."""
+        """Return the peaks in MB."""
         return {name: getattr(self, name) // 10**6 for name in ("own", "resident", "largest")}
 
 

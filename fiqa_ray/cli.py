@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -168,15 +169,22 @@ def score(
     batch_size: Annotated[int, typer.Option(min=0, help="images per forward pass; 0: as in a job")] = 0,
     device: Device = "cpu",
 ) -> None:
-    """Score images, larger is better; needs neither YAML nor cluster. A bad image gets a row with its fault."""
+    """Score images, larger is better; needs neither YAML nor cluster. A bad image gets a row with its fault.
+
+    Exit code 1 if no image could be scored.
+    """
     from fiqa_ray.config import default_batch_size
     from fiqa_ray.engine.progress import StepProgress
     from fiqa_ray.models.detector import FaceDetector
     from fiqa_ray.sources.command_line import list_images
+    from fiqa_ray.sources.leftovers import count_text
     from fiqa_ray.tools.score import check_output, score_images, write_scores
 
     check_output(output)
-    files = list_images(images)
+    left_out: Counter[str] = Counter()
+    files = list_images(images, left_out)
+    if left_out:
+        print(f"{len(files):,} images; {left_out.total():,} files left out ({count_text(left_out)})", file=sys.stderr)
     named = _named_model(
         model, recognizer, weights, recognizer_weights, option, recognizer_option, allow_import, device
     )
@@ -194,6 +202,8 @@ def score(
         )
     write_scores(table, output)
     print(f"{_score_summary(table)}; written to {output}")
+    if table["score"].null_count == len(table):
+        raise FiqaRayError(f"none of the {len(table):,} images could be scored; the rows in {output} say why")
 
 
 def _score_summary(table: pa.Table) -> str:

@@ -1,6 +1,7 @@
 """The settings of a job: their types, defaults and checks, and how they are read from YAML and `key=value`.
 
-Every setting is part of some dataset's fingerprint, except `compute`, `max_bad_fraction` and `allow_mixed_crops`. So a
+Every setting is part of some dataset's fingerprint, except `compute`, `max_bad_fraction`, `allow_mixed_crops` and
+`allow_single_images`. So a
 larger cluster reuses what a smaller one computed. All mistakes are reported at once, with the nearest valid name of a key.
 """
 
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fiqa_ray.core.landmark_order import LandmarkOrder
 from fiqa_ray.errors import UsageError
 from fiqa_ray.storage import read_bytes
 
@@ -51,7 +53,21 @@ class SourceSettings(_Settings):
         None, description="webdataset: JSON key of the identity; parquet_images: its column; default: see each kind"
     )
     detector: str | None = Field(None, description="YuNet's .onnx file, to align images that come without landmarks")
+    landmark_order: str | None = Field(
+        None,
+        description="order of the ten landmark numbers, such as planar, nose_first or standard; default: standard, and a "
+        "set that another order fits clearly better is refused",
+    )
+    allow_missing_end: bool = Field(
+        False, description="read JPEGs without an end mark whose pixels are all there, as some phones write them"
+    )
     allow_mixed_crops: bool = Field(False, description="accept a data set whose crops were aligned in different ways")
+    allow_single_images: bool = Field(False, description="accept training faces of which most people have one image")
+
+    @field_validator("landmark_order")
+    @classmethod
+    def _check_order(cls, value: str | None) -> str | None:
+        return value if value is None else LandmarkOrder.parse(value).name
 
 
 class RecognizerSettings(_Settings):
@@ -82,6 +98,23 @@ class FuseSettings(_Settings):
         return self
 
 
+KeyRule = Literal["dot_slash", "slash", "unicode", "ending", "prefix"]
+"""What does not count when names of images are compared; `fiqa_ray.sources.keys.KEY_RULES` says what each means."""
+
+
+class ScoresSettings(_Settings):
+    """A file of scores, of the user or of another tool. A bare path stands for its `uri`."""
+
+    uri: str = Field(description="CSV or Parquet (image_id, score), OFIQ's CSV, or lines `path score`")
+    id_column: str | None = Field(None, description="column of the image's name; default: image_id, or OFIQ's Filename")
+    score_column: str | None = Field(None, description="column of the score; default: score, or UnifiedQualityScore")
+    separator: str | None = Field(None, min_length=1, max_length=1, description="of a CSV; default: by its header")
+    key_rule: tuple[KeyRule, ...] = Field((), description="what does not count when names of images are compared")
+
+
+ScoresFile = Annotated[ScoresSettings, BeforeValidator(lambda v: {"uri": v} if isinstance(v, str) else v)]
+
+
 class MethodSettings(_Settings):
     """A FIQA method Q: a model, the user's own scores, or a fusion of other methods of the job."""
 
@@ -93,7 +126,7 @@ class MethodSettings(_Settings):
     recognizer: RecognizerSettings | None = Field(
         None, description="FR model that the method works on, such as the one it was released with; default: the job's"
     )
-    scores: str | None = Field(None, description="CSV or Parquet (image_id, score) with scores of the training faces")
+    scores: ScoresFile | None = Field(None, description="a file with scores of the training faces")
     options: dict[str, Any] = Field({}, description="keyword arguments of the method")
     fuse: FuseSettings | None = Field(None, description="make this method by fusing others of the job")
 
@@ -183,6 +216,7 @@ class PairListSettings(_Settings):
     uri: str = Field(description="cfp: root of the data set; bin: the file that is also the source; else the list file")
     part: Literal["FP", "FF"] = Field("FP", description="cfp: frontal-profile or frontal-frontal")
     extension: str = Field(".jpg", description="lfw: file name extension of the images")
+    key_rule: tuple[KeyRule, ...] = Field((), description="what does not count when names of images are compared")
 
 
 class BenchmarkSettings(_Settings):
@@ -191,9 +225,8 @@ class BenchmarkSettings(_Settings):
     name: Name = Field(description="name of the benchmark in results")
     source: SourceSettings = Field(description="its faces")
     pairs: PairListSettings = Field(description="its comparisons")
-    scores: dict[str, str] = Field(
-        {},
-        description="label -> CSV or Parquet (image_id, score): further scores to compare, or a method's own on this set",
+    scores: dict[str, ScoresFile] = Field(
+        {}, description="label -> file of scores: further scores to compare, or a method's own on this set"
     )
     degradations: str | None = Field(None, description="CSV (image_id, kind, quality): what is known about the faces")
 
@@ -211,12 +244,9 @@ class EvaluateSettings(_Settings):
     draws: int = Field(2000, ge=0, description="bootstrap draws; 0: no intervals")
     compare: tuple[Literal["baseline", "unoptimized", "random"], ...] = Field(
         ("baseline", "unoptimized", "random"),
-        description="differences of areas, a family each: regressor on optimized labels minus its method's scores "
-        "(baseline) or minus the regressor on prior labels (unoptimized), and every score minus random ones",
+        description="optimized minus the method's scores, minus the regressor on prior labels; every score minus random",
     )
-    compare_scorers: tuple[tuple[str, str], ...] = Field(
-        (), description="further differences: names of two scorers, as the report prints them"
-    )
+    compare_scorers: tuple[tuple[str, str], ...] = Field((), description="further differences of two scorers by name")
 
 
 class ComputeSettings(_Settings):
@@ -300,6 +330,7 @@ class Settings(_Settings):
         values = self.model_dump(mode="json", exclude={"compute", "max_bad_fraction", "run_uri"})
         for source in (values["source"], *(b["source"] for b in values["benchmarks"])):
             source.pop("allow_mixed_crops")
+            source.pop("allow_single_images")
         return values
 
 

@@ -17,6 +17,7 @@ from fiqa_ray.config import (
     FuseSettings,
     MethodSettings,
     RecognizerSettings,
+    ScoresSettings,
     Settings,
     SourceSettings,
     label_of,
@@ -81,12 +82,12 @@ class Job:
     def faces(self, face_set: str) -> Dataset:
         """Return the packed faces of a face set."""
         source = self.face_sets[face_set]
-        config = source.model_dump(mode="json", exclude={"allow_mixed_crops"})
+        config = source.model_dump(mode="json", exclude={"allow_mixed_crops", "allow_single_images"})
         if source.kind in ("table", "bin"):
             config["list"] = content_hash(source.uri)
         elif source.kind == "recordio":
             rec, index = recordio_uris(source.uri)
-            config["list"] = content_hash(index)
+            config |= _optional_hash("list", index)
             config |= _optional_hash("labels", rec.removesuffix(".rec") + ".lst")
         if source.detector is not None:
             config["detector"] = content_hash(source.detector)
@@ -117,9 +118,9 @@ class Job:
         reference = ModelRef.parse(method.name)
         config: dict[str, Any] = {"method": model_id(method), "seed": self.settings.seed}
         inputs = {"faces": self.faces(face_set)}
-        scores = self.scores_uri(face_set, method)
+        scores = self.scores_file(face_set, method)
         if scores is not None:
-            config = {"scores": content_hash(scores)}
+            config = {"scores": _scores_id(scores)}
         elif reference.card_uri is not None:
             config |= _optional_hash("card", reference.card_uri)
         elif reference.needs_recognizer:
@@ -146,7 +147,7 @@ class Job:
         """Return the settings of the method with this label."""
         return next(m for m in self.settings.methods if m.label == label)
 
-    def scores_uri(self, face_set: str, method: MethodSettings) -> str | None:
+    def scores_file(self, face_set: str, method: MethodSettings) -> ScoresSettings | None:
         """Return the user's file of this method's scores of a face set, or None if the job computes them."""
         if face_set == "train":
             return method.scores
@@ -251,7 +252,7 @@ class Job:
             **self.settings.evaluate.model_dump(mode="json"),
             "seed": self.settings.seed,
             "pairs": _pair_list_id(benchmark),
-            "scores": {k: content_hash(v) for k, v in benchmark.scores.items()},
+            "scores": {k: _scores_id(v) for k, v in benchmark.scores.items()},
             "degradations": benchmark.degradations and content_hash(benchmark.degradations),
         }
         return self._dataset("evaluation", {"set": benchmark.name, "fr": self.fr}, config, inputs)
@@ -260,7 +261,7 @@ class Job:
         """Return whether a method has scores of a face set; a method given as a score file needs a file for each set."""
         if method.fuse is not None:
             return all(self.has_scores(face_set, self.method(label)) for label in method.fuse.of)
-        return method.scores is None or self.scores_uri(face_set, method) is not None
+        return method.scores is None or self.scores_file(face_set, method) is not None
 
     def report(self) -> Dataset:
         """Return the HTML report."""
@@ -296,6 +297,10 @@ def model_id(model: RecognizerSettings | MethodSettings) -> dict[str, Any]:
 def _optional_hash(name: str, uri: str) -> dict[str, str]:
     """Return `{name: content hash}`, or `{}` if the file does not exist; a process reads each file once."""
     return {name: content_hash(uri)} if exists(uri) else {}
+
+
+def _scores_id(scores: ScoresSettings) -> dict[str, Any]:
+    return {**scores.model_dump(mode="json", exclude={"uri"}), "sha256": content_hash(scores.uri)}
 
 
 def _pair_list_id(benchmark: BenchmarkSettings) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Any fsspec URL: read, list, write atomically, and say in words what went wrong. Fingerprints and content hashes.
+"""Any fsspec URL: read, list, write atomically, and say what went wrong. Fingerprints and content hashes.
 
 One code path for local folders, `s3://` (endpoint and credentials from the usual environment variables) and `memory://` (one
-process only). What lies there is for `datasets/dataset.py` to say; the run's lock is `engine/lock.py`.
+process only). `datasets/dataset.py` says what is stored there; `engine/lock.py` is the lock of a run.
 """
 
 from __future__ import annotations
@@ -25,8 +25,19 @@ from fiqa_ray.errors import FiqaRayError, StorageError
 _SLASH = "/"
 
 
+_CHAINING = ("zip", "tar", "libarchive", "simplecache", "filecache", "blockcache", "cached", "reference", "dir")
+"""Protocols that may stand before `::`; other names that hold these two characters are names."""
+
+
+def split_chain(uri: str) -> tuple[str, str]:
+    """Return the first part of a URI such as `zip://a.jpg::s3://b/c.zip`, and `::` with the rest; `/a::b` is no chain."""
+    head, separator, rest = uri.partition("::")
+    is_chain = separator and head.partition("://")[0] in _CHAINING and ("://" in head or not os.path.lexists(uri))
+    return (head, separator + rest) if is_chain else (uri, "")
+
+
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URI and the path within it."""
+    """Return the file system of a URI and the path within it."""
     options: dict[str, Any] = {}
     if uri.startswith(("s3://", "s3a://")):
         # stores other than AWS reject the checksums that newer clients add unasked
@@ -36,6 +47,10 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         if os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL_S3"):
             options["config_kwargs"]["s3"] = {"addressing_style": "path"}
     try:
+        if uri.startswith("/") or ("::" in uri and not split_chain(uri)[1]):  # fsspec would split the name
+            protocol = "file" if uri.startswith("/") else fsspec.core.split_protocol(uri)[0] or "file"
+            fs = fsspec.filesystem(protocol, **options)
+            return fs, fs._strip_protocol(uri)
         return fsspec.core.url_to_fs(uri, **options)
     except (ValueError, ImportError) as exc:
         raise FiqaRayError(
@@ -45,7 +60,7 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 @contextmanager
 def storage_errors(uri: str) -> Iterator[None]:
-    """Turns what storage raises into one `FiqaRayError` that names the URI, the cause and the remedy."""
+    """Turn what storage raises into one `FiqaRayError` that names the URI, the cause and the remedy."""
     try:
         yield
     except FiqaRayError:
@@ -88,7 +103,7 @@ def _storage_hint(exc: BaseException) -> str | None:
     if isinstance(exc, IsADirectoryError):
         return "is a folder; give a file"
     if isinstance(exc, NotADirectoryError):
-        return "a part of this path is a file, not a folder; choose another place"
+        return "a part of this path is a file, not a folder; choose another path"
     if name == "ParamValidationError":
         return f"not a valid bucket or key; correct the name ({' '.join(str(exc).split())[:120]})"
     if isinstance(exc, OSError):
@@ -99,19 +114,19 @@ def _storage_hint(exc: BaseException) -> str | None:
 
 
 def join(uri: str, *parts: str) -> str:
-    """Joins URI parts with single slashes."""
+    """Join URI parts with single slashes."""
     return _SLASH.join([uri.rstrip(_SLASH), *(p.strip(_SLASH) for p in parts)])
 
 
 def read_bytes(uri: str) -> bytes:
-    """The content of a file; `FiqaRayError` where it cannot be read."""
+    """Return the content of a file; raise `FiqaRayError` where it cannot be read."""
     with storage_errors(uri):
         fs, path = filesystem(uri)
         return fs.cat_file(path)
 
 
 def read_json(uri: str) -> Any | None:
-    """Parsed JSON, or None where there is no such file."""
+    """Return parsed JSON, or None where there is no such file."""
     with storage_errors(uri):
         fs, path = filesystem(uri)
         try:
@@ -123,14 +138,14 @@ def read_json(uri: str) -> Any | None:
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or folder is there."""
+    """Return whether a file or folder is there."""
     with storage_errors(uri):
         fs, path = filesystem(uri)
         return fs.exists(path)
 
 
 def write_atomic(uri: str, data: bytes | pa.Buffer) -> None:
-    """Writes a whole object by one act: readers see all of it or nothing."""
+    """Write a whole object in one step: readers see all of it or nothing."""
     with storage_errors(uri):
         fs, path = filesystem(uri)
         if _is_local(fs):
@@ -140,7 +155,7 @@ def write_atomic(uri: str, data: bytes | pa.Buffer) -> None:
 
 
 def _write_local(path: str, data: bytes | pa.Buffer, name_it: Callable[[str, str], None]) -> None:
-    """Writes beside the place, then gives the file its name in one act."""
+    """Write under a temporary name in the same folder, then give the file its name in one step."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
@@ -153,7 +168,7 @@ def _write_local(path: str, data: bytes | pa.Buffer, name_it: Callable[[str, str
 
 
 def put_if_absent(uri: str, data: bytes) -> bool:
-    """Creates a small object unless it is there; True for the one caller whose content now stands there."""
+    """Create a small object unless it is there; return True to the one caller whose content it holds."""
     with storage_errors(uri):
         fs, path = filesystem(uri)
         try:
@@ -177,26 +192,26 @@ def _is_local(fs: fsspec.AbstractFileSystem) -> bool:
 
 
 def list_files(uri: str) -> dict[str, int]:
-    """Names (relative to ``uri``) and bytes of all files below a folder; empty where there is none. One listing."""
+    """Return the sizes in bytes of all files below a folder by name, relative to it; empty where there is no folder."""
     with storage_errors(uri):
         fs, path = filesystem(uri)
         try:
-            found = fs.find(path, detail=True)
+            infos = fs.find(path, detail=True)
         except FileNotFoundError:
             return {}
         root = fs._strip_protocol(path).rstrip(_SLASH)
-        return {p[len(root) :].lstrip(_SLASH): int(info["size"] or 0) for p, info in found.items()}
+        return {p[len(root) :].lstrip(_SLASH): int(info["size"] or 0) for p, info in infos.items()}
 
 
 def fingerprint(content: Any) -> str:
-    """16 hex digits that stand for a JSON-able value: a dataset's stage, settings, schema version and inputs."""
+    """Return 16 hex digits that stand for a JSON-able value: a dataset's stage, settings, schema version and inputs."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=1024)
 def content_hash(uri: str) -> str:
-    """SHA-256 (hex) of a file's content; read once per process."""
+    """Return the SHA-256 (hex) of a file's content; a process reads each file once."""
     return hashlib.sha256(read_bytes(uri)).hexdigest()
 
 
@@ -206,7 +221,7 @@ def _json(value: Any) -> bytes:
 
 @contextmanager
 def storage_quiet() -> Iterator[None]:
-    """For what is tried again anyway, such as a lock's beat: a fault is logged and passed over."""
+    """Log a fault and go on, in what is tried again anyway, such as a lock's beat."""
     try:
         yield
     except Exception as exc:  # logged, not raised: storage may be back by the next beat

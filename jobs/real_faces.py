@@ -34,7 +34,7 @@ PROFILE_COST = 0.25
 
 
 def prepare(root: Path, out: Path, n_train: int, n_test_folds: int, n_mated: int, n_nonmated: int, seed: int) -> None:
-    """Writes the faces, the recorded qualities, the pair list and the job below ``out``."""
+    """Write the faces, the recorded qualities, the pair list and the job below `out`."""
     rng = np.random.default_rng(seed)
     people = sorted(p.name for p in (root / "Data" / "Images").iterdir() if p.is_dir())
     test = people[len(people) - n_test_folds * PEOPLE_PER_FOLD :]

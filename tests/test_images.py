@@ -1,4 +1,5 @@
 import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -170,6 +171,91 @@ def test_garbage_never_raises() -> None:
         ):
             image, reason = decode_image(file)
             assert (image is None) != (reason is None)
+
+
+# --- what files are in everyday life ---
+
+
+OTHER_KINDS = {
+    "a GIF": b"GIF89a" + bytes(50),
+    "a TIFF": b"MM\0*" + bytes(50),
+    "an AVIF image": b"\0\0\0\x1cftypavif" + bytes(50),
+    "a HEIC image": b"\0\0\0\x18ftypheic" + bytes(50),
+    "an HTML page": b"\n  <!DOCTYPE html><html>403 Forbidden</html>",
+    "base64 text of a JPEG": b"/9j/4AAQSkZJRgABAQ" * 5,
+    "base64 text of a PNG": b"iVBORw0KGgoAAAANSUhEUg" * 5,
+    "a git-LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n",
+    "AppleDouble": bytes.fromhex("0005160700020000") + bytes(60),
+    "a PDF": b"%PDF-1.7" + bytes(50),
+    "a zip archive": b"PK\x03\x04" + bytes(50),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_other_kinds_of_files_are_named(kind: str) -> None:
+    face = prepare_face(OTHER_KINDS[kind], None)
+    assert face.status == "unreadable"
+    assert f"not a JPEG, PNG, WebP or BMP file but {kind}" in str(face.error)
+
+
+def test_a_jpeg_without_end_mark_is_read_where_allowed() -> None:
+    """All pixels are there: also with a phone's notes behind. The stored face has its mark and is read like any other."""
+    data = encoded(picture(), settings=JPEG_KINDS["baseline"])
+    wanted, _ = decode_image(data)
+    notes = b"SEFH" + bytes(range(200)) * 4 + b"SEFT"
+    for file in (data[:-2], data[:-2] + notes):
+        refused = prepare_face(file, None)
+        assert refused.status == "truncated"
+        assert "if only its end mark is missing, allow_missing_end reads it" in str(refused.error)
+        face = prepare_face(file, None, allow_missing_end=True)
+        assert (face.status, face.face) == ("ok", data)
+        np.testing.assert_array_equal(decode_faces([face.face])[0][0].transpose(1, 2, 0), wanted)
+
+
+@pytest.mark.parametrize("kind", JPEG_KINDS)
+def test_a_cut_jpeg_stays_truncated_where_missing_marks_are_allowed(kind: str) -> None:
+    data = encoded(picture(), settings=JPEG_KINDS[kind])
+    start = data.index(b"\xff\xda") + 14
+    marks = [i + k for i in range(start, len(data) - 20) if data[i] == 0xFF for k in (0, 1, 2)]  # where decoders stop
+    for n in [*range(start, len(data) - 20, (len(data) - start) // 40), *marks]:
+        assert prepare_face(data[:n], None, allow_missing_end=True).status == "truncated", n
+
+
+def test_a_bitmap_with_a_wrong_size_field_is_read() -> None:
+    for channels, suffix in ((3, ".bmp"), (1, ".bmp")):
+        image = picture(111, 37) if channels == 3 else picture(111, 37)[..., 0]
+        data = encoded(image, suffix) if channels == 3 else cv2.imencode(suffix, image)[1].tobytes()
+        for size in (0, 2, len(data) + 2, 2**32 - 1):
+            wrong = data[:2] + struct.pack("<I", size) + data[6:]
+            np.testing.assert_array_equal(decode_image(wrong)[0], decode_image(data)[0])
+        assert decode_image(data[:-1]) == (None, "truncated")
+
+
+def chunk(kind: bytes, body: bytes, crc: int | None = None) -> bytes:
+    crc = zlib.crc32(kind + body) if crc is None else crc
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc)
+
+
+def test_pngs_say_nothing_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    """Notes that libpng complains of are passed over, damage is named; neither reaches the terminal."""
+    data = encoded(picture(), ".png")
+    header, rest = data[:33], data[33:]
+    for notes in (
+        chunk(b"iCCP", b"x\0\0" + b"no profile"),
+        chunk(b"tEXt", b"a\0b", crc=1),
+        chunk(b"gAMA", b"\0\0\0\0"),
+        chunk(b"sRGB", b"\x09") * 2,
+        chunk(b"pHYs", b"1"),
+    ):
+        np.testing.assert_array_equal(decode_image(header + notes + rest)[0], picture())
+    damaged = bytearray(data)
+    damaged[60] ^= 1
+    ihdr = chunk(b"IHDR", struct.pack(">IIBBBBB", 0, 112, 8, 2, 0, 0, 0))
+    odd = chunk(b"IHDR", struct.pack(">IIBBBBB", 112, 112, 5, 2, 0, 0, 0))
+    palette = chunk(b"IHDR", struct.pack(">IIBBBBB", 112, 112, 8, 3, 0, 0, 0))
+    for file in (bytes(damaged), data[:19] + b"\1" + data[20:], *(data[:8] + h + rest for h in (ihdr, odd, palette))):
+        assert decode_image(file) == (None, "unreadable")
+    assert capfd.readouterr() == ("", "")
 
 
 # --- aligning ---------------------------------------------------------------------------------------------------------

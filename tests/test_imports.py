@@ -13,8 +13,9 @@ EVERYWHERE = {"_version", "errors"}
 LADDER = {  # room -> the rooms that it may import, beside itself: never one above it
     "core": set(),
     "storage": set(),
-    "images": {"core"},
-    "config": {"storage"},
+    "image_files": set(),
+    "images": {"core", "image_files"},
+    "config": {"core", "storage"},
     "models": {"core", "storage"},
     "datasets": {"core", "storage", "config"},
     "synthetic": {"core", "storage", "images", "models"},

@@ -4,8 +4,8 @@ Five landmarks z (as complex numbers x + iy) are mapped to the template w by the
 
     a = sum((w - mean w) conj(z - mean z)) / sum(|z - mean z|^2),    b = mean w - a mean z
 
-which is Umeyama's estimate without reflection (scikit-image ``SimilarityTransform``, used by deepinsight/insightface
-``python-package/insightface/utils/face_align.py``) in closed form. The template is the one of that file.
+which is Umeyama's estimate without reflection (scikit-image `SimilarityTransform`, used by deepinsight/insightface
+`python-package/insightface/utils/face_align.py`) in closed form. The template is the one of that file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ A frontal face reaches about 1, a full profile about 0.8, a face whose left and 
 
 
 def _centred(points: NDArray[np.float64]) -> tuple[NDArray[np.complex128], NDArray[np.complex128]]:
-    """Points ``(..., 5, 2)`` as complex numbers about their mean ``(..., 5)``, and the mean ``(..., 1)``."""
+    """Return points `(..., 5, 2)` as complex numbers about their mean, `(..., 5)`, and the mean, `(..., 1)`."""
     z = points[..., 0] + 1j * points[..., 1]
     mean = z.mean(axis=-1, keepdims=True)
     return z - mean, mean
@@ -46,30 +46,61 @@ def _landmark_array(landmarks: ArrayLike) -> NDArray[np.float64]:
     return points
 
 
+def _scale_and_turn(z: NDArray[np.complex128], w: NDArray[np.complex128]) -> NDArray[np.complex128]:
+    """Return the complex factor a `(...)` that carries centred points z to w; NaN where z coincide or are not finite."""
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        return np.asarray((w * z.conj()).sum(axis=-1) / (z.real**2 + z.imag**2).sum(axis=-1))
+
+
 def similarity_matrix(landmarks: ArrayLike) -> NDArray[np.float64]:
-    """Similarity transform that carries landmarks to ``TEMPLATE``, for ``cv2.warpAffine``.
+    """Return the similarity transform that carries landmarks to `TEMPLATE`, for `cv2.warpAffine`.
 
-    Parameters
-    ----------
-    landmarks: ``(5, 2)`` or ``(n_images, 5, 2)``, x and y in px of the source image, in the order of ``TEMPLATE``.
+    Args:
+        landmarks: `(5, 2)` or `(I, 5, 2)`, x and y in px of the source image, in the order of `TEMPLATE`.
 
-    Returns ``(2, 3)`` or ``(n_images, 2, 3)`` float64 ``[[Re a, -Im a, Re b], [Im a, Re a, Im b]]``; NaN where the
-    landmarks coincide or are not finite (``degenerate_reason`` tells). Raises ValueError for another shape.
+    Returns:
+        `(2, 3)` or `(I, 2, 3) float64`: `[[Re a, -Im a, Re b], [Im a, Re a, Im b]]`. NaN if the landmarks coincide or are
+        not finite; `degenerate_reason` tells.
+
+    Raises:
+        ValueError: another shape.
     """
     z, z_mean = _centred(_landmark_array(landmarks))
     w, w_mean = _centred(TEMPLATE)
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        a = (w * z.conj()).sum(axis=-1) / (z.real**2 + z.imag**2).sum(axis=-1)
+    a = _scale_and_turn(z, w)
+    with np.errstate(invalid="ignore", over="ignore"):
         b = w_mean[..., 0] - a * z_mean[..., 0]
     rows = [np.stack([a.real, -a.imag, b.real], axis=-1), np.stack([a.imag, a.real, b.imag], axis=-1)]
     return np.stack(rows, axis=-2)
 
 
-def degenerate_reason(landmarks: ArrayLike) -> str | None:
-    """Why five landmarks ``(5, 2)`` (px) cannot align a face, or None where they can.
+def fit_residual(landmarks: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return how far aligned landmarks lie from `TEMPLATE`, and by how much faces are turned to get there.
 
-    Named faults: a coordinate that is not finite, all points (nearly) equal, and points that resemble no face
+    Args:
+        landmarks: `(5, 2)` or `(I, 5, 2)`, in the order of `TEMPLATE`, in any unit.
+
+    Returns:
+        The root-mean-square distance of the five points in px of the crop, and the roll in degrees; scalars or `(I,)`.
+        Infinite and 0 if the landmarks coincide or are not finite.
+    """
+    z, _ = _centred(_landmark_array(landmarks))
+    w, _ = _centred(TEMPLATE)
+    a = _scale_and_turn(z, w)
+    with np.errstate(invalid="ignore", over="ignore"):
+        residual = np.sqrt((np.abs(a[..., None] * z - w) ** 2).mean(axis=-1))
+    bad = ~np.isfinite(residual)
+    return np.where(bad, np.inf, residual), np.where(bad, 0.0, np.degrees(np.angle(a)))
+
+
+def degenerate_reason(landmarks: ArrayLike) -> str | None:
+    """Return why five landmarks cannot align a face, or None if they can.
+
+    Reasons are a coordinate that is not finite, points that all (nearly) coincide, and points that resemble no face
     (exchanged or shuffled points, coordinates in the wrong columns), whose fitted scale would be near zero.
+
+    Args:
+        landmarks: `(5, 2)` in px.
     """
     points = _landmark_array(landmarks)
     if points.ndim != 2:

@@ -233,16 +233,17 @@ class _Sample:
     Attributes:
         pairs: the benchmark.
         counts: (n_pairs,) int64 copies of each pair.
-        units: the non-mated copies by falling similarity, per rate; few allowed false matches: smoothed.
+        units: the non-mated copies by falling similarity, per rate: for early and for late levels. The two differ where
+            few false matches are allowed: there they are smoothed.
     """
 
     pairs: PairOrder
     counts: IntArray
-    units: Mapping[float, NonmatedUnits]
+    units: Mapping[float, tuple[NonmatedUnits, NonmatedUnits]]
 
     def step_threshold(self, fmr: float) -> float:
         """Return the threshold of `dasec`; NaN where no non-mated pair was drawn."""
-        units = self.units[fmr]
+        units, _ = self.units[fmr]
         n_allowed = allowed_false_matches(fmr, int(units.count.sum()))
         return threshold_below(units.count, units.count, units.similarity, 0, n_allowed)[0]
 
@@ -250,13 +251,17 @@ class _Sample:
 def _samples(pairs: PairOrder, persons: Persons | None, fmrs: Sequence[float], seed: int) -> Iterator[_Sample]:
     """Yield draws without end. The noise of smoothed rates has its own generator: the counts do not depend on it."""
     noise = np.random.default_rng([seed, 1])
-    width = bandwidth(pairs.similarity[pairs.nonmated_rows])
-    smoothed = {fmr: is_smoothed(fmr, pairs.nonmated_rows.size) for fmr in fmrs}
+    nonmated = pairs.similarity[pairs.nonmated_rows]
+    widths = [bandwidth(nonmated, n) for n in (nonmated.size, nonmated.size / 4)]
+    smoothed = {fmr: is_smoothed(fmr, nonmated.size) for fmr in fmrs}
     for counts in draw_counts(np.random.default_rng(seed), pairs, persons):
-        units = {
-            is_smooth: smoothed_units(noise, pairs, counts, width) if is_smooth else plain_units(pairs, counts)
-            for is_smooth in set(smoothed.values())
-        }
+        units = {}
+        if not all(smoothed.values()):
+            plain = plain_units(pairs, counts)
+            units[False] = plain, plain
+        if any(smoothed.values()):
+            early, late = smoothed_units(noise, pairs, counts, widths)
+            units[True] = early, late
         yield _Sample(pairs, counts, {fmr: units[is_smooth] for fmr, is_smooth in smoothed.items()})
 
 
@@ -312,11 +317,13 @@ def _sample_fnmr(sample: _Sample, scorer: QualityOrder, cells: Sequence[Cell]) -
     rows = pairs.mated_rows
     mated_pairs = last[rows], counts[rows], pairs.similarity[rows]
     fnmr, threshold = np.empty((len(cells), N_LEVELS)), np.empty(N_LEVELS)
-    numbered = {id(u): (last[u.rows] - u.back, u.count, u.similarity) for u in sample.units.values()}
+    numbered = {id(u): (last[u.rows] - u.back, u.count, u.similarity) for both in sample.units.values() for u in both}
     for i, (convention, fmr) in enumerate(cells):
         target = exact_fmr(fmr)
+        early, late = sample.units[fmr]
         recomputed_levels(
-            numbered[id(sample.units[fmr])],
+            numbered[id(early)],
+            numbered[id(late)],
             mated_pairs,
             int(last[scorer.order[-1]]),
             n_mated,

@@ -249,6 +249,7 @@ def _level_curve(pairs: PairOrder, scorer: QualityOrder, fmr: float, convention:
     target = exact_fmr(fmr)
     recomputed_levels(
         units,
+        units,
         mated_pairs,
         n_pairs,
         n_mated,

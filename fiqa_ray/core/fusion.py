@@ -1,8 +1,8 @@
 """Fusion of FIQA methods (the paper's section V names it as future work): several priors become one.
 
-Scores of unlike methods have nothing in common but their order, so each is first replaced by its place in the method's own
-distribution over the training faces, F(q) in [0, 1]. The fused score of an image is the weighted mean of its places. The
-weights are equal (the average of ranks), given, or fitted: a pair can only be as similar as its worse image permits (the
+Scores of unlike methods have nothing in common but their order. Each score q is therefore replaced by F(q) in [0, 1], its
+quantile among the training faces' scores of that method. The fused score of an image is the weighted mean of its quantiles.
+The weights are equal (the average of ranks), given, or fitted: a pair can only be as similar as its worse image permits (the
 principle of PCNet, Xie, Byrne, Zisserman 2020), so the similarities s of mated training pairs (a, b) are regressed on
 
     s ~ w_0 + sum over methods m of w_m * min(F_m(a), F_m(b)),    w_m >= 0,
@@ -28,66 +28,80 @@ _LEAST_EFFECT = 1e-7
 
 @dataclass(frozen=True)
 class ScoreDistribution:
-    """Where a method's scores lie among those of the training faces.
+    """The distribution F of a method's scores over the training faces.
 
-    ``value``: (n_knots,) float64, ascending and distinct; ``place``: (n_knots,) float64 in (0, 1), the share of smaller
-    scores plus half of the equal ones. Exact where there are no more than 65,536 distinct scores, else interpolated.
+    Exact where there are no more than 65,536 distinct scores, else interpolated.
+
+    Attributes:
+        value: `(V,) float64` scores, ascending and distinct.
+        quantile: `(V,) float64` in (0, 1): the share of smaller scores plus half that of equal ones.
     """
 
     value: np.ndarray
-    place: np.ndarray
+    quantile: np.ndarray
 
     @staticmethod
     def of(scores: np.ndarray) -> ScoreDistribution:
-        """From (n_images,) finite scores, at least one."""
+        """Return the distribution of `(I,)` finite scores, at least one."""
         value, count = np.unique(np.asarray(scores, np.float64), return_counts=True)
-        place = (np.cumsum(count) - count / 2) / len(scores)
+        quantile = (np.cumsum(count) - count / 2) / len(scores)
         if len(value) > MAX_KNOTS:
-            kept = np.unique(np.linspace(0, len(value) - 1, MAX_KNOTS).astype(np.int64))
-            value, place = value[kept], place[kept]
-        return ScoreDistribution(value, place)
+            knots = np.unique(np.linspace(0, len(value) - 1, MAX_KNOTS).astype(np.int64))
+            value, quantile = value[knots], quantile[knots]
+        return ScoreDistribution(value, quantile)
 
-    def places(self, scores: np.ndarray) -> np.ndarray:
-        """(n,) scores to (n,) float64 places; beyond the training faces' scores those of the ends; NaN stays NaN."""
-        return np.asarray(np.interp(scores, self.value, self.place))
+    def quantiles(self, scores: np.ndarray) -> np.ndarray:
+        """Return the quantiles `(I,) float64` of scores; beyond the training faces' scores the outermost; NaN stays NaN."""
+        return np.asarray(np.interp(scores, self.value, self.quantile))
 
 
-def fuse(places: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
-    """Weighted mean (n_images,) float64 of the methods' (n_images,) places; NaN where any of them is."""
+def fuse(quantiles: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+    """Return the weighted mean `(I,) float64` of the methods' quantiles `(I,)`; NaN where any of them is."""
     total = float(sum(weights))
-    fused = np.zeros(len(places[0]))
-    for place, weight in zip(places, weights, strict=True):
-        fused += place * (weight / total)
+    fused = np.zeros(len(quantiles[0]))
+    for quantile, weight in zip(quantiles, weights, strict=True):
+        fused += quantile * (weight / total)
     return fused
 
 
 @dataclass(frozen=True)
 class PairSums:
-    """What a least-squares fit needs of some pairs: sums that add up over parts.
+    """What a least-squares fit needs of some pairs: sums that add up over parts, with x = (1, min F_1, .. min F_M).
 
-    With x = (1, min F_1, .. min F_M): ``xx`` (M + 1, M + 1) and ``xy`` (M + 1,) float64.
+    Attributes:
+        xx: `(M + 1, M + 1) float64`, sum of x x^T over the pairs.
+        xy: `(M + 1,) float64`, sum of x s.
     """
 
     xx: np.ndarray
     xy: np.ndarray
 
     @staticmethod
-    def of(places: Sequence[np.ndarray], image: np.ndarray, mate: np.ndarray, similarity: np.ndarray) -> PairSums:
-        """From M arrays (n_images,) of places, (n_pairs,) int positions and similarities; pairs with a NaN are left out.
+    def of(quantiles: Sequence[np.ndarray], image: np.ndarray, mate: np.ndarray, similarity: np.ndarray) -> PairSums:
+        """Return the sums of some pairs; those with a NaN are left out.
+
+        Args:
+            quantiles: M arrays `(I,)`, one per method.
+            image: `(L,)` positions of the first images.
+            mate: `(L,)` positions of the second images.
+            similarity: `(L,)`.
 
         Memory: 16 (M + 1) bytes per pair.
         """
-        x = np.stack([np.ones(len(image)), *(np.minimum(p[image], p[mate]) for p in places)])
-        known = ~np.isnan(x).any(axis=0)
-        x, y = x[:, known], np.asarray(similarity, np.float64)[known]
+        x = np.stack([np.ones(len(image)), *(np.minimum(q[image], q[mate]) for q in quantiles)])
+        is_finite = ~np.isnan(x).any(axis=0)
+        x, y = x[:, is_finite], np.asarray(similarity, np.float64)[is_finite]
         return PairSums(x @ x.T, x @ y)
 
 
 def fit_weights(sums: Sequence[PairSums]) -> np.ndarray:
-    """(M,) float64 weights, none negative, with a sum of 1; the sums are added in their order.
+    """Return the weights `(M,) float64` of the methods, at least 0 and with a sum of 1.
 
-    Rounded to four digits, so that a last bit of the sums cannot change a fused score. A method that adds nothing to the
-    others gets 0. Raises `FiqaRayError` where no method predicts similarity.
+    They are rounded to four digits, so that a last bit of the sums cannot change a fused score. A method that adds nothing
+    to the others gets 0.
+
+    Raises:
+        FiqaRayError: No method predicts similarity.
     """
     xx = np.sum([s.xx for s in sums], axis=0)
     xy = np.sum([s.xy for s in sums], axis=0)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -105,21 +106,8 @@ def mated_pairs(
     if device != "cpu":
         _check_device(device)
     buffers.set_clusters(clusters)
-    method = None if len(clusters) else clustering
+    run = partial(_pair_blocks, buffers, embeddings, None if len(clusters) else clustering, device)
     blocks = list(identity_blocks(buffers.sizes, _BLOCK_ENTRIES if device == "cpu" else _DEVICE_BLOCK_ENTRIES))
-
-    def run(share: list[slice]) -> None:
-        n_entries = max((int((buffers.sizes[b] ** 2).sum()) for b in share if not _is_large(buffers, b)), default=0)
-        keys = np.empty(n_entries if device == "cpu" else 0, np.float32)
-        for block in share:
-            x = embeddings[buffers.bounds[block.start] : buffers.bounds[block.stop]]
-            if _is_large(buffers, block):
-                _pair_large_identity(buffers, block, unit_vectors(x), method is not None)
-            elif device == "cpu":
-                _pair_block(buffers, block, x, method, keys)
-            else:
-                _pair_on_device(buffers, block, unit_vectors(x), method, device)
-
     with one_thread():
         if n_threads > 1 and len(blocks) > 1:
             n_shares = min(len(blocks), 8 * n_threads)
@@ -281,6 +269,22 @@ class _PairBuffers:
         # pair p of all pairs is pair p - (pairs of earlier identities) of its own identity
         first_of_pair = np.repeat(self.first_pair[block] - (np.cumsum(n_pairs) - n_pairs), n_pairs)
         return first_of_pair + np.arange(n_pairs.sum())
+
+
+def _pair_blocks(
+    buffers: _PairBuffers, embeddings: NDArray[np.float32], method: str | None, device: str, blocks: list[slice]
+) -> None:
+    """Pair some blocks of identities, each in the way that its size and the device ask for."""
+    n_entries = max((int((buffers.sizes[b] ** 2).sum()) for b in blocks if not _is_large(buffers, b)), default=0)
+    keys = np.empty(n_entries if device == "cpu" else 0, np.float32)
+    for block in blocks:
+        x = embeddings[buffers.bounds[block.start] : buffers.bounds[block.stop]]
+        if _is_large(buffers, block):
+            _pair_large_identity(buffers, block, unit_vectors(x), method is not None)
+        elif device == "cpu":
+            _pair_block(buffers, block, x, method, keys)
+        else:
+            _pair_on_device(buffers, block, unit_vectors(x), method, device)
 
 
 def _is_large(buffers: _PairBuffers, block: slice) -> bool:

@@ -65,8 +65,8 @@ def optimize_labels(
         image, mate = np.concatenate(pairs, axis=1)  # (L,) each
         rank = similarity_rank(cosine_similarity(unit[image], unit[mate]))  # (L,)
         scale = len(index) / len(rank) if index_scale == "normalized" and len(rank) else 1.0
-        shift += index_shift(index, image, mate, rank * scale)
-    return reassign_scores(prior_scores, index, index + theta * shift / n_repeats)
+        shift += index_shift(index, image, mate, rank, scale)
+    return reassign_scores(prior_scores, index, index + theta * (shift / n_repeats))
 
 
 def cluster_identity(unit: FloatArray, identity: int, n_clusters: int, seed: int) -> IntArray:
@@ -125,8 +125,8 @@ def quality_index(prior_scores: FloatArray) -> IntArray:
     return index
 
 
-def index_shift(index: IntArray, image: IntArray, mate: IntArray, rank: FloatArray) -> FloatArray:
-    """Return `(I,)` what equation 3 adds to each index, before theta: mean rank of the pairs it owns, less the index.
+def index_shift(index: IntArray, image: IntArray, mate: IntArray, rank: FloatArray, scale: float) -> FloatArray:
+    """Return `(I,)` what equation 3 adds to each index, before theta: scaled mean rank of the pairs it owns, less the index.
 
     A pair's owner is its image with the lower quality index, whichever drew it: similarity tells most about the worse
     image. An image that owns no pair keeps its index.
@@ -134,7 +134,7 @@ def index_shift(index: IntArray, image: IntArray, mate: IntArray, rank: FloatArr
     owner = np.where(index[image] <= index[mate], image, mate)  # (L,)
     n_owned = np.bincount(owner, minlength=len(index))  # (I,)
     mean_rank = np.bincount(owner, rank, len(index)) / np.maximum(n_owned, 1)
-    return np.where(n_owned > 0, mean_rank - index, 0.0)
+    return np.where(n_owned > 0, mean_rank * scale - index, 0.0)
 
 
 def reassign_scores(prior_scores: FloatArray, index: IntArray, optimized_index: FloatArray) -> FloatArray:

@@ -10,12 +10,13 @@
 
 A threshold that only a few non-mated pairs exceed cannot be resampled: no draw finds a similarity above the largest. For
 `FEW_FALSE_MATCHES` or fewer allowed false matches the non-mated similarities of a draw get Gaussian noise (the smoothed
-bootstrap: Silverman and Young, Biometrika 1987), with Silverman's bandwidth.
+bootstrap: Silverman and Young, Biometrika 1987), with Silverman's bandwidth for the pairs that are left: all of them, and a
+quarter of them for the levels that discard half or more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,9 +109,9 @@ def draw_counts(rng: np.random.Generator, pairs: PairOrder, persons: Persons | N
         yield counts
 
 
-def bandwidth(nonmated: FloatArray) -> float:
-    """Return Silverman's bandwidth, 0.9 standard deviations times n^-0.2."""
-    return float(0.9 * nonmated.std() * nonmated.size**-0.2)
+def bandwidth(nonmated: FloatArray, n: float) -> float:
+    """Return Silverman's bandwidth for ``n`` of these similarities, 0.9 standard deviations times n^-0.2."""
+    return float(0.9 * nonmated.std() * n**-0.2)
 
 
 def is_smoothed(fmr: float, n_nonmated: int) -> bool:
@@ -141,17 +142,25 @@ def plain_units(pairs: PairOrder, counts: IntArray) -> NonmatedUnits:
     return NonmatedUnits(rows, np.zeros_like(rows), counts[rows], pairs.similarity[rows])
 
 
-def smoothed_units(rng: np.random.Generator, pairs: PairOrder, counts: IntArray, width: float) -> NonmatedUnits:
-    """Return the sample's non-mated copies, each with its own Gaussian noise of standard deviation ``width``."""
+def smoothed_units(
+    rng: np.random.Generator, pairs: PairOrder, counts: IntArray, widths: Sequence[float]
+) -> list[NonmatedUnits]:
+    """Return the sample's non-mated copies, each with its Gaussian noise of a standard deviation, for each of ``widths``."""
     top, rest = pairs.nonmated_rows[:N_SMOOTHED], pairs.nonmated_rows[N_SMOOTHED:]
     n_copies = counts[top]
     rows = np.repeat(top, n_copies)
     back = np.arange(rows.size) - np.repeat(np.cumsum(n_copies) - n_copies, n_copies)
-    similarity = pairs.similarity[rows] + width * rng.standard_normal(rows.size)
-    order = np.argsort(-similarity)
-    return NonmatedUnits(
-        rows=np.concatenate([rows[order], rest]),
-        back=np.concatenate([back[order], np.zeros_like(rest)]),
-        count=np.concatenate([np.ones_like(rows), counts[rest]]),
-        similarity=np.concatenate([similarity[order], pairs.similarity[rest]]),
-    )
+    noise = rng.standard_normal(rows.size)
+    smoothed = []
+    for width in widths:
+        similarity = pairs.similarity[rows] + width * noise
+        order = np.argsort(-similarity)
+        smoothed.append(
+            NonmatedUnits(
+                rows=np.concatenate([rows[order], rest]),
+                back=np.concatenate([back[order], np.zeros_like(rest)]),
+                count=np.concatenate([np.ones_like(rows), counts[rest]]),
+                similarity=np.concatenate([similarity[order], pairs.similarity[rest]]),
+            )
+        )
+    return smoothed

@@ -11,6 +11,7 @@ work that makes one part; a group is several parts that one task reads.
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -242,7 +243,8 @@ class Dataset:
         names = [n for n in sizes if n.startswith("part-") and n.endswith(".json")]
         with storage_errors(self.uri):
             fs, path = filesystem(self.uri)
-            contents = fs.cat([path.rstrip(_SLASH) + _SLASH + n for n in names]) if names else {}
+            folder = glob.escape(path.rstrip(_SLASH))  # cat reads patterns, and a run's folder may hold brackets
+            contents = fs.cat([folder + _SLASH + n for n in names]) if names else {}
         if isinstance(contents, bytes):
             contents = {"": contents}
         parts = {}

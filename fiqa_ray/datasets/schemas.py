@@ -1,7 +1,7 @@
 """The Parquet schemas, with units, ranges and null rules; those of results are row classes in `datasets/results.py`.
 
-Rows are sorted by the first column. ``image_row`` (0..n_images-1, in (identity, image_id) order) and ``identity_row``
-are dense. A bad image keeps its row with ``status`` other than "ok" and ``error``; its values are null.
+Rows are sorted by the first column. `image_row` (0..n_images-1, in (identity, image_id) order) and `identity_row`
+are dense. A bad image keeps its row with `status` other than "ok" and `error`; its values are null.
 """
 
 from __future__ import annotations

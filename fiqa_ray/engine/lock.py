@@ -17,8 +17,8 @@ from fiqa_ray.storage import _json, exists, join, list_files, put_if_absent, rea
 class RunLock:
     """Lets one run at a time write to a run folder, on any storage.
 
-    The highest ``_lock/NNNNNN.json`` holds; taking over means creating the next number, which only one can do. The
-    holder renews ``NNNNNN.beat``; a holder on this machine whose process is gone, or one without a new beat for `stale_s`,
+    The highest `_lock/NNNNNN.json` holds; taking over means creating the next number, which only one can do. The
+    holder renews `NNNNNN.beat`; a holder on this machine whose process is gone, or one without a new beat for `stale_s`,
     is dead. The beats are the only objects that a run writes more than once.
     """
 

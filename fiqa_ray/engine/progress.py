@@ -13,6 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 LOG_INTERVAL_S = 30.0
 
 
+def note(text: str) -> None:
+    """Print a line about the run to stderr."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
 class StepProgress:
     """Counts the rows of one step; use as a context, call `advance` per finished part."""
 
@@ -57,7 +62,7 @@ class StepProgress:
             self._line(f"done in {time.monotonic() - self._started:.1f} s")
 
     def advance(self, n_rows: int) -> None:
-        """Adds finished rows."""
+        """Add finished rows."""
         self.done += n_rows
         if self._bar:
             self._bar.update(self._task, completed=self.done, rate=f"{self._rate():,.0f} {self.unit}/s")

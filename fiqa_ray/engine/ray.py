@@ -127,7 +127,7 @@ def _ray_data(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tuple
             fn_constructor_args=([s.make_worker for s in steps], shards),
             num_gpus=1 if on_gpu else 0,
             num_cpus=1,
-            # a worker that dies for good must end the step: Ray Data's own default is to try for ever
+            # a worker that dies for good must end the step: by default Ray Data tries forever
             max_restarts=3,
             max_task_retries=3,
         )
@@ -163,7 +163,7 @@ def _check_address(address: str) -> None:
 
 @contextmanager
 def ray_session(compute: ComputeSettings) -> Iterator[None]:
-    """Joins or starts Ray for the time of a run; nothing where the engine is local or Ray is up already."""
+    """Join or start Ray for the time of a run; do nothing where the engine is local or Ray is up already."""
     if compute.engine != "ray":
         yield
         return

@@ -13,7 +13,12 @@ FORWARDED = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_REGION", "AWS_PROFIL
 
 
 def submit_job(address: str, command: str, working_dir: str, *, wait: bool, say: Callable[[str], None]) -> None:
-    """Submits and prints the job's id; ``wait`` follows its log. Raises `FiqaRayError`, or `IncompleteError` if it fails."""
+    """Submit a job and print its id; with `wait` follow its log.
+
+    Raises:
+        FiqaRayError: The job cannot be submitted.
+        IncompleteError: The job failed.
+    """
     from ray.job_submission import JobSubmissionClient
 
     try:

@@ -106,23 +106,23 @@ def area(value: float) -> str:
 
 
 def signed_area(value: float) -> str:
-    """A difference of areas times 1000 with its sign and two decimals, so that few intervals seem to end at zero."""
+    """Write a difference of areas times 1000 with its sign and two decimals, so that few intervals seem to end at zero."""
     return "undefined" if math.isnan(value) else f"{1000 * value:+.2f}".replace("-", "−")
 
 
 def percent(value: float, places: int = 2) -> str:
-    """A fraction in percent."""
+    """Write a fraction in percent."""
     return "undefined" if math.isnan(value) else f"{decimals(100 * value, places)} %"
 
 
 def percent_range(values: Sequence[float]) -> str:
-    """The percents that ``values`` span, one number where they print alike."""
+    """Write the range of some fractions in percent, as one number where both ends print alike."""
     low, high = percent(min(values)), percent(max(values))
     return low if low == high else f"{low} to {high}"
 
 
 def rate(value: float) -> str:
-    """A small rate or step with up to three digits, such as 0.001 or 6.67e−4."""
+    """Write a small rate or step with up to three digits, such as 0.001 or 6.67e−4."""
     text = f"{value:.3g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.2e}".replace("e-0", "e-")
     return text.replace("-", "−")
 

@@ -1,6 +1,6 @@
 """Images that a command line names: files, folders, globs and plain tars, on disk or at any fsspec URL.
 
-Members of a tar are read by their byte ranges; nothing is unpacked. Their URIs are fsspec's own, ``tar://a/b.jpg::faces.tar``.
+Members of a tar are read by their byte ranges; nothing is unpacked. Their URIs are fsspec's own, `tar://a/b.jpg::faces.tar`.
 A tar's headers are read first, in large blocks: one of small images in a bucket crosses the network twice.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,8 +17,9 @@ import numpy as np
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.containers import read_ranges
 from fiqa_ray.sources.files import read_face_bytes
-from fiqa_ray.sources.listing import EXTENSIONS
-from fiqa_ray.storage import filesystem, storage_errors
+from fiqa_ray.sources.leftovers import EXTENSIONS, count_text, reason_left_out
+from fiqa_ray.sources.paths import absolute, expand, kind_of
+from fiqa_ray.storage import filesystem, split_chain, storage_errors
 
 MAX_MEMBER_BYTES = 1 << 28
 """A tar with a larger image is refused: no face needs it, and members are read whole."""
@@ -28,7 +30,7 @@ _BLOCK_BYTES = 1 << 23
 
 
 class ImageFile(NamedTuple):
-    """Where one image's bytes lie: a whole file, or ``size`` bytes of a tar from ``start`` on."""
+    """Where one image's bytes lie: a whole file, or `size` bytes of a tar from `start` on."""
 
     uri: str
     tar: str | None = None
@@ -36,37 +38,53 @@ class ImageFile(NamedTuple):
     size: int = 0
 
 
-def list_images(places: Sequence[str]) -> list[ImageFile]:
-    """Lists the images of files, folders (searched below), globs and plain tars, in order, without repeats.
+def list_images(locations: Sequence[str], left_out: Counter[str] | None = None) -> list[ImageFile]:
+    """List the images of files, folders (with all folders below), globs and plain tars, in order, without repeats.
 
-    Tars count wherever they are found; of two members with one name the last one does, as for tar itself.
+    Tars count wherever they lie. Of two members with one name the last one counts, as for tar itself.
 
-    Raises FiqaRayError for a place without an image, and for a tar that is compressed or damaged, or whose members leave
-    its root, are links or are larger than `MAX_MEMBER_BYTES`; and for a name that is not UTF-8.
+    Args:
+        locations: paths or fsspec URLs; a file is taken whatever its ending.
+        left_out: counts by reason what is no image.
+
+    Raises:
+        FiqaRayError: a location has no image, a tar is compressed or damaged, its members leave its root, are links or are
+            larger than `MAX_MEMBER_BYTES`, or a name is not UTF-8.
     """
-    found: dict[str, ImageFile] = {}
-    for place in places:
-        head, _, chain = place.partition("::")
+    images: dict[tuple[str, str], ImageFile] = {}
+    for location in locations:
+        head, chain = split_chain(location)
         if head.startswith("tar://"):
-            raise FiqaRayError(f"{place}: give the tar itself, {chain or head.removeprefix('tar://')}")
+            raise FiqaRayError(
+                f"{location}: give the tar itself, {chain.removeprefix('::') or head.removeprefix('tar://')}"
+            )
         if head.lower().endswith(_COMPRESSED_TARS):
             raise FiqaRayError(
-                f"{place}: a compressed tar has no byte ranges to read images by; unpack it, or write it plain"
+                f"{location}: a compressed tar has no byte ranges to read images by; unpack it, or write it plain"
             )
-        images = [image for name in _names(place) for image in _images(name)]
-        if not images:
-            raise FiqaRayError(f"no image ({', '.join(EXTENSIONS)}) in {place}, in folders below it or in their tars")
-        found |= {image.uri: image for image in images}
-    for uri in found:
+        refused: Counter[str] = Counter()
+        listed = [image for name in _names(location, refused) for image in _images(name, refused)]
+        if left_out is not None:
+            left_out.update(refused)
+        if not listed:
+            why = f"; left out: {count_text(refused)}" if refused else ""
+            raise FiqaRayError(
+                f"no image ({', '.join(EXTENSIONS)}) in {location}, in folders below it or in their tars{why}"
+            )
+        for image in listed:  # `crops/` and `crops/a.png` name one file
+            images.setdefault(
+                (absolute(image.tar), split_chain(image.uri)[0]) if image.tar else (absolute(image.uri), ""), image
+            )
+    for image in images.values():
         try:
-            uri.encode()
+            image.uri.encode()
         except UnicodeEncodeError as exc:
-            raise FiqaRayError(f"the file name {uri!r} is not UTF-8; rename the file") from exc
-    return list(found.values())
+            raise FiqaRayError(f"the file name {image.uri!r} is not UTF-8; rename the file") from exc
+    return list(images.values())
 
 
 def read_images(images: Sequence[ImageFile]) -> list[bytes | None]:
-    """Contents of images, in order; None for a file that is not there. Other faults of storage are `FiqaRayError`."""
+    """Return the contents of images, in order; None for a file that is not there. Other faults of storage are raised."""
     whole = [image for image in images if image.tar is None]
     content = dict(zip(whole, read_face_bytes([image.uri for image in whole]), strict=True))
     members = [image for image in images if image.tar is not None]
@@ -75,31 +93,23 @@ def read_images(images: Sequence[ImageFile]) -> list[bytes | None]:
     return [content[image] for image in images]
 
 
-def _names(place: str) -> list[str]:
-    """URIs of the images and tars at a place; a file is taken at its word, whatever its ending."""
-    with storage_errors(place):
-        fs, path = filesystem(place)
-        if fs.isdir(path):
-            names = sorted(fs.find(path))
-        elif fs.exists(path):
-            return [place]
-        elif any(c in path for c in "*?["):
-            names = sorted(fs.glob(path))
-        else:
-            raise FiqaRayError(f"{place}: not found; give image files, folders, globs or tars")
-    names = [name for name in names if name.lower().endswith((*EXTENSIONS, ".tar"))]
-    if "://" not in place:
-        return names
-    _, separator, chain = place.partition("::")
-    return [fs.unstrip_protocol(name) + separator + chain for name in names]
+def _names(location: str, left_out: Counter[str]) -> list[str]:
+    """Return the URIs of the images and tars at a location; a file is taken at its word, whatever its ending."""
+    kind = kind_of(location)
+    if kind == "file":
+        return [location]
+    names = list(expand(absolute(location), (*EXTENSIONS, ".tar"), left_out))
+    if kind is None and names == [absolute(location)]:
+        raise FiqaRayError(f"{location}: not found; give image files, folders, globs or tars")
+    return names
 
 
-def _images(uri: str) -> list[ImageFile]:
-    return _tar_members(uri) if uri.lower().partition("::")[0].endswith(".tar") else [ImageFile(uri)]
+def _images(uri: str, left_out: Counter[str]) -> list[ImageFile]:
+    return _tar_members(uri, left_out) if split_chain(uri)[0].lower().endswith(".tar") else [ImageFile(uri)]
 
 
-def _tar_members(uri: str) -> list[ImageFile]:
-    """The images of one tar, by one pass over its headers."""
+def _tar_members(uri: str, left_out: Counter[str]) -> list[ImageFile]:
+    """Return the images of one tar, by one pass over its headers."""
 
     def refuse(fault: str) -> FiqaRayError:
         return FiqaRayError(f"{uri}: {fault}")
@@ -114,7 +124,10 @@ def _tar_members(uri: str) -> list[ImageFile]:
                         name = member.name
                         if _LEAVES_ROOT.search(name):
                             raise refuse(f"its member {name!r} leads out of the archive; do not trust this file")
-                        if member.isdir() or not name.lower().endswith(EXTENSIONS):
+                        reason = None if member.isdir() else reason_left_out(name.removeprefix("./"), EXTENSIONS)
+                        if reason is not None:
+                            left_out[reason] += 1
+                        if member.isdir() or reason is not None:
                             continue
                         if not member.isreg() or member.issparse():
                             raise refuse(

@@ -1,4 +1,4 @@
-"""Images inside larger files: few large reads for many small ranges, wherever the container lies.
+"""Images inside larger files: few large reads for many small ranges.
 
 A list of such images is a table of `schemas.SOURCE_RECORDS`. Damage of a container as a whole (cut off, an index that
 does not fit) is refused when it is listed; damage of one entry becomes a `Fault`, so that the image keeps its row.
@@ -30,7 +30,12 @@ _BATCH_SPANS = 4096
 
 @dataclass(frozen=True)
 class Fault:
-    """Why there are no image bytes for a row: its ``status`` and ``error``."""
+    """Why a row has no image bytes.
+
+    Attributes:
+        status: one of `fiqa_ray.images.STATUSES`.
+        error: what the status means here.
+    """
 
     status: str
     error: str
@@ -66,10 +71,18 @@ class _Span:
 def read_ranges(
     uris: Sequence[str], offset: NDArray[np.int64], length: NDArray[np.int64]
 ) -> Iterator[tuple[int, bytes]]:
-    """Reads byte ranges ``(n,)`` of files and yields each row's number with its bytes, in the order of (uri, offset).
+    """Read byte ranges of files and yield each row's number with its bytes, in the order of (uri, offset).
 
-    Neighbours share a request of up to 8 MB, requests run side by side, and about 64 MB are held at a time whatever the
-    number of rows. Raises FiqaRayError where a file is shorter than asked.
+    Neighbours share a request of up to 8 MB, requests run side by side, and about 64 MB are held at a time, whatever the
+    number of rows.
+
+    Args:
+        uris: `(N,)` the file of each row.
+        offset: `(N,)` first byte of each row.
+        length: `(N,)` bytes of each row.
+
+    Raises:
+        FiqaRayError: a file is shorter than asked.
     """
     first, last = offset.tolist(), (offset + length).tolist()
     with ThreadPoolExecutor(N_THREADS) as pool:
@@ -80,6 +93,11 @@ def read_ranges(
 
 
 def _spans(uris: Sequence[str], first: list[int], last: list[int]) -> Iterator[_Span]:
+    """Join neighbouring ranges into requests.
+
+    fsspec's `merge_offset_ranges` does so too, but cuts a request short where one range lies within another, as a damaged
+    index may have it; its `cat_ranges` holds all requests at once.
+    """
     span: _Span | None = None
     for row in sorted(range(len(uris)), key=lambda row: (uris[row], first[row])):
         if (
@@ -112,9 +130,9 @@ def _batches(spans: Iterator[_Span]) -> Iterator[list[_Span]]:
 
 
 def read_entries(faces: pa.Table) -> Iterator[tuple[int, Content]]:
-    """Contents of the rows of a list whose images are byte ranges, as ``(row, content)`` in the order of the containers.
+    """Yield row and content of a list whose images are byte ranges, in the order of the containers.
 
-    A row without a range has status "missing", one of more than ``MAX_ENTRY_BYTES`` "too_large".
+    A row without a range has status "missing", one of more than `MAX_ENTRY_BYTES` "too_large".
     """
     offset = pc.fill_null(faces["offset"], -1).to_numpy()
     length = pc.fill_null(faces["length"], 0).to_numpy()

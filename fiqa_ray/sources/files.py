@@ -1,4 +1,4 @@
-"""Reads image files, many at a time: for sources whose images are files of their own."""
+"""Image files, read many at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.containers import Content, Fault
-from fiqa_ray.storage import filesystem, storage_errors
+from fiqa_ray.storage import filesystem, split_chain, storage_errors
 
 _READ_AT_ONCE = 256
 
@@ -26,16 +26,18 @@ def read_files(faces: pa.Table) -> Iterator[tuple[int, Content]]:
 
 
 def read_face_bytes(uris: Sequence[str], n_threads: int = 16) -> list[bytes | None]:
-    """Contents of image files, in order; None for a file that is not there.
+    """Return the contents of image files, in order; None for a file that is not there.
 
-    The URIs may lie on different storages. Files are fetched concurrently. Other faults than a missing file raise
-    FiqaRayError naming the URI: they mean that storage is in trouble, not that an image is bad.
+    The URIs may lie on different storages. Files are fetched concurrently.
+
+    Raises:
+        FiqaRayError: another fault than a missing file; storage is in trouble, but no image is bad.
     """
     systems: dict[tuple[str, str], fsspec.AbstractFileSystem] = {}
 
     def open_system(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-        head, _, chain = uri.partition("::")
-        key = (head.partition("://")[0] if "://" in head else "", chain)
+        head, chain = split_chain(uri)
+        key = (head.partition("://")[0] if "://" in head and not head.startswith("/") else "", chain)
         if key not in systems:
             systems[key] = filesystem(uri)[0]
         return systems[key], systems[key]._strip_protocol(head)

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import pyarrow as pa
 
 from fiqa_ray.sources.landmarks import _landmarks_of
-from fiqa_ray.sources.listing import (
-    EXTENSIONS,
-    _below,
-    _identities,
-    _image_names,
-    _without_ending,
-    absolute,
-    sorted_faces,
-    text_column,
-)
+from fiqa_ray.sources.leftovers import EXTENSIONS
+from fiqa_ray.sources.listing import _below, _identities, _without_ending, sorted_faces, text_column
+from fiqa_ray.sources.paths import absolute, image_names
 
 
 def list_folder(
@@ -25,22 +19,27 @@ def list_folder(
     extensions: Sequence[str] = EXTENSIONS,
     identity_level: int | None = 0,
     landmarks_uri: str | None = None,
+    left_out: Counter[str] | None = None,
 ) -> pa.Table:
-    """Lists the images below a folder.
+    """List the images below a folder.
 
-    Parameters
-    ----------
-    uri: folder; local, ``s3://``, ``memory://`` or another fsspec URL.
-    extensions: endings that count as images, in any case. Names that begin with a dot are left out.
-    identity_level: which folder below ``uri`` names the person: 0 for ``<person>/a.jpg``, 2 for
-        ``Data/Images/<person>/frontal/01.jpg``. None where folders name nobody (flat benchmark sets): identity is "".
-    landmarks_uri: CSV in VGGFace2's form (``NAME_ID,P1X,P1Y,..,P5X,P5Y``); NAME_ID is the image_id without ending.
+    Args:
+        uri: folder; local, `s3://`, `memory://` or another fsspec URL.
+        extensions: endings that count as images, in any case; `fiqa_ray.sources.leftovers` says what never counts.
+        identity_level: which folder below `uri` names the person: 0 for `<person>/a.jpg`, 2 for
+            `Data/Images/<person>/frontal/01.jpg`. None if folders name nobody (flat benchmark sets): identity is "".
+        landmarks_uri: CSV in VGGFace2's form (`NAME_ID,P1X,P1Y,..,P5X,P5Y`); NAME_ID is the image_id without ending.
+        left_out: counts by reason what is no image.
 
-    Raises FiqaRayError where the folder is missing or has no images, where an image lies above its identity's folder,
-    and for a faulty landmark file.
+    Returns:
+        A table of `schemas.SOURCE_FACES`.
+
+    Raises:
+        FiqaRayError: the folder is missing or has no images, an image lies above its identity's folder, or the landmark
+            file is faulty.
     """
     uri = absolute(uri)
-    names = _image_names(uri, extensions)
+    names = image_names(uri, extensions, left_out)
     image_id = text_column(names, uri)
     columns = {
         "uri": _below(uri, image_id),

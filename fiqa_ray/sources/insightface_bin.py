@@ -1,6 +1,6 @@
-"""InsightFace's verification files (``lfw.bin``, ``cfp_fp.bin`` ...): a pickle of (encoded images, same person or not).
+"""InsightFace's verification files (`lfw.bin`, `cfp_fp.bin` ...): a pickle of (encoded images, same person or not).
 
-Pair i is images 2i and 2i + 1 (arcface_torch ``eval/verification.py``); images are bytes or uint8 arrays of encoded
+Pair i is images 2i and 2i + 1 (arcface_torch `eval/verification.py`); images are bytes or uint8 arrays of encoded
 JPEGs. The pickle is never trusted: its opcodes are walked first and only those of lists, numbers and bytes accepted, and
 what it may name are the stand-ins below, which build bytes and numbers and nothing else.
 """
@@ -25,7 +25,8 @@ from scipy.sparse.csgraph import connected_components
 from fiqa_ray.datasets.schemas import SOURCE_FACES, SOURCE_RECORDS
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.containers import MAX_ENTRY_BYTES, Content, Fault
-from fiqa_ray.sources.listing import absolute, sorted_faces
+from fiqa_ray.sources.listing import sorted_faces
+from fiqa_ray.sources.paths import absolute
 from fiqa_ray.sources.protocols import VerificationPairs
 from fiqa_ray.storage import filesystem, read_bytes, storage_errors
 
@@ -33,63 +34,66 @@ MAX_FILE_BYTES = 1 << 31
 """The file is held in memory: larger ones (2 GB; those of InsightFace have about 0.1) are refused."""
 
 N_FOLDS = 10
-"""Folds are consecutive tenths of the pairs, as InsightFace's own evaluation cuts them."""
+"""Folds are consecutive tenths of the pairs, as InsightFace's evaluation cuts them."""
 
 
 @dataclass(frozen=True)
 class _Bin:
     images: list[Any]  # bytes, or what is no image
-    first: NDArray[np.int64]  # (n_images,) place of the first image with the same bytes
+    first: NDArray[np.int64]  # (n_images,) position of the first image with the same bytes
     mated: NDArray[np.bool_]  # (n_pairs,)
 
-    def image_id(self, place: int) -> str:
-        return f"{place:05d}"
+    def image_id(self, position: int) -> str:
+        return f"{position:05d}"
 
 
 def list_bin(uri: str) -> pa.Table:
-    """Lists the distinct images of a ``.bin`` as a table of `schemas.SOURCE_RECORDS`; offset is the place in its list.
+    """List the distinct images of a `.bin` as a table of `schemas.SOURCE_RECORDS`; offset is the position in its list.
 
-    image_id is the place of the image's first occurrence, 5 digits. The file names nobody: images that mated pairs link
+    image_id is the position of the image's first occurrence, 5 digits. The file names nobody: images that mated pairs link
     are one identity, called after its first image, and all others are identities of one image.
 
-    Raises FiqaRayError for a file that is no such pickle, or one that asks for more than bytes and numbers.
+    Raises:
+        FiqaRayError: the file is no such pickle, or it asks for more than bytes and numbers.
     """
     uri = absolute(uri)
-    found = _read(uri)
-    a, b = found.first[0::2][found.mated], found.first[1::2][found.mated]
-    n = len(found.images)
+    content = _read(uri)
+    a, b = content.first[0::2][content.mated], content.first[1::2][content.mated]
+    n = len(content.images)
     _, component = connected_components(coo_array((np.ones(len(a)), (a, b)), shape=(n, n)), directed=False)
-    places = np.unique(found.first)
-    _, first, inverse = np.unique(component[places], return_index=True, return_inverse=True)
+    positions = np.unique(content.first)
+    _, first, inverse = np.unique(component[positions], return_index=True, return_inverse=True)
     columns = {
-        "uri": pa.repeat(pa.scalar(uri, pa.large_string()), len(places)),
-        "image_id": [found.image_id(p) for p in places],
-        "identity": [found.image_id(p) for p in places[first][inverse]],
-        "landmarks": pa.nulls(len(places), SOURCE_FACES.field("landmarks").type),
-        "offset": places,
-        "length": pa.nulls(len(places), pa.int64()),
+        "uri": pa.repeat(pa.scalar(uri, pa.large_string()), len(positions)),
+        "image_id": [content.image_id(p) for p in positions],
+        "identity": [content.image_id(p) for p in positions[first][inverse]],
+        "landmarks": pa.nulls(len(positions), SOURCE_FACES.field("landmarks").type),
+        "offset": positions,
+        "length": pa.nulls(len(positions), pa.int64()),
     }
     return sorted_faces(pa.table(columns), SOURCE_RECORDS)
 
 
 def read_bin_pairs(uri: str) -> VerificationPairs:
-    """The pairs of a ``.bin`` in their order, by the image_ids of `list_bin`; ten folds. Errors as there."""
-    found = _read(absolute(uri))
-    ids = np.array([found.image_id(p) for p in found.first], dtype=object)
-    fold = np.repeat(np.arange(N_FOLDS), [len(part) for part in np.array_split(found.mated, N_FOLDS)])
-    return VerificationPairs(ids[0::2], ids[1::2], found.mated, fold.astype(np.int64))
+    """Return the pairs of a `.bin` in their order, by the image_ids of `list_bin`; ten folds. Errors as there."""
+    content = _read(absolute(uri))
+    ids = np.array([content.image_id(p) for p in content.first], dtype=object)
+    fold = np.repeat(np.arange(N_FOLDS), [len(part) for part in np.array_split(content.mated, N_FOLDS)])
+    return VerificationPairs(ids[0::2], ids[1::2], content.mated, fold.astype(np.int64))
 
 
 def read_bin(faces: pa.Table) -> Iterator[tuple[int, Content]]:
-    """Images of rows of the list, as ``(row, content)``; what is no bytes has status "bad_record"."""
-    uris, places = faces["uri"].to_pylist(), faces["offset"].to_pylist()
+    """Yield row and content of the images of a list; what is no bytes has status "bad_record"."""
+    uris, positions = faces["uri"].to_pylist(), faces["offset"].to_pylist()
     images = _read(uris[0]).images if uris else []
-    for row, place in enumerate(places):
-        image = images[place]
+    for row, position in enumerate(positions):
+        image = images[position]
         if not isinstance(image, bytes):
             yield (
                 row,
-                Fault("bad_record", f"entry {place} is {type(image).__name__.strip('_')}, not the bytes of an image"),
+                Fault(
+                    "bad_record", f"entry {position} is {type(image).__name__.strip('_')}, not the bytes of an image"
+                ),
             )
         elif len(image) > MAX_ENTRY_BYTES:
             yield row, Fault("too_large", f"an entry of {len(image)} bytes; the limit is {MAX_ENTRY_BYTES}")
@@ -129,8 +133,8 @@ def _read(uri: str) -> _Bin:
         raise FiqaRayError(f"{uri}: pair {odd[0]} is neither true nor false but {shown!r}")
     seen: dict[bytes | int, int] = {}
     first = [
-        seen.setdefault(hashlib.sha256(image).digest() if isinstance(image, bytes) else place, place)
-        for place, image in enumerate(images)
+        seen.setdefault(hashlib.sha256(image).digest() if isinstance(image, bytes) else position, position)
+        for position, image in enumerate(images)
     ]
     return _Bin(images, np.array(first, np.int64), np.array(same, np.bool_))
 
@@ -176,7 +180,7 @@ class _Unpickler(pickle.Unpickler):
         return _Function(stand_in)
 
     def _uint8_bytes(self, data: Any, dtype: Any) -> bytes | None:
-        """The bytes of an array of uint8; None for another array."""
+        """Return the bytes of an array of uint8; None for another array."""
         is_uint8 = isinstance(dtype, _Type) and dtype.name in ("u1", "|u1", "uint8")
         return self._counted(bytes(data)) if is_uint8 and isinstance(data, bytes | bytearray) else None
 
@@ -188,7 +192,7 @@ class _Unpickler(pickle.Unpickler):
     def _counted(self, data: bytes) -> bytes:
         self._n_bytes_left -= len(data)  # the same text may be named again and again
         if self._n_bytes_left < 0:
-            raise pickle.UnpicklingError("it grows far beyond its own size")
+            raise pickle.UnpicklingError("it grows far beyond its size")
         return data
 
 
@@ -222,7 +226,7 @@ class _Type:
 
 
 class _Array:
-    """Stands for a numpy array; ``data`` are the bytes of one of uint8, else None."""
+    """Stands for a numpy array; `data` are the bytes of one of uint8, else None."""
 
     __slots__ = ("_to_bytes", "data")
 

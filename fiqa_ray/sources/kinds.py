@@ -10,7 +10,7 @@ for images inside larger files), sorted by (identity, image_id), of the columns
     identity   whose face it is
     landmarks  x1, y1 .. x5, y5 in px of the image, in the order of `fiqa_ray.core.align`; null where none are known
 
-A data set is listed once, by one walk or from its own list files; nothing is asked about single files.
+A data set is listed once, by one walk or from its list files; nothing is asked about single files.
 """
 
 from __future__ import annotations
@@ -44,14 +44,17 @@ class Source:
     """One kind of face source.
 
     Attributes:
-        list_faces: called with the URI and the options, returns the table of images.
+        list_faces: called with the URI and the options, returns the table of images. Sources that look into folders or
+            archives also take `left_out`, a counter of what they did not take.
         read_images: called with rows of that table, yields their rows and contents in the order that suits the source.
         options: settings of `SourceSettings` that `list_faces` takes.
+        counts_left_out: whether `list_faces` takes `left_out`.
     """
 
     list_faces: Callable[..., pa.Table]
     read_images: Callable[[pa.Table], Iterator[tuple[int, Content]]]
     options: tuple[str, ...] = ()
+    counts_left_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,12 @@ class PairList:
 
 
 SOURCES: dict[str, Source] = {
-    "folder": Source(list_folder, read_files, ("landmarks_uri", "identity_level")),
-    "vggface2": Source(list_vggface2, read_files, ("splits",)),
+    "folder": Source(list_folder, read_files, ("landmarks_uri", "identity_level"), True),
+    "vggface2": Source(list_vggface2, read_files, ("splits",), True),
     "table": Source(list_table, read_files),
     "recordio": Source(list_recordio, read_recordio),
-    "webdataset": Source(list_webdataset, read_entries, ("identity_key",)),
-    "parquet_images": Source(list_parquet_images, read_parquet_images, ("identity_key",)),
+    "webdataset": Source(list_webdataset, read_entries, ("identity_key",), True),
+    "parquet_images": Source(list_parquet_images, read_parquet_images, ("identity_key",), True),
     "bin": Source(list_bin, read_bin),
 }
 

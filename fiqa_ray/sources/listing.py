@@ -1,23 +1,16 @@
-"""What the readers of several sources share: listing files, checking names, sorting by identity."""
+"""What the readers of several sources share: columns of names, their checks, and the order of a list."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
-import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
-from fsspec.implementations.local import LocalFileSystem
 
 from fiqa_ray.datasets.schemas import SOURCE_FACES
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.storage import filesystem, join, read_bytes, storage_errors
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-"""Endings, in any case, of the files that count as images."""
-
+from fiqa_ray.storage import filesystem, join, read_bytes, split_chain, storage_errors
 
 _TEXT = pa.large_string()  # one array may hold more than 2 GB; the finished columns come in pieces below that
 
@@ -25,57 +18,10 @@ _TEXT = pa.large_string()  # one array may hold more than 2 GB; the finished col
 _PIECE_ROWS = 1 << 22
 
 
-def absolute(uri: str) -> str:
-    """A local path as an absolute one: workers do not share the caller's folder. URLs stay as they are."""
-    return uri.rstrip("/") if "://" in uri else os.path.abspath(os.path.expanduser(uri))
-
-
 def _below(uri: str, names: pa.Array) -> pa.Array:
-    """URIs of relative names below a folder; in ``zip://folder::archive`` they go before the ``::``."""
-    head, separator, chain = uri.partition("::")
-    return joined(head.rstrip("/") + "/", names, separator + chain)
-
-
-def _image_names(uri: str, extensions: Sequence[str]) -> list[str]:
-    """Paths of the images relative to a folder, with forward slashes, unsorted."""
-    endings = tuple(e.lower() for e in extensions)
-    with storage_errors(uri):
-        fs, path = filesystem(uri)
-        found = _walk(path) if isinstance(fs, LocalFileSystem) else _find(fs, path)
-    names = [n for n in found if n.lower().endswith(endings) and "/." not in f"/{n}" and not n.startswith("__MACOSX/")]
-    if not names:
-        raise FiqaRayError(
-            f"{uri}: no images found; looked in it and in all folders below for names ending in "
-            f"{', '.join(endings)}; check the path"
-        )
-    return names
-
-
-def _find(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
-    root = fs._strip_protocol(path).rstrip("/")
-    return [p[len(root) :].lstrip("/") for p in fs.find(path)]
-
-
-def _walk(root: str) -> list[str]:
-    """All files below a local folder; unlike fsspec's walk it asks the disk about folders only, not about each file.
-
-    Links to folders are followed, except to a folder that contains them. A folder that cannot be read is an error.
-    """
-
-    def fail(exc: OSError) -> None:
-        raise exc
-
-    names: list[str] = []
-    for folder, subfolders, files in os.walk(root, onerror=fail, followlinks=True):
-        here = os.path.realpath(folder) + os.sep
-        subfolders[:] = [
-            s
-            for s in subfolders
-            if not os.path.islink(p := os.path.join(folder, s)) or not here.startswith(os.path.realpath(p) + os.sep)
-        ]
-        prefix = os.path.relpath(folder, root).replace(os.sep, "/") + "/"
-        names += files if prefix == "./" else [prefix + name for name in files]
-    return names
+    """Return the URIs of relative names below a folder; in `zip://folder::archive` they go before the `::`."""
+    head, chain = split_chain(uri)
+    return joined(head.rstrip("/") + "/", names, chain)
 
 
 def _first_file(uri: str, names: Sequence[str]) -> str | None:
@@ -92,7 +38,7 @@ def _lines(uri: str) -> list[str]:
 
 
 def text_column(names: list[str], uri: str) -> pa.Array:
-    """Names as large_string; FiqaRayError for one that is not UTF-8."""
+    """Return names as large_string; raise FiqaRayError for one that is not UTF-8."""
     try:
         return pa.array(names, _TEXT)
     except UnicodeEncodeError as exc:
@@ -100,7 +46,7 @@ def text_column(names: list[str], uri: str) -> pa.Array:
 
 
 def joined(*parts: pa.Array | str) -> pa.Array:
-    """Texts put together, row by row."""
+    """Return texts put together, row by row."""
     texts = [pa.scalar(part, _TEXT) if isinstance(part, str) else part for part in parts]
     return pc.binary_join_element_wise(*texts, pa.scalar("", _TEXT))
 
@@ -114,27 +60,27 @@ def _leaves_root(names: pa.Array) -> pa.Array:
 
 
 def refuse(bad: pa.Array, shown: pa.Array, message: str) -> None:
-    """Raises for the first row where ``bad`` holds."""
+    """Raise FiqaRayError for the first row where `bad` holds."""
     row = pc.index(bad, True).as_py()
     if row >= 0:
         raise FiqaRayError(f"{message}: {shown[row].as_py()!r} (data row {row + 1})")
 
 
 def _identities(names: pa.Array, level: int | None, uri: str) -> pa.Array:
-    """The folder at a level of each path."""
+    """Return the folder at a level of each path."""
     if level is None:
         return pa.repeat(pa.scalar("", _TEXT), len(names))
-    found = pc.extract_regex(names, rf"^(?:[^/]*/){{{level}}}(?P<identity>[^/]+)/")
+    match = pc.extract_regex(names, rf"^(?:[^/]*/){{{level}}}(?P<identity>[^/]+)/")
     refuse(
-        pc.is_null(found),
+        pc.is_null(match),
         names,
         f"{uri}: an image lies above the folder that names its identity (identity_level {level})",
     )
-    return found.field("identity")
+    return match.field("identity")
 
 
 def refuse_duplicates(values: pa.Array, uri: str, what: str) -> None:
-    """Raises FiqaRayError where a value occurs more than once."""
+    """Raise FiqaRayError if a value occurs more than once."""
     if pc.count_distinct(values).as_py() < len(values):
         counts = pc.value_counts(values)
         twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
@@ -145,7 +91,7 @@ def refuse_duplicates(values: pa.Array, uri: str, what: str) -> None:
 
 
 def sorted_faces(table: pa.Table, schema: pa.Schema = SOURCE_FACES) -> pa.Table:
-    """A finished list: sorted by (identity, image_id), cast to its schema."""
+    """Return a finished list: sorted by (identity, image_id), cast to its schema."""
     order = pc.sort_indices(table, [("identity", "ascending"), ("image_id", "ascending")])
     pieces = [
         table.take(order.slice(i, _PIECE_ROWS)).select(schema.names).cast(schema)
@@ -155,7 +101,7 @@ def sorted_faces(table: pa.Table, schema: pa.Schema = SOURCE_FACES) -> pa.Table:
 
 
 def _column(table: pa.Table, name: str, uri: str) -> pa.Array:
-    """A text column without gaps; numbers become text."""
+    """Return a text column without gaps; numbers become text."""
     values = table[name].cast(_TEXT).combine_chunks()
     bad = pc.fill_null(pc.equal(values, ""), True)
     if name != "identity":
@@ -168,7 +114,7 @@ def _column(table: pa.Table, name: str, uri: str) -> pa.Array:
 def _parse_csv(
     uri: str, data: bytes, types: dict[str, pa.DataType], column_names: Sequence[str] | None = None
 ) -> pa.Table:
-    """Parses a CSV with a header; ``column_names`` replace those of the header."""
+    """Parse a CSV with a header; `column_names` replace those of the header."""
     try:
         return pacsv.read_csv(
             pa.BufferReader(data),

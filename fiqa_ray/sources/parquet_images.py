@@ -1,13 +1,13 @@
 """Images inside Parquet as Hugging Face's datasets stores them: a struct of bytes and path, or plain binary.
 
-Names of integer labels (ClassLabel) come from the schema's metadata ``huggingface``:
-``{"info": {"features": {"label": {"names": [...], "_type": "ClassLabel"}}}}``.
+Names of integer labels (ClassLabel) come from the schema's metadata `huggingface`:
+`{"info": {"features": {"label": {"names": [...], "_type": "ClassLabel"}}}}`.
 """
 
 from __future__ import annotations
 
 import json
-import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +21,8 @@ from fiqa_ray.datasets.schemas import SOURCE_RECORDS
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.containers import MAX_ENTRY_BYTES, Content, Fault
 from fiqa_ray.sources.landmarks import table_landmarks
-from fiqa_ray.sources.listing import absolute, joined, refuse, refuse_duplicates, sorted_faces
+from fiqa_ray.sources.listing import joined, refuse, refuse_duplicates, sorted_faces
+from fiqa_ray.sources.paths import absolute, expand
 from fiqa_ray.storage import filesystem, storage_errors
 
 _TEXT = pa.large_string()
@@ -32,17 +33,22 @@ MAX_GROWN_BYTES = 1 << 30
 """A row group of images that unpacks to more than this and a thousand times its size is refused unread."""
 
 
-def list_parquet_images(uri: str, *, identity_key: str | None = None) -> pa.Table:
-    """Lists the images of Parquet files as a table of `schemas.SOURCE_RECORDS`; offset is the row in the file.
+def list_parquet_images(uri: str, *, identity_key: str | None = None, left_out: Counter[str] | None = None) -> pa.Table:
+    """List the images of Parquet files as a table of `schemas.SOURCE_RECORDS`; offset is the row in the file.
 
-    ``uri``: one file, a glob, or a folder with all ``.parquet`` files below it. The image column is ``image``, else the only
-    one of binary or of structs with ``bytes``. ``identity_key`` names the identity's column (default: identity, else
-    label); integers become their ClassLabel name, or text. image_id is a column of that name, else the images' paths
-    where they are all there and unlike, else ``<file>/<row>``. Landmarks: as in `fiqa_ray.sources.table.list_table`.
+    The image column is `image`, else the only one of binary or of structs with `bytes`. Integer labels become their
+    ClassLabel name, or text. image_id is a column of that name, else the images' paths if they are all there and unlike,
+    else `<file>/<row>`. Landmarks are as in `fiqa_ray.sources.table.list_table`. Pixels are not read.
 
-    Pixels are not read. Raises FiqaRayError naming file, column and row for what is missing or does not fit.
+    Args:
+        uri: one file, a glob, or a folder with all `.parquet` files below it.
+        identity_key: column of the identity; default: identity, else label.
+        left_out: counts by reason what is no data.
+
+    Raises:
+        FiqaRayError: names file, column and row of what is missing or does not fit.
     """
-    files = _files(absolute(uri))
+    files = _files(absolute(uri), left_out)
     tables = [_list_file(file, identity_key) for file in files]
     table = pa.concat_tables(tables, promote_options="default")
     if not len(table):
@@ -65,7 +71,7 @@ def list_parquet_images(uri: str, *, identity_key: str | None = None) -> pa.Tabl
 
 
 def read_parquet_images(faces: pa.Table) -> Iterator[tuple[int, Content]]:
-    """Images of rows of the list, as ``(row, content)`` in the order of the files.
+    """Yield row and content of the images of a list, in the order of the files.
 
     A row group is read once, a few images at a time. A row without bytes has status "missing", one that cannot be read
     "bad_record".
@@ -89,7 +95,7 @@ def read_parquet_images(faces: pa.Table) -> Iterator[tuple[int, Content]]:
 
 
 def _read_group(file: pq.ParquetFile, group: int, column: str, wanted: dict[int, int]) -> Iterator[tuple[int, Content]]:
-    """Images of one row group; ``wanted``: row in the group -> row of the list."""
+    """Yield the images of one row group; `wanted` maps a row of the group to a row of the list."""
     left = dict(wanted)
     at = 0
     try:
@@ -103,7 +109,7 @@ def _read_group(file: pq.ParquetFile, group: int, column: str, wanted: dict[int,
             if not left:
                 return
     except (pa.ArrowException, OSError) as exc:
-        if getattr(exc, "errno", None):  # storage's own trouble; damaged pages have no number
+        if getattr(exc, "errno", None):  # storage is in trouble; damaged pages have no number
             raise
         for row in left.values():
             yield row, Fault("bad_record", f"row group {group} cannot be read: {' '.join(str(exc).split())[:120]}")
@@ -122,22 +128,12 @@ def _content(value: pa.Scalar) -> Content:
 # --- files and columns ------------------------------------------------------------------------------------------------
 
 
-def _files(uri: str) -> dict[str, str]:
-    """URIs of the files that a file, folder or glob stands for, each with its name below their folder, without ending."""
-    with storage_errors(uri):
-        fs, path = filesystem(uri)
-        if any(c in path for c in "*?["):
-            names, root = sorted(fs.glob(path)), re.split(r"[*?\[]", path)[0].rpartition("/")[0]
-        elif fs.isdir(path):
-            names, root = sorted(n for n in fs.find(path) if n.endswith(".parquet")), path.rstrip("/")
-        else:
-            return {uri: path.rpartition("/")[2].removesuffix(".parquet")}
-    if not names:
+def _files(uri: str, left_out: Counter[str] | None) -> dict[str, str]:
+    """Return the URIs of the files, each with its name below their common folder, without ending."""
+    files = expand(uri, (".parquet",), left_out)
+    if not files:
         raise FiqaRayError(f"{uri}: no Parquet files found; check the path")
-    return {
-        n if "://" not in uri else fs.unstrip_protocol(n): n.removeprefix(root + "/").removesuffix(".parquet")
-        for n in names
-    }
+    return {file: name.removesuffix(".parquet") for file, name in files.items()}
 
 
 @contextmanager
@@ -191,20 +187,20 @@ def _list_file(uri: str, identity_key: str | None) -> pa.Table:
 
 
 def _image_column(schema: pa.Schema, uri: str) -> tuple[str, pa.DataType]:
-    """Name and type of the column that holds the images."""
+    """Return name and type of the column that holds the images."""
 
     def holds_bytes(kind: pa.DataType) -> bool:
         if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
             kind = kind.field("bytes").type
         return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
-    found = [f.name for f in schema if holds_bytes(f.type)]
-    if "image" not in found and len(found) != 1:
+    names = [f.name for f in schema if holds_bytes(f.type)]
+    if "image" not in names and len(names) != 1:
         raise FiqaRayError(
-            f"{uri}: {'several columns' if found else 'no column'} of image bytes ({', '.join(found or schema.names)}); the "
+            f"{uri}: {'several columns' if names else 'no column'} of image bytes ({', '.join(names or schema.names)}); the "
             "images' column must be called image, or be the only one of binary or of structs with bytes"
         )
-    name = "image" if "image" in found else found[0]
+    name = "image" if "image" in names else names[0]
     return name, schema.field(name).type
 
 
@@ -233,7 +229,7 @@ def _refuse_bomb(metadata: pq.FileMetaData, image: str, uri: str) -> None:
 
 
 def _class_names(schema: pa.Schema, column: str) -> list[str] | None:
-    """Names of a ClassLabel column, or None."""
+    """Return the names of a ClassLabel column, or None."""
     try:
         info: Any = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         names = info["info"]["features"][column]["names"]
@@ -246,6 +242,8 @@ def _identities(values: pa.Array, names: list[str] | None, uri: str) -> pa.Array
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     refuse(pc.is_null(values), values, f"{uri}: no identity")
+    if pa.types.is_floating(values.type) and pc.all(pc.equal(values, pc.floor(values))).as_py():
+        values = values.cast(pa.int64())  # as pandas writes whole numbers beside gaps
     if pa.types.is_integer(values.type):
         if names is None:
             return values.cast(_TEXT)

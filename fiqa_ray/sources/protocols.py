@@ -1,23 +1,24 @@
 """Verification protocols: lists of image pairs that are to be compared, and whether they show the same person.
 
-LFW and XQLFW (grammar of the LFW page, View 1 and 2; davidsandberg/facenet ``data/pairs.txt``), CPLFW and CALFW (two
-lines per pair; JDAI-CV/FaceX-Zoo ``test_protocol/lfw/pairs_parser.py``), CFP (``Readme.txt`` of the data set) and a
-table of one's own. A list is taken whole or refused: a pair left out would change the false match rate in silence.
+LFW and XQLFW (grammar of the LFW page, View 1 and 2; davidsandberg/facenet `data/pairs.txt`), CPLFW and CALFW (two
+lines per pair; JDAI-CV/FaceX-Zoo `test_protocol/lfw/pairs_parser.py`), CFP (`Readme.txt` of the data set) and a
+table. A list is taken whole or refused: a pair left out would change the false match rate in silence.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pacsv
 from numpy.typing import NDArray
 
 from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.sources.keys import remedy_of, rows_of_keys
+from fiqa_ray.sources.read_table import TEXT, read_table, refuse_foreign
 from fiqa_ray.storage import filesystem, join, read_bytes, storage_errors
 
 
@@ -25,8 +26,11 @@ from fiqa_ray.storage import filesystem, join, read_bytes, storage_errors
 class VerificationPairs:
     """Pairs in the order of their list.
 
-    ``image_id_a``, ``image_id_b``: (n_pairs,) str objects, image ids relative to the folder of the images; ``mated``:
-    (n_pairs,) bool, same person; ``fold``: (n_pairs,) int64 from 0, -1 where the list has no folds.
+    Attributes:
+        image_id_a: `(L,)` str objects, image ids relative to the folder of the images.
+        image_id_b: the same for the second images.
+        mated: `(L,) bool`, same person.
+        fold: `(L,) int64` from 0; -1 if the list has no folds.
     """
 
     image_id_a: NDArray[np.object_]
@@ -39,10 +43,13 @@ class VerificationPairs:
 
 
 def read_lfw_pairs(uri: str, *, extension: str = ".jpg") -> VerificationPairs:
-    """Reads a list in LFW's grammar: LFW's ``pairs.txt``, XQLFW's, or a View 1 list (one number in the header).
+    """Read a list in LFW's grammar: LFW's `pairs.txt`, XQLFW's, or a View 1 list (one number in the header).
 
-    After the header ``F P`` come F folds of P mated lines ``name i j`` and P non-mated ones ``name i name j``, in any
-    white space. Image ids are ``Name/Name_0001<extension>``. Raises FiqaRayError naming line and text of a fault.
+    After the header `F P` come F folds of P mated lines `name i j` and P non-mated ones `name i name j`, in any
+    white space. Image ids are `Name/Name_0001<extension>`.
+
+    Raises:
+        FiqaRayError: names line and text of a fault.
     """
     lines = _lines(uri)
     header = lines[0][1].split()
@@ -72,19 +79,25 @@ def read_lfw_pairs(uri: str, *, extension: str = ".jpg") -> VerificationPairs:
 
 
 def read_cplfw_pairs(uri: str) -> VerificationPairs:
-    """Reads ``pairs_CPLFW.txt``: two lines ``<image> <label>`` per pair, label 1 mated, 0 not.
+    """Read `pairs_CPLFW.txt`: two lines `<image> <label>` per pair, label 1 mated, 0 not.
 
     Image ids are the file names. The list has no folds: the ten intended ones are tenths of the mated and of the
-    non-mated pairs, in order. A leading header line is skipped. Raises FiqaRayError naming line and text of a fault.
+    non-mated pairs, in order. A leading header line is skipped.
+
+    Raises:
+        FiqaRayError: names line and text of a fault.
     """
     return _read_two_line_pairs(uri, last_token=1)
 
 
 def read_calfw_pairs(uri: str) -> VerificationPairs:
-    """Reads ``pairs_CALFW.txt``: two lines ``<image> <token>`` per pair, token 1..10 (the fold) mated, 0 not.
+    """Read `pairs_CALFW.txt`: two lines `<image> <token>` per pair, token 1..10 (the fold) mated, 0 not.
 
     Image ids are the file names; the folds of non-mated pairs are tenths of them, in order. A leading header line is
-    skipped. Raises FiqaRayError naming line and text of a fault.
+    skipped.
+
+    Raises:
+        FiqaRayError: names line and text of a fault.
     """
     return _read_two_line_pairs(uri, last_token=10)
 
@@ -118,11 +131,14 @@ def _is_image_line(fields: list[str]) -> bool:
 
 
 def read_cfp_pairs(root_uri: str, part: Literal["FP", "FF"] = "FP") -> VerificationPairs:
-    """Reads CFP's protocol from the data set's root (the folder that holds ``Protocol``).
+    """Read CFP's protocol from the data set's root (the folder that holds `Protocol`).
 
-    Image ids are relative to ``Data/Images``, such as ``001/frontal/01.jpg``. Part "FP" pairs a frontal image (a) with
-    a profile one (b), "FF" two frontal ones. Folds are the numbered folders of ``Protocol/Split/<part>``, in each first
-    ``same.txt``, then ``diff.txt``. Raises FiqaRayError naming file, line and text of a fault.
+    Image ids are relative to `Data/Images`, such as `001/frontal/01.jpg`. Part "FP" pairs a frontal image (a) with
+    a profile one (b), "FF" two frontal ones. Folds are the numbered folders of `Protocol/Split/<part>`, in each first
+    `same.txt`, then `diff.txt`.
+
+    Raises:
+        FiqaRayError: names file, line and text of a fault.
     """
     if part not in ("FP", "FF"):
         raise FiqaRayError(f"part {part!r} of CFP: use 'FP' (frontal-profile) or 'FF' (frontal-frontal)")
@@ -156,7 +172,7 @@ def read_cfp_pairs(root_uri: str, part: Literal["FP", "FF"] = "FP") -> Verificat
 
 
 def _read_cfp_images(uri: str) -> dict[int, str]:
-    """Lines ``1 ../Data/Images/001/frontal/01.jpg`` as number -> image id."""
+    """Return lines `1 ../Data/Images/001/frontal/01.jpg` as number -> image id."""
     images = {}
     for number, line in _lines(uri):
         match = re.fullmatch(r"\s*(\d+)\s+\S*Data/Images/(\S+)\s*", line)
@@ -167,25 +183,16 @@ def _read_cfp_images(uri: str) -> dict[int, str]:
 
 
 def read_pairs_table(uri: str) -> VerificationPairs:
-    """Reads a CSV with the columns ``image_id_a,image_id_b,mated`` and optionally ``fold``.
+    """Read a CSV or Parquet with the columns `image_id_a,image_id_b,mated` and optionally `fold`.
 
-    ``mated`` is 1/0 or true/false; ``fold`` an integer from 0. Raises FiqaRayError naming line and text of a fault.
+    `mated` is 1/0 or true/false; `fold` an integer from 0.
+
+    Raises:
+        FiqaRayError: names line and text of a fault.
     """
     names = ("image_id_a", "image_id_b", "mated", "fold")
-    try:
-        table = pacsv.read_csv(
-            pa.BufferReader(read_bytes(uri)),
-            read_options=pacsv.ReadOptions(use_threads=False),  # so that a fault's line is known
-            convert_options=pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
-        )
-    except pa.ArrowInvalid as exc:
-        raise FiqaRayError(f"{uri}: {str(exc).splitlines()[0]}; mend the file") from exc
-    absent = [n for n in names[:3] if n not in table.column_names]
-    if absent:
-        raise FiqaRayError(
-            f"{uri}: no column {', '.join(absent)} (found: {', '.join(table.column_names)}); a list of pairs needs "
-            "image_id_a,image_id_b,mated and may have fold"
-        )
+    what = "a list of pairs needs image_id_a,image_id_b,mated and may have fold"
+    table = read_table(uri, dict.fromkeys(names, TEXT), names[:3], what)
     if table.num_rows == 0:
         raise FiqaRayError(f"{uri}: the table has no pairs")
 
@@ -193,9 +200,9 @@ def read_pairs_table(uri: str) -> VerificationPairs:
         values = []
         for row, text in enumerate(table[column].to_pylist()):
             try:
-                values.append(parse(text.strip()))
+                values.append(parse((text or "").strip()))
             except (ValueError, KeyError) as exc:
-                raise _fault(uri, row + 2, text, f"the column {column} must be {wanted}") from exc
+                raise _fault(uri, row + 2, text or "", f"the column {column} must be {wanted}") from exc
         return values
 
     truth = {"1": True, "0": False, "true": True, "false": False}
@@ -203,6 +210,37 @@ def read_pairs_table(uri: str) -> VerificationPairs:
     mated = parsed("mated", lambda text: truth[text.lower()], "1 or 0, or true or false")
     fold = parsed("fold", _count, "an integer from 0") if "fold" in table.column_names else np.full(len(mated), -1)
     return _pairs(a, b, mated, fold)
+
+
+def pair_rows(
+    pairs: VerificationPairs, image_id: pa.Array, key_rule: Sequence[str], *, list_uri: str, source_uri: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows of the images of each pair.
+
+    Args:
+        pairs: of a list.
+        image_id: names of the benchmark's images.
+        key_rule: rules of `fiqa_ray.sources.keys.KEY_RULES` by which names are compared.
+        list_uri: the list, for errors.
+        source_uri: the images, for errors.
+
+    Returns:
+        `(L,) int64` rows of the first and of the second images.
+
+    Raises:
+        FiqaRayError: an image of the list is not there; the message shows one name of each side.
+    """
+    names = pa.array(np.concatenate([pairs.image_id_a, pairs.image_id_b]).tolist(), TEXT)
+    setting = "pairs.key_rule"
+    rows = rows_of_keys(names, image_id, key_rule)
+    missing = names.filter(pa.array(rows < 0))
+    if len(missing):
+        raise FiqaRayError(
+            f"{list_uri}: {len(missing.unique()):,} image(s) of the pair list are not in {source_uri}, such as {missing[0]} "
+            f"(the data set has {image_id[0]} and others){remedy_of(names, image_id, key_rule, setting)}; correct "
+            "source.uri, pairs.extension or the list"
+        )
+    return rows[: len(pairs)], rows[len(pairs) :]
 
 
 def _not_empty(text: str) -> str:
@@ -221,12 +259,14 @@ def _count(text: str) -> int:
 
 
 def _lines(uri: str) -> list[tuple[int, str]]:
-    """Lines that are not blank, with their numbers from 1."""
+    """Return the lines that are not blank, with their numbers from 1."""
+    data = read_bytes(uri)
+    refuse_foreign(uri, data)
     try:
-        text = read_bytes(uri).decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         raise FiqaRayError(f"{uri}: not a UTF-8 text file ({exc.reason} at byte {exc.start})") from exc
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1) if line.strip()]
     if not lines:
         raise FiqaRayError(f"{uri}: the file is empty; a list of pairs was expected")
     return lines

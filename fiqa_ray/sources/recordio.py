@@ -1,17 +1,18 @@
-"""MXNet RecordIO as InsightFace and im2rec write it (``train.rec`` with ``train.idx``), without MXNet.
+"""MXNet RecordIO as InsightFace and im2rec write it (`train.rec` with `train.idx`), without MXNet.
 
-A record is ``magic, word, data, padding to 4 bytes`` (dmlc-core ``recordio.h``); the word's upper 3 bits say whether it
+A record is `magic, word, data, padding to 4 bytes` (dmlc-core `recordio.h`); the word's upper 3 bits say whether it
 is whole (0) or the first (1), a middle (2) or the last (3) of pieces between which the magic itself stood in the data;
-the lower 29 are the piece's length. Data are ``flag, label, id, id2`` (MXNet ``recordio.py``, "IfQQ"), then ``flag`` float32
-labels, then the image. ``.idx`` has lines ``key<TAB>offset``.
+the lower 29 are the piece's length. Data are `flag, label, id, id2` (MXNet `recordio.py`, "IfQQ"), then `flag` float32
+labels, then the image. `.idx` has lines `key<TAB>offset`.
 
-InsightFace (``face2rec2.py``): record 0 has no image and the labels (n, m): images have the keys 1..n-1 and records
+InsightFace (`face2rec2.py`): record 0 has no image and the labels (n, m): images have the keys 1..n-1 and records
 n..m-1 stand for identities, with the labels (first, last + 1) of the identity's keys. float32 holds such numbers
-exactly up to 2^24 only; beyond that, and for files of im2rec, labels are read from every record or from ``.lst``.
+exactly up to 2^24 only; beyond that, and for files of im2rec, labels are read from every record or from `.lst`.
 """
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Iterator
 
@@ -24,8 +25,11 @@ from numpy.typing import NDArray
 from fiqa_ray.datasets.schemas import SOURCE_FACES, SOURCE_RECORDS
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.containers import Content, Fault, read_entries, read_ranges
-from fiqa_ray.sources.listing import absolute, refuse_duplicates, sorted_faces
+from fiqa_ray.sources.listing import refuse_duplicates, sorted_faces
+from fiqa_ray.sources.paths import absolute
 from fiqa_ray.storage import exists, filesystem, join, read_bytes, storage_errors
+
+_log = logging.getLogger("fiqa_ray")
 
 _MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", _MAGIC)
@@ -37,36 +41,42 @@ _HEAD = np.dtype(
 )
 
 
+_SCAN_BYTES = 1 << 22
+_REMAKE = "remove the .idx to have the .rec read once for its records"
+
+
 class RecordError(ValueError):
-    """A record that is not what its index or its own header says."""
+    """A record that is not what its index or its header says."""
 
 
 def recordio_uris(uri: str) -> tuple[str, str]:
-    """The ``.rec`` that a URI names (itself, or ``train.rec`` in that folder) and its ``.idx``."""
+    """Return the `.rec` that a URI names (itself, or `train.rec` in that folder) and its `.idx`."""
     rec = uri if uri.endswith(".rec") else join(uri, "train.rec")
     return rec, rec.removesuffix(".rec") + ".idx"
 
 
 def list_recordio(uri: str) -> pa.Table:
-    """Lists the images of a RecordIO file as a table of `schemas.SOURCE_RECORDS`.
+    """List the images of a RecordIO file as a table of `schemas.SOURCE_RECORDS`.
 
-    ``uri``: the ``.rec``, or a folder with ``train.rec``; the ``.idx`` lies beside it. image_id is the key, 8 digits;
-    identity the label as a whole number, "" where no record of the image's range tells it. Each row's range is what
-    lies between its offset and the next. With InsightFace's identity records one label per identity is read; else
-    those of an im2rec ``.lst`` (``key<TAB>label<TAB>path``), or the whole file once.
+    image_id is the key, 8 digits; identity is the label as a whole number, "" if no record of the image's range tells it.
+    Each row's range is what lies between its offset and the next. With InsightFace's identity records one label per
+    identity is read; else those of an im2rec `.lst` (`key<TAB>label<TAB>path`) that covers the records, or each record's.
 
-    Raises FiqaRayError for a missing or faulty index, and where index and file, header or list do not agree in number.
+    Args:
+        uri: the `.rec`, or a folder with `train.rec`. The `.idx` lies beside it; without one the file is read once.
+
+    Raises:
+        FiqaRayError: the index is faulty, or index and file or header do not agree in number.
     """
     rec, idx = recordio_uris(absolute(uri))
-    keys, offset, length = _read_index(rec, idx)
+    keys, offset, length = _read_index(rec, idx) if exists(idx) else _scan(rec)
     is_image, label = _insightface_labels(rec, keys, offset, length)
     if label is None:
         lst = rec.removesuffix(".rec") + ".lst"
-        if exists(lst):
-            label = _listed_labels(lst, keys)
-        else:
-            heads = _read_heads(rec, offset, length)
-            label, is_image = _own_label(heads), ~_is_range(heads)
+        label = _listed_labels(lst, keys) if exists(lst) else None
+    if label is None:
+        heads = _read_heads(rec, offset, length)
+        label, is_image = _first_label(heads), ~_is_range(heads)
     columns = {
         "uri": pa.repeat(pa.scalar(rec, pa.large_string()), int(is_image.sum())),
         "image_id": pc.utf8_lpad(pa.array(keys[is_image]).cast(pa.large_string()), 8, "0"),
@@ -77,18 +87,23 @@ def list_recordio(uri: str) -> pa.Table:
     }
     if not is_image.any():
         raise FiqaRayError(f"{rec}: no images; its index {idx} lists {len(keys)} records, none of which holds one")
+    n_unlabelled = int((label[is_image] == -1).sum())
+    if n_unlabelled:
+        _log.warning(
+            "%s: %d images have the label -1, which often means unlabelled; they count as one person", rec, n_unlabelled
+        )
     return sorted_faces(pa.table(columns), SOURCE_RECORDS)
 
 
 def read_recordio(faces: pa.Table) -> Iterator[tuple[int, Content]]:
-    """Images of rows of the list, as ``(row, content)``; a faulty record has status "bad_record"."""
+    """Yield row and content of the images of a list; a faulty record has status "bad_record"."""
     identity = faces["identity"].to_pylist()
     for row, content in read_entries(faces):
         if isinstance(content, bytes):
             try:
                 labels, image = unpack_record(content)
-                found = _label_text(labels[:1])[0].as_py()
-                if not found or found != identity[row]:
+                label = _label_text(labels[:1])[0].as_py()
+                if not label or label != identity[row]:
                     raise RecordError(
                         f"its label is {labels[0]:g}, its identity in the index {identity[row] or 'none'}"
                     )
@@ -99,9 +114,13 @@ def read_recordio(faces: pa.Table) -> Iterator[tuple[int, Content]]:
 
 
 def unpack_record(data: bytes) -> tuple[NDArray[np.float32], bytes]:
-    """Labels ``(n_labels,)`` float32 and image file of one record, given all bytes up to the next record.
+    """Return the labels `(n_labels,) float32` and the image file of one record.
 
-    Raises RecordError unless they are exactly one record.
+    Args:
+        data: all bytes up to the next record.
+
+    Raises:
+        RecordError: they are not exactly one record.
     """
     pieces: list[bytes] = []
     at, flag = 0, 1
@@ -138,17 +157,13 @@ def unpack_record(data: bytes) -> tuple[NDArray[np.float32], bytes]:
 
 
 def _read_index(rec: str, idx: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Keys in ascending order, and each record's first byte and number of bytes."""
+    """Return keys in ascending order, and each record's first byte and number of bytes."""
     with storage_errors(rec):
         fs, path = filesystem(rec)
         size = int(fs.size(path))
-    if not exists(idx):
-        raise FiqaRayError(
-            f"{idx}: not found; {rec} needs its index beside it: fetch it, or make it with MXNet's tools/rec2idx.py"
-        )
-    table = _read_columns(idx, {"key": pa.int64(), "offset": pa.int64()}, "a line is '<key><TAB><offset>'")
+    table = _read_columns(idx, {"key": pa.int64(), "offset": pa.int64()}, "a line is '<key><TAB><offset>'; " + _REMAKE)
     if not len(table):
-        raise FiqaRayError(f"{idx}: the index is empty")
+        raise FiqaRayError(f"{idx}: the index is empty; {_REMAKE}")
     refuse_duplicates(table["key"].combine_chunks(), idx, "key")
     refuse_duplicates(table["offset"].combine_chunks(), idx, "offset")
     table = table.sort_by("offset")
@@ -158,12 +173,49 @@ def _read_index(rec: str, idx: str) -> tuple[NDArray[np.int64], NDArray[np.int64
         what = f"{n_outside} of {len(offset)} records lie beyond its end at byte {size}"
         raise FiqaRayError(
             f"{rec}: {what if n_outside else f'records before byte {offset[0]} are missing'} in the index {idx}; "
-            "the file is cut off or the index is another file's: fetch both again"
+            f"the file is cut off or the index is another file's: fetch both again, or {_REMAKE}"
         )
+    return _in_order_of_keys(table["key"].to_numpy(), offset, size)
+
+
+def _in_order_of_keys(
+    key: NDArray[np.int64], offset: NDArray[np.int64], size: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     length = np.diff(offset, append=size)
-    key = table["key"].to_numpy()
     order = np.argsort(key)
     return key[order], offset[order], length[order]
+
+
+def _scan(rec: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return what an index would hold, from the records' headers: one pass over the file, as rec2idx makes it."""
+    _log.warning("%s has no .idx beside it; the file is read once to find its records", rec)
+    keys: list[int] = []
+    offsets: list[int] = []
+    at = 0
+    with storage_errors(rec):
+        fs, path = filesystem(rec)
+        size = int(fs.size(path))
+        with fs.open(path, "rb", block_size=_SCAN_BYTES) as file:
+            while at < size:
+                file.seek(at)
+                head = file.read(8 + _HEADER.size)
+                magic, word = struct.unpack_from("<II", head.ljust(8, b"\0"))
+                flag, length = word >> 29, word & _LENGTH_MASK
+                end = at + 8 + length + -length % 4
+                if magic != _MAGIC or end > size or (not offsets and flag not in (0, 1)):
+                    raise FiqaRayError(
+                        f"{rec}: no whole record begins at byte {at:,} of {size:,}; the file is cut off or damaged: fetch "
+                        "it again, or put its .idx beside it"
+                    )
+                if flag in (0, 1):
+                    keys.append(_HEADER.unpack_from(head, 8)[2] if len(head) == 8 + _HEADER.size else 0)
+                    offsets.append(at)
+                at = end
+    if not offsets:
+        raise FiqaRayError(f"{rec}: the file is empty")
+    if len(set(keys)) < len(keys) or max(keys) >= 1 << 62:
+        raise FiqaRayError(f"{rec} needs its index beside it, because its records carry no keys; fetch its .idx")
+    return _in_order_of_keys(np.array(keys, np.int64), np.array(offsets, np.int64), size)
 
 
 def _read_columns(uri: str, types: dict[str, pa.DataType], grammar: str) -> pa.Table:
@@ -182,31 +234,46 @@ def _read_columns(uri: str, types: dict[str, pa.DataType], grammar: str) -> pa.T
 
 
 def _listed_labels(lst: str, keys: NDArray[np.int64]) -> NDArray[np.float64]:
-    types = {"key": pa.int64(), "label": pa.float64(), "path": pa.string()}
-    remedy = "without this file labels are read from the records"
-    table = _read_columns(lst, types, f"a line is '<key><TAB><label><TAB><path>', as im2rec writes it; {remedy}")
-    table = table.sort_by("key")
-    listed = table["key"].to_numpy()
-    if not np.array_equal(listed, keys):
+    """Return the first label of each key in an im2rec list.
+
+    im2rec leaves out images that it cannot read and splits one list into several files, so a list may hold more keys.
+
+    Raises:
+        FiqaRayError: the file is no such list, holds a key twice, or lacks keys of the index.
+    """
+    remedy = "without this file labels are read from the records: remove the .lst if you can do without it"
+    try:
+        rows = [line.split("\t") for line in read_bytes(lst).decode().splitlines() if line.strip()]
+        listed = np.array([int(row[0]) for row in rows], np.int64)
+        label = np.array([float(row[1]) for row in rows], np.float64)
+        if min(map(len, rows)) < 3:
+            raise ValueError("a line has fewer than three columns")
+    except (ValueError, IndexError, OverflowError) as exc:
+        raise FiqaRayError(
+            f"{lst}: {str(exc)!a:.120}; a line is '<key><TAB><label><TAB><path>', as im2rec writes it; {remedy}"
+        ) from exc
+    order = np.argsort(listed, kind="stable")
+    row = order[np.minimum(np.searchsorted(listed, keys, sorter=order), len(order) - 1)]
+    if not (listed[row] == keys).all() or len(np.unique(listed)) < len(listed):
         n_both = len(np.intersect1d(listed, keys))
         raise FiqaRayError(
             f"{lst}: {len(listed)} images where the index has {len(keys)} records, {n_both} of them the same; {remedy}"
         )
-    return table["label"].to_numpy()
+    return label[row]
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
 def _label_text(label: NDArray[np.floating]) -> pa.Array:
-    """Labels as text; "" for what is no whole number that float32 holds exactly."""
+    """Return labels as text; "" for what is no whole number that float32 holds exactly."""
     whole = np.isfinite(label) & (np.abs(np.nan_to_num(label)) <= _EXACT) & (np.mod(np.nan_to_num(label), 1) == 0)
     text = pa.array(np.where(whole, np.nan_to_num(label), 0).astype(np.int64)).cast(pa.large_string())
     return pc.if_else(pa.array(whole), text, pa.scalar("", pa.large_string()))
 
 
 def _read_heads(rec: str, offset: NDArray[np.int64], length: NDArray[np.int64]) -> NDArray[np.void]:
-    """The first 40 bytes of records, ``(n,)`` of ``_HEAD``; zeros beyond a shorter record's end."""
+    """Return the first 40 bytes of records, `(n,)` of `_HEAD`; zeros beyond a shorter record's end."""
     heads = np.zeros((len(offset), _HEAD.itemsize), np.uint8)
     short = np.minimum(length, _HEAD.itemsize)
     for row, data in read_ranges([rec] * len(offset), offset, short):
@@ -214,22 +281,22 @@ def _read_heads(rec: str, offset: NDArray[np.int64], length: NDArray[np.int64]) 
     return heads.view(_HEAD)[:, 0]
 
 
-def _own_label(heads: NDArray[np.void]) -> NDArray[np.float64]:
-    """Each record's (first) label; NaN where no record begins."""
+def _first_label(heads: NDArray[np.void]) -> NDArray[np.float64]:
+    """Return each record's (first) label; NaN where no record begins."""
     with np.errstate(invalid="ignore"):  # damaged records hold any bits
         label = np.where(heads["flag"] > 0, heads["labels"][:, 0], heads["label"]).astype(np.float64)
     return np.where(heads["magic"] == _MAGIC, label, np.nan)
 
 
 def _is_range(heads: NDArray[np.void]) -> NDArray[np.bool_]:
-    """Records of two labels and nothing else."""
+    """Return which records hold two labels and nothing else."""
     return (heads["magic"] == _MAGIC) & (heads["word"] == _HEAD.itemsize - 8) & (heads["flag"] == 2)
 
 
 def _insightface_labels(
     rec: str, keys: NDArray[np.int64], offset: NDArray[np.int64], length: NDArray[np.int64]
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64] | None]:
-    """Which records are images, and their labels by way of the identity records; None where there are none."""
+    """Return which records are images, and their labels by way of the identity records; None where there are none."""
     is_image = np.ones(len(keys), np.bool_)
     if keys[0] != 0:
         return is_image, None
@@ -265,7 +332,7 @@ def _insightface_labels(
         )
 
     def read_labels(wanted: NDArray[np.int64]) -> None:
-        label[wanted] = _own_label(_read_heads(rec, offset[wanted], length[wanted]))
+        label[wanted] = _first_label(_read_heads(rec, offset[wanted], length[wanted]))
 
     # one label for each identity, and those of images that no (readable) identity record covers
     read_labels(np.concatenate([bounds[:, 0], np.flatnonzero(is_image & (in_range == 0))]))

@@ -1,66 +1,146 @@
-"""A user's own scores: CSV or Parquet with the columns image_id and score."""
+"""Scores that a user brings: CSV or Parquet with the columns image_id and score, and the files of other tools."""
 
 from __future__ import annotations
 
-import io
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.sources.keys import remedy_of, rows_of_keys
+from fiqa_ray.sources.read_table import TEXT, read_table, refuse_foreign
 from fiqa_ray.storage import read_bytes
 
+_COLUMNS = (("image_id", "score"), ("Filename", "UnifiedQualityScore"))
+"""Columns of id and score that are known: this package's, and those of OFIQ."""
 
-def scores_by_id(scores_uri: str, image_id: pa.Array) -> np.ndarray:
-    """Scores (n_images,) float64 of the given ids from a CSV or Parquet with columns image_id and score.
 
-    Every image must have exactly one finite score; ids that no image has are an error too. Raises `FiqaRayError`.
+def read_scores(
+    uri: str, id_column: str | None = None, score_column: str | None = None, separator: str | None = None
+) -> pa.Table:
+    """Read a file of scores as a table of `image_id` (text) and `score` (float64).
+
+    Read are tables with the columns image_id and score, or as named; OFIQ's CSV (`Filename;UnifiedQualityScore;...`); and
+    lines `path score` without a header, as CR-FIQA's code writes them.
+
+    Args:
+        uri: the file.
+        id_column: column of the image's name; default: image_id, or Filename.
+        score_column: column of the score; default: score, or UnifiedQualityScore.
+        separator: of a CSV; default: comma, semicolon or tab, by its header.
+
+    Raises:
+        FiqaRayError: the file is no such table, a name stands twice, or a score is not finite.
     """
-    data = io.BytesIO(read_bytes(scores_uri))
-    try:
-        if scores_uri.endswith((".parquet", ".pq")):
-            found = pq.read_table(data)
-        else:
-            options = pacsv.ConvertOptions(column_types={"image_id": pa.string()})
-            found = pacsv.read_csv(data, convert_options=options)
-    except (pa.ArrowInvalid, pa.ArrowKeyError) as exc:
+    data = read_bytes(uri)
+    if id_column is None and score_column is None and separator is None and data[:4] != b"PAR1":
+        refuse_foreign(uri, data)
+        lines = _path_and_score(data)
+        if lines is not None:
+            return _checked(uri, lines)
+    names = _column_names(uri, data, id_column, score_column, separator)
+    table = read_table(
+        uri,
+        {names[0]: TEXT, names[1]: pa.float64()},
+        names,
+        f"a score file needs {names[0]} and {names[1]}: give a CSV or Parquet in which column {names[0]!r} holds text and "
+        f"column {names[1]!r} numbers; scores: {{uri, id_column, score_column, separator}} names others",
+        separator,
+    )
+    return _checked(uri, pa.table({"image_id": table[names[0]], "score": table[names[1]]}))
+
+
+def scores_by_id(
+    image_id: pa.Array,
+    uri: str,
+    id_column: str | None = None,
+    score_column: str | None = None,
+    separator: str | None = None,
+    key_rule: Sequence[str] = (),
+    *,
+    allow_others: bool = False,
+) -> NDArray[np.float64]:
+    """Return the scores `(I,) float64` of images from a user's file.
+
+    Every image must have exactly one finite score.
+
+    Args:
+        image_id: names of the images.
+        uri: the file, and what follows: see `read_scores`.
+        id_column: see `read_scores`.
+        score_column: see `read_scores`.
+        separator: see `read_scores`.
+        key_rule: rules of `fiqa_ray.sources.keys.KEY_RULES` by which names are compared.
+        allow_others: whether the file may hold images that are not asked for.
+
+    Raises:
+        FiqaRayError: an image has no score, or a score no image; the message shows one name of each side.
+    """
+    table = read_scores(uri, id_column, score_column, separator)
+    ids = table["image_id"].combine_chunks()
+    rows = rows_of_keys(ids, image_id, key_rule)
+    score = np.full(len(image_id), np.nan)
+    present = rows >= 0
+    if len(np.unique(rows[present])) < int(present.sum()):
+        raise FiqaRayError(f"{uri}: with key_rule two of its rows name one image; keep one row of each")
+    score[rows[present]] = table["score"].to_numpy()[present]
+    missing = np.flatnonzero(np.isnan(score))
+    extra = np.flatnonzero(~present)
+    if len(missing):
+        shown = ids[int(extra[0])].as_py() if len(extra) else ids[0].as_py()
+        like = f"; the file's are like {shown!r}{remedy_of(ids, image_id, key_rule, 'scores.key_rule')}"
         raise FiqaRayError(
-            f"{scores_uri} cannot be read as a table of scores: {str(exc).splitlines()[0]!a:.200}; "
-            "give a CSV or Parquet with the columns image_id and score"
-        ) from exc
-    for column in ("image_id", "score"):
-        if column not in found.column_names:
-            raise FiqaRayError(
-                f"{scores_uri} has no column {column!r} (it has {', '.join(found.column_names)}); "
-                "a score file needs image_id and score"
-            )
+            f"{uri}: {len(missing):,} image(s) have no score, such as {image_id[int(missing[0])]}"
+            f"{like if len(extra) else ''}; add their rows"
+        )
+    if len(extra) and not allow_others:
+        raise FiqaRayError(
+            f"{uri}: {len(extra):,} image_id(s) are not in the data set, such as {ids[int(extra[0])]}; remove their rows"
+        )
+    return score
+
+
+def _column_names(
+    uri: str, data: bytes, id_column: str | None, score_column: str | None, separator: str | None
+) -> tuple[str, str]:
+    """Return the columns of id and score: as given, else a known pair that the file has."""
+    for known_id, known_score in _COLUMNS[1:]:
+        head = data[: 1 << 16].split(b"\n", 1)[0].decode("utf-8", "replace")
+        if data[:4] != b"PAR1" and known_id in head and known_score in head:
+            return id_column or known_id, score_column or known_score
+    return id_column or _COLUMNS[0][0], score_column or _COLUMNS[0][1]
+
+
+def _path_and_score(data: bytes) -> pa.Table | None:
+    """Return the lines `path score` of a file without header, or None if it is another kind of file."""
     try:
-        ids = found["image_id"].cast(pa.string()).combine_chunks()
-        score = found["score"].cast(pa.float64()).to_numpy()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
-        raise FiqaRayError(f"{scores_uri}: column 'image_id' must hold text and column 'score' numbers: {exc}") from exc
+        lines = [line for line in data.decode("utf-8-sig").splitlines() if line.strip()]
+        rows = [line.rsplit(None, 1) for line in lines]
+        if not rows or any(mark in lines[0] for mark in ",;\t") or not np.isfinite(float(rows[0][1])):
+            return None
+        values = [float(row[1]) for row in rows]
+    except (UnicodeDecodeError, ValueError, IndexError):
+        return None
+    return pa.table({"image_id": pa.array([row[0].strip() for row in rows], TEXT), "score": pa.array(values)})
+
+
+def _checked(uri: str, table: pa.Table) -> pa.Table:
+    ids, score = table["image_id"].combine_chunks(), table["score"].to_numpy()
+    if not len(table):
+        raise FiqaRayError(f"{uri}: the table has no rows")
+    if ids.null_count:
+        raise FiqaRayError(f"{uri}: {ids.null_count} row(s) have no image_id; name their images")
     counts = ids.value_counts()
     twice = [str(c["values"]) for c in counts.filter(pc.greater(counts.field("counts"), 1))]
     if twice:
-        raise FiqaRayError(
-            f"{scores_uri}: {len(twice)} image_id(s) stand more than once, such as {twice[0]!r}; keep one row"
-        )
+        raise FiqaRayError(f"{uri}: {len(twice)} image_id(s) stand more than once, such as {twice[0]!r}; keep one row")
     bad = np.flatnonzero(~np.isfinite(score))
     if len(bad):
         raise FiqaRayError(
-            f"{scores_uri}: {len(bad)} score(s) are not finite, such as {score[bad[0]]} of {ids[int(bad[0])]}; "
+            f"{uri}: {len(bad)} score(s) are not finite, such as {score[bad[0]]} of {ids[int(bad[0])]}; "
             "every score must be a number"
         )
-    at = pc.index_in(image_id, value_set=ids)
-    if at.null_count:
-        missing = image_id.filter(at.is_null())
-        raise FiqaRayError(f"{scores_uri}: {len(missing)} image(s) have no score, such as {missing[0]}; add their rows")
-    if len(ids) != len(image_id):
-        extra = ids.filter(pc.invert(pc.is_in(ids, value_set=image_id)))
-        raise FiqaRayError(
-            f"{scores_uri}: {len(extra)} image_id(s) are not in the data set, such as {extra[0]}; remove their rows"
-        )
-    return score[at.to_numpy()]
+    return table

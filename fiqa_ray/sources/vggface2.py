@@ -2,46 +2,56 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import pyarrow as pa
 
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.landmarks import _landmarks_of
+from fiqa_ray.sources.leftovers import EXTENSIONS
 from fiqa_ray.sources.listing import (
-    EXTENSIONS,
     _below,
     _first_file,
     _identities,
-    _image_names,
     _lines,
     _without_ending,
-    absolute,
     joined,
     sorted_faces,
     text_column,
 )
+from fiqa_ray.sources.paths import absolute, image_names
 from fiqa_ray.storage import join
 
 
-def list_vggface2(uri: str, *, splits: Sequence[str] = ("train", "test")) -> pa.Table:
-    """Lists VGGFace2 as it is distributed.
+def list_vggface2(
+    uri: str, *, splits: Sequence[str] = ("train", "test"), left_out: Counter[str] | None = None
+) -> pa.Table:
+    """List VGGFace2 as it is distributed.
 
-    Images are ``<split>/n000002/0001_01.jpg``; that is also their image_id, and ``n000002`` the identity. They come from
-    ``<split>_list.txt`` or ``<split>.txt`` (lines ``n000002/0001_01.jpg``) at the root, in ``meta/``, in the split's
-    folder or in its ``meta/``, and without such a file from the split's folder. Landmarks come from
-    ``loose_landmark_<split>.csv`` at the root or in ``bb_landmark/``; images without a row there have none, and nor
-    has any image where there is no such file.
+    Images are `<split>/n000002/0001_01.jpg`; that is also their image_id, and `n000002` the identity. They come from
+    `<split>_list.txt` or `<split>.txt` (lines `n000002/0001_01.jpg`) at the root, in `meta/`, in the split's folder or in
+    its `meta/`, and without such a file from the split's folder. Landmarks come from `loose_landmark_<split>.csv` at the
+    root or in `bb_landmark/`. Images without a row there have none.
 
-    Raises FiqaRayError where a split is not there, for an unsafe or malformed line and for a faulty landmark file.
+    Args:
+        uri: root of the data set.
+        splits: parts to read.
+        left_out: counts by reason what is no image.
+
+    Returns:
+        A table of `schemas.SOURCE_FACES`.
+
+    Raises:
+        FiqaRayError: a split is not there, a line is unsafe or malformed, or the landmark file is faulty.
     """
     uri = absolute(uri)
     tables = []
     for split in splits:
         folder = join(uri, split)
         lists = [
-            f"{place}{name}.txt"
-            for place in ("", "meta/", f"{split}/", f"{split}/meta/")
+            f"{folder_of_lists}{name}.txt"
+            for folder_of_lists in ("", "meta/", f"{split}/", f"{split}/meta/")
             for name in (f"{split}_list", split)
         ]
         list_uri = _first_file(uri, lists)
@@ -49,7 +59,7 @@ def list_vggface2(uri: str, *, splits: Sequence[str] = ("train", "test")) -> pa.
             names = text_column(_listed_names(list_uri, split), list_uri)
         else:
             try:
-                names = text_column(_image_names(folder, EXTENSIONS), folder)
+                names = text_column(image_names(folder, EXTENSIONS, left_out), folder)
             except FiqaRayError as exc:
                 raise FiqaRayError(
                     f"{exc}. VGGFace2's {split} part needs its images in {folder} or a list {split}_list.txt; "

@@ -1,4 +1,4 @@
-"""WebDataset: tar files whose members ``key.jpg``, ``key.cls``, ``key.json`` make one sample (webdataset/webdataset).
+"""WebDataset: tar files whose members `key.jpg`, `key.cls`, `key.json` make one sample (webdataset/webdataset).
 
 A shard is walked from header to header by range reads and is never loaded or unpacked; members' names are names only.
 POSIX ustar, pax and GNU long names are read; links, sparse members and compressed shards are refused.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,11 +22,13 @@ import pyarrow.compute as pc
 from fiqa_ray.datasets.schemas import SOURCE_FACES, SOURCE_RECORDS
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.containers import N_THREADS
-from fiqa_ray.sources.listing import EXTENSIONS, absolute, joined, refuse_duplicates, sorted_faces, text_column
+from fiqa_ray.sources.leftovers import EXTENSIONS, reason_left_out
+from fiqa_ray.sources.listing import joined, refuse_duplicates, sorted_faces, text_column
+from fiqa_ray.sources.paths import absolute, expand
 from fiqa_ray.storage import filesystem, storage_errors
 
-_MAX_SHARDS = 1_000_000
 _MAX_NOTE_BYTES = 1 << 20  # of a .cls, .json or .txt, or of a long name
+_NOTES = ("cls", "json", "txt")
 _READ_BYTES = 1 << 22
 _BLOCK = tarfile.BLOCKSIZE
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
@@ -40,20 +42,28 @@ class _Sample:
     notes: dict[str, bytes] = field(default_factory=dict)
 
 
-def list_webdataset(uri: str, *, identity_key: str | None = None) -> pa.Table:
-    """Lists the samples of WebDataset shards as a table of `schemas.SOURCE_RECORDS`.
+def list_webdataset(uri: str, *, identity_key: str | None = None, left_out: Counter[str] | None = None) -> pa.Table:
+    """List the samples of WebDataset shards as a table of `schemas.SOURCE_RECORDS`.
 
-    ``uri``: one tar, several by braces (``train-{0000..0127}.tar``, ``{a,b}.tar``) or a glob. A sample's identity is its
-    ``.cls``, else ``identity`` or ``label`` in its ``.json``, else its ``.txt``; with ``identity_key`` that key of the json.
-    Landmarks are the json's ``landmarks``, ten numbers or five pairs. image_id is the image's name in the tar, with the
-    shard's in front where names repeat. A sample without an image keeps a row, without offset.
+    A sample's identity is its `.cls`, else `identity` or `label` in its `.json`, else its `.txt`. Landmarks are the json's
+    `landmarks`, ten numbers or five pairs. image_id is the image's name in the tar, with the shard's in front if names
+    repeat. A sample without an image keeps a row, without offset.
 
-    Raises FiqaRayError naming shard and member for shards that are missing or damaged, samples without identity or with
-    several images, and names that lead out of a folder.
+    Args:
+        uri: one tar, several by braces (`train-{0000..0127}.tar`, `{a,b}.tar`), a glob, or a folder of tars.
+        identity_key: key of the identity in each sample's json.
+        left_out: counts by reason the members that are no data.
+
+    Raises:
+        FiqaRayError: names shard and member of what is missing or damaged, of samples without identity or with several
+            images, and of names that lead out of a folder.
     """
-    shards = expand_shards(uri)
+    shards = expand_shards(uri, left_out)
+    refused: list[Counter[str]] = [Counter() for _ in shards]  # one per shard: they are read side by side
     with ThreadPoolExecutor(min(N_THREADS, len(shards))) as pool:
-        tables = list(pool.map(lambda shard: _list_shard(shard, identity_key), shards))
+        tables = list(pool.map(lambda shard, counts: _list_shard(shard, identity_key, counts), shards, refused))
+    if left_out is not None:
+        left_out.update(sum(refused, Counter()))
     table = pa.concat_tables(tables)
     if not len(table):
         raise FiqaRayError(f"{uri}: no samples in {len(shards)} shard(s); an image is a member ending in {EXTENSIONS}")
@@ -66,46 +76,28 @@ def list_webdataset(uri: str, *, identity_key: str | None = None) -> pa.Table:
     return sorted_faces(table.set_column(table.column_names.index("image_id"), "image_id", image_id), SOURCE_RECORDS)
 
 
-def expand_shards(uri: str) -> list[str]:
-    """The shards that a URI with braces or a glob names, in order, without repeats; FiqaRayError where there are none."""
-    found: dict[str, None] = {}
-    for place in _expand_braces(absolute(uri)):
-        if any(c in place for c in "*?["):
-            with storage_errors(place):
-                fs, path = filesystem(place)
-                names = sorted(fs.glob(path))
-            found |= dict.fromkeys(n if "://" not in place else fs.unstrip_protocol(n) for n in names)
-        else:
-            found[place] = None
-    if not found:
+def expand_shards(uri: str, left_out: Counter[str] | None = None) -> list[str]:
+    """Return the shards that a path, or a pattern of braces and wildcards, names, in order, without repeats.
+
+    Raises:
+        FiqaRayError: there are none.
+    """
+    shards = list(expand(absolute(uri), (".tar",), left_out, braces=True))
+    if not shards:
         raise FiqaRayError(f"{uri}: no shards found; check the pattern")
-    return list(found)
+    return shards
 
 
-def _expand_braces(text: str) -> list[str]:
-    choices: list[list[str]] = []
-    for i, part in enumerate(re.split(r"\{([^{}]*)\}", text)):
-        numbers = re.fullmatch(r"(\d+)\.\.(\d+)", part) if i % 2 else None
-        if numbers:
-            first, last = int(numbers[1]), int(numbers[2])
-            if not 0 <= last - first < _MAX_SHARDS:
-                raise FiqaRayError(
-                    f"{text}: {{{part}}} names {last - first + 1} shards; give a range such as {{0000..0127}}"
-                )
-            choices.append([str(k).zfill(len(numbers[1])) for k in range(first, last + 1)])
-        else:
-            choices.append(part.split(",") if i % 2 else [part])
-    if math.prod(map(len, choices)) > _MAX_SHARDS:
-        raise FiqaRayError(f"{text}: names more than {_MAX_SHARDS} shards; give fewer")
-    return ["".join(parts) for parts in itertools.product(*choices)]
-
-
-def _list_shard(shard: str, identity_key: str | None) -> pa.Table:
+def _list_shard(shard: str, identity_key: str | None, left_out: Counter[str]) -> pa.Table:
     samples: dict[str, _Sample] = {}
     with storage_errors(shard):
         fs, path = filesystem(shard)
         with fs.open(path, "rb", block_size=_READ_BYTES) as f:
             for name, offset, length in _members(f, shard):
+                reason = reason_left_out(name, (*EXTENSIONS, *(f".{kind}" for kind in _NOTES)))
+                if reason is not None:
+                    left_out[reason] += 1
+                    continue
                 folder, slash, base = name.rpartition("/")
                 stem, _, ending = base.partition(".")
                 sample = samples.setdefault(folder + slash + stem, _Sample())
@@ -114,7 +106,7 @@ def _list_shard(shard: str, identity_key: str | None) -> pa.Table:
                     if sample.name:
                         raise FiqaRayError(f"{shard}: {sample.name!r} and {name!r} are images of one sample; keep one")
                     sample.name, sample.offset, sample.length = name, offset, length
-                elif kind in ("cls", "json", "txt"):
+                elif kind in _NOTES:
                     f.seek(offset)
                     sample.notes[kind] = f.read(_note_length(length, name, shard))
     rows = {
@@ -122,14 +114,14 @@ def _list_shard(shard: str, identity_key: str | None) -> pa.Table:
         for key, sample in samples.items()
         if sample.name or sample.notes
     }
-    kept = [samples[key] for key in rows]
+    taken = [samples[key] for key in rows]
     columns = {
         "uri": pa.repeat(pa.scalar(shard, pa.large_string()), len(rows)),
-        "image_id": text_column([s.name or key for key, s in zip(rows, kept, strict=True)], shard),
+        "image_id": text_column([s.name or key for key, s in zip(rows, taken, strict=True)], shard),
         "identity": text_column([identity for identity, _ in rows.values()], shard),
         "landmarks": pa.array([landmarks for _, landmarks in rows.values()], SOURCE_FACES.field("landmarks").type),
-        "offset": pa.array([s.offset for s in kept], pa.int64()),
-        "length": pa.array([s.length for s in kept], pa.int64()),
+        "offset": pa.array([s.offset for s in taken], pa.int64()),
+        "length": pa.array([s.length for s in taken], pa.int64()),
     }
     return pa.table(columns)
 
@@ -138,7 +130,7 @@ def _list_shard(shard: str, identity_key: str | None) -> pa.Table:
 
 
 def _members(f: IO[bytes], shard: str) -> Iterator[tuple[str, int, int]]:
-    """Name, first byte and bytes of every file of a tar."""
+    """Yield name, first byte and bytes of every file of a tar."""
     size = f.seek(0, 2)
     at, ended = 0, False
     pax: dict[str, str] = {}
@@ -190,7 +182,7 @@ def _members(f: IO[bytes], shard: str) -> Iterator[tuple[str, int, int]]:
 
 
 def _header(block: bytes) -> tuple[str, bytes, int]:
-    """Name, type and size of a header; ValueError where it is none. tarfile's own reading takes four times as long."""
+    """Return name, type and size of a header; raise ValueError if it is none. tarfile takes four times as long."""
     if len(block) < _BLOCK:
         raise ValueError("the file ends")
     if _number(block[148:156]) != sum(block) - sum(block[148:156]) + 8 * 32:
@@ -238,7 +230,7 @@ def _size(text: str, name: str, shard: str) -> int:
 def _note_values(
     notes: dict[str, bytes], key: str, shard: str, identity_key: str | None
 ) -> tuple[str, list[float] | None]:
-    """Identity and landmarks of a sample."""
+    """Return identity and landmarks of a sample."""
     values = {}
     if "json" in notes:
         try:
@@ -248,16 +240,22 @@ def _note_values(
         if not isinstance(values, dict):
             raise FiqaRayError(f"{shard}: {key}.json holds no object; mend the shard")
     names = [identity_key] if identity_key else ["identity", "label"]
-    found = next((values[n] for n in names if values.get(n) is not None), None)
-    if identity_key is None and ("cls" in notes or found is None):
+    identity = next((values[n] for n in names if values.get(n) is not None), None)
+    if identity_key is None and ("cls" in notes or identity is None):
         text = notes.get("cls", notes.get("txt", b""))
-        found = text.decode("utf-8", "replace").strip()
-    if not isinstance(found, str | int) or isinstance(found, bool) or found == "":
+        identity = text.decode("utf-8", "replace").strip()
+    if isinstance(identity, float) and identity.is_integer():
+        identity = int(identity)  # as pandas writes whole numbers beside gaps
+    if not isinstance(identity, str | int) or isinstance(identity, bool) or identity == "":
         raise FiqaRayError(
-            f"{shard}: the sample {key!r} has no identity: no {' or '.join(names)} in {key}.json"
+            f"{shard}: the sample {key!r} has no identity: {_shown(identity, names)} in {key}.json"
             f"{'' if identity_key else f', no {key}.cls and no {key}.txt'}; source.identity_key names another key"
         )
-    return str(found), _landmarks(values.get("landmarks"), key, shard)
+    return str(identity), _landmarks(values.get("landmarks"), key, shard)
+
+
+def _shown(value: object, names: list[str]) -> str:
+    return f"no {' or '.join(names)}" if value in (None, "") else f"{str(value)[:40]!r} is no text or whole number"
 
 
 def _landmarks(value: object, key: str, shard: str) -> list[float] | None:

@@ -7,19 +7,16 @@ where the pairs of one score run out before the end, the others keep theirs.
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 from scipy.stats import spearmanr
 
-from fiqa_ray.config import BenchmarkSettings, EvaluateSettings, PairListSettings
+from fiqa_ray.config import BenchmarkSettings, EvaluateSettings, PairListSettings, ScoresSettings
 from fiqa_ray.core.bootstrap import AreaDraws, Cell, bootstrap_areas
 from fiqa_ray.core.floor import RANDOM, n_random_orders, random_qualities
 from fiqa_ray.core.intervals import Interval
@@ -40,10 +37,11 @@ from fiqa_ray.datasets.results import (
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.job import Job, LabelSet
+from fiqa_ray.sources.degradations import read_degradations
 from fiqa_ray.sources.kinds import PROTOCOLS
-from fiqa_ray.sources.protocols import VerificationPairs
+from fiqa_ray.sources.protocols import VerificationPairs, pair_rows
 from fiqa_ray.sources.scores import scores_by_id
-from fiqa_ray.storage import read_bytes, storage_errors
+from fiqa_ray.storage import storage_errors
 
 ORACLE = "oracle"
 """Name of the recorded truth, which is a scorer where it covers all images."""
@@ -61,7 +59,7 @@ class BenchmarkShard:
 
     Attributes:
         scorers: Scores of the job by the scorer's name.
-        files: URIs of further scores of the user by name.
+        files: Files of further scores of the user by name.
         compare: Pairs of scorers whose areas are compared, by family.
     """
 
@@ -72,7 +70,7 @@ class BenchmarkShard:
     faces: Dataset
     embeddings: Dataset
     scorers: dict[str, Dataset]
-    files: dict[str, str]
+    files: dict[str, ScoresSettings]
     compare: dict[str, list[tuple[str, str]]]
 
 
@@ -107,8 +105,11 @@ def _comparisons(job: Job, scorers: list[str]) -> dict[str, list[tuple[str, str]
     """Return the pairs of scorers whose areas are compared, by family.
 
     Raises:
-        UsageError: A comparison names an unknown scorer.
+        UsageError: A comparison names an unknown scorer, or a scorer has the name of a reference.
     """
+    for name in scorers:
+        if name in REFERENCES:
+            raise UsageError(f"a scorer may not be named {name!r}, which stands for a reference: choose another label")
     settings = job.settings.evaluate
     optimized = [t for t in job.label_sets() if not t.is_prior]
     families = {
@@ -178,17 +179,8 @@ class Truth:
 def _recorded_truth(uri: str | None, image_id: pa.Array) -> Truth | None:
     if uri is None:
         return None
-    types = {"image_id": pa.string(), "kind": pa.string(), "quality": pa.float64()}
-    try:
-        table = pacsv.read_csv(io.BytesIO(read_bytes(uri)), convert_options=pacsv.ConvertOptions(column_types=types))
-    except pa.ArrowInvalid as exc:
-        raise FiqaRayError(
-            f"{uri}: {str(exc).splitlines()[0]}; degradations are a CSV of image_id, kind and quality, a number"
-        ) from exc
-    for column in ("image_id", "kind", "quality"):
-        if column not in table.column_names:
-            raise FiqaRayError(f"{uri} has no column {column!r}; degradations need image_id, kind and quality")
-    records = table.take(pc.index_in(image_id, value_set=table["image_id"].combine_chunks()))
+    table = read_degradations(uri)
+    records = table.take(pc.index_in(image_id.cast(pa.large_string()), value_set=table["image_id"].combine_chunks()))
     quality = records["quality"].to_numpy(zero_copy_only=False)
     return Truth(np.array(records["kind"].to_pylist(), dtype=object), quality)
 
@@ -199,7 +191,7 @@ def _all_scores(shard: BenchmarkShard, image_id: pa.Array, truth: Truth | None) 
         name: dataset.read_all(["score"])["score"].to_numpy().astype(np.float64)
         for name, dataset in shard.scorers.items()
     }
-    scores |= {name: scores_by_id(uri, image_id) for name, uri in shard.files.items()}
+    scores |= {name: scores_by_id(image_id, **file.model_dump()) for name, file in shard.files.items()}
     if truth is not None and np.isfinite(truth.quality).all():
         scores[ORACLE] = truth.quality
     return scores
@@ -227,8 +219,11 @@ class UsablePairs:
 
 
 def _usable_pairs(shard: BenchmarkShard, image_id: pa.Array, scores: dict[str, np.ndarray]) -> UsablePairs:
-    protocol = read_pairs(shard.benchmark.pairs)
-    row_a, row_b = (_rows_of(ids, image_id, shard) for ids in (protocol.image_id_a, protocol.image_id_b))
+    settings = shard.benchmark.pairs
+    protocol = read_pairs(settings)
+    row_a, row_b = pair_rows(
+        protocol, image_id, settings.key_rule, list_uri=settings.uri, source_uri=shard.benchmark.source.uri
+    )
     embeddings = shard.embeddings.read_all(["image_row", "embedding"])
     values, rows = columns.embedding_values(embeddings)
     position = np.full(len(image_id), -1, np.int64)  # of an image's embedding in `values`
@@ -247,19 +242,6 @@ def _usable_pairs(shard: BenchmarkShard, image_id: pa.Array, scores: dict[str, n
     units = unit_vectors(values)
     similarity = np.einsum("ij,ij->i", units[position[a]], units[position[b]], dtype=np.float64).clip(-1, 1)
     return UsablePairs(a, b, mated, np.asarray(protocol.fold)[chosen], similarity, n_skipped)
-
-
-def _rows_of(ids: Any, image_id: pa.Array, shard: BenchmarkShard) -> np.ndarray:
-    names = pa.array(list(ids), pa.string())
-    rows = pc.index_in(names, value_set=image_id)
-    if rows.null_count:
-        missing = names.filter(rows.is_null())
-        raise FiqaRayError(
-            f"{shard.benchmark.pairs.uri}: {len(missing.unique())} image(s) of the pair list are not in "
-            f"{shard.benchmark.source.uri}, such as {missing[0]} (the data set has {image_id[0]} and others); "
-            "correct source.uri, pairs.extension or the list"
-        )
-    return rows.to_numpy().astype(np.int64)
 
 
 def _bootstrap(

@@ -1,7 +1,7 @@
 """fuse: several FIQA methods of the job become one prior (`fiqa_ray.core.fusion`), on the training faces and each benchmark.
 
 Two steps: sums over the mated pairs where weights are to be fitted (one task per part of pairs), then the fused scores (one
-task per face set). The fused scores stand beside the methods' own and go on like them.
+task per face set). The fused scores are used like those of any method.
 """
 
 from __future__ import annotations
@@ -85,10 +85,10 @@ def estimate(job: Job, workload: Workload) -> Iterator[Cost]:
 
 
 @lru_cache(maxsize=1)
-def _training_places(priors: tuple[Dataset, ...]) -> list[np.ndarray]:
-    """Return `(I,)` places of the training faces by each method's score, NaN where there is none; kept for next shards."""
+def _training_quantiles(priors: tuple[Dataset, ...]) -> list[np.ndarray]:
+    """Return `(I,)` quantiles of the training faces by each method's score, NaN where there is none."""
     scores = [_scores(p) for p in priors]
-    return [_distribution(p, s).places(s) for p, s in zip(priors, scores, strict=True)]
+    return [_distribution(p, s).quantiles(s) for p, s in zip(priors, scores, strict=True)]
 
 
 def _scores(dataset: Dataset) -> np.ndarray:
@@ -110,9 +110,9 @@ def fit_shard(dataset: Dataset, reader: PairReader, priors: tuple[Dataset, ...],
     """
     started = time.monotonic()
     shard = stored.shard
-    places = [p[shard.first : shard.first + shard.n_rows] for p in _training_places(priors)]
+    quantiles = [p[shard.first : shard.first + shard.n_rows] for p in _training_quantiles(priors)]
     (pairs,) = reader.read(stored, [0])
-    sums = PairSums.of(places, pairs.image, pairs.mate, pairs.similarity)
+    sums = PairSums.of(quantiles, pairs.image, pairs.mate, pairs.similarity)
     columns = {"xy": sums.xy, **{f"xx_{j}": column for j, column in enumerate(sums.xx.T)}}
     return dataset.write_part(
         shard.index, {".parquet": pa.table(columns)}, n_rows=shard.n_rows, duration_s=time.monotonic() - started
@@ -135,11 +135,11 @@ def fuse_shard(
     started = time.monotonic()
     distributions = [_distribution(d, _scores(d)) for d in train]
     tables = [d.read_all() for d in priors]
-    places = [
-        distribution.places(t["score"].to_numpy().astype(np.float64))
+    quantiles = [
+        distribution.quantiles(t["score"].to_numpy().astype(np.float64))
         for distribution, t in zip(distributions, tables, strict=True)
     ]
-    score = fuse(places, list(weights.values()))
+    score = fuse(quantiles, list(weights.values()))
     status, error = tables[0]["status"].combine_chunks(), tables[0]["error"].combine_chunks()
     for table in tables[1:]:  # the first method that failed on an image says why
         failed = pc.not_equal(status, "ok")

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from fiqa_ray.config import MethodSettings, RecognizerSettings, default_batch_size
+from fiqa_ray.config import MethodSettings, RecognizerSettings, ScoresSettings, default_batch_size
 from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.columns import embedding_column, embedding_values
 from fiqa_ray.datasets.dataset import Dataset, Part
@@ -114,7 +114,7 @@ def estimate_score(job: Job, workload: Workload) -> Iterator[Cost]:
                 continue
             what = f"{method.label}, {face_set}"
             cost = _model_cost("score", what, face_set, workload, workload.score_s.get(method.label, 0.0), SCORE_BYTES)
-            if job.scores_uri(face_set, method) is not None:
+            if job.scores_file(face_set, method) is not None:
                 cost = replace(cost, n_shards=1, read_bytes=SCORE_BYTES * cost.n_rows)
             elif is_from_embeddings(method):
                 cost = replace(cost, read_bytes=4.0 * workload.scale.dim * cost.n_rows)
@@ -161,10 +161,16 @@ def _score_step(job: Job, face_set: str, method: MethodSettings) -> Step:
     dataset = job.prior_scores(face_set, method)
     faces = job.faces(face_set)
     manifest = faces.require()
-    scores_uri = job.scores_uri(face_set, method)
-    if scores_uri is not None:
+    scores = job.scores_file(face_set, method)
+    if scores is not None:
+        allow_others = job.face_sets[face_set].limit is not None
         return Step(
-            "score", dataset, [faces], stateless_worker(file_shard, dataset, scores_uri), manifest.n_rows, unit="images"
+            "score",
+            dataset,
+            [faces],
+            stateless_worker(file_shard, dataset, scores, allow_others),
+            manifest.n_rows,
+            unit="images",
         )
     if is_from_embeddings(method):
         embeddings = job.embeddings(face_set)
@@ -177,7 +183,7 @@ def _score_step(job: Job, face_set: str, method: MethodSettings) -> Step:
 def _needs_trunk(job: Job, face_set: str, method: MethodSettings) -> bool:
     """Return whether a method shares the trunk's pass and has no scores yet."""
     row = METHODS.get(method.name)
-    if row is None or not row.from_trunk or job.scores_uri(face_set, method) is not None:
+    if row is None or not row.from_trunk or job.scores_file(face_set, method) is not None:
         return False
     return job.prior_scores(face_set, method).manifest() is None
 
@@ -398,13 +404,13 @@ def norm_shard(dataset: Dataset, embeddings: Dataset, shard: Part) -> Part:
     return _write(dataset, table, good, embedding_norm(values), "score", shard.index, time.monotonic() - started)
 
 
-def file_shard(dataset: Dataset, scores_uri: str, faces: Dataset) -> Part:
+def file_shard(dataset: Dataset, file: ScoresSettings, allow_others: bool, faces: Dataset) -> Part:
     """Write the user's own scores, as one part for the whole face set.
 
     Memory: ids and scores of all images.
     """
     started = time.monotonic()
     table = faces.read_all(["image_row", "image_id", "status", "error"])
-    scores = scores_by_id(scores_uri, table["image_id"].combine_chunks())
+    scores = scores_by_id(table["image_id"].combine_chunks(), **file.model_dump(), allow_others=allow_others)
     good = np.flatnonzero(pc.equal(table["status"], "ok").to_numpy())
     return _write(dataset, table, good, scores[good], "score", 0, time.monotonic() - started)

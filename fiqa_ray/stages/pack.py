@@ -1,4 +1,4 @@
-"""pack: reads what people have, aligns once to 112x112, writes identity-contiguous shards of faces (Ray Data).
+"""pack: read what people have, align it once to 112x112, write identity-contiguous shards of faces (Ray Data).
 
 The source is listed once; the sorted list is kept beside the shards, so a resumed run neither lists nor plans again.
 """
@@ -9,7 +9,7 @@ import io
 import itertools
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,17 +18,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fiqa_ray.config import SourceSettings
+from fiqa_ray.core.landmark_order import LandmarkOrder
 from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.dataset import Dataset, Manifest, Part
 from fiqa_ray.datasets.parquet import table_bytes
 from fiqa_ray.engine.cost import FACE_BYTES, FACE_MEMORY, Cost, Workload
+from fiqa_ray.engine.progress import note
 from fiqa_ray.engine.step import Step, Worker
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.images import PreparedFace, prepare_face
 from fiqa_ray.job import Job
 from fiqa_ray.models.detector import FaceDetector
+from fiqa_ray.sources.account import Account
 from fiqa_ray.sources.containers import Fault
 from fiqa_ray.sources.kinds import SOURCES
+from fiqa_ray.sources.landmarks import LandmarkFit, arrange_landmarks
 from fiqa_ray.storage import exists, read_bytes, storage_errors, write_atomic
 
 _ALIGNMENTS = {"landmarks": "by given landmarks", "as_is": "taken as they are"}
@@ -44,49 +48,12 @@ class PackShard:
     faces: pa.Table
 
 
-def list_faces(source: SourceSettings) -> pa.Table:
-    """The source's images as a table of `schemas.SOURCE_FACES` or `SOURCE_RECORDS`, sorted by (identity, image_id)."""
-    kind = SOURCES[source.kind]
-    with storage_errors(source.uri):
-        faces = kind.list_faces(source.uri, **{name: getattr(source, name) for name in kind.options})
-    if source.limit is not None:
-        faces = faces.slice(0, int(np.searchsorted(identity_rows(faces["identity"]), source.limit)))
-    return faces
-
-
-def identity_rows(identity: pa.ChunkedArray) -> np.ndarray:
-    """Dense identity numbers (n_images,) int64 of a sorted identity column."""
-    codes = identity.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    changed = np.flatnonzero(np.diff(codes)) + 1
-    return np.searchsorted(changed, np.arange(len(codes)), side="right")
-
-
-def part_bounds(identity_row: np.ndarray, rows_per_part: int) -> list[int]:
-    """Row bounds of parts of about ``rows_per_part`` rows; an identity never crosses one."""
-    starts = np.concatenate([[0], np.flatnonzero(np.diff(identity_row)) + 1, [len(identity_row)]])
-    bounds = [0]
-    for start, end in itertools.pairwise(starts):
-        if end - bounds[-1] > rows_per_part and start > bounds[-1]:
-            bounds.append(int(start))
-    return [*bounds, len(identity_row)] if len(identity_row) else [0]
-
-
 def pack_steps(job: Job) -> Iterator[list[Step]]:
-    """One step per face set, the training faces and each benchmark, in one group."""
+    """Yield one step per face set, the training faces and each benchmark, in one group."""
     steps = []
     for face_set, source in job.face_sets.items():
         dataset = job.faces(face_set)
-        source_list, plan = dataset.at("_source.parquet"), dataset.plan()
-        if plan is not None and exists(source_list):
-            faces = pq.read_table(io.BytesIO(read_bytes(source_list)))
-            bounds = plan["bounds"]
-        else:
-            try:
-                faces = list_faces(source)
-            except FiqaRayError as exc:
-                raise FiqaRayError(f"{'source' if face_set == 'train' else f'source of {face_set}'}: {exc}") from exc
-            write_atomic(source_list, table_bytes(faces))
-            bounds = part_bounds(identity_rows(faces["identity"]), job.settings.compute.rows_per_part)
+        faces, bounds, account = _listed(dataset, face_set, source, job.settings.compute.rows_per_part)
         rows = identity_rows(faces["identity"])
         shards = [
             PackShard(i, first, int(rows[first]), faces.slice(first, end - first))
@@ -96,12 +63,12 @@ def pack_steps(job: Job) -> Iterator[list[Step]]:
             stage="pack",
             dataset=dataset,
             shards=shards,
-            make_worker=partial(make_worker, dataset, source.kind, source.detector),
+            make_worker=partial(make_worker, dataset, source, account.landmarks),
             check=partial(refuse_mixed_crops, face_set, source),
             n_rows=len(faces),
             engine="data",
             unit="images",
-            plan={"bounds": bounds, "n_identities": int(rows[-1]) + 1 if len(rows) else 0},
+            plan={"bounds": bounds, "n_identities": account.n_people, "account": account.to_json()},
         )
         steps.append(step)
     yield steps
@@ -124,10 +91,108 @@ def estimate(job: Job, workload: Workload) -> Iterator[Cost]:
         )
 
 
-def refuse_mixed_crops(face_set: str, source: SourceSettings, faces: Manifest) -> None:
-    """Raises FiqaRayError where a set's faces were aligned in several ways and its source does not allow it.
+def _listed(
+    dataset: Dataset, face_set: str, source: SourceSettings, rows_per_part: int
+) -> tuple[pa.Table, list[int], Account]:
+    """Return the list of a face set, the bounds of its parts and its account: those of an earlier run, or new ones."""
+    source_list, plan = dataset.at("_source.parquet"), dataset.plan()
+    if plan is not None and exists(source_list):
+        faces = pq.read_table(io.BytesIO(read_bytes(source_list)))
+        account = Account.from_json(plan["account"])
+        check_account(face_set, source, account)
+        return faces, plan["bounds"], account
+    faces, account = list_faces(face_set, source)
+    write_atomic(source_list, table_bytes(faces))
+    return faces, part_bounds(identity_rows(faces["identity"]), rows_per_part), account
 
-    Aligners place eyes and mouth differently: scores and similarities of their crops do not compare.
+
+def listed_image_ids(dataset: Dataset) -> pa.Array:
+    """Return the names of a listed face set's images, in their order."""
+    column = pq.read_table(io.BytesIO(read_bytes(dataset.at("_source.parquet"))), columns=["image_id"])["image_id"]
+    return column.combine_chunks()
+
+
+def list_faces(face_set: str, source: SourceSettings) -> tuple[pa.Table, Account]:
+    """List the images of a source and say what became of its files.
+
+    Args:
+        face_set: `train` or a benchmark's name.
+        source: where the faces come from.
+
+    Returns:
+        A table of `schemas.SOURCE_FACES` or `SOURCE_RECORDS`, sorted by (identity, image_id), with landmarks in the
+        template's order; and its account.
+
+    Raises:
+        FiqaRayError: the source cannot be listed, its landmarks have another order, or most training people have one image.
+    """
+    kind = SOURCES[source.kind]
+    options = {name: getattr(source, name) for name in kind.options}
+    left_out: Counter[str] = Counter()
+    if kind.counts_left_out:
+        options["left_out"] = left_out
+    try:
+        with storage_errors(source.uri):
+            faces = kind.list_faces(source.uri, **options)
+        if source.limit is not None:
+            n = int(np.searchsorted(identity_rows(faces["identity"]), source.limit))
+            left_out.update({"beyond source.limit": len(faces) - n} if n < len(faces) else {})
+            faces = faces.slice(0, n)
+        faces, fit = arrange_landmarks(faces, source.landmark_order)
+    except FiqaRayError as exc:
+        raise FiqaRayError(f"{_source_name(face_set)}: {exc}") from exc
+    account = Account.of(faces, left_out, fit)
+    check_account(face_set, source, account)
+    return faces, account
+
+
+def check_account(face_set: str, source: SourceSettings, account: Account) -> None:
+    """Print a face set's account.
+
+    Raises:
+        FiqaRayError: most people of the training faces have one image and the settings do not allow it.
+    """
+    note(f"{_source_name(face_set)}: {account}")
+    if face_set != "train" or 2 * account.n_single <= account.n_people:
+        return
+    if not source.allow_single_images:
+        raise FiqaRayError(
+            f"source: {account.n_single:,} of {account.n_people:,} people have one image each, of {account.n_images:,} "
+            f"images in {source.uri}; mated pairs, and so optimized labels, need several images of a person. Check which "
+            "folder, column or key names the person, or set allow_single_images: true in this source"
+        )
+    if account.n_single == account.n_people:
+        note("source: no two images show the same person, so there are no mated pairs and labels are the prior's")
+
+
+def _source_name(face_set: str) -> str:
+    return "source" if face_set == "train" else f"source of {face_set}"
+
+
+def identity_rows(identity: pa.ChunkedArray) -> np.ndarray:
+    """Return dense identity numbers `(I,) int64` of a sorted identity column."""
+    codes = identity.combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    changed = np.flatnonzero(np.diff(codes)) + 1
+    return np.searchsorted(changed, np.arange(len(codes)), side="right")
+
+
+def part_bounds(identity_row: np.ndarray, rows_per_part: int) -> list[int]:
+    """Return the row bounds of parts of about `rows_per_part` rows; an identity never crosses one."""
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(identity_row)) + 1, [len(identity_row)]])
+    bounds = [0]
+    for start, end in itertools.pairwise(starts):
+        if end - bounds[-1] > rows_per_part and start > bounds[-1]:
+            bounds.append(int(start))
+    return [*bounds, len(identity_row)] if len(identity_row) else [0]
+
+
+def refuse_mixed_crops(face_set: str, source: SourceSettings, faces: Manifest) -> None:
+    """Refuse a set whose faces were aligned in several ways, unless its source allows it.
+
+    Aligners place eyes and mouth differently, so scores and similarities of their crops do not compare.
+
+    Raises:
+        FiqaRayError: names the ways and how many faces each has.
     """
     counts = faces.stats.get("alignment", {})
     if len(counts) > 1 and not source.allow_mixed_crops:
@@ -138,14 +203,27 @@ def refuse_mixed_crops(face_set: str, source: SourceSettings, faces: Manifest) -
         )
 
 
-def make_worker(dataset: Dataset, kind: str, detector_uri: str | None) -> Worker:
-    """The worker of a source; loads the detector where there is one."""
-    detector = FaceDetector(detector_uri) if detector_uri is not None else None
-    return partial(run_shard, dataset, kind, detector)
+def make_worker(dataset: Dataset, source: SourceSettings, fit: LandmarkFit | None) -> Worker:
+    """Return the worker of a source; load the detector if there is one."""
+    detector = FaceDetector(source.detector) if source.detector is not None else None
+    prepare = partial(
+        prepare_face,
+        detector=detector,
+        fractions=fit is not None and LandmarkOrder.parse(fit.order).fractions,
+        check_order=fit is not None and not fit.is_forced,
+        allow_missing_end=source.allow_missing_end,
+    )
+    return partial(run_shard, dataset, source.kind, detector, prepare)
 
 
-def run_shard(dataset: Dataset, kind: str, detector: FaceDetector | None, shard: PackShard) -> Part:
-    """Reads, decodes and aligns the shard's images; every image keeps a row. Memory: the part's encoded faces."""
+def run_shard(
+    dataset: Dataset,
+    kind: str,
+    detector: FaceDetector | None,
+    prepare: Callable[..., PreparedFace],
+    shard: PackShard,
+) -> Part:
+    """Read, decode and align the shard's images; every image keeps a row. Memory: the part's encoded faces."""
     started = time.monotonic()
     landmarks = shard.faces["landmarks"].to_pylist()
     face_of_row: dict[int, PreparedFace] = {}
@@ -153,7 +231,7 @@ def run_shard(dataset: Dataset, kind: str, detector: FaceDetector | None, shard:
         if isinstance(content, Fault):
             face_of_row[row] = PreparedFace(None, content.status, content.error)
         else:
-            face_of_row[row] = prepare_face(content, landmarks[row], detector)
+            face_of_row[row] = prepare(content, landmarks[row])
     prepared = [face_of_row[row] for row in range(len(shard.faces))]
     n = len(prepared)
     table = pa.table(

@@ -37,6 +37,7 @@ from fiqa_ray.report.data import (
     StageRow,
 )
 from fiqa_ray.report.render import render_report
+from fiqa_ray.sources.account import Account
 
 N_SCATTER = 20_000
 N_FACES = 6
@@ -148,7 +149,9 @@ def _models(job: Job) -> list[ModelRow]:
     recognizers = [job.settings.recognizer, *(m.recognizer for m in job.settings.methods if m.recognizer is not None)]
     rows = [row(r.name, r.weights, model_id(r), RECOGNIZERS) for r in recognizers]
     methods = [m for m in job.settings.methods if m.fuse is None]
-    return rows + [row(m.name, m.weights or m.scores, model_id(m), METHODS) for m in methods]
+    return rows + [
+        row(m.name, m.weights or (m.scores.uri if m.scores else None), model_id(m), METHODS) for m in methods
+    ]
 
 
 def _labels(job: Job, method: Any, theta: float) -> LabelSummary:
@@ -227,7 +230,7 @@ def _pictures(faces: Dataset, rows: list[int]) -> dict[int, tuple[bytes, str]]:
 def _notes(job: Job) -> list[str]:
     s = job.settings
     pairs = job.pairs().require().stats
-    notes = []
+    notes = [f"Source of {f}: {Account.from_json(job.faces(f).require().plan['account'])}." for f in job.face_sets]
     if pairs["n_identities_of_one_image"]:
         notes.append(f"{pairs['n_identities_of_one_image']} identities have one usable image and so no mated pair.")
     if pairs["n_identities_below_n_clusters"]:

@@ -4,7 +4,7 @@ Residual convolutions after He et al. (2016), batch norm throughout, embedding a
 The stem cuts the face into 4x4 patches, so that all other layers work at 28x28 and below: 11 million multiply-adds per
 112x112 face, a thousandth of IResNet-100. It is meant for the synthetic faces of the demo and knows no real ones.
 
-Named as a user's own recogniser: ``fiqa_ray.synthetic.compact:build``, with a state dict as its weights.
+Named as a user's own recogniser: `fiqa_ray.synthetic.compact:build`, with a state dict as its weights.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ConvNorm(nn.Module):
         self.norm = nn.BatchNorm2d(n_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(b, n_in, h, w)`` to ``(b, n_out, h / stride, w / stride)``."""
+        """Map `(b, n_in, h, w)` to `(b, n_out, h / stride, w / stride)`."""
         if self.training:
             return self.norm(self.conv(x))
         norm = self.norm
@@ -47,7 +47,7 @@ class ConvNorm(nn.Module):
 
 
 class Residual(nn.Module):
-    """``x + f(x)`` with two 3x3 convolutions, no activation after the sum."""
+    """`x + f(x)` with two 3x3 convolutions, no activation after the sum."""
 
     def __init__(self, n_channels: int) -> None:
         super().__init__()
@@ -55,12 +55,12 @@ class Residual(nn.Module):
         self.second = ConvNorm(n_channels, n_channels, 3, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(b, n_channels, h, w)`` to the same shape."""
+        """Map `(b, n_channels, h, w)` to the same shape."""
         return x + self.second(functional.relu(self.first(x)))
 
 
 class CompactFaceNet(nn.Module):
-    """Maps ``(b, 3, 112, 112)`` float RGB in [0, 1] to raw embeddings ``(b, 128)``."""
+    """Maps `(b, 3, 112, 112)` float RGB in [0, 1] to raw embeddings `(b, 128)`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ def build(weights: str | os.PathLike[str] | None = None, **options: object) -> C
     """Return the network in evaluation mode.
 
     Args:
-        weights: a state dict saved by ``torch.save``: a path or any fsspec URL. None leaves random weights, for a caller
+        weights: a state dict saved by `torch.save`: a path or any fsspec URL. None leaves random weights, for a caller
             that loads its own.
         options: none are known.
 

@@ -14,7 +14,7 @@ DEGRADATION_KINDS = ("blur", "low_resolution", "noise", "occlusion", "compressio
 
 @dataclass(frozen=True)
 class Degradation:
-    """One kind of damage: ``kind`` is "none" or one of ``DEGRADATION_KINDS``; ``strength`` lies in [0, 1]."""
+    """One kind of damage: `kind` is "none" or one of `DEGRADATION_KINDS`; `strength` lies in [0, 1]."""
 
     kind: str
     strength: float
@@ -29,7 +29,7 @@ def degrade(image: np.ndarray, landmarks: np.ndarray, degradation: Degradation, 
         image: (height, width, 3) uint8 RGB.
         landmarks: (5, 2) pixels.
         degradation: kind and strength in [0, 1]; "none" and strength 0 return the image as it is.
-        rng: the noise, the place and the colour of an occluder.
+        rng: the noise, and the position and colour of an occluder.
 
     Returns:
         (height, width, 3) uint8 RGB.
@@ -72,7 +72,7 @@ def _resized(image: np.ndarray, factor: float) -> np.ndarray:
 def _occlude(
     image: np.ndarray, landmarks: np.ndarray, face: float, strength: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """A patterned cloth comes in from one side, the further the stronger."""
+    """Cover the face from one side with a patterned cloth, the further the stronger."""
     out = image.copy()
     across = (landmarks[1] - landmarks[0]) / max(float(np.linalg.norm(landmarks[1] - landmarks[0])), 1e-6)
     down = np.array([-across[1], across[0]])

@@ -61,7 +61,7 @@ def true_quality(view: FaceView, degradation: Degradation) -> float:
 
 
 def identity_rng(seed: int, part: int, identity: int, image: int | None = None) -> np.random.Generator:
-    """The only source of random numbers of a person (``image`` None) or of one picture: independent of all others."""
+    """Return the random numbers of a person (`image` None) or of one picture, independent of all others."""
     key = (seed, part, identity) if image is None else (seed, part, identity, 1 + image)
     return np.random.default_rng(key)
 
@@ -92,7 +92,7 @@ def _write_person(task: _PersonTask) -> list[tuple[np.ndarray, Degradation, floa
 
 
 def person_name(identity: int) -> str:
-    """A made-up name for a held-out person; distinct for the first 160,000."""
+    """Return a made-up name for a held-out person; distinct for the first 160,000."""
     n_names = len(_NAME_STARTS) * len(_NAME_ENDS)
     # Steps coprime to the number of names visit each of them before any comes back.
     first, last = identity * 37 % n_names, (identity * 59 + identity // n_names) % n_names
@@ -100,7 +100,7 @@ def person_name(identity: int) -> str:
 
 
 def map_in_processes(function: Callable[[_T], _R], tasks: Sequence[_T], n_workers: int) -> list[_R]:
-    """``[function(task) for task in tasks]``, in ``n_workers`` fresh processes."""
+    """Return `[function(task) for task in tasks]`, computed in `n_workers` fresh processes."""
     if n_workers == 1:
         return [function(task) for task in tasks]
     # Not forked: the caller may already run threads (torch, Ray), which a fork would leave in an unusable state.
@@ -124,16 +124,16 @@ def write_synthetic_faces(
 ) -> None:
     """Write a training set and a verification benchmark of people who are not in it.
 
-    Below ``root``::
+    Below `root`::
 
         train/n000001/0001_01.jpg             loose crops, as VGGFace2
         bb_landmark/loose_landmark_train.csv  their landmarks, as VGGFace2
         heldout/<Name>/<Name>_0001.jpg        loose crops, as LFW
         heldout_faces.csv                     uri,image_id,identity,x1,y1,...,x5,y5 (eyes, nose, mouth)
         heldout_pairs.txt                     LFW's pairs.txt, identity-disjoint folds
-        degradations.csv                      image_id,kind,strength,quality: the truth, see ``true_quality``
+        degradations.csv                      image_id,kind,strength,quality: the truth, see `true_quality`
 
-    The set appears under ``root`` only when it is complete. An existing one with the same settings is kept as it is.
+    The set appears under `root` only when it is complete. An existing one with the same settings is not changed.
 
     Args:
         root: folder to be made; its parent may be missing too.
@@ -147,7 +147,7 @@ def write_synthetic_faces(
         n_workers: processes; the files do not depend on it.
 
     Raises:
-        UsageError: settings that cannot be met, or ``root`` holds something else.
+        UsageError: settings that cannot be met, or `root` holds something else.
     """
     settings = {
         "n_identities": n_identities,
@@ -163,14 +163,14 @@ def write_synthetic_faces(
             raise UsageError(f"{name}={value} is too small; give at least {0 if name == 'seed' else 1}")
     marker = json.dumps({"generator_version": GENERATOR_VERSION, **settings}, indent=1) + "\n"
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        found = root / MARKER_NAME
-        if found.is_file() and found.read_text() == marker:
+        present = root / MARKER_NAME
+        if present.is_file() and present.read_text() == marker:
             return
-        what = "synthetic faces of other settings" if found.is_file() else "something else"
+        what = "synthetic faces of other settings" if present.is_file() else "something else"
         raise UsageError(f"{root} already holds {what}; name another folder, or remove this one yourself")
     pairs = _draw_pairs(n_heldout_identities, heldout_images_per_identity, n_folds, pairs_per_fold, seed)
 
-    # Written beside its place and renamed at the end, so that an interrupted run leaves nothing that looks complete.
+    # Written under another name and renamed at the end, so that an interrupted run leaves nothing that looks complete.
     root.parent.mkdir(parents=True, exist_ok=True)
     draft = root.with_name(f"{root.name}.incomplete-{os.getpid()}")
     tasks = []
@@ -211,7 +211,7 @@ def _write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
 
 
 def _draw_pairs(n_people: int, n_images: int, n_folds: int, n_pairs: int, seed: int) -> str:
-    """A list in LFW's grammar: people are dealt out to the folds; within a fold no pair comes twice."""
+    """Return a pair list in LFW's format: people are shared out to the folds, and a fold has no pair twice."""
     rng = np.random.default_rng((seed, PAIRS_PART))
     lines = [f"{n_folds}\t{n_pairs}"]
     for people in np.array_split(rng.permutation(n_people), n_folds):

@@ -32,11 +32,11 @@ def train_recognizer(
     seed: int = 0,
     n_threads: int = 2,
 ) -> list[float]:
-    """Train a ``CompactFaceNet`` on faces rendered for it, and save its state dict.
+    """Train a `CompactFaceNet` on faces rendered for it, and save its state dict.
 
     Args:
         out_path: where the state dict goes; it appears only when training has ended.
-        n_identities: people to learn, all different from those that ``write_synthetic_faces`` writes.
+        n_identities: people to learn, all different from those that `write_synthetic_faces` writes.
         views_per_identity: pictures of each, used once undamaged and once damaged.
         n_epochs: passes over all of them.
         seed: of the faces, the network and the order. The same on one machine gives the same network.
@@ -90,8 +90,8 @@ def _fit(
             cosine = functional.linear(
                 functional.normalize(model(x.float().mul_(1 / 255))), functional.normalize(centres)
             )
-            own = functional.one_hot(labels[rows], n_classes)
-            loss = functional.cross_entropy(SCALE * (cosine - margin * own), labels[rows])
+            target = functional.one_hot(labels[rows], n_classes)
+            loss = functional.cross_entropy(SCALE * (cosine - margin * target), labels[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -102,10 +102,10 @@ def _fit(
 
 
 def make_demo(root: Path) -> tuple[Path, Path]:
-    """Make the demo's faces and recogniser below ``root``, or keep those that are there.
+    """Make the demo's faces and recogniser below `root`, or keep those that are there.
 
     Returns:
-        The folder of faces (see ``write_synthetic_faces``) and the recogniser's state dict.
+        The folder of faces (see `write_synthetic_faces`) and the recogniser's state dict.
     """
     faces, recognizer = root / "faces", root / "recognizer.pt"
     n_workers = min(2, os.cpu_count() or 1)

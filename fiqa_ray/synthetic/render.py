@@ -1,7 +1,7 @@
 """Synthetic faces with known quality, for trials without any download.
 
-A face is a surface with elliptical cross-sections: at height ``Y`` (down, skull top -1, chin +1) the points are
-``X = a r(Y) sin t``, ``Z = b r(Y) cos t`` with longitude ``t``. Features are painted on a ``(Y, t)`` texture. A view
+A face is a surface with elliptical cross-sections: at height `Y` (down, skull top -1, chin +1) the points are
+`X = a r(Y) sin t`, `Z = b r(Y) cos t` with longitude `t`. Features are painted on a `(Y, t)` texture. A view
 turns the surface by yaw and pitch, and every output pixel looks its texture position up in closed form:
 
     x = r(Y) W sin(t + phi),   W = hypot(a cos yaw, b sin yaw),   phi = atan2(b sin yaw, a cos yaw),
@@ -231,7 +231,7 @@ def _radius(identity: FaceIdentity, y: np.ndarray) -> np.ndarray:
 
 
 def _texture_points(identity: FaceIdentity, points: np.ndarray) -> np.ndarray:
-    """Frontal positions ``(n, 2)`` (x, Y) in head units to texture pixels ``(n, 2)``."""
+    """Convert frontal positions `(n, 2)` (x, Y) in head units to texture pixels `(n, 2)`."""
     reach = identity.half_width * np.maximum(_radius(identity, points[:, 1]), 0.05)
     pixels = np.empty_like(points)
     pixels[:, 0] = (
@@ -252,7 +252,7 @@ def _stroke(image: np.ndarray, points: np.ndarray, colour: np.ndarray, thickness
 
 
 def _blend(image: np.ndarray, mask: np.ndarray, other: np.ndarray) -> None:
-    """``image`` moves towards ``other``, both (h, w, 3) uint8, by ``mask`` (h, w) float32 in [0, 1], in place."""
+    """Blend `other` into `image`, both `(h, w, 3) uint8`, by `mask` `(h, w) float32` in [0, 1], in place."""
     cv2.blendLinear(other, image, mask, 1 - mask, image)
 
 
@@ -353,7 +353,7 @@ def _dot(image: np.ndarray, longitude: float, y: float, radius_px: float, colour
 
 
 def _paint_features(identity: FaceIdentity, view: FaceView) -> tuple[np.ndarray, np.ndarray]:
-    """The person's texture with one expression painted on; and the landmarks ``(5, 2)``, frontal x and Y."""
+    """Return the person's texture with one expression painted on, and the landmarks `(5, 2)`, frontal x and Y."""
     image = identity.texture.copy()
     arc = np.linspace(0, np.pi, 12)
     ring = np.linspace(0, 2 * np.pi, 20, endpoint=False)
@@ -529,7 +529,7 @@ def render_face(identity: FaceIdentity, view: FaceView, rng: np.random.Generator
         rng: background and clothes.
 
     Returns:
-        The loose crop, ``(side, side, 3)`` uint8 RGB, and the landmarks ``(5, 2)`` float64 in its pixels (left eye,
+        The loose crop, `(side, side, 3)` uint8 RGB, and the landmarks `(5, 2)` float64 in its pixels (left eye,
         right eye, nose tip, left and right mouth corner; left is the smaller x of an upright face).
     """
     texture, feature_points = _paint_features(identity, view)

@@ -79,15 +79,16 @@ def _workload(job: Job) -> Any:
 
 
 def _count_faces(job: Job, face_set: str) -> tuple[int, int]:
-    """Return the images and the identities of a face set."""
+    """Return the number of images and of identities of a face set, and print its account."""
+    from fiqa_ray.sources.account import Account
+    from fiqa_ray.stages.pack import check_account, list_faces
+
     plan = job.faces(face_set).plan()
     if plan is not None:
+        check_account(face_set, job.face_sets[face_set], Account.from_json(plan["account"]))
         return int(plan["n_rows"]), int(plan["n_identities"])
-    from fiqa_ray.stages.pack import identity_rows, list_faces
-
-    faces = list_faces(job.face_sets[face_set])
-    rows = identity_rows(faces["identity"])
-    return len(faces), int(rows[-1]) + 1 if len(rows) else 0
+    faces, account = list_faces(face_set, job.face_sets[face_set])
+    return len(faces), account.n_people
 
 
 def _measure_models(job: Job) -> tuple[float, int, dict[str, float]]:

@@ -15,10 +15,11 @@ from fiqa_ray.engine.local import local_map
 from fiqa_ray.engine.lock import RunLock
 from fiqa_ray.engine.ray import ray_mapper, ray_session
 from fiqa_ray.engine.run_steps import run_steps
-from fiqa_ray.errors import FiqaRayError, UsageError
+from fiqa_ray.errors import UsageError
 from fiqa_ray.job import Job
 from fiqa_ray.stages import STAGES, stage_steps
 from fiqa_ray.storage import fingerprint, join, list_files, put_if_absent, read_json
+from fiqa_ray.tools.inputs import match_inputs, read_inputs
 from fiqa_ray.tools.status import made_by_another_version
 
 
@@ -41,23 +42,19 @@ def run_job(settings: Settings, stages: Iterable[str] = tuple(STAGES), *, new_se
             f"run_uri={settings.run_uri}: memory:// lives in one process, Ray has many; use compute.engine=local"
         )
     with RunLock(settings.run_uri), ray_session(settings.compute):
-        _record_settings(settings, new_settings)
-        if "score" in wanted:
-            _require_method_files(job)
+        _check_settings(settings, new_settings)
+        read_inputs(job, wanted)
         mapper = ray_mapper(settings.compute) if settings.compute.engine == "ray" else local_map
+        is_recorded = False
         for stage in wanted:
             for steps in stage_steps(stage, job):
+                if stage == "pack":  # its faces are listed now
+                    match_inputs(job, wanted)
+                if not is_recorded:  # only now, so that what was refused until here can be corrected
+                    _record_settings(settings)
+                    is_recorded = True
                 run_steps(steps, mapper, settings.max_bad_fraction)
     return job
-
-
-def _require_method_files(job: Job) -> None:
-    """Raise the error of a missing checkpoint or score file before the first stage, not hours later."""
-    for method in job.settings.methods:
-        try:
-            job.prior_scores("train", method)
-        except FiqaRayError as exc:
-            raise type(exc)(f"methods: {method.label}: {exc}") from exc
 
 
 def _checked(stages: Iterable[str]) -> list[str]:
@@ -68,11 +65,9 @@ def _checked(stages: Iterable[str]) -> list[str]:
     return chosen
 
 
-def _record_settings(settings: Settings, new_settings: bool) -> None:
-    """Store the settings in the run. Raise `UsageError` if the run has other settings or another schema version."""
-    identity = settings.identity()
-    name = f"{fingerprint(identity)}.json"
-    folder = join(settings.run_uri, "_settings")
+def _check_settings(settings: Settings, new_settings: bool) -> None:
+    """Raise `UsageError` if the run has other settings or another schema version."""
+    identity, folder, name = _record_of(settings)
     records = {n: read_json(join(folder, n)) or {} for n in list_files(folder) if n.endswith(".json")}
     for record in records.values():
         if record.get("schema_version") != SCHEMA_VERSION:
@@ -84,6 +79,17 @@ def _record_settings(settings: Settings, new_settings: bool) -> None:
             f"{settings.run_uri} was made with other settings ({changes}); choose another run_uri, or add "
             "--new-settings: datasets that the change does not affect are used again, the others are computed beside them"
         )
+
+
+def _record_of(settings: Settings) -> tuple[dict[str, Any], str, str]:
+    """Return what a run records of its settings, the folder of the records, and the record's name."""
+    identity = settings.identity()
+    return identity, join(settings.run_uri, "_settings"), f"{fingerprint(identity)}.json"
+
+
+def _record_settings(settings: Settings) -> None:
+    """Store the settings in the run, unless they are there."""
+    identity, folder, name = _record_of(settings)
     record = {
         "settings": identity,
         "created_s": time.time(),

@@ -161,15 +161,17 @@ def test_persons_without_influence_leave_the_draws_to_the_pairs() -> None:
 def test_smoothing_adds_noise_of_the_bandwidth_to_every_copy() -> None:
     pairs = PairOrder.of(np.concatenate([[1.0], np.zeros(2000)]), np.arange(2001) == 0)
     counts = np.full(2001, 2)
-    units = smoothed_units(np.random.default_rng(0), pairs, counts, 0.2)
-    assert units.similarity.size == 4000
-    assert np.all(np.diff(units.similarity) <= 0)
-    assert units.similarity.std() == pytest.approx(0.2, rel=0.04)
-    assert sorted(zip(units.rows.tolist(), units.back.tolist(), strict=True)) == [
-        (row, back) for row in range(1, 2001) for back in range(2)
-    ]
+    for units, width in zip(
+        smoothed_units(np.random.default_rng(0), pairs, counts, [0.2, 0.3]), (0.2, 0.3), strict=True
+    ):
+        assert units.similarity.size == 4000
+        assert np.all(np.diff(units.similarity) <= 0)
+        assert units.similarity.std() == pytest.approx(width, rel=0.04)
+        assert sorted(zip(units.rows.tolist(), units.back.tolist(), strict=True)) == [
+            (row, back) for row in range(1, 2001) for back in range(2)
+        ]
     # Silverman's rule by hand: 0.9 * 0.5 * 32^-0.2 = 0.9 * 0.5 / 2
-    assert bandwidth(np.array([0.0, 1.0] * 16)) == pytest.approx(0.225)
+    assert bandwidth(np.array([0.0, 1.0] * 16), 32) == pytest.approx(0.225)
 
 
 # --- floor ------------------------------------------------------------------------------------------------------------

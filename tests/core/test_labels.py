@@ -85,6 +85,9 @@ def test_engine_equals_slow_loops(sizes, n_clusters, n_repeats, theta, n_scores,
     n_scores=st.sampled_from([2, 10, 10**6]),
     seed=st.integers(0, 2**40),
 )
+@example(  # two images of equal index, but for the order of the roundings
+    sizes=[14], n_clusters=14, n_repeats=1, theta=1.0, index_scale="normalized", n_scores=10, seed=329350
+)
 def test_engine_equals_the_paper_on_a_page(sizes, n_clusters, n_repeats, theta, index_scale, n_scores, seed):
     rng = np.random.default_rng(seed)
     identity = np.repeat(np.arange(len(sizes)), sizes)

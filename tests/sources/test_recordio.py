@@ -1,3 +1,4 @@
+import itertools
 import struct
 
 import numpy as np
@@ -118,7 +119,55 @@ def test_im2rec_with_and_without_its_list(tmp_path, with_list):
         (tmp_path / "train.lst").write_text("".join(lines[:-1]))
         assert "19 images where the index has 20 records, 19 of them" in fault(tmp_path)
         (tmp_path / "train.lst").write_text("1\tpeople/1.jpg\t0\n")
-        assert "as im2rec writes it; without this file labels are read from the records" in fault(tmp_path)
+        assert "as im2rec writes it; without this file labels are read from the records: remove the .lst" in fault(
+            tmp_path
+        )
+        (tmp_path / "train.lst").write_text("".join(lines) + lines[0])
+        text = fault(tmp_path)
+        assert "21 images where the index has 20 records, 20 of them the same" in text
+        assert "remove the .lst" in text
+
+
+def test_a_list_of_more_images_and_labels_than_the_file_has(tmp_path):
+    """im2rec leaves out what it cannot read, and one list serves several files; --pack-label writes several labels."""
+    put_records(str(tmp_path), {k: image_record(p, image, k) for k, (p, image) in enumerate(SAMPLES, 1) if k % 5})
+    lines = [f"{k}\t{p:.6f}\t0.5\t0.25\tpeople/{k}.jpg\n" for k, (p, _) in enumerate(SAMPLES, 1)]
+    (tmp_path / "train.lst").write_text("".join(lines))
+    assert contents(list_recordio(str(tmp_path))) == {k: v for k, v in expected().items() if int(k) % 5}
+
+
+@pytest.mark.parametrize("kind", ["im2rec", "insightface"])
+def test_records_are_found_without_an_index(tmp_path, kind):
+    """The keys are the records' own, also where pictures hold the magic and so lie in several pieces."""
+    samples = [(p, image + (MAGIC * 2 if k % 3 == 0 else b"")) for k, (p, image) in enumerate(SAMPLES)]
+    if kind == "im2rec":
+        records = {k: image_record(p, image, k) for k, (p, image) in enumerate(samples, 1)}
+    else:
+
+        def keyed(key, *labels, image=b""):
+            return record(struct.pack(f"<IfQQ{len(labels)}f", len(labels), 0, key, 0, *labels) + image)
+
+        starts = [k for k in range(1, 21) if k == 1 or samples[k - 1][0] != samples[k - 2][0]]
+        records = {0: keyed(0, 21, 21 + len(starts))}
+        records |= {k: keyed(k, p, 1, image=image) for k, (p, image) in enumerate(samples, 1)}
+        records |= {21 + i: keyed(21 + i, a, b) for i, (a, b) in enumerate(itertools.pairwise([*starts, 21]))}
+    put_records(str(tmp_path), records)
+    with_index = contents(list_recordio(str(tmp_path)))
+    assert len(with_index) == 20
+    (tmp_path / "train.idx").unlink()
+    assert contents(list_recordio(str(tmp_path))) == with_index
+    data = (tmp_path / "train.rec").read_bytes()
+    for cut in (len(data) - 4, len(data) - 100, len(data) // 2):
+        (tmp_path / "train.rec").write_bytes(data[:cut])
+        assert "no whole record begins at byte" in fault(tmp_path)
+    (tmp_path / "train.rec").write_bytes(b"")
+    assert "the file is empty" in fault(tmp_path)
+
+
+def test_labels_of_minus_one_are_said(tmp_path, caplog):
+    put_records(str(tmp_path), {k: image_record(-1.0, image, k) for k, (_, image) in enumerate(SAMPLES, 1)})
+    assert set(list_recordio(str(tmp_path))["identity"].to_pylist()) == {"-1"}
+    assert "20 images have the label -1, which often means unlabelled" in caplog.text
 
 
 def test_counts_beyond_float32_make_it_read_every_label(tmp_path):

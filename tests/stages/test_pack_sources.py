@@ -224,7 +224,7 @@ def test_random_damage_is_refused_or_kept_as_rows(tmp_path, samples, kind):
         data[max(at, 0) : at + n] = [rng.bytes(n), b"", b"\xff" * n, data[at : at + n] * 2][rng.integers(4)]
         place.write_bytes(data)
         try:
-            faces = list_faces(settings)
+            faces, _ = list_faces("bench", settings)
             found = dict(SOURCES[settings.kind].read_images(faces))
             assert sorted(found) == list(range(len(faces)))
             assert all(isinstance(c, bytes) or (c.status in STATUSES and c.error) for c in found.values())

@@ -65,6 +65,7 @@ def test_noise_makes_it_less_certain(packed, tmp_path):
     assert card["validation_loss"] < 0.8 * train_pcnet(job, str(untrained), n_steps=1)["validation_loss"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_ends_with_the_same_head(packed, tmp_path, monkeypatch):
     job, _ = packed
     monkeypatch.setattr(pcnet, "SAVE_EVERY_S", 0.0)
@@ -150,7 +151,10 @@ def test_mistakes_have_one_clear_message(packed, tmp_path):
         train_pcnet(run_job(tiny, ["pack"]), str(tmp_path / "a.pt"))
     alone = smoke.make_faces(tmp_path / "alone", n_identities=4, per_identity=1, benchmark=False)
     split = {"name": "smoke:split"}
-    path = smoke.write_job(tmp_path / "alone.yaml", alone, str(tmp_path / "run2"), recognizer=split, benchmarks=[])
+    source = {"kind": "folder", "uri": f"{alone}/train", "allow_single_images": True}
+    path = smoke.write_job(
+        tmp_path / "alone.yaml", alone, str(tmp_path / "run2"), source=source, recognizer=split, benchmarks=[]
+    )
     with pytest.raises(FiqaRayError, match="no person to train on with two good images"):
         train_pcnet(run_job(load_settings(path), ["pack"]), str(tmp_path / "a.pt"))
     assert not list(tmp_path.glob("a.pt*"))

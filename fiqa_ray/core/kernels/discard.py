@@ -12,6 +12,8 @@ import numpy as np
 from fiqa_ray.core.kernels.jit import compiled
 
 N_LEVELS = 20
+LATE_LEVEL = 10
+"""First level at which half of the pairs or more are gone."""
 
 
 @compiled
@@ -152,6 +154,7 @@ def threshold_nearest(
 @compiled
 def recomputed_levels(
     units: tuple[np.ndarray, np.ndarray, np.ndarray],
+    late_units: tuple[np.ndarray, np.ndarray, np.ndarray],
     mated_pairs: tuple[np.ndarray, np.ndarray, np.ndarray],
     n_pairs: int,
     n_mated: np.ndarray,
@@ -165,7 +168,8 @@ def recomputed_levels(
     """Fill the three `(20,)` arrays at the end: the conventions whose threshold is set anew at each level.
 
     Args:
-        units: last, count, similarity of the non-mated pairs by falling similarity.
+        units: last, count, similarity of the non-mated pairs by falling similarity, for levels below `LATE_LEVEL`.
+        late_units: the same for the other levels.
         mated_pairs: the same of the mated pairs by rising similarity.
         n_pairs: copies in the sample.
         n_mated: `(20,) int64` mated copies left.
@@ -184,12 +188,13 @@ def recomputed_levels(
         if n_mated[k] == 0 or n_nonmated[k] == 0:
             continue
         cut, wanted = k * n_pairs // N_LEVELS, numerator * n_nonmated[k]
+        u_last, u_count, u_similarity = units if k < LATE_LEVEL else late_units
         if is_nearest:
             found = threshold_nearest(
-                units[0], units[1], units[2], last, count, similarity, cut, 2 * wanted, denominator
+                u_last, u_count, u_similarity, last, count, similarity, cut, 2 * wanted, denominator
             )
         else:
-            found = threshold_below(units[0], units[1], units[2], cut, max(0, -(-wanted // denominator) - 1))
+            found = threshold_below(u_last, u_count, u_similarity, cut, max(0, -(-wanted // denominator) - 1))
         threshold[k], n_false_matches[k] = found
         highest = max(highest, threshold[k])
     for m in range(len(last)):

@@ -97,5 +97,5 @@ def sddfiqa_r50() -> IR:
 
 
 def sddfiqa_r50_recognition() -> IR:
-    """The recognition form of SDD-FIQA's R50: raw embeddings `(N, 512)`."""
+    """Return the recognition form of SDD-FIQA's R50: raw embeddings `(N, 512)`."""
     return IR((3, 4, 14, 3), "output_layer", sddfiqa_head(EMBEDDING_DIM))

@@ -50,7 +50,7 @@ def _named_unit(
 
 
 def _with_curricularface_trunk(**head: nn.Module) -> nn.Sequential:
-    """The layers that three released networks share, up to 512 maps of 7x7, and what follows them."""
+    """Return the layers that three released networks share, up to 512 maps of 7x7, and what follows them."""
 
     def bottleneck(c_in: int, c_out: int, width: int, stride: int = 1) -> OrderedDict[str, nn.Module]:
         return OrderedDict(

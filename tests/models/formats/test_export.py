@@ -152,6 +152,7 @@ class OneAtATime(nn.Module):
         return x.mean(dim=(2, 3)).reshape(int(x.shape[0]), 3)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_says_why(faces, monkeypatch, capsys):
     def regressor(backbone: nn.Module) -> QualityRegressor:
         torch.manual_seed(0)

@@ -83,7 +83,12 @@ def check_forward(outputs, expected):
             torch.testing.assert_close(got, torch.tensor(value, dtype=torch.float64), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ROW_OF)
+def marked(name):
+    """A network of 100 layers takes ten times as long as one of 18."""
+    return pytest.param(name, marks=pytest.mark.slow) if "100" in name or "101" in name else name
+
+
+@pytest.mark.parametrize("name", map(marked, ROW_OF))
 def test_network_equals_the_released_one(name):
     row = row_of(name)
     with torch.device("meta"):

@@ -1,0 +1,101 @@
+"""What a job's settings name beside images and models, read before the first stage and matched once faces are listed.
+
+Score files, pair lists and degradations are needed hours after the start. A fault in them must not show only then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import pyarrow as pa
+
+from fiqa_ray.config import BenchmarkSettings, ScoresSettings
+from fiqa_ray.engine.progress import note
+from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.job import Job
+from fiqa_ray.sources.degradations import read_degradations
+from fiqa_ray.sources.keys import remedy_of, rows_of_keys
+from fiqa_ray.sources.protocols import pair_rows
+from fiqa_ray.sources.scores import read_scores, scores_by_id
+from fiqa_ray.stages.evaluate import read_pairs
+from fiqa_ray.stages.pack import listed_image_ids
+
+
+def read_inputs(job: Job, stages: Collection[str]) -> None:
+    """Read and parse every score file, pair list and degradation file that the stages need.
+
+    Raises:
+        FiqaRayError: a file is missing or faulty, or a model's weights cannot be read; the message names the setting.
+    """
+    if "score" in stages:
+        for method in job.settings.methods:
+            try:
+                job.prior_scores("train", method)  # hashes the weights
+                if method.scores is not None:
+                    read_scores(**method.scores.model_dump(exclude={"key_rule"}))
+            except FiqaRayError as exc:
+                raise type(exc)(f"methods: {method.label}: {exc}") from exc
+    if not {"score", "evaluate"} & set(stages):
+        return
+    for benchmark in job.settings.benchmarks:
+        try:
+            _read_benchmark(benchmark)
+        except FiqaRayError as exc:
+            raise type(exc)(f"benchmarks: {benchmark.name}: {exc}") from exc
+
+
+def _read_benchmark(benchmark: BenchmarkSettings) -> None:
+    pairs = read_pairs(benchmark.pairs)
+    n_same = int((pairs.image_id_a == pairs.image_id_b).sum())
+    if n_same:
+        note(f"benchmark {benchmark.name}: {n_same:,} of {len(pairs):,} pairs compare an image with itself")
+    for file in benchmark.scores.values():
+        read_scores(**file.model_dump(exclude={"key_rule"}))
+    if benchmark.degradations is not None:
+        read_degradations(benchmark.degradations)
+
+
+def match_inputs(job: Job, stages: Collection[str]) -> None:
+    """Match the names of images in the files that the stages need with the listed faces.
+
+    Raises:
+        FiqaRayError: names do not meet; the message shows one of each side, and the rule under which they would.
+    """
+    if "score" in stages:
+        image_id = listed_image_ids(job.faces("train"))
+        for method in job.settings.methods:
+            if method.scores is not None:
+                allow_others = job.settings.source.limit is not None
+                _match_scores(f"methods: {method.label}", image_id, method.scores, allow_others)
+    if not {"score", "evaluate"} & set(stages):
+        return
+    for benchmark in job.settings.benchmarks:
+        image_id = listed_image_ids(job.faces(benchmark.name))
+        for label, file in benchmark.scores.items():
+            _match_scores(f"benchmarks: {benchmark.name}: {label}", image_id, file, benchmark.source.limit is not None)
+        try:
+            _match_benchmark(benchmark, image_id)
+        except FiqaRayError as exc:
+            raise type(exc)(f"benchmarks: {benchmark.name}: {exc}") from exc
+
+
+def _match_benchmark(benchmark: BenchmarkSettings, image_id: pa.Array) -> None:
+    pairs, source_uri = benchmark.pairs, benchmark.source.uri
+    pair_rows(read_pairs(pairs), image_id, pairs.key_rule, list_uri=pairs.uri, source_uri=source_uri)
+    if benchmark.degradations is not None:
+        keys = read_degradations(benchmark.degradations)["image_id"].combine_chunks()
+        if (rows_of_keys(keys, image_id) < 0).all():
+            raise FiqaRayError(
+                f"{benchmark.degradations}: none of its images is in {source_uri}: it has {keys[0]}, the images are like "
+                f"{image_id[0]}{remedy_of(keys, image_id, (), '')}"
+            )
+
+
+def _match_scores(where: str, image_id: pa.Array, file: ScoresSettings, allow_others: bool) -> None:
+    try:
+        score = scores_by_id(image_id, **file.model_dump(), allow_others=allow_others)
+    except FiqaRayError as exc:
+        raise type(exc)(f"{where}: {exc}") from exc
+    if len(score) > 1 and np.ptp(score) == 0:
+        note(f"{where}: all {len(score):,} scores in {file.uri} are {score[0]:g}, so they tell no image from another")

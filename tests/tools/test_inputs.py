@@ -1,0 +1,127 @@
+"""What is needed last is read first: before any stage, and matched before the first image is decoded."""
+
+import csv
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+import smoke
+from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.tools.run_job import run_job
+
+PAIRS = "image_id_a,image_id_b,mated\n"
+SAME = "Name_0/Name_0_0001.jpg,Name_0/Name_0_0002.jpg,1\nName_1/Name_1_0001.jpg,Name_1/Name_1_0001.jpg,1\n"
+OTHERS = "Name_0/Name_0_0001.jpg,Name_1/Name_1_0002.jpg,0\nName_2/Name_2_0001.jpg,Name_1/Name_1_0002.jpg,0\n"
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    return smoke.make_faces(tmp_path_factory.mktemp("inputs") / "faces", n_identities=3, per_identity=4)
+
+
+def job(tmp_path, faces, *, pairs=None, scores=None, methods=None, **bench):
+    """The smoke job with its one benchmark changed."""
+    benchmark = {
+        "name": "bench",
+        "source": {"kind": "folder", "uri": f"{faces}/bench"},
+        "pairs": pairs or {"kind": "lfw", "uri": f"{faces}/pairs.txt"},
+        "scores": scores or {},
+        **bench,
+    }
+    methods = methods or [{"name": "embedding_norm"}]
+    return smoke.settings(tmp_path, faces, str(tmp_path / "run"), benchmarks=[benchmark], methods=methods)
+
+
+def refused(settings, *words):
+    """One error with these words, before a single image was packed."""
+    with pytest.raises(FiqaRayError) as info:
+        run_job(settings)
+    for word in words:
+        assert str(word) in str(info.value)
+    parts = list(Path(settings.run_uri).rglob("part-*"))
+    assert parts == []
+
+
+def table(path, text):
+    path.write_text(text)
+    return str(path)
+
+
+def test_every_named_file_is_read_before_the_first_stage(tmp_path, faces):
+    missing = str(tmp_path / "nowhere.csv")
+    bad = table(tmp_path / "bad.csv", "image_id,score\na,good\n")
+    twice = table(tmp_path / "twice.csv", "image_id,image_id,kind,quality\n")
+    for change, words in (
+        ({"pairs": {"kind": "table", "uri": missing}}, ["not found"]),
+        ({"pairs": {"kind": "table", "uri": table(tmp_path / "p.csv", "a,b\n")}}, ["benchmarks: bench", "no column"]),
+        ({"scores": {"mine": missing}}, ["not found"]),
+        ({"scores": {"mine": bad}}, ["benchmarks: bench", "'good'"]),
+        ({"degradations": twice}, ["benchmarks: bench", "'image_id' stands 2 times"]),
+        ({"methods": [{"name": "mine", "scores": bad}]}, ["methods: mine", "'good'"]),
+    ):
+        refused(job(tmp_path, faces, **change), *words)
+
+
+def test_names_are_matched_before_the_first_image_is_packed(tmp_path, faces):
+    with open(faces / "scores.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    prefixed = "image_id,score\n" + "".join(f"/data/{r['image_id']},{r['score']}\n" for r in rows)
+    scores = table(tmp_path / "prefixed.csv", prefixed)
+    refused(
+        job(tmp_path, faces, methods=[{"name": "mine", "scores": scores}]),
+        "methods: mine", "p00/000.jpg", "/data/p00/000.jpg", "scores.key_rule: [prefix]",
+    )  # fmt: skip
+    unknown = table(tmp_path / "unknown.csv", PAIRS + (SAME + OTHERS).replace("Name_2_0001", "Name_2_0077"))
+    refused(
+        job(tmp_path, faces, pairs={"kind": "table", "uri": unknown}), "benchmarks: bench", "Name_2/Name_2_0077.jpg"
+    )
+    slashed = table(tmp_path / "slashed.csv", PAIRS + (SAME + OTHERS).replace("/", "\\"))
+    refused(job(tmp_path, faces, pairs={"kind": "table", "uri": slashed}), "pairs.key_rule: [slash]")
+    other = table(tmp_path / "other.csv", "image_id,kind,quality\nx/Name_0/Name_0_0001.jpg,blur,1\n")
+    refused(
+        job(tmp_path, faces, degradations=other), "none of its images", "Name_0/Name_0_0001.jpg", "write them alike"
+    )
+    settings = job(tmp_path, faces, methods=[{"name": "mine", "scores": {"uri": scores, "key_rule": ["prefix"]}}])
+    done = run_job(settings, ["pack", "score"])
+    packed = done.faces("train").read_all(["image_id"])["image_id"].to_pylist()
+    values = done.prior_scores("train", settings.methods[0]).read_all()["score"].to_pylist()
+    assert dict(zip(packed, values, strict=True)) == {r["image_id"]: float(r["score"]) for r in rows}
+
+
+def test_constant_scores_and_pairs_of_one_image_are_said(tmp_path, faces, capsys):
+    with open(faces / "scores.csv", newline="") as f:
+        ids = [r["image_id"] for r in csv.DictReader(f)]
+    constant = table(tmp_path / "constant.csv", "image_id,score\n" + "".join(f"{i},0.5\n" for i in ids))
+    pairs = table(tmp_path / "self.csv", PAIRS + SAME + OTHERS)
+    settings = job(
+        tmp_path, faces, pairs={"kind": "table", "uri": pairs}, methods=[{"name": "mine", "scores": constant}]
+    )
+    run_job(settings, ["pack", "score"])
+    text = capsys.readouterr().err
+    assert "benchmark bench: 1 of 4 pairs compare an image with itself" in text
+    assert "methods: mine: all 12 scores in" in text
+    assert "are 0.5, so they tell no image from another" in text
+
+
+def test_accents_composed_in_another_way_meet_by_the_rule(tmp_path):
+    """Folders as macOS stores them, a list as typed; the evaluation is that of a list in the folders' form."""
+    root = smoke.make_faces(tmp_path / "faces", n_identities=3, per_identity=4)
+    for folder in sorted((root / "bench").iterdir()):
+        for image in sorted(folder.iterdir()):
+            image.rename(folder / image.name.replace("Name", "Zoe\u0308"))
+        folder.rename(folder.parent / folder.name.replace("Name", "Zoe\u0308"))
+    text = (root / "pairs.txt").read_text().replace("Name", "Zo\u00eb")
+    areas = []
+    for form, rule in (("NFC", ["unicode"]), ("NFD", [])):
+        pairs = table(tmp_path / f"{form}.txt", unicodedata.normalize(form, text))
+        settings = job(tmp_path, root, pairs={"kind": "lfw", "uri": pairs, "key_rule": rule})
+        settings = settings.model_copy(update={"run_uri": str(tmp_path / form)})
+        if rule:
+            plain = settings.benchmarks[0].pairs.model_copy(update={"key_rule": ()})
+            bench = settings.benchmarks[0].model_copy(update={"pairs": plain})
+            refused(settings.model_copy(update={"benchmarks": (bench,)}), "pairs.key_rule: [unicode]")
+        done = run_job(settings, new_settings=True)
+        dataset = done.evaluation(settings.benchmarks[0])
+        areas.append(dataset.read(dataset.require().parts[0], suffix=".auc.parquet").to_pylist())
+    assert areas[0] == areas[1]
