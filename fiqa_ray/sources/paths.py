@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from fsspec.implementations.local import LocalFileSystem
 
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.sources.leftovers import keep_data
+from fiqa_ray.sources.leftovers import keep_data, reason_left_out
 from fiqa_ray.storage import filesystem, split_chain, storage_errors
 
 MAX_FILES = 1_000_000
@@ -73,11 +73,16 @@ def _walk(root: str, left_out: Counter[str] | None) -> list[str]:
     """Return all files below a local folder; unlike fsspec's walk it asks the disk about folders only, not about each file.
 
     Links to folders are followed, except to a folder that contains them and to folders of the same set, whose images are
-    there already. A folder that cannot be read is an error.
+    there already. A folder that cannot be read is an error, unless nothing in it would be data (`lost+found`).
     """
 
     def fail(exc: OSError) -> None:
-        raise exc
+        below = os.path.relpath(str(exc.filename), root).replace(os.sep, "/")
+        reason = None if below == "." else reason_left_out(f"{below}/file", [""])
+        if reason is None:
+            raise exc
+        if left_out is not None:
+            left_out[reason] += 1
 
     whole = os.path.realpath(root) + os.sep
     names: list[str] = []
