@@ -67,7 +67,7 @@ def job(tmp_path, faces, **changes):
         "benchmarks": [],
         "pair": {"n_clusters": 3, "n_repeats": 2},
         "train": {"n_epochs": 1},
-        "evaluate": {"fmr": 0.1, "n_bootstrap": 0},
+        "evaluate": {"fmr": 0.1, "draws": 0},
     }
     return smoke.write_job(tmp_path / "job.yaml", faces, str(tmp_path / "run"), **{**small, **changes})
 
