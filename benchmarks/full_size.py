@@ -20,13 +20,14 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from shapes import DIM, SHAPES, label_settings, memory_watch, write_inputs
 
 from fiqa_ray.core.kernels.threads import one_thread
 from fiqa_ray.engine.local import local_map
-from fiqa_ray.engine.ray import ray_mapper, ray_session
+from fiqa_ray.engine.ray import RayMapper, ray_session
 from fiqa_ray.engine.run_steps import group_name, run_steps
 from fiqa_ray.job import Job
 from fiqa_ray.stages import stage_steps
@@ -97,8 +98,8 @@ def start_workers(n_workers: int) -> None:
     ray.get([ray.remote(num_cpus=1)(load).remote() for _ in range(n_workers)])
 
 
-def main() -> None:
-    """Command line."""
+def arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work_dir", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="vggface2")
@@ -111,7 +112,49 @@ def main() -> None:
     parser.add_argument("--in-process", action="store_true", help="without Ray, in this process: for profiling")
     parser.add_argument("--keep-results", action="store_true", help="leave pairs and labels in WORK_DIR")
     parser.add_argument("--json", type=Path)
-    a = parser.parse_args()
+    return parser.parse_args()
+
+
+def summary(
+    a: argparse.Namespace,
+    job: Job,
+    n_images: int,
+    n_pairs: int,
+    floors: list[dict[str, float]],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """Return the figures of a finished run: sizes, rates, ratios to the floors before and after it, and the labels' hash."""
+    settings = job.settings
+    floor = {name: round((floors[0][name] + floors[1][name]) / 2, 2) for name in floors[0]}
+    total_s = sum(seconds.values())
+    files = [job.optimized_labels(m, t).at("part-00000.parquet") for m in settings.methods for t in a.theta]
+    records = [r for r in run_status(settings.run_uri) if r["stage"] in STAGES]
+    return {
+        "shape": a.shape,
+        "share": a.share,
+        "engine": a.engine,
+        "pairs_kept": not a.no_keep,
+        "n_workers": a.workers,
+        "n_methods": a.methods,
+        "n_label_sets": len(files),
+        "n_images": n_images,
+        "n_pairs": n_pairs,
+        "total_s": round(total_s, 2),
+        "floor": floor,
+        "floors": [f["total_s"] for f in floors],
+        "ratio_to_floor": round(total_s / floor["total_s"], 2),
+        "ratio_to_packed_floor": round(total_s / floor["packed_total_s"], 2),
+        "ns_per_pair": round(1e9 * total_s / n_pairs, 1),
+        "images_per_s": round(n_images / total_s),
+        "core_seconds": {r["dataset"].split("/")[0]: r["work_s"] for r in records},
+        "megabytes": {r["dataset"].split("/")[0]: round(r["n_bytes"] / 1e6, 1) for r in records},
+        "labels_sha256": hashlib.sha256(b"".join(read_bytes(f) for f in files)).hexdigest(),
+    }
+
+
+def main() -> None:
+    """Command line."""
+    a = arguments()
     sizes = SHAPES[a.shape].sizes(a.share)
     run_uri = str(a.work_dir / f"{a.shape}-{a.share:g}")
     settings = label_settings(
@@ -132,7 +175,7 @@ def main() -> None:
         write_inputs(job, sizes, a.workers)
         os.sync()
     inputs_s = time.perf_counter() - started
-    n_images, n_repeats = int(sizes.sum()), settings.pair.n_repeats
+    n_repeats = settings.pair.n_repeats
     n_pairs = int((sizes * (np.minimum(sizes, settings.pair.n_clusters) - 1)).sum())
     floors = [measure_floor(sizes, n_pairs, n_repeats, a.workers)]
 
@@ -148,7 +191,7 @@ def main() -> None:
             for name in list_files(inputs.uri):
                 read_bytes(inputs.at(name))
         start_s = time.perf_counter() - started
-        mapper = local_map if a.in_process else ray_mapper(settings.compute)
+        mapper = local_map if a.in_process else RayMapper(settings.compute)
         at = time.perf_counter()
         for stage in STAGES:
             for steps in stage_steps(stage, job):  # planning counts: it reads manifests
@@ -156,38 +199,9 @@ def main() -> None:
                 before, at = at, time.perf_counter()
                 seconds[group_name(steps)] = round(at - before, 2)
     floors.append(measure_floor(sizes, n_pairs, n_repeats, a.workers))
-    floor = {name: round((floors[0][name] + floors[1][name]) / 2, 2) for name in floors[0]}
-    total_s = sum(seconds.values())
-    files = [job.optimized_labels(m, t).at("part-00000.parquet") for m in settings.methods for t in a.theta]
-    result = {
-        "shape": a.shape,
-        "share": a.share,
-        "engine": a.engine,
-        "pairs_kept": not a.no_keep,
-        "n_workers": a.workers,
-        "n_methods": a.methods,
-        "n_label_sets": len(files),
-        "n_images": n_images,
-        "n_pairs": n_pairs * n_repeats,
-        "total_s": round(total_s, 2),
-        "floor": floor,
-        "floors": [f["total_s"] for f in floors],
-        "ratio_to_floor": round(total_s / floor["total_s"], 2),
-        "ratio_to_packed_floor": round(total_s / floor["packed_total_s"], 2),
-        "ns_per_pair": round(1e9 * total_s / (n_pairs * n_repeats), 1),
-        "images_per_s": round(n_images / total_s),
-        "start_s": round(start_s, 2),
-        "inputs_s": round(inputs_s, 1),
-        "seconds": seconds,
-        "core_seconds": {r["dataset"].split("/")[0]: r["work_s"] for r in run_status(run_uri) if r["stage"] in STAGES},
-        "megabytes": {
-            r["dataset"].split("/")[0]: round(r["n_bytes"] / 1e6, 1)
-            for r in run_status(run_uri)
-            if r["stage"] in STAGES
-        },
-        "peak_memory_mb": memory.megabytes(),
-        "labels_sha256": hashlib.sha256(b"".join(read_bytes(f) for f in files)).hexdigest(),
-    }
+    times = {"start_s": round(start_s, 2), "inputs_s": round(inputs_s, 1), "seconds": seconds}
+    result = {**summary(a, job, int(sizes.sum()), n_pairs * n_repeats, floors, seconds), **times}
+    result["peak_memory_mb"] = memory.megabytes()
     print(json.dumps(result, indent=1))
     if a.json:
         a.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -34,7 +34,7 @@ from torch.nn import functional
 from fiqa_ray.config import Settings, default_batch_size, make_settings
 from fiqa_ray.core.kernels.threads import one_thread
 from fiqa_ray.datasets import schemas
-from fiqa_ray.engine.ray import ray_mapper, ray_session
+from fiqa_ray.engine.ray import RayMapper, ray_session
 from fiqa_ray.engine.run_steps import run_steps
 from fiqa_ray.images import encode_png
 from fiqa_ray.job import Job
@@ -102,7 +102,7 @@ def write_faces(job: Job, encoded: list[bytes], n: int) -> None:
 def stage_rate(job: Job, what: str) -> float:
     """Images per second of the workers together."""
     n_workers = job.settings.compute.n_workers or 1
-    mapper = ray_mapper(job.settings.compute)
+    mapper = RayMapper(job.settings.compute)
     for steps in stage_steps("embed" if what == "embed" else "score", job):
         (manifest,) = run_steps(steps, mapper)
     seconds = np.zeros(n_workers)

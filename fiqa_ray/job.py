@@ -25,7 +25,6 @@ from fiqa_ray.config import (
 from fiqa_ray.datasets.dataset import Dataset
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
 from fiqa_ray.models.reference import ModelRef
-from fiqa_ray.sources.recordio import recordio_uris
 from fiqa_ray.storage import content_hash, exists, fingerprint, join
 
 if TYPE_CHECKING:
@@ -85,12 +84,10 @@ class Job:
         """Return the packed faces of a face set."""
         source = self.face_sets[face_set]
         config = source.model_dump(mode="json", exclude={"allow_mixed_crops", "allow_single_images"})
-        if source.kind in ("table", "bin"):
-            config["list"] = content_hash(source.uri)
-        elif source.kind == "recordio":
-            rec, index = recordio_uris(source.uri)
-            config |= _optional_hash("list", index)
-            config |= _optional_hash("labels", rec.removesuffix(".rec") + ".lst")
+        from fiqa_ray.sources.kinds import SOURCES  # decoders and more, which `--help` does without
+
+        for name, uri in SOURCES[source.kind].lists(source.uri).items():
+            config |= _optional_hash(name, uri)
         if source.detector is not None:
             config["detector"] = content_hash(source.detector)
         if source.landmarks_uri is not None:
@@ -173,14 +170,14 @@ class Job:
         return PairReader(self.pairs(), self.embeddings("train"), self.settings.pair, self.settings.seed)
 
     def key_counts(self) -> Dataset:
-        """Return the histograms of similarity keys: of each shard (counting) or of each merged key range (sort)."""
+        """Return the histograms of similarity keys: of each group of parts (counting) or merged key range (sort)."""
         rank = self.settings.rank
         config: dict[str, Any] = {"engine": rank.engine}
         config |= {"n_ranges": rank.n_ranges} if rank.engine == "sort" else {}
         return self._dataset("key_counts", {"fr": self.fr}, config, {"pairs": self.pairs()})
 
     def sorted_keys(self) -> Dataset:
-        """Return the sorted keys of each shard (engine sort only)."""
+        """Return the sorted keys of each group of parts (engine sort only)."""
         return self._dataset("sorted_keys", {"fr": self.fr}, {}, {"pairs": self.pairs()})
 
     def similarity_ranks(self) -> Dataset:

@@ -5,7 +5,9 @@ with a title is a file. A command that needs a cluster, a network or a bucket is
 """
 
 import glob
+import json
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -90,11 +92,11 @@ def test_readme_is_a_front_page():
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_links_lead_to_files(page):
     for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text(encoding="utf-8")):
-        generated = re.search(r"reference/(cli|settings|columns|models)\.md$", link)
+        generated = re.search(r"(reference/(cli|settings|columns|models)|recorded)\.md$", link)
         assert generated or (page.parent / link).exists(), link
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # half a minute for all pages
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_a_page_runs_from_top_to_bottom(page, workshop, tmp_path, monkeypatch):
@@ -124,6 +126,15 @@ def test_commands_out_of_reach_have_these_options(page):
         for line in text.replace("\\\n", " ").splitlines():
             if line.startswith("fiqa-ray "):
                 check_options(shlex.split(line, comments=True))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_keys_that_a_page_names_exist(page):
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    sections = {n: f.annotation for n, f in Settings.model_fields.items() if hasattr(f.annotation, "model_fields")}
+    for section, key in re.findall(rf"`({'|'.join(sections)})\.(\w+)", text):
+        is_file = key in ("idx", "onnx", "rec")
+        assert is_file or key in sections[section].model_fields, f"{section}.{key}"
 
 
 def run_command(words):
@@ -177,3 +188,21 @@ def test_every_dependency_has_its_reason():
     table = (ROOT / "docs" / "explanation" / "dependencies.md").read_text()
     listed = set(re.findall(r"[\w-]+", " ".join(re.findall(r"^\| ([^|]+) \|", table, re.M))))
     assert names <= listed, names - listed
+
+
+def test_every_setting_and_option_is_on_a_generated_page():
+    pages = {n: runpy.run_path(str(ROOT / "docs" / "hooks" / f"{n}.py")) for n in ("reference", "columns", "records")}
+    settings, commands = pages["reference"]["settings_page"](), pages["reference"]["cli_page"]()
+    columns, records = pages["columns"]["columns_page"](), pages["records"]["records_page"]()
+    for section in (Settings.model_json_schema(), *Settings.model_json_schema()["$defs"].values()):
+        for key, value in section["properties"].items():
+            assert re.search(rf"^\| `{key}` \| .+ \| {re.escape(value['description'])} \|$", settings, re.M), key
+    for name, command in typer.main.get_command(app).commands.items():
+        section = commands.split(f"## `fiqa-ray {name}`")[1].split("\n## ")[0]
+        assert all(option in section for p in command.params if p.param_type_name == "option" for option in p.opts), (
+            name
+        )
+    for name in ("label", "prior_score", "embedding", "auc", "discard_fraction"):
+        assert re.search(rf"^\| `{name}` \| \S+ \| .+ \|$", columns, re.M), name
+    for path in (ROOT / "benchmarks" / "results").glob("*.json"):
+        assert f"`{json.loads(path.read_text())['command']}`" in records

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -11,29 +12,13 @@ import pyarrow as pa
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from fiqa_ray.datasets import schemas
+from fiqa_ray.datasets import results, schemas
 
 COMMON = {  # columns of several schemas, or whose name says almost all
-    "accuracy_mean": "accuracy of verification by folds, mean",
-    "accuracy_std": "its standard deviation over folds",
-    "auc": "area under the curve, in [0, 1]",
-    "auc_high": "upper end of the interval",
-    "benchmark": "name of the benchmark",
     "block": "number of a block of 64 similarities",
-    "convention": "convention of the curve: paper, nearest or dasec",
-    "difference": "area of a minus area of b",
-    "discard_fraction": "share of pairs discarded, 0 to 1",
-    "discard_limit": "upper end of the range of the area",
-    "eer": "equal error rate, 0 to 1",
     "embedding": "the recogniser's output",
     "epoch": "number of the epoch",
     "error": "the fault in words; null where status is ok",
-    "fmr": "false match rate of the threshold",
-    "fmr_achieved": "false match rate that the threshold gives",
-    "fmr_target": "false match rate that was asked for",
-    "fnmr": "false non-match rate, 0 to 1; null where undefined",
-    "fr": "name of the recogniser",
-    "high": "upper end of the 95 % interval",
     "identity": "whose face it is",
     "identity_row": "number of the identity within its set, from 0",
     "image_id": "path within the data set, unique",
@@ -41,26 +26,17 @@ COMMON = {  # columns of several schemas, or whose name says almost all
     "image_row_a": "first image of the pair",
     "image_row_b": "second image of the pair",
     "landmarks": "x, y of five points in pixels, or null",
-    "low": "lower end of the 95 % interval",
     "mated": "whether both images show one person",
     "mean_similarity_rank": "mean rank of the pairs that the image owns, or null",
-    "n": "number of images",
-    "n_mated": "number of mated pairs",
-    "n_nonmated": "number of non-mated pairs",
     "n_owned_pairs": "pairs that the image owns, over all repeats",
+    "counts": "64 counts of pairs, one per similarity of the block",
     "optimized_index": "the index after equation 3",
     "prior_score": "the FIQA method's score",
     "quality_index": "rank of the prior score, 0 is the worst image",
     "repeat": "number of the repeat",
-    "scorer": "name of the score",
-    "scorer_a": "name of score a",
-    "scorer_b": "name of score b",
     "similarity_key": "similarity times 2^23",
-    "spearman": "Spearman's rho",
     "status": "ok, or the kind of fault",
     "step": "number of training steps so far",
-    "tar_at_fmr": "true accept rate at that false match rate",
-    "threshold": "similarity above which a pair is accepted",
     "uri": "where the image is",
 }
 
@@ -84,10 +60,20 @@ def columns_page() -> str:
             continue
         code = lines[node.lineno - 1 : node.end_lineno]
         meanings = COMMON | _meanings(code)
-        rows = "".join(f"| `{f.name}` | {f.type} | {meanings.get(f.name, '')} |\n" for f in schema)
         comment = ast.get_docstring(node) if isinstance(node, ast.FunctionDef) else _comment(code, lines, node.lineno)
-        text += f"\n## {name.lower()}\n\n{comment}\n\n| column | type | meaning |\n| --- | --- | --- |\n{rows}"
+        text += _section(name.lower(), comment or "", schema, meanings)
+    for row_class in vars(results).values():
+        if hasattr(row_class, "TABLE"):
+            purpose, _, attributes = inspect.cleandoc(row_class.__doc__).partition("Attributes:")
+            meanings = dict(re.findall(r"^ +(\w+): (?:`\(L,\)` )?(.*)$", attributes, re.M))
+            title = f"{row_class.TABLE} (evaluation)"
+            text += _section(title, purpose.strip(), results.schema_of(row_class), meanings)
     return text.replace("``", "`")
+
+
+def _section(title: str, purpose: str, schema: pa.Schema, meanings: dict[str, str]) -> str:
+    rows = "".join(f"| `{f.name}` | {f.type} | {meanings.get(f.name, '')} |\n" for f in schema)
+    return f"\n## {title}\n\n{purpose}\n\n| column | type | meaning |\n| --- | --- | --- |\n{rows}"
 
 
 def _meanings(code: list[str]) -> dict[str, str]:

@@ -84,7 +84,8 @@ def _type(schema: dict[str, Any]) -> str:
     if "enum" in schema or "const" in schema:
         return " or ".join(f"`{v}`" for v in schema.get("enum", [schema.get("const")]))
     if schema.get("type") == "array":
-        return f"list: {_type(schema['items'])}"
+        items = schema.get("items") or schema["prefixItems"][0]  # the latter: lists of fixed length
+        return f"list: {_type(items)}"
     words = {"integer": "whole number", "string": "text", "boolean": "`true` or `false`"}
     bounds = [("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<")]
     limits = ", ".join(f"{sign} {schema[key]:g}" for key, sign in bounds if key in schema and schema[key] < 2**62)
@@ -94,7 +95,7 @@ def _type(schema: dict[str, Any]) -> str:
 def _default(schema: dict[str, Any]) -> str:
     """Return a default as YAML writes it; sections have those of their own keys."""
     value = schema.get("default")
-    if value is None or value == [] or value == {}:
+    if value in (None, [], {}, ""):
         return "none"
     if isinstance(value, dict):
         return "see below"
@@ -107,18 +108,20 @@ def models_page() -> str:
     """Return the page of the recognisers and FIQA methods that have a name, from the tables of the package."""
     text = "# Models and methods\n\nWeights are not part of the package: fetch the released file under its licence.\n"
     text += "Input pixels are scaled as (v - mean) / scale, v from 0 to 255. A larger score means better quality.\n"
-    rows = [
-        [f"`{name}`", f"{row.macs / 1e9:.2f}", str(row.dim), _pixels(row), row.released_file, row.source, row.licence]
-        for name, row in RECOGNIZERS.items()
-    ]
-    columns = ["name", "GMAC per face", "dimensions", "input", "released file", "authors' code", "licence"]
+    rows = []
+    for name, row in RECOGNIZERS.items():
+        pixels = f"{row.preprocessing.colour} (v - {row.preprocessing.mean:g}) / {row.preprocessing.scale:g}"
+        network = f"{row.macs / 1e9:.2f} GMAC per face<br>{row.dim} dimensions<br>{pixels}"
+        rows.append([f"`{name}`", network, _origin(row.released_file, row)])
+    columns = ["name", "network and input", "released file, authors' code, licence"]
     text += "\n## Recognisers\n\nValues of `recognizer.name` and of `--recognizer`.\n\n" + _table(columns, rows)
     rows = []
     for name, method in METHODS.items():
-        network = method.network or method.head
-        file, random = network.released_file if network else "", "" if method.deterministic else "yes"
-        rows.append([f"`{name}`", method.cost, method.usual_range, random, file, method.source, method.licence])
-    columns = ["name", "cost per face", "usual range", "random", "released file", "authors' code", "licence"]
+        own = method.network or method.head
+        random = "" if method.deterministic else "<br>draws random numbers"
+        scores = f"{method.cost} per face<br>scores {method.usual_range}{random}"
+        rows.append([f"`{name}`", scores, _origin(own.released_file if own else "", method)])
+    columns = ["name", "cost and usual scores", "released file, authors' code, licence"]
     text += (
         "\n## FIQA methods\n\nValues of `methods[].name` and of `--model`. F and B are forward and backward passes of "
     )
@@ -126,8 +129,8 @@ def models_page() -> str:
     return text + _table(columns, rows)
 
 
-def _pixels(row: Any) -> str:
-    return f"{row.preprocessing.colour} (v - {row.preprocessing.mean:g}) / {row.preprocessing.scale:g}"
+def _origin(released_file: str, row: Any) -> str:
+    return "<br>".join(part for part in (released_file, row.source, row.licence) if part)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -107,18 +107,29 @@ def optimize_labels(
         n_threads=n_threads,
     )
     updates = {name: IndexUpdate(quality_index(prior)) for name, prior in priors.items()}
+    _add_repeats(updates, repeats, order, index_scale, n_threads)
+    labels = {name: _labels(priors[name], update, theta) for name, update in updates.items()}
+    return labels if isinstance(prior_scores, Mapping) else labels[""]
+
+
+def _add_repeats(
+    updates: Mapping[str, IndexUpdate],
+    repeats: Sequence[Pairs],
+    order: NDArray[np.int64],
+    index_scale: str,
+    n_threads: int,
+) -> None:
+    """Add the repeats to each method's update, in their order; image i of the pairs is image order[i] of the updates."""
     indices = {name: update.index[order] for name, update in updates.items()}
 
-    def owned(pairs: Pairs) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    def sums_of(pairs: Pairs) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
         return sum_owned_ranks(indices, pairs.n_opened, pairs.mate, pairs.similarity)
 
     with one_thread(), ThreadPoolExecutor(n_threads) as pool:
-        for pairs, sums in zip(repeats, pool.map(owned, repeats), strict=True):
-            scale = rank_scale(index_scale, len(row), len(pairs.mate))
+        for pairs, sums in zip(repeats, pool.map(sums_of, repeats), strict=True):
+            scale = rank_scale(index_scale, len(order), len(pairs.mate))
             for name, (rank_sum, n_owned) in sums.items():
                 updates[name].add(_reordered(rank_sum, order), _reordered(n_owned, order), scale)
-    labels = {name: _labels(priors[name], update, theta) for name, update in updates.items()}
-    return labels if isinstance(prior_scores, Mapping) else labels[""]
 
 
 def optimize_from_pairs(

@@ -3,7 +3,8 @@
 L = sum over identities of N_k * (C_k - 1) ordered pairs; (a, b) and (b, a) may both occur and count twice. Released code:
 LSIbabnikz/Optimization-Based-Improvement-of-FIQA-Techniques src/iterative_optimization/optimize.py.
 
-The mate is drawn in `kernels.mates.draw_mates`, whose specification is `core.paper.draw_mates`.
+The mate is drawn in `kernels.mates.draw_mates`, on a device in `kernels.accelerator.MateCandidates.draw`. The specification
+of both is `core.paper.draw_mates`.
 
 Identities are taken in blocks that fit a core's own cache. The Gram matrices of a block are formed once; they serve K-Means
 and hold the similarities of all repeats.
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -105,21 +107,8 @@ def mated_pairs(
     if device != "cpu":
         _check_device(device)
     buffers.set_clusters(clusters)
-    method = None if len(clusters) else clustering
+    run = partial(_pair_blocks, buffers, embeddings, None if len(clusters) else clustering, device)
     blocks = list(identity_blocks(buffers.sizes, _BLOCK_ENTRIES if device == "cpu" else _DEVICE_BLOCK_ENTRIES))
-
-    def run(share: list[slice]) -> None:
-        n_entries = max((int((buffers.sizes[b] ** 2).sum()) for b in share if not _is_large(buffers, b)), default=0)
-        keys = np.empty(n_entries if device == "cpu" else 0, np.float32)
-        for block in share:
-            x = embeddings[buffers.bounds[block.start] : buffers.bounds[block.stop]]
-            if _is_large(buffers, block):
-                _pair_large_identity(buffers, block, unit_vectors(x), method is not None)
-            elif device == "cpu":
-                _pair_block(buffers, block, x, method, keys)
-            else:
-                _pair_on_device(buffers, block, unit_vectors(x), method, device)
-
     with one_thread():
         if n_threads > 1 and len(blocks) > 1:
             n_shares = min(len(blocks), 8 * n_threads)
@@ -144,7 +133,7 @@ def redraw_mates(
     """
     bounds = np.asarray(bounds, np.int64)
     sizes = np.diff(bounds)  # (K,)
-    counts = cluster_counts(cluster, sizes)  # (K,)
+    counts = count_clusters_of(cluster, sizes)  # (K,)
     n_pairs = sizes * (counts - 1)  # (K,)
     mate = np.empty((len(repeats), int(n_pairs.sum())), np.int32)
     draw_mates(
@@ -153,7 +142,7 @@ def redraw_mates(
     return np.repeat(counts - 1, sizes), mate
 
 
-def cluster_counts(cluster: NDArray[np.int32], sizes: NDArray[np.int64]) -> NDArray[np.int32]:
+def count_clusters_of(cluster: NDArray[np.int32], sizes: NDArray[np.int64]) -> NDArray[np.int32]:
     """Return the number of clusters `(K,)` of identities of these `sizes`; ValueError for an image without one."""
     counts = np.zeros(len(sizes), np.int32)
     is_fit = len(cluster) == sizes.sum() and not (sizes < 0).any()
@@ -253,7 +242,7 @@ class _PairBuffers:
         """Take stored clusters; ValueError for more of them than there is space for."""
         for g, cluster in enumerate(clusters):
             self.cluster[g] = cluster
-            self.cluster_counts[g] = cluster_counts(self.cluster[g], self.sizes)
+            self.cluster_counts[g] = count_clusters_of(self.cluster[g], self.sizes)
             if (self.cluster_counts[g] > np.minimum(self.sizes, self.n_clusters)).any():
                 raise ValueError(f"an identity has more than {self.n_clusters} clusters, or more than it has images")
 
@@ -281,6 +270,22 @@ class _PairBuffers:
         # pair p of all pairs is pair p - (pairs of earlier identities) of its own identity
         first_of_pair = np.repeat(self.first_pair[block] - (np.cumsum(n_pairs) - n_pairs), n_pairs)
         return first_of_pair + np.arange(n_pairs.sum())
+
+
+def _pair_blocks(
+    buffers: _PairBuffers, embeddings: NDArray[np.float32], method: str | None, device: str, blocks: list[slice]
+) -> None:
+    """Pair some blocks of identities, each in the way that its size and the device ask for."""
+    n_entries = max((int((buffers.sizes[b] ** 2).sum()) for b in blocks if not _is_large(buffers, b)), default=0)
+    keys = np.empty(n_entries if device == "cpu" else 0, np.float32)
+    for block in blocks:
+        x = embeddings[buffers.bounds[block.start] : buffers.bounds[block.stop]]
+        if _is_large(buffers, block):
+            _pair_large_identity(buffers, block, unit_vectors(x), method is not None)
+        elif device == "cpu":
+            _pair_block(buffers, block, x, method, keys)
+        else:
+            _pair_on_device(buffers, block, unit_vectors(x), method, device)
 
 
 def _is_large(buffers: _PairBuffers, block: slice) -> bool:
@@ -355,12 +360,12 @@ def _pair_on_device(
             counts[:] = np.maximum.reduceat(cluster, bounds[:-1]) + 1
         elif method == "faiss":
             _cluster_by_faiss(buffers, block, units, g)
-        partners = accelerator.list_partners(cluster, bounds, counts, device)
-        row_start = accelerator.gram_rows(partners, bounds)  # (L,)
+        candidates = accelerator.list_candidates(cluster, bounds, counts, device)
+        row_start = accelerator.gram_rows(candidates, bounds)  # (L,)
         image = np.arange(bounds[-1]) - np.repeat(bounds[:-1], sizes)  # (I,) position in the identity
         used = buffers.used_space(sizes * (counts - 1), block)
         for r in range(repeats.start, repeats.stop):
-            mate = partners.draw(counter_draws(buffers.seed, MATE_STREAM, r, np.repeat(rows, sizes), image))
+            mate = candidates.draw(counter_draws(buffers.seed, MATE_STREAM, r, np.repeat(rows, sizes), image))
             buffers.mate[r, used] = mate.cpu().numpy() + np.int32(first)
             similarity = keys.index_select(0, row_start + mate).mul_(1 / SIMILARITY_STEPS)
             buffers.similarity[r, used] = similarity.cpu().numpy()

@@ -93,6 +93,11 @@ def read_ranges(
 
 
 def _spans(uris: Sequence[str], first: list[int], last: list[int]) -> Iterator[_Span]:
+    """Join neighbouring ranges into requests.
+
+    fsspec's `merge_offset_ranges` does so too, but cuts a request short where one range lies within another, as a damaged
+    index may have it; its `cat_ranges` holds all requests at once.
+    """
     span: _Span | None = None
     for row in sorted(range(len(uris)), key=lambda row: (uris[row], first[row])):
         if (
