@@ -1,8 +1,7 @@
 """An ONNX network as a torch module with gradients, for FaceQAN and for training.
 
-onnx2pytorch converts it: of the two converters kept today it also knows `auto_pad`, pools with uneven padding, and operator
-sets after 13, and it has releases of 2026; onnx2torch's last is of 2024. A converted network counts only if it equals
-onnxruntime on faces.
+onnx2pytorch converts it: of the two converters tried (onnx2torch is the other) it alone knows `auto_pad`, pools with uneven
+padding, and operator sets after 13. A converted network counts only if it equals onnxruntime on faces.
 """
 
 from __future__ import annotations
