@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from fiqa_ray.core.labels import optimize_labels as optimize_labels
     from fiqa_ray.models.quality import load_scorer as load_scorer
     from fiqa_ray.models.recognition import load_recognizer as load_recognizer
+    from fiqa_ray.tools.open_run import Run as Run
+    from fiqa_ray.tools.open_run import open_run as open_run
 
 
 _HOMES = {
@@ -25,10 +27,12 @@ _HOMES = {
     "edc_curve": "fiqa_ray.core.edc",
     "load_recognizer": "fiqa_ray.models.recognition",
     "load_scorer": "fiqa_ray.models.quality",
+    "open_run": "fiqa_ray.tools.open_run",
+    "Run": "fiqa_ray.tools.open_run",
 }
 
 
-__all__ = ["OptimizedLabels", "edc_curve", "load_recognizer", "load_scorer", "optimize_labels"]
+__all__ = ["OptimizedLabels", "Run", "edc_curve", "load_recognizer", "load_scorer", "open_run", "optimize_labels"]
 
 
 def __getattr__(name: str) -> Any:  # heavy modules load when they are first used

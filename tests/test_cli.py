@@ -164,7 +164,7 @@ def test_status(cli, done, tmp_path):
 
     part = Path(shutil.copytree(run_uri(done), tmp_path / "run"))
     (folder,) = (part / "pairs").rglob("v=*")
-    for name in ("_manifest.json", "part-00002.json"):
+    for name in ("_manifest.json", "_part-00002.json"):
         (folder / name).unlink()
     with RunLock(str(part)):
         code, out, _ = cli("status", part)
