@@ -27,7 +27,7 @@ from shapes import DIM, SHAPES, label_settings, memory_watch, write_inputs
 
 from fiqa_ray.core.kernels.threads import one_thread
 from fiqa_ray.engine.local import local_map
-from fiqa_ray.engine.ray import ray_mapper, ray_session
+from fiqa_ray.engine.ray import RayMapper, ray_session
 from fiqa_ray.engine.run_steps import group_name, run_steps
 from fiqa_ray.job import Job
 from fiqa_ray.stages import stage_steps
@@ -191,7 +191,7 @@ def main() -> None:
             for name in list_files(inputs.uri):
                 read_bytes(inputs.at(name))
         start_s = time.perf_counter() - started
-        mapper = local_map if a.in_process else ray_mapper(settings.compute)
+        mapper = local_map if a.in_process else RayMapper(settings.compute)
         at = time.perf_counter()
         for stage in STAGES:
             for steps in stage_steps(stage, job):  # planning counts: it reads manifests

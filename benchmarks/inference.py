@@ -7,6 +7,9 @@ memory, in one process per worker; the stage also reads shards, decodes, and wri
 that its workers spend on shards; Ray's start and the loading of models are left out on both sides. The loop runs before and
 after the stage; the ratio is to its mean. One image at a time is what the released scripts of FaceQAN and SER-FIQ do: the
 whole network on ten noisy copies with gradients of all weights, five times, and on a hundred copies under dropout.
+
+ONNX: the same network as a torch module and as an ONNX file, in turn, on one thread: embed, where onnxruntime runs the file,
+and FaceQAN, where torch runs the network converted from it.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import multiprocessing
 import os
 import tempfile
 import time
+import warnings
 from dataclasses import replace
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -30,7 +34,7 @@ from torch.nn import functional
 from fiqa_ray.config import Settings, default_batch_size, make_settings
 from fiqa_ray.core.kernels.threads import one_thread
 from fiqa_ray.datasets import schemas
-from fiqa_ray.engine.ray import ray_mapper, ray_session
+from fiqa_ray.engine.ray import RayMapper, ray_session
 from fiqa_ray.engine.run_steps import run_steps
 from fiqa_ray.images import encode_png
 from fiqa_ray.job import Job
@@ -98,7 +102,7 @@ def write_faces(job: Job, encoded: list[bytes], n: int) -> None:
 def stage_rate(job: Job, what: str) -> float:
     """Images per second of the workers together."""
     n_workers = job.settings.compute.n_workers or 1
-    mapper = ray_mapper(job.settings.compute)
+    mapper = RayMapper(job.settings.compute)
     for steps in stage_steps("embed" if what == "embed" else "score", job):
         (manifest,) = run_steps(steps, mapper)
     seconds = np.zeros(n_workers)
@@ -195,17 +199,63 @@ def single_image_ratios(faces: torch.Tensor, share: float, device: str) -> dict[
     return found
 
 
+def onnx_ratios(faces: torch.Tensor, share: float, device: str) -> dict[str, dict[str, Any]]:
+    """Seconds per image of a network as a torch module and as an ONNX file, three rounds in turn; the ratio of medians."""
+    measured: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), one_thread():
+        warnings.simplefilter("ignore")
+        for what, name, n in (("embed", SMALL, 256), ("embed", SPLIT, 64), ("faceqan", SMALL, 4)):
+            n = max(2, round(n * share))
+            by_torch = load_recognizer(name, "random:0", device)
+            path = f"{folder}/{name}.onnx"
+            torch.onnx.export(
+                by_torch.backbone.cpu(),
+                (torch.zeros(1, 3, 112, 112),),
+                path,
+                dynamo=False,
+                input_names=["data"],
+                output_names=["embedding"],
+                dynamic_axes={"data": {0: "batch"}, "embedding": {0: "batch"}},
+            )
+            recognizers = {"torch": by_torch.to(device), "onnx": load_recognizer(path, None, device)}
+            scorers = {k: load_scorer(what, r, device=device) for k, r in recognizers.items() if what != "embed"}
+            seconds: dict[str, list[float]] = {"torch": [], "onnx": []}
+            for _ in range(4):  # the first round warms up
+                for kind, recognizer in recognizers.items():
+                    started = time.perf_counter()
+                    if what == "embed":
+                        with torch.inference_mode():
+                            for batch in faces[:n].split(8):
+                                recognizer(batch.to(device)).cpu()
+                    else:
+                        scorers[kind](faces[:n], np.arange(n))
+                    seconds[kind].append((time.perf_counter() - started) / n)
+            torch_s, onnx_s = (float(np.median(seconds[kind][1:])) for kind in ("torch", "onnx"))
+            row = {
+                "torch_s_per_image": round(torch_s, 5),
+                "onnx_s_per_image": round(onnx_s, 5),
+                "ratio": round(torch_s / onnx_s, 2),
+            }
+            measured[f"{what} {name}"] = row
+            print(json.dumps({"onnx": f"{what} {name}", **row}), flush=True)
+    return measured
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", type=float, default=1.0, help="share of the usual number of faces")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--recognizer", default=SMALL, help="for embed and faceqan")
+    parser.add_argument("--only-onnx", action="store_true", help="only the comparison of torch and ONNX")
     parser.add_argument("--json", type=Path)
     a = parser.parse_args()
     n_workers = torch.cuda.device_count() if a.device == "cuda" else os.cpu_count() or 1
     pixels = make_faces()
     faces = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+    if a.only_onnx:
+        onnx_ratios(faces, a.share, a.device)
+        return
     encoded = [encode_png(face) for face in pixels]
     size = default_batch_size(a.device)
     stage: dict[str, dict[str, Any]] = {}
@@ -235,6 +285,7 @@ def main() -> None:
         "n_workers": n_workers,
         "stage_against_bare_loop": stage,
         "one_image_at_a_time": single_image_ratios(faces, a.share, a.device),
+        "torch_against_onnx": onnx_ratios(faces, a.share, a.device),
     }
     if a.json:
         a.json.write_text(json.dumps(result, indent=1) + "\n")

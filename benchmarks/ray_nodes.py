@@ -20,7 +20,7 @@ import psutil
 from moto.server import ThreadedMotoServer
 from shapes import SHAPES, label_settings, write_inputs
 
-from fiqa_ray.engine.ray import ray_mapper
+from fiqa_ray.engine.ray import RayMapper
 from fiqa_ray.engine.run_steps import run_steps
 from fiqa_ray.job import Job
 from fiqa_ray.stages import stage_steps
@@ -34,7 +34,7 @@ def moved_bytes() -> int:
 
 def run(job: Job) -> tuple[dict[str, float], dict[str, float], str]:
     """Megabytes and seconds per stage, and the labels' checksum."""
-    mapper = ray_mapper(job.settings.compute)
+    mapper = RayMapper(job.settings.compute)
     megabytes, seconds = {}, {}
     for stage in ("pair", "rank", "optimize"):
         before, started = moved_bytes(), time.perf_counter()

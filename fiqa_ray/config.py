@@ -1,8 +1,8 @@
 """The settings of a job: their types, defaults and checks, and how they are read from YAML and `key=value`.
 
-Every setting is part of some dataset's fingerprint, except `compute`, `max_bad_fraction`, `allow_mixed_crops` and
-`allow_single_images`. So a
-larger cluster reuses what a smaller one computed. All mistakes are reported at once, with the nearest valid name of a key.
+Every setting is part of some dataset's fingerprint, except `run_uri`, `compute`, `max_bad_fraction`, `allow_mixed_crops` and
+`allow_single_images`. So a larger cluster reuses what a smaller one computed. All mistakes are reported at once, with the
+nearest valid name of a key.
 """
 
 from __future__ import annotations

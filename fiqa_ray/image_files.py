@@ -119,13 +119,9 @@ def decode(data: bytes, *, allow_missing_end: bool = False) -> Decoded:
     if layout.fault is not None:
         return Decoded(None, "unreadable", layout.fault)
     if layout.end is None:
-        closed = _closed_jpeg(data, layout)
-        if closed is None or not allow_missing_end:
-            hint = (
-                ""
-                if closed is None
-                else " without an end mark, though all pixels are there; allow_missing_end reads it"
-            )
+        closed = _closed_jpeg(data, layout) if allow_missing_end else None
+        if closed is None:
+            hint = "; if only its end mark is missing, allow_missing_end reads it" if layout.is_baseline else ""
             return Decoded(None, "truncated", f"the file ends early, after {len(data)} bytes{hint}")
         data, layout = closed, _jpeg_layout(closed)
     image = _imdecode(_plain_png(data) if layout.has_notes else data)

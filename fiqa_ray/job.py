@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 DRAWS_VERSION = 5
 """Raise it when the same seed gives other clusters or mates than before, or when pairs are stored in another layout."""
+ONNX_VERSION = 2
+"""Raise it when embeddings or scores of ONNX networks are computed in another way. 2: by onnxruntime."""
 
 
 @dataclass(frozen=True)
@@ -171,14 +173,14 @@ class Job:
         return PairReader(self.pairs(), self.embeddings("train"), self.settings.pair, self.settings.seed)
 
     def key_counts(self) -> Dataset:
-        """Return the histograms of similarity keys: of each shard (counting) or of each merged key range (sort)."""
+        """Return the histograms of similarity keys: of each group of parts (counting) or merged key range (sort)."""
         rank = self.settings.rank
         config: dict[str, Any] = {"engine": rank.engine}
         config |= {"n_ranges": rank.n_ranges} if rank.engine == "sort" else {}
         return self._dataset("key_counts", {"fr": self.fr}, config, {"pairs": self.pairs()})
 
     def sorted_keys(self) -> Dataset:
-        """Return the sorted keys of each shard (engine sort only)."""
+        """Return the sorted keys of each group of parts (engine sort only)."""
         return self._dataset("sorted_keys", {"fr": self.fr}, {}, {"pairs": self.pairs()})
 
     def similarity_ranks(self) -> Dataset:
@@ -285,12 +287,20 @@ def model_id(model: RecognizerSettings | MethodSettings) -> dict[str, Any]:
     """Return name, options and content hash of a model: the hash of its weights, or of the ONNX file that it is."""
     identity: dict[str, Any] = {"name": label_of(model.name), "options": model.options}
     if ModelRef.parse(model.name).kind == "onnx":
-        identity["sha256"] = content_hash(model.name)
+        identity |= {"sha256": _onnx_hash(model.name), "onnx": ONNX_VERSION}
     elif model.weights is not None and not model.weights.startswith("random:"):
         identity["sha256"] = content_hash(model.weights)
     elif model.weights is not None:
         identity["weights"] = model.weights
     return identity
+
+
+@lru_cache
+def _onnx_hash(uri: str) -> str:
+    """Return the SHA-256 of an ONNX file and of the weights beside it; a process reads each file once."""
+    from fiqa_ray.models.formats.onnx_file import onnx_sha256  # a parser, which `status` and `--help` do without
+
+    return onnx_sha256(uri)
 
 
 @lru_cache

@@ -8,6 +8,7 @@ import tempfile
 import time
 import urllib.request
 import uuid
+from contextlib import contextmanager
 
 import hypothesis
 import pytest
@@ -56,17 +57,15 @@ def shipped_min_part_images():
     pair_parts.MIN_PART_IMAGES = shipped
 
 
-@pytest.fixture(scope="session")
-def s3_server():
-    """A moto server in a process of its own, so that Ray's workers and subprocesses reach it; sets AWS_ENDPOINT_URL."""
+@contextmanager
+def running_s3_server(*arguments):
+    """Run tests/helpers/s3_server.py in a process of its own, so that Ray's workers and subprocesses reach it."""
     port = smoke.free_port()
     url = f"http://127.0.0.1:{port}"
+    program = os.path.join(os.path.dirname(__file__), "helpers", "s3_server.py")
     server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        [sys.executable, program, str(port), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    os.environ["AWS_ENDPOINT_URL"] = url
     for _ in range(200):
         try:
             urllib.request.urlopen(url, timeout=1).close()
@@ -76,7 +75,28 @@ def s3_server():
     yield url
     server.kill()
     server.wait()
-    del os.environ["AWS_ENDPOINT_URL"]
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """An S3 server for all tests; sets AWS_ENDPOINT_URL."""
+    with running_s3_server() as url:
+        os.environ["AWS_ENDPOINT_URL"] = url
+        yield url
+        del os.environ["AWS_ENDPOINT_URL"]
+
+
+@pytest.fixture
+def slow_bucket(s3_server, monkeypatch):
+    """The URI of a bucket whose server pauses between looking for an object and writing it."""
+    import s3fs
+
+    with running_s3_server("0.1") as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem(endpoint_url=url).mkdir("slow-bucket")
+        yield "s3://slow-bucket"
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture

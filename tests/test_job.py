@@ -12,7 +12,7 @@ import pytest
 
 import smoke
 from fiqa_ray.datasets.dataset import Dataset, Part
-from fiqa_ray.engine.ray import ray_mapper
+from fiqa_ray.engine.ray import RayMapper
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.job import Job
 from fiqa_ray.storage import list_files, read_bytes
@@ -100,7 +100,7 @@ def test_a_machine_gets_no_more_tasks_than_its_memory_holds(tmp_path, ray_cluste
     step = Step(
         "optimize", Dataset(f"{tmp_path}/v=0", "labels"), range(4), stateless_worker(make_part), 4, memory_bytes=memory
     )
-    mapper = ray_mapper(smoke.settings(tmp_path, tmp_path, str(tmp_path / "run"), "compute.engine=ray").compute)
+    mapper = RayMapper(smoke.settings(tmp_path, tmp_path, str(tmp_path / "run"), "compute.engine=ray").compute)
     parts = [part for _, part in mapper([(step, shard) for shard in step.shards])]
     assert max(part.stats["most"] for part in parts) == at_once
     assert sorted(part.index for part in parts) == [0, 1, 2, 3]

@@ -29,7 +29,7 @@ COMMON = {  # columns of several schemas, or whose name says almost all
     "mated": "whether both images show one person",
     "mean_similarity_rank": "mean rank of the pairs that the image owns, or null",
     "n_owned_pairs": "pairs that the image owns, over all repeats",
-    "n_pairs": "64 counts of pairs, one per similarity of the block",
+    "counts": "64 counts of pairs, one per similarity of the block",
     "optimized_index": "the index after equation 3",
     "prior_score": "the FIQA method's score",
     "quality_index": "rank of the prior score, 0 is the worst image",

@@ -4,8 +4,8 @@ Section III, label optimization:
     paper.py          the whole of it on one page of plain numpy: the specification
     clustering.py     the images of an identity in clusters
     pairs.py          mated pairs across clusters, and their similarities (equation 1)
-    ranking.py        similarity ranks of all pairs (equation 2)
-    labels.py         quality indices, their update (equation 3), and labels; `optimize_labels` runs it all
+    ranking.py        similarity ranks of all pairs (id^Xs of equation 2)
+    labels.py         indices, mean ranks (equation 2), the update (equation 3), labels; `optimize_labels` runs it all
 Section IV, evaluation:
     verification.py   false match and false non-match rates
     edc.py            the error-versus-discard curve

@@ -67,9 +67,9 @@ def faiss_clusters(
     return np.unique(nearest, return_inverse=True)[1].astype(np.int32)
 
 
-def start_states(identity_rows: NDArray[np.int64], repeats: Sequence[int], *, seed: int) -> NDArray[np.uint64]:
+def start_states(identity_rows: NDArray[np.int64], clusterings: Sequence[int], *, seed: int) -> NDArray[np.uint64]:
     """Return random states `(R, K)`; mixing in an image's position gives the draw that orders candidates for a start."""
-    return counter_draws(seed, START_STREAM, np.asarray(repeats)[:, None], identity_rows)
+    return counter_draws(seed, START_STREAM, np.asarray(clusterings)[:, None], identity_rows)
 
 
 def start_images(sizes: NDArray[np.int64], states: NDArray[np.uint64], n_clusters: int) -> NDArray[np.int32]:

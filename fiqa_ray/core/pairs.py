@@ -3,7 +3,8 @@
 L = sum over identities of N_k * (C_k - 1) ordered pairs; (a, b) and (b, a) may both occur and count twice. Released code:
 LSIbabnikz/Optimization-Based-Improvement-of-FIQA-Techniques src/iterative_optimization/optimize.py.
 
-The mate is drawn in `kernels.mates.draw_mates`, whose specification is `core.paper.draw_mates`.
+The mate is drawn in `kernels.mates.draw_mates`, on a device in `kernels.accelerator.MateCandidates.draw`. The specification
+of both is `core.paper.draw_mates`.
 
 Identities are taken in blocks that fit a core's own cache. The Gram matrices of a block are formed once; they serve K-Means
 and hold the similarities of all repeats.
@@ -132,7 +133,7 @@ def redraw_mates(
     """
     bounds = np.asarray(bounds, np.int64)
     sizes = np.diff(bounds)  # (K,)
-    counts = cluster_counts(cluster, sizes)  # (K,)
+    counts = count_clusters_of(cluster, sizes)  # (K,)
     n_pairs = sizes * (counts - 1)  # (K,)
     mate = np.empty((len(repeats), int(n_pairs.sum())), np.int32)
     draw_mates(
@@ -141,7 +142,7 @@ def redraw_mates(
     return np.repeat(counts - 1, sizes), mate
 
 
-def cluster_counts(cluster: NDArray[np.int32], sizes: NDArray[np.int64]) -> NDArray[np.int32]:
+def count_clusters_of(cluster: NDArray[np.int32], sizes: NDArray[np.int64]) -> NDArray[np.int32]:
     """Return the number of clusters `(K,)` of identities of these `sizes`; ValueError for an image without one."""
     counts = np.zeros(len(sizes), np.int32)
     is_fit = len(cluster) == sizes.sum() and not (sizes < 0).any()
@@ -241,7 +242,7 @@ class _PairBuffers:
         """Take stored clusters; ValueError for more of them than there is space for."""
         for g, cluster in enumerate(clusters):
             self.cluster[g] = cluster
-            self.cluster_counts[g] = cluster_counts(self.cluster[g], self.sizes)
+            self.cluster_counts[g] = count_clusters_of(self.cluster[g], self.sizes)
             if (self.cluster_counts[g] > np.minimum(self.sizes, self.n_clusters)).any():
                 raise ValueError(f"an identity has more than {self.n_clusters} clusters, or more than it has images")
 
@@ -359,12 +360,12 @@ def _pair_on_device(
             counts[:] = np.maximum.reduceat(cluster, bounds[:-1]) + 1
         elif method == "faiss":
             _cluster_by_faiss(buffers, block, units, g)
-        partners = accelerator.list_partners(cluster, bounds, counts, device)
-        row_start = accelerator.gram_rows(partners, bounds)  # (L,)
+        candidates = accelerator.list_candidates(cluster, bounds, counts, device)
+        row_start = accelerator.gram_rows(candidates, bounds)  # (L,)
         image = np.arange(bounds[-1]) - np.repeat(bounds[:-1], sizes)  # (I,) position in the identity
         used = buffers.used_space(sizes * (counts - 1), block)
         for r in range(repeats.start, repeats.stop):
-            mate = partners.draw(counter_draws(buffers.seed, MATE_STREAM, r, np.repeat(rows, sizes), image))
+            mate = candidates.draw(counter_draws(buffers.seed, MATE_STREAM, r, np.repeat(rows, sizes), image))
             buffers.mate[r, used] = mate.cpu().numpy() + np.int32(first)
             similarity = keys.index_select(0, row_start + mate).mul_(1 / SIMILARITY_STEPS)
             buffers.similarity[r, used] = similarity.cpu().numpy()

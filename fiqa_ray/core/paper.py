@@ -6,9 +6,10 @@ any number of machines; tests hold all of them equal. The steps, in the paper's 
     1. Cluster the images of each identity.                                 `cluster_identity`
     2. Draw mated pairs: each image with one image of each other cluster.   `draw_mates`
     3. Compare the images of each pair.                                     `cosine_similarity`, equation 1
-    4. Rank the similarities of all pairs, and rank the prior scores.       `similarity_rank`, equation 2; `quality_index`
-    5. Move each image's index towards the ranks of its pairs.              `index_shift`, equation 3
-    6. Give the prior scores, in ascending order, to the images by index.   `reassign_scores`
+    4. Rank the similarities of all pairs, and rank the prior scores.       `similarity_rank`, `quality_index`
+    5. Average, for each image, the ranks of the pairs that it owns.        `mean_owned_rank`, equation 2
+    6. Move each image's index towards its mean rank.                       `index_shift`, equation 3
+    7. Give the prior scores, in ascending order, to the images by index.   `reassign_scores`
 
 CONTRIBUTING.md names the fast version of each step. Random numbers come from the functions that the fast path uses:
 `counter_draws` gives 64 random bits, `uniform_below` makes a whole number of them.
@@ -65,7 +66,7 @@ def optimize_labels(
         image, mate = np.concatenate(pairs, axis=1)  # (L,) each
         rank = similarity_rank(cosine_similarity(unit[image], unit[mate]))  # (L,)
         scale = len(index) / len(rank) if index_scale == "normalized" and len(rank) else 1.0
-        shift += index_shift(index, image, mate, rank, scale)
+        shift += index_shift(index, scale * mean_owned_rank(index, image, mate, rank))
     return reassign_scores(prior_scores, index, index + theta * (shift / n_repeats))
 
 
@@ -114,7 +115,7 @@ def cosine_similarity(unit_a: FloatArray, unit_b: FloatArray) -> FloatArray:
 
 
 def similarity_rank(similarity: FloatArray) -> FloatArray:
-    """Return the rank of each pair among all L of a repeat (equation 2): 0 is the least similar; ties share their mean."""
+    """Return the rank `(L,)` of each pair among all L of a repeat, id^Xs: 0 is the least similar; ties share their mean."""
     rank: FloatArray = rankdata(similarity, method="average") - 1
     return rank
 
@@ -125,16 +126,21 @@ def quality_index(prior_scores: FloatArray) -> IntArray:
     return index
 
 
-def index_shift(index: IntArray, image: IntArray, mate: IntArray, rank: FloatArray, scale: float) -> FloatArray:
-    """Return `(I,)` what equation 3 adds to each index, before theta: scaled mean rank of the pairs it owns, less the index.
+def mean_owned_rank(index: IntArray, image: IntArray, mate: IntArray, rank: FloatArray) -> FloatArray:
+    """Return the mean rank `(I,)` of the pairs that each image owns (equation 2); NaN where it owns none.
 
     A pair's owner is its image with the lower quality index, whichever drew it: similarity tells most about the worse
-    image. An image that owns no pair keeps its index.
+    image.
     """
     owner = np.where(index[image] <= index[mate], image, mate)  # (L,)
     n_owned = np.bincount(owner, minlength=len(index))  # (I,)
-    mean_rank = np.bincount(owner, rank, len(index)) / np.maximum(n_owned, 1)
-    return np.where(n_owned > 0, mean_rank * scale - index, 0.0)
+    rank_sum = np.bincount(owner, rank, len(index))
+    return np.where(n_owned > 0, rank_sum / np.maximum(n_owned, 1), np.nan)
+
+
+def index_shift(index: IntArray, mean_rank: FloatArray) -> FloatArray:
+    """Return `(I,)` what equation 3 adds to each index, before theta; an image that owns no pair keeps its index."""
+    return np.where(np.isnan(mean_rank), 0.0, mean_rank - index)
 
 
 def reassign_scores(prior_scores: FloatArray, index: IntArray, optimized_index: FloatArray) -> FloatArray:

@@ -1,4 +1,4 @@
-"""Global rank of every pair's similarity (paper equation 2, id^Xs): pure steps of the two ranking engines.
+"""Global rank of every pair's similarity (id^Xs of equation 2): pure steps of the two ranking engines.
 
 Ranks count from 0 for the least similar of the L pairs of a repeat; tied pairs share their mean rank. A rank is stored
 doubled, so that means of ties stay whole numbers. Similarities are multiples of 2^-23 (their keys are whole numbers), so a

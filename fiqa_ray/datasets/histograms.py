@@ -16,7 +16,7 @@ from fiqa_ray.core.ranking import Histogram
 from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.dataset import Dataset, Part, part_name
 
-PACKED = {"block": "NONE", "n_pairs": "zstd"}
+PACKED = {"block": "NONE", "counts": "zstd"}
 """Compression of histograms that go from task to task: fewer bytes are worth more there than the 40 ms that zstd takes."""
 
 KEY_SPAN = 1.2e7
@@ -31,13 +31,13 @@ def histogram_table(histogram: Histogram) -> pa.Table:
     kind = pa.binary(64 * counts.itemsize)
     little_endian = np.ascontiguousarray(counts, counts.dtype.newbyteorder("<"))
     column = pa.FixedSizeBinaryArray.from_buffers(kind, len(counts), [None, pa.py_buffer(little_endian)])
-    values = {"block": histogram.block, "n_pairs": column}
+    values = {"block": histogram.block, "counts": column}
     return pa.table(values, schema=schemas.key_counts(counts.itemsize))
 
 
 def read_histogram(table: pa.Table) -> Histogram:
     """Return the histogram that `histogram_table` wrote; counts of 8 bytes are int64, others unsigned."""
-    column = table["n_pairs"].combine_chunks()
+    column = table["counts"].combine_chunks()
     n_bytes = column.type.byte_width // 64
     values = np.frombuffer(column.buffers()[1], dtype="<i8" if n_bytes == 8 else f"<u{n_bytes}")
     counts = values[64 * column.offset :][: 64 * len(column)].reshape(-1, 64)

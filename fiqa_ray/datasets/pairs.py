@@ -147,7 +147,7 @@ class PairReader:
             if clusters is None or self.settings.recluster:
                 clusters = self._clusters(stored.part, r)
             similarity = self._similarity(stored.part, r)
-            yield Pairs(r, clusters.cluster, clusters.n_pairs, clusters.mates(r, self.seed), similarity)
+            yield Pairs(r, clusters.cluster, clusters.n_opened, clusters.mates(r, self.seed), similarity)
 
     def _make_again(self, stored: StoredPairs, repeats: Sequence[int]) -> Iterator[Pairs]:
         fits = range(self.settings.n_repeats if self.settings.recluster else 1)
@@ -166,8 +166,8 @@ class PairReader:
 
     def _clusters(self, part: Part, repeat: int) -> _Clusters:
         suffix = schemas.cluster_suffix(repeat if self.settings.recluster else 0)
-        table = self.pairs.read(part, ["identity_row", "cluster", "n_pairs"], suffix)
-        return _Clusters(*(table[name].to_numpy() for name in ("identity_row", "cluster", "n_pairs")))
+        table = self.pairs.read(part, ["identity_row", "cluster", "n_opened"], suffix)
+        return _Clusters(*(table[name].to_numpy() for name in ("identity_row", "cluster", "n_opened")))
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class _Clusters:
 
     identity_row: np.ndarray
     cluster: np.ndarray
-    n_pairs: np.ndarray
+    n_opened: np.ndarray
 
     @cached_property
     def _drawn_from(self) -> tuple[np.ndarray, ...]:
@@ -277,7 +277,7 @@ def pair_files(
             "image_row": image_rows,
             "identity_row": identity_row,
             "cluster": cluster[fit],
-            "n_pairs": n_opened[fit],
+            "n_opened": n_opened[fit],
         }
         files[schemas.cluster_suffix(fit)] = table_bytes(pa.table(columns, schema=schemas.CLUSTERS))
     for r in range(settings.n_repeats if settings.keep else 0):

@@ -1,7 +1,8 @@
 """The Parquet schemas, with units, ranges and null rules; those of results are row classes in `datasets/results.py`.
 
-Rows are sorted by the first column. `image_row` (0..n_images-1, in (identity, image_id) order) and `identity_row`
-are dense. A bad image keeps its row with `status` other than "ok" and `error`; its values are null.
+Tables that begin with `image_row` are sorted by it; others say their order. `image_row` (0..n_images-1, in the order of
+identity and image_id) and `identity_row` are dense. A bad image keeps its row with `status` other than "ok" and `error`; its
+values are null.
 """
 
 from __future__ import annotations
@@ -69,14 +70,12 @@ CLUSTERS = pa.schema(
         _never_null(*ROW),
         _never_null("identity_row", pa.int32()),
         _never_null("cluster", pa.int32()),  # dense from 0 within the identity; -1 where the image has no embedding
-        _never_null(
-            "n_pairs", pa.int32()
-        ),  # pairs that the image starts in a repeat: one per other cluster of its identity
+        _never_null("n_opened", pa.int32()),  # pairs that the image opens in a repeat: one per other cluster
     ]
 )
 
 
-# one file per part and repeat: for each image of CLUSTERS its n_pairs, ordered by the mate's cluster; the mates are not
+# one file per part and repeat: for each image of CLUSTERS its n_opened, ordered by the mate's cluster; the mates are not
 # stored, they follow from clusters and seed (fiqa_ray.datasets.pairs)
 PAIRS = pa.schema([_never_null("similarity", pa.float32())])  # cosine, a multiple of 2^-23 in [-1, 1]
 
@@ -97,7 +96,7 @@ def key_counts(n_bytes: int) -> pa.Schema:
     Row `block` holds 64 little-endian unsigned counts of `n_bytes` bytes, for the similarities (64 * block + j) / 2**23,
     j = 0..63.
     """
-    return pa.schema([_never_null("block", pa.int32()), _never_null("n_pairs", pa.binary(64 * n_bytes))])
+    return pa.schema([_never_null("block", pa.int32()), _never_null("counts", pa.binary(64 * n_bytes))])
 
 
 SORTED_KEYS = pa.schema([_never_null("similarity_key", pa.int32())])  # ascending: the keys of some parts of pairs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 from fiqa_ray.datasets.dataset import Part
 from fiqa_ray.engine.step import Step, Worker
@@ -17,21 +17,37 @@ Item = tuple[Step, Any]
 """A shard and the step that it belongs to."""
 
 
-Mapper = Callable[[Sequence[Item]], Iterator[tuple[Item | None, Outcome]]]
-"""Runs shards: yields each with its part, or with the exception that it raised, in any order.
+class Mapper(Protocol):
+    """Runs shards."""
 
-The item is None where Ray failed as a whole.
-"""
+    def __call__(self, items: Sequence[Item]) -> Iterator[tuple[Item | None, Outcome]]:
+        """Yield each shard with its part, or with the exception that it raised, in any order.
+
+        The item is None where Ray failed as a whole.
+        """
+
+    def waits_for(self, items: Sequence[Item]) -> str:
+        """Return why none of the shards can run at the moment, or an empty text."""
 
 
-def local_map(items: Sequence[Item]) -> Iterator[tuple[Item | None, Outcome]]:
-    """Run shards one by one in this process."""
-    from fiqa_ray.core.kernels.threads import one_thread
+class LocalMapper:
+    """Runs shards one by one in this process."""
 
-    workers = WorkerSlot()
-    for step, shard in items:
-        with one_thread() if step.engine != "driver" else nullcontext():
-            yield (step, shard), call_and_catch(lambda step=step, shard=shard: workers.get(step.make_worker)(shard))  # type: ignore[misc]
+    def __call__(self, items: Sequence[Item]) -> Iterator[tuple[Item | None, Outcome]]:
+        """Run shards."""
+        from fiqa_ray.core.kernels.threads import one_thread
+
+        workers = WorkerSlot()
+        for step, shard in items:
+            with one_thread() if step.engine != "driver" else nullcontext():
+                yield (step, shard), call_and_catch(lambda step=step, shard=shard: workers.get(step.make_worker)(shard))  # type: ignore[misc]
+
+    def waits_for(self, items: Sequence[Item]) -> str:
+        """Return an empty text: this process never waits."""
+        return ""
+
+
+local_map = LocalMapper()
 
 
 def call_and_catch(call: Callable[[], Part]) -> Outcome:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -19,10 +20,15 @@ def note(text: str) -> None:
 
 
 class StepProgress:
-    """Counts the rows of one step; use as a context, call `advance` per finished part."""
+    """Counts the rows of one step; use as a context, call `advance` per finished part.
 
-    def __init__(self, name: str, total: int, unit: str, done: int = 0) -> None:
-        self.name, self.total, self.unit, self.done = name, total, unit, done
+    `waits_for` says why nothing can run at the moment; it returns an empty text where something does.
+    """
+
+    def __init__(
+        self, name: str, total: int, unit: str, done: int = 0, waits_for: Callable[[], str] = lambda: ""
+    ) -> None:
+        self.name, self.total, self.unit, self.done, self.waits_for = name, total, unit, done, waits_for
         self._at_start = done
         self._started = time.monotonic()
         self._ended = threading.Event()
@@ -49,7 +55,7 @@ class StepProgress:
         while not self._ended.wait(LOG_INTERVAL_S):
             rate = self._rate()
             left = f"about {(self.total - self.done) / rate:,.0f} s left" if rate > 0 else "the first part is under way"
-            self._line(f"{rate:,.{0 if rate >= 10 else 1}f} {self.unit}/s, {left}")
+            self._line(self.waits_for() or f"{rate:,.{0 if rate >= 10 else 1}f} {self.unit}/s, {left}")
 
     def _rate(self) -> float:
         return (self.done - self._at_start) / max(time.monotonic() - self._started, 1e-9)

@@ -11,10 +11,11 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from fiqa_ray.config import ComputeSettings
-from fiqa_ray.engine.local import Item, Mapper, Outcome, WorkerSlot, call_and_catch, local_map
+from fiqa_ray.engine.local import Item, Outcome, WorkerSlot, call_and_catch, local_map
 from fiqa_ray.engine.step import Worker
 from fiqa_ray.errors import FiqaRayError
 
@@ -22,16 +23,35 @@ LARGE_BYTES = 1 << 30
 """A process returns the memory of larger shards to the system; that of smaller ones serves its next shard."""
 
 
-def ray_mapper(compute: ComputeSettings) -> Mapper:
-    """Return the mapper of a Ray cluster: actor pools of Ray Data for models and decoding, plain tasks for numerics."""
+@dataclass(frozen=True)
+class RayMapper:
+    """Runs shards on a Ray cluster: in actor pools of Ray Data for models and decoding, in plain tasks for numerics."""
 
-    def run(items: Sequence[Item]) -> Iterator[tuple[Item | None, Outcome]]:
+    compute: ComputeSettings
+
+    def __call__(self, items: Sequence[Item]) -> Iterator[tuple[Item | None, Outcome]]:
+        """Run shards."""
         engine = items[0][0].engine
         if engine == "driver":
             return local_map(items)
-        return _ray_data(items, compute) if engine == "data" else _ray_tasks(items, compute)
+        return _ray_data(items, self.compute) if engine == "data" else _ray_tasks(items, self.compute)
 
-    return run
+    def waits_for(self, items: Sequence[Item]) -> str:
+        """Return which resource the cluster lacks altogether, or an empty text."""
+        import ray
+
+        if not ray.is_initialized():
+            return ""
+        step = items[0][0]
+        on_gpu = step.needs_gpu or (step.uses_model and self.compute.device == "cuda")
+        present = ray.cluster_resources()
+        lacking = [name for name in (["CPU", "GPU"] if on_gpu else ["CPU"]) if not present.get(name)]
+        if not lacking:
+            return ""
+        return (
+            f"the Ray cluster has no {' and no '.join(lacking)}, and {len(items)} parts wait; this is right if it starts "
+            "machines on demand, else add one"
+        )
 
 
 def _ray_tasks(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tuple[Item | None, Outcome]]:
@@ -185,6 +205,8 @@ def ray_session(compute: ComputeSettings) -> Iterator[None]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Ray Data ends a dataset after half an hour without output: one slow part, or spot machines that do not come
+    context.execution_no_progress_timeout_s = -1
     if ray.is_initialized():
         yield
         return

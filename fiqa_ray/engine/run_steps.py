@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from fiqa_ray.datasets.dataset import Manifest
 from fiqa_ray.engine.local import Item, Mapper
@@ -53,7 +54,8 @@ def run_steps(steps: Sequence[Step], mapper: Mapper, max_bad_fraction: float = 1
             unit = _largest_step(unfinished).unit  # work in other units is small beside it
             total = sum(s.n_rows for s in unfinished if s.unit == unit)
             n_done = sum(n for s, n in done if s.unit == unit)
-            with StepProgress(group_name(unfinished), total, unit, n_done) as progress:
+            waits_for = partial(mapper.waits_for, items)
+            with StepProgress(group_name(unfinished), total, unit, n_done, waits_for) as progress:
                 _run_items(items, mapper, lambda step, n: progress.advance(n if step.unit == unit else 0))
     committed = []
     for step, stored in zip(steps, manifests, strict=True):

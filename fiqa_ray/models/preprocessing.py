@@ -39,6 +39,10 @@ class Preprocessing:
         if self.scale <= 0:
             raise UsageError(f"scale={self.scale!r}: must be positive")
 
+    def __str__(self) -> str:
+        """Say how pixels go in."""
+        return f"pixels go in as (v - {self.mean:g}) / {self.scale:g}, {self.colour}"
+
     def __call__(self, x: Tensor) -> Tensor:
         """Map RGB faces `(N, 3, h, w)` float in [0, 1] to the network's input; differentiable."""
         x = x.flip(1) if self.colour == "BGR" else x

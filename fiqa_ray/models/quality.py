@@ -50,7 +50,7 @@ def load_scorer(
               network with one number per face, larger is better; without options, a regressor of `fiqa-ray export`;
             - `module:function`: called as `function(weights=weights, **options)`, returns a callable that maps
               `(N, 3, 112, 112) uint8` RGB faces on `device` to `(N,)` scores, larger is better;
-            - the path or URL of a regressor's folder; option `allow_import`, see `load_regressor`.
+            - the path or URL of a regressor's folder; options `allow_import` and `expected`, see `load_regressor`.
         recognizer: a loaded one, or the name of one, which is then loaded with `weights`.
         weights: path or URL of the checkpoint of the method's own network or of pcnet's head, or `random:SEED`; or a
             value for the user's own function; or the checkpoint of the named recogniser.
@@ -67,7 +67,8 @@ def load_scorer(
         return _load_method(name, reference.method, recognizer, weights, torch_device, seed, options)
     if reference.kind == "table":
         raise UsageError(
-            f"{name!r} is no FIQA method but an FR model; name a method, and give {name} as its recogniser"
+            f"{name!r} is a recogniser, not a FIQA method: use --recognizer {name} (recognizer: in a job), with a method "
+            "such as faceqan"
         )
     if reference.kind == "onnx":
         return _load_onnx(name, weights, torch_device, seed, options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,19 @@ from fiqa_ray.models.formats.checkpoints import (
     MAGFACE_PREFIXES,
     State,
     fill_randomly,
-    load_state_dict,
     load_strictly,
+    read_checkpoint,
     sha256_of,
     sha256_of_state,
 )
 from fiqa_ray.models.formats.mxnet_params import load_mxnet_iresnet
-from fiqa_ray.models.formats.onnx_graph import parse_onnx
+from fiqa_ray.models.formats.onnx_file import read_onnx
+from fiqa_ray.models.formats.onnx_network import one_output
+from fiqa_ray.models.formats.onnx_scaling import find_scaling
+from fiqa_ray.models.formats.wrappings import find_backbone
 from fiqa_ray.models.options import check_options, near_name
 from fiqa_ray.models.preprocessing import UNIT_PIXELS, Preprocessing
+from fiqa_ray.models.probe import probe_faces
 from fiqa_ray.models.recognizer import FACE_SHAPE, Recognizer, check_embeddings
 from fiqa_ray.models.recognizer_table import MAGFACE, RECOGNIZERS, NetworkRow
 from fiqa_ray.models.reference import ModelRef
@@ -47,8 +52,9 @@ def load_recognizer(
               reproducible random weights (for tests and trial runs; such embeddings mean nothing);
             - `module:function`: called as `function(weights=weights, **options)`, returns a torch module that maps
               RGB faces `(N, 3, 112, 112)` float in [0, 1] to `(N, D)`; as a `SplitNetwork` it also serves SER-FIQ;
-            - a path or URL ending in `.onnx`, with options `mean` and `scale` (input = (v - mean) / scale for v in
-              0..255) and `colour` (RGB by default, or BGR).
+            - a path or URL ending in `.onnx`, which onnxruntime runs, with options `mean` and `scale` (input =
+              (v - mean) / scale for v in 0..255; not needed where the file shows them), `colour` (RGB by default, or
+              BGR) and `output` (name of the output; needed where several could be the embedding).
         weights: path or any fsspec URL.
         device: as torch names it: cpu, cuda, cuda:1.
         **options: as `name` says.
@@ -114,7 +120,10 @@ def _load_checkpoint(backbone: nn.Module, name: str, row: NetworkRow, uri: str) 
     if row.sha256 is not None and sha256 != row.sha256:
         logger.warning("%s: SHA-256 %s is not that of the released %s (%s)", uri, sha256, row.released_file, row.sha256)
     state: Mapping[str, Tensor]
-    state = load_mxnet_iresnet(data, name=uri) if row.file_format == "mxnet" else load_state_dict(data, name=uri)
+    if row.file_format == "mxnet":
+        state = load_mxnet_iresnet(data, name=uri)
+    else:
+        state = find_backbone(read_checkpoint(data, uri), backbone.state_dict(), uri)
     load_strictly(backbone, state, uri)
     if isinstance(state, State) and state.wrapping in MAGFACE_PREFIXES and row.source != MAGFACE:
         raise FiqaRayError(
@@ -132,33 +141,43 @@ def load_onnx(
     Args:
         name: location of the file.
         weights: must be None, because the file holds its own weights.
-        options: `mean`, `scale` and, if it is not RGB, `colour`.
+        options: `mean`, `scale`, `colour`, `output`, as `load_recognizer` has them.
         quality: load a quality network, whose output is one number per face, `(N,)` or `(N, 1)`.
 
     Raises:
         FiqaRayError: as `load_recognizer`.
     """
-    check_options(name, options, allowed=("mean", "scale", "colour"))
+    check_options(name, options, allowed=("mean", "scale", "colour", "output"))
     if weights is not None:
         raise UsageError(f"{name}: an ONNX file holds its own weights; leave out weights={os.fspath(weights)!r}")
-    if "mean" not in options or "scale" not in options:
-        raise UsageError(
-            f"{name}: an ONNX file does not say how pixels are scaled; give mean and scale on 0..255, "
-            "input = (v - mean) / scale. Common: 127.5 and 127.5; 0 and 1 where the graph scales by itself"
-        )
-    preprocessing = Preprocessing(**options)
-    data = read_bytes(name)
-    backbone: nn.Module = parse_onnx(data, name)
-    if quality:
-        backbone = _Column(backbone)
-    probe = _probe_faces()
-    with torch.no_grad():
-        together = _call_network(name, backbone, preprocessing(probe))
-        alone = _call_network(name, backbone, preprocessing(probe[:1]))
+    if "mean" in options and "scale" in options:
+        Preprocessing(**{key: value for key, value in options.items() if key != "output"})  # wrong values end here
+    model, sha256 = read_onnx(name)
+    preprocessing, source = _onnx_preprocessing(name, model, options)
+    probe = preprocessing(probe_faces())
+    network = one_output(model, name, probe.numpy(), quality=quality, output=options.get("output"))
+    backbone = _Column(network) if quality else network
+    together, alone = (_call_network(name, backbone, x) for x in (probe, probe[:1]))
     check_embeddings(together, 1 if quality else None, name, n_images=len(probe))
     if not torch.allclose(together[:1], alone, rtol=1e-3, atol=1e-4 * float(alone.abs().max())):
         raise FiqaRayError(f"{name}: one face's embedding depends on the others in its batch; export it for inference")
-    return Recognizer(name, backbone, preprocessing, together.shape[1], sha256_of(data), options=options)
+    return Recognizer(name, backbone, preprocessing, together.shape[1], sha256, options=options, scaling_source=source)
+
+
+def _onnx_preprocessing(name: str, model: Any, options: Mapping[str, Any]) -> tuple[Preprocessing, str]:
+    """Return scaling and colour order of an ONNX network, and by what they were found (empty: the user gave them)."""
+    given = {key: value for key, value in options.items() if key != "output"}
+    if "mean" in given and "scale" in given:
+        return Preprocessing(**given), ""
+    found = find_scaling(model)
+    if found is None or "mean" in given or "scale" in given:
+        raise UsageError(
+            f"{name}: the file does not show how pixels are scaled; give mean and scale on 0..255, "
+            "input = (v - mean) / scale. Common: 127.5 and 127.5; 0 and 1 where the graph scales by itself"
+        )
+    preprocessing, source = replace(found[0], **given), found[1]
+    logger.warning("%s: %s (%s); if that is wrong, set mean, scale and colour", name, preprocessing, source)
+    return preprocessing, source
 
 
 def _load_function(

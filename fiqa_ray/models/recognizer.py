@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from fiqa_ray.core.align import FACE_SIZE
 from fiqa_ray.errors import FiqaRayError, UsageError
+from fiqa_ray.models.formats.onnx_network import OnnxNetwork
 from fiqa_ray.models.networks.iresnet import SplitNetwork
 from fiqa_ray.models.preprocessing import Preprocessing
+from fiqa_ray.models.probe import probe_faces
 
 FACE_SHAPE = (3, FACE_SIZE, FACE_SIZE)
 
@@ -31,7 +33,8 @@ class Recognizer(nn.Module):
         dim: number of values of an embedding, D.
         weights_sha256: hash of the weights file, or of the values where there is no single file.
         is_random: whether the weights are those of `random:SEED`.
-        differentiable: whether a gradient reaches the input (FaceQAN needs it).
+        differentiable: whether a gradient can reach the input (FaceQAN needs it), see `with_gradients`.
+        scaling_source: by what scaling and colour order were found where the user gave none; else empty.
         backbone: the bare network; takes preprocessed float faces.
         preprocessing: turns faces in [0, 1] into the backbone's input.
         trainable_names: the backbone's parameters that were trainable before freezing.
@@ -48,6 +51,7 @@ class Recognizer(nn.Module):
         options: Mapping[str, Any] | None = None,
         differentiable: bool = True,
         is_random: bool = False,
+        scaling_source: str = "",
     ) -> None:
         super().__init__()
         self.name = name
@@ -57,6 +61,7 @@ class Recognizer(nn.Module):
         self.weights_sha256 = weights_sha256
         self.differentiable = differentiable
         self.preprocessing = preprocessing
+        self.scaling_source = scaling_source
         self.trainable_names = tuple(key for key, value in backbone.named_parameters() if value.requires_grad)
         self.backbone = backbone
         self.requires_grad_(False).eval()
@@ -99,6 +104,34 @@ class Recognizer(nn.Module):
         """Map RGB faces in [0, 1] to the backbone's input, in the backbone's dtype."""
         dtype = next((p.dtype for p in self.backbone.parameters()), torch.float32)
         return self.preprocessing(x.to(dtype))
+
+    def with_gradients(self, what: str) -> Recognizer:
+        """Return a recogniser whose embeddings have gradients: this one, or an ONNX network converted to torch.
+
+        Args:
+            what: what needs them, for the message.
+
+        Raises:
+            UsageError: the recogniser has no gradients.
+            FiqaRayError: the ONNX network cannot be converted, or would compute other embeddings then.
+        """
+        if not self.differentiable:
+            raise UsageError(f"{what} needs gradients, and {self.name} has none; give it as torch operations")
+        if not isinstance(self.backbone, OnnxNetwork):
+            return self
+        from fiqa_ray.models.formats.onnx_gradients import ConvertedNetwork  # a package that only this needs
+
+        network = ConvertedNetwork(self.backbone, self.preprocessing(probe_faces()).numpy())
+        return Recognizer(
+            self.name,
+            network.to(self.backbone.onnx_file.device),
+            self.preprocessing,
+            self.dim,
+            self.weights_sha256,
+            options=self.options,
+            is_random=self.is_random,
+            scaling_source=self.scaling_source,
+        )
 
     def split(self, method: str) -> SplitNetwork:
         """Return the backbone as trunk and tail.

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -19,11 +20,12 @@ from torch import Tensor, nn
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.models.devices import find_device
 from fiqa_ray.models.formats.checkpoints import load_state_dict, load_strictly, sha256_of, state_bytes
-from fiqa_ray.models.formats.onnx_graph import STRUCTURE, parse_onnx
+from fiqa_ray.models.formats.onnx_network import FILE_ENTRY, OnnxNetwork
 from fiqa_ray.models.preprocessing import Preprocessing
+from fiqa_ray.models.probe import probe_faces
 from fiqa_ray.models.recognizer import Recognizer, check_faces
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
-from fiqa_ray.models.reference import CARD_FILE
+from fiqa_ray.models.reference import CARD_FILE, ModelRef
 from fiqa_ray.models.user_code import call_function
 from fiqa_ray.storage import join, read_bytes
 
@@ -31,7 +33,7 @@ WEIGHTS_FILE = "weights.pt"
 CARD_VERSION = 2
 """Version of the card's format; raise it when saved regressors change."""
 _TRUSTED = frozenset({"fiqa_ray.synthetic.compact:build"})
-"""Networks of this package that a card may name, although they are in no table. Other code runs only if allowed."""
+"""Every function that a card may name, beside the tables' networks. Other code runs only if allowed."""
 N_QUANTILES = 1001
 """Quantiles in a card's table of scores: one per tenth of a percent."""
 
@@ -87,7 +89,7 @@ class QualityRegressor(nn.Module):
         """Return scores as from `forward` and the raw embeddings that they come from, `(N, D)`."""
         check_faces(faces)
         x = (faces.to(torch.float32) / 255).to(self.regressor.weight.dtype)
-        embedding = self.base_model(self.preprocessing(x))
+        embedding = self.base_model(self.preprocessing(x)).to(self.regressor.weight.dtype)
         return self.regressor(embedding)[:, 0], embedding
 
 
@@ -180,7 +182,7 @@ def save_regressor(model: QualityRegressor, card: Mapping[str, Any]) -> dict[str
 
 
 def load_regressor(
-    uri: str, device: str = "cpu", *, allow_import: bool = False
+    uri: str, device: str = "cpu", *, allow_import: bool = False, expected: Mapping[str, Any] | None = None
 ) -> tuple[QualityRegressor, dict[str, Any]]:
     """Load a saved regressor, frozen and in evaluation mode, and its card.
 
@@ -189,14 +191,20 @@ def load_regressor(
         device: as torch names it.
         allow_import: let the card of a regressor on `module:function` have that function imported and called. A card
             is data, perhaps somebody else's; it must not run code unasked.
+        expected: what the job that trained the regressor says of it: `recognizer` and `options` of its FR model, whose
+            code may then run, and `files`, the records of its files (`n_bytes` and `crc32` by name).
 
     Raises:
         FiqaRayError: a file is missing, damaged or of another version, or does not fit the network.
     """
     torch_device = find_device(device)
     card_uri, weights_uri = join(uri, CARD_FILE), join(uri, WEIGHTS_FILE)
-    card = _read_card(card_uri)
-    data = read_bytes(weights_uri)
+    records = expected["files"] if expected else {}
+    card = _parse_card(_read_recorded(card_uri, records.get(CARD_FILE)), card_uri)
+    if expected is not None:
+        _check_origin(card, expected, card_uri)
+        allow_import = True
+    data = _read_recorded(weights_uri, records.get(WEIGHTS_FILE))
     if sha256_of(data) != card["weights_sha256"]:
         raise FiqaRayError(f"{weights_uri}: not the file that {card_uri} belongs to (SHA-256 differs); copy both again")
     state = load_state_dict(data, name=weights_uri)
@@ -214,9 +222,34 @@ def load_regressor(
     return model.requires_grad_(False).eval().to(torch_device), card
 
 
-def _read_card(card_uri: str) -> dict[str, Any]:
+def _read_recorded(uri: str, record: Mapping[str, Any] | None) -> bytes:
+    """Read a file and, if a job recorded its checksum, compare it."""
+    data = read_bytes(uri)
+    if record is not None and f"{crc32(data):08x}" != record["crc32"]:
+        raise FiqaRayError(
+            f"{uri}: not the file that the job wrote: its checksum differs from its record; remove {uri.rpartition('/')[0]} "
+            "and run again: the regressor is then trained again"
+        )
+    return data
+
+
+def _check_origin(card: Mapping[str, Any], expected: Mapping[str, Any], card_uri: str) -> None:
+    """Check that a card names the FR model of the job's settings; an ONNX file may have moved."""
+    kind = ModelRef.parse(card["recognizer"]).kind
+    same = kind == ModelRef.parse(expected["recognizer"]).kind
+    if kind != "onnx":
+        same = same and (card["recognizer"], card["options"]) == (expected["recognizer"], dict(expected["options"]))
+    if not same:
+        raise FiqaRayError(
+            f"{card_uri}: names the recogniser {card['recognizer']!r} with options {card['options']!r}, and the job's "
+            f"settings say {expected['recognizer']!r} with {dict(expected['options'])!r}; the card was exchanged. Remove "
+            f"{card_uri.rpartition('/')[0]} and run again: the regressor is then trained again"
+        )
+
+
+def _parse_card(data: bytes, card_uri: str) -> dict[str, Any]:
     try:
-        card = json.loads(read_bytes(card_uri))
+        card = json.loads(data)
     except ValueError as error:
         raise FiqaRayError(f"{card_uri}: not readable as JSON ({error}); the folder is no saved regressor") from error
     if not isinstance(card, dict):
@@ -255,9 +288,8 @@ def _check_version(card: dict[str, Any], card_uri: str) -> None:
 
 def _backbone(card: dict[str, Any], state: Mapping[str, Tensor], card_uri: str, allow_import: bool) -> nn.Module:
     name = card["recognizer"]
-    structure = state.get(f"base_model.{STRUCTURE}")
-    if structure is not None:
-        return parse_onnx(structure.numpy().tobytes(), f"{card_uri}: the graph of {name}")
+    if ModelRef.parse(name).kind == "onnx":
+        return _onnx_backbone(card, state, card_uri)
     if name in RECOGNIZERS:
         return RECOGNIZERS[name].build()
     if not allow_import and name not in _TRUSTED:
@@ -269,3 +301,19 @@ def _backbone(card: dict[str, Any], state: Mapping[str, Tensor], card_uri: str, 
     if not isinstance(backbone, nn.Module):
         raise FiqaRayError(f"{name}: returned {type(backbone).__name__}, wanted a torch.nn.Module")
     return backbone
+
+
+def _onnx_backbone(card: dict[str, Any], state: Mapping[str, Tensor], card_uri: str) -> nn.Module:
+    """Return the ONNX network that a regressor's weights hold: as its file was, or converted where it was trained."""
+    name, file = card["recognizer"], state.get(f"base_model.{FILE_ENTRY}")
+    if file is None:
+        raise FiqaRayError(
+            f"{card_uri}: the regressor on {name} was saved by an earlier version of fiqa_ray, which computed ONNX networks "
+            "in another way; train it again with this version"
+        )
+    network = OnnxNetwork(file.numpy().tobytes(), f"{card_uri}: the network of {name}")
+    if len([key for key in state if key.startswith("base_model.")]) == 1:
+        return network
+    from fiqa_ray.models.formats.onnx_gradients import ConvertedNetwork  # a package that only this needs
+
+    return ConvertedNetwork(network, Preprocessing(**card["preprocessing"])(probe_faces()).numpy())

@@ -79,9 +79,9 @@ def line_styles(scorers: Sequence[str]) -> dict[str, LineStyle]:
     styles: dict[str, LineStyle] = {}
     n_cycled = 0
     for scorer in dict.fromkeys(scorers):
-        if "random" in scorer.lower():
+        if scorer.lower() == "random":
             styles[scorer] = RANDOM_STYLE
-        elif "oracle" in scorer.lower():
+        elif scorer.lower() == "oracle":
             styles[scorer] = ORACLE_STYLE
         else:
             styles[scorer] = CYCLE[n_cycled % len(CYCLE)]
@@ -147,7 +147,7 @@ def edc_figure(lines: Sequence[EdcLine], styles: Mapping[str, LineStyle], limits
             _draw_line(axes, x, y, styles[line.scorer], stepped=not percent)
         for limit in limits:
             axes.axvline(limit * scale, color=GREY, linewidth=0.9, linestyle=":")
-        axes.set_xlabel("Ratio of unconsidered images [%]" if percent else "Fraction of discarded comparisons")
+        axes.set_xlabel("Discarded pairs [%]" if percent else "Discarded mated pairs, share")
         axes.set_ylabel("FNMR")
         axes.set_xlim(0, X_END * scale)
         axes.set_ylim(0, 1.06 * highest if highest > 0 else 1e-3)

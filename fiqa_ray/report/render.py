@@ -226,7 +226,7 @@ def curve_groups(data: ReportData, styles: Mapping[str, figures.LineStyle]) -> l
 
 def is_oracle(scorer: str) -> bool:
     """Return whether a scorer is a reference that knows the truth, told by its name."""
-    return "oracle" in scorer.lower()
+    return scorer.lower() == "oracle"
 
 
 def auc_tables(rows: Sequence[AucRow]) -> list[dict[str, Any]]:

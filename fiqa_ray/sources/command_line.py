@@ -18,7 +18,7 @@ from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.containers import read_ranges
 from fiqa_ray.sources.files import read_face_bytes
 from fiqa_ray.sources.leftovers import EXTENSIONS, count_text, reason_left_out
-from fiqa_ray.sources.paths import absolute, expand
+from fiqa_ray.sources.paths import absolute, expand, kind_of
 from fiqa_ray.storage import filesystem, split_chain, storage_errors
 
 MAX_MEMBER_BYTES = 1 << 28
@@ -51,7 +51,7 @@ def list_images(locations: Sequence[str], left_out: Counter[str] | None = None) 
         FiqaRayError: a location has no image, a tar is compressed or damaged, its members leave its root, are links or are
             larger than `MAX_MEMBER_BYTES`, or a name is not UTF-8.
     """
-    images: dict[str, ImageFile] = {}
+    images: dict[tuple[str, str], ImageFile] = {}
     for location in locations:
         head, chain = split_chain(location)
         if head.startswith("tar://"):
@@ -71,12 +71,15 @@ def list_images(locations: Sequence[str], left_out: Counter[str] | None = None) 
             raise FiqaRayError(
                 f"no image ({', '.join(EXTENSIONS)}) in {location}, in folders below it or in their tars{why}"
             )
-        images |= {image.uri: image for image in listed}
-    for uri in images:
+        for image in listed:  # `crops/` and `crops/a.png` name one file
+            images.setdefault(
+                (absolute(image.tar), split_chain(image.uri)[0]) if image.tar else (absolute(image.uri), ""), image
+            )
+    for image in images.values():
         try:
-            uri.encode()
+            image.uri.encode()
         except UnicodeEncodeError as exc:
-            raise FiqaRayError(f"the file name {uri!r} is not UTF-8; rename the file") from exc
+            raise FiqaRayError(f"the file name {image.uri!r} is not UTF-8; rename the file") from exc
     return list(images.values())
 
 
@@ -92,13 +95,11 @@ def read_images(images: Sequence[ImageFile]) -> list[bytes | None]:
 
 def _names(location: str, left_out: Counter[str]) -> list[str]:
     """Return the URIs of the images and tars at a location; a file is taken at its word, whatever its ending."""
-    with storage_errors(location):
-        fs, path = filesystem(location)
-        if not fs.isdir(path) and fs.exists(path):
-            return [location]
-        is_pattern = not fs.isdir(path) and any(c in path for c in "*?[")
+    kind = kind_of(location)
+    if kind == "file":
+        return [location]
     names = list(expand(absolute(location), (*EXTENSIONS, ".tar"), left_out))
-    if not is_pattern and names == [absolute(location)]:
+    if kind is None and names == [absolute(location)]:
         raise FiqaRayError(f"{location}: not found; give image files, folders, globs or tars")
     return names
 

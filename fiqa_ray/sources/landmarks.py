@@ -135,8 +135,8 @@ def arrange_landmarks(faces: pa.Table, order_name: str | None) -> tuple[pa.Table
             f"the landmarks of {len(rows):,} images do not fit the order {order.name} ({order.describe()}): their median "
             f"distance from the template is {given.residual_px:.1f} px and their median roll {given.roll_deg:.0f} degrees; "
             f"as {better.order.name} ({better.order.describe()}) {better.residual_px:.1f} px and {better.roll_deg:.0f} "
-            f"degrees. Set landmark_order: {better.order.name} in this source if that is their order, or "
-            f"landmark_order: {order.name} to take them as they are"
+            f"degrees. Compare the points with a picture and set landmark_order: {better.order.name} in this source if "
+            f"that is their order, or landmark_order: {order.name} to take them as they are"
         )
     if order != LandmarkOrder():
         arranged = np.zeros((len(faces), 10))

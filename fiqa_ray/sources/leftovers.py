@@ -61,7 +61,7 @@ def keep_data(names: Iterable[str], endings: Sequence[str], left_out: Counter[st
     return data
 
 
-def count_text(left_out: Counter[str], limit: int = 8) -> str:
+def count_text(left_out: Counter[str], limit: int = 20) -> str:
     """Return the counts as text, the largest first, such as `ending .gif 3, AppleDouble ._* 2`."""
     most = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
     rest = sum(n for _, n in most[limit:])

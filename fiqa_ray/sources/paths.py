@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from fsspec.implementations.local import LocalFileSystem
 
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.sources.leftovers import keep_data
+from fiqa_ray.sources.leftovers import keep_data, reason_left_out
 from fiqa_ray.storage import filesystem, split_chain, storage_errors
 
 MAX_FILES = 1_000_000
@@ -73,11 +73,16 @@ def _walk(root: str, left_out: Counter[str] | None) -> list[str]:
     """Return all files below a local folder; unlike fsspec's walk it asks the disk about folders only, not about each file.
 
     Links to folders are followed, except to a folder that contains them and to folders of the same set, whose images are
-    there already. A folder that cannot be read is an error.
+    there already. A folder that cannot be read is an error, unless nothing in it would be data (`lost+found`).
     """
 
     def fail(exc: OSError) -> None:
-        raise exc
+        below = os.path.relpath(str(exc.filename), root).replace(os.sep, "/")
+        reason = None if below == "." else reason_left_out(f"{below}/file", [""])
+        if reason is None:
+            raise exc
+        if left_out is not None:
+            left_out[reason] += 1
 
     whole = os.path.realpath(root) + os.sep
     names: list[str] = []
@@ -114,7 +119,7 @@ def expand(
     Raises:
         FiqaRayError: storage cannot be read.
     """
-    kind = _kind(uri)
+    kind = kind_of(uri)
     if kind == "folder":
         names = sorted(keep_data(names_below(uri, left_out), endings, left_out))
         return dict(zip(_below(uri, names), names, strict=True))
@@ -131,8 +136,13 @@ def expand(
     return files
 
 
-def _kind(uri: str) -> str | None:
-    """Return whether a URI is a `folder` or a `file` under its literal name; None for neither."""
+def kind_of(uri: str) -> str | None:
+    """Return whether a URI is a `folder` or a `file` under its literal name; None for neither.
+
+    A web server is not asked, because it would send the whole file: an address without a pattern is a file.
+    """
+    if uri.startswith(("http://", "https://")):
+        return None if _MAGIC.search(uri) else "file"
     try:
         with storage_errors(uri):
             fs, path = filesystem(uri)
@@ -146,7 +156,7 @@ def _kind(uri: str) -> str | None:
 def _literal_folder(head: str, chain: str) -> tuple[str, str]:
     """Split a path after the longest folder that has no magic character or exists under its literal name."""
     at = head.rfind("/") + 1
-    while at > 0 and _MAGIC.search(head[:at]) and _kind(head[: at - 1] + chain) != "folder":
+    while at > 0 and _MAGIC.search(head[:at]) and kind_of(head[: at - 1] + chain) != "folder":
         at = head.rfind("/", 0, at - 1) + 1
     return head[:at], head[at:]
 

@@ -266,7 +266,7 @@ def _lines(uri: str) -> list[tuple[int, str]]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         raise FiqaRayError(f"{uri}: not a UTF-8 text file ({exc.reason} at byte {exc.start})") from exc
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1) if line.strip()]
     if not lines:
         raise FiqaRayError(f"{uri}: the file is empty; a list of pairs was expected")
     return lines

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.storage import read_bytes
+from fiqa_ray.errors import FiqaRayError, StorageError
+from fiqa_ray.storage import filesystem, read_bytes, storage_errors
 
 TEXT = pa.large_string()
 """Type of text columns: one array may hold more than 2 GB."""
@@ -21,6 +21,7 @@ TEXT = pa.large_string()
 SEPARATORS = (",", ";", "\t")
 """Separators that are tried, in this order, if none is given."""
 
+_HEAD_BYTES = 1 << 16
 _FOREIGN = {  # first bytes of files that are no table -> what they are, and what to do
     b"\xff\xfe": "text in UTF-16; save it as UTF-8",
     b"\xfe\xff": "text in UTF-16; save it as UTF-8",
@@ -52,15 +53,23 @@ def read_table(
     Raises:
         FiqaRayError: the file is no table, a needed column is missing, a wanted one stands twice or has another type.
     """
+    if read_head(uri)[:4] == b"PAR1":
+        return _read_parquet(uri, types, needed, what)
     data = read_bytes(uri)
-    if data[:4] == b"PAR1":
-        return _read_parquet(uri, data, types, needed, what)
     refuse_foreign(uri, data)
     if uri.lower().endswith((".parquet", ".pq")):
         raise FiqaRayError(f"{uri}: not a Parquet file; {what}")
     if not data.strip():
         raise FiqaRayError(f"{uri} cannot be read as a table: Empty CSV file; mend the file. {what}")
     return _read_csv(uri, data, types, needed, what, separator)
+
+
+def read_head(uri: str) -> bytes:
+    """Return the first bytes of a file, up to 64 KiB."""
+    with storage_errors(uri):
+        fs, path = filesystem(uri)
+        head: bytes = fs.cat_file(path, start=0, end=_HEAD_BYTES)
+    return head
 
 
 def refuse_foreign(uri: str, data: bytes) -> None:
@@ -107,7 +116,7 @@ def _read_csv(
 
 def _header(uri: str, data: bytes, needed: Sequence[str], separator: str | None) -> tuple[list[str], str]:
     """Return the names in the first line and the separator."""
-    line = re.split(rb"[\r\n]", data[: 1 << 16], maxsplit=1)[0]
+    line = re.split(rb"[\r\n]", data[:_HEAD_BYTES], maxsplit=1)[0]
 
     try:
         text = line.decode("utf-8-sig")
@@ -144,18 +153,21 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return distinct
 
 
-def _read_parquet(
-    uri: str, data: bytes, types: Mapping[str, pa.DataType], needed: Sequence[str], what: str
-) -> pa.Table:
+def _read_parquet(uri: str, types: Mapping[str, pa.DataType], needed: Sequence[str], what: str) -> pa.Table:
     try:
-        file = pq.ParquetFile(pa.BufferReader(data))
-        names = file.schema_arrow.names
-        _refuse_columns(uri, names, types, needed, what)
-        wanted = [name for name in names if name in types]
-        for name in wanted:
-            _refuse_type(uri, name, file.schema_arrow.field(name).type, types[name], what)
-        table = file.read(wanted)
-    except (pa.ArrowException, OSError) as exc:
+        with storage_errors(uri):
+            fs, path = filesystem(uri)
+            with fs.open(path, "rb", cache_type="none") as source:
+                file = pq.ParquetFile(source)
+                names = file.schema_arrow.names
+                _refuse_columns(uri, names, types, needed, what)
+                wanted = [name for name in names if name in types]
+                for name in wanted:
+                    _refuse_type(uri, name, file.schema_arrow.field(name).type, types[name], what)
+                table = file.read(wanted)
+    except (pa.ArrowException, OSError, StorageError) as exc:
+        if isinstance(exc, StorageError) and getattr(exc.__cause__, "errno", None):
+            raise  # storage is in trouble; damaged pages have no number
         raise FiqaRayError(f"{uri} cannot be read as a table: {_first_line(exc)}; write it again. {what}") from exc
     return pa.table(
         {n: table[n] if pa.types.is_nested(types[n]) else _cast(uri, n, table[n], types, what) for n in wanted}

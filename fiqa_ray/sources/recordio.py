@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import struct
+from array import array
 from collections.abc import Iterator
 
 import numpy as np
@@ -189,8 +190,7 @@ def _in_order_of_keys(
 def _scan(rec: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Return what an index would hold, from the records' headers: one pass over the file, as rec2idx makes it."""
     _log.warning("%s has no .idx beside it; the file is read once to find its records", rec)
-    keys: list[int] = []
-    offsets: list[int] = []
+    keys, offsets = array("Q"), array("q")
     at = 0
     with storage_errors(rec):
         fs, path = filesystem(rec)
@@ -213,9 +213,10 @@ def _scan(rec: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.in
                 at = end
     if not offsets:
         raise FiqaRayError(f"{rec}: the file is empty")
-    if len(set(keys)) < len(keys) or max(keys) >= 1 << 62:
+    key = np.array(keys)
+    if len(np.unique(key)) < len(key) or key.max() >= 1 << 62:
         raise FiqaRayError(f"{rec} needs its index beside it, because its records carry no keys; fetch its .idx")
-    return _in_order_of_keys(np.array(keys, np.int64), np.array(offsets, np.int64), size)
+    return _in_order_of_keys(key.astype(np.int64), np.array(offsets, np.int64), size)
 
 
 def _read_columns(uri: str, types: dict[str, pa.DataType], grammar: str) -> pa.Table:
@@ -242,16 +243,13 @@ def _listed_labels(lst: str, keys: NDArray[np.int64]) -> NDArray[np.float64]:
         FiqaRayError: the file is no such list, holds a key twice, or lacks keys of the index.
     """
     remedy = "without this file labels are read from the records: remove the .lst if you can do without it"
-    try:
-        rows = [line.split("\t") for line in read_bytes(lst).decode().splitlines() if line.strip()]
-        listed = np.array([int(row[0]) for row in rows], np.int64)
-        label = np.array([float(row[1]) for row in rows], np.float64)
-        if min(map(len, rows)) < 3:
-            raise ValueError("a line has fewer than three columns")
-    except (ValueError, IndexError, OverflowError) as exc:
-        raise FiqaRayError(
-            f"{lst}: {str(exc)!a:.120}; a line is '<key><TAB><label><TAB><path>', as im2rec writes it; {remedy}"
-        ) from exc
+    grammar = f"a line is '<key><TAB><label><TAB><path>', as im2rec writes it; {remedy}"
+    n_columns = read_bytes(lst).split(b"\n", 1)[0].count(b"\t") + 1  # more than three where images have several labels
+    if n_columns < 3:
+        raise FiqaRayError(f"{lst}: its first line has {n_columns} column(s); {grammar}")
+    others = {f"column {i}": pa.string() for i in range(3, n_columns + 1)}
+    table = _read_columns(lst, {"key": pa.int64(), "label": pa.float64(), **others}, grammar)
+    listed, label = table["key"].to_numpy(), table["label"].to_numpy()
     order = np.argsort(listed, kind="stable")
     row = order[np.minimum(np.searchsorted(listed, keys, sorter=order), len(order) - 1)]
     if not (listed[row] == keys).all() or len(np.unique(listed)) < len(listed):

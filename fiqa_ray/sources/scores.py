@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.keys import remedy_of, rows_of_keys
-from fiqa_ray.sources.read_table import TEXT, read_table, refuse_foreign
+from fiqa_ray.sources.read_table import TEXT, read_head, read_table, refuse_foreign
 from fiqa_ray.storage import read_bytes
 
 _COLUMNS = (("image_id", "score"), ("Filename", "UnifiedQualityScore"))
@@ -35,13 +35,14 @@ def read_scores(
     Raises:
         FiqaRayError: the file is no such table, a name stands twice, or a score is not finite.
     """
-    data = read_bytes(uri)
-    if id_column is None and score_column is None and separator is None and data[:4] != b"PAR1":
-        refuse_foreign(uri, data)
-        lines = _path_and_score(data)
+    head = read_head(uri)
+    is_text = head[:4] != b"PAR1"
+    if is_text and id_column is None and score_column is None and separator is None:
+        refuse_foreign(uri, head)
+        lines = _path_and_score(read_bytes(uri))
         if lines is not None:
             return _checked(uri, lines)
-    names = _column_names(uri, data, id_column, score_column, separator)
+    names = _column_names(head if is_text else b"", id_column, score_column)
     table = read_table(
         uri,
         {names[0]: TEXT, names[1]: pa.float64()},
@@ -103,15 +104,11 @@ def scores_by_id(
     return score
 
 
-def _column_names(
-    uri: str, data: bytes, id_column: str | None, score_column: str | None, separator: str | None
-) -> tuple[str, str]:
-    """Return the columns of id and score: as given, else a known pair that the file has."""
-    for known_id, known_score in _COLUMNS[1:]:
-        head = data[: 1 << 16].split(b"\n", 1)[0].decode("utf-8", "replace")
-        if data[:4] != b"PAR1" and known_id in head and known_score in head:
-            return id_column or known_id, score_column or known_score
-    return id_column or _COLUMNS[0][0], score_column or _COLUMNS[0][1]
+def _column_names(head: bytes, id_column: str | None, score_column: str | None) -> tuple[str, str]:
+    """Return the columns of id and score: as given, else a known pair that the first line names."""
+    line = head.split(b"\n", 1)[0].decode("utf-8", "replace")
+    usual_id, usual_score = next((pair for pair in _COLUMNS[1:] if all(name in line for name in pair)), _COLUMNS[0])
+    return id_column or usual_id, score_column or usual_score
 
 
 def _path_and_score(data: bytes) -> pa.Table | None:

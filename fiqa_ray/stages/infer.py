@@ -88,9 +88,11 @@ def regressor_score_steps(job: Job) -> Iterator[list[Step]]:
     steps = []
     for label_set in job.label_sets():
         regressor = job.regressor(label_set)
-        regressor.require()
-        # The job's own settings name the code of a user's network, so importing it needs no further permission.
-        options: dict[str, object] = {"allow_import": True}
+        (part,) = regressor.require().parts
+        # The job's settings name the code of a user's network, so importing it needs no permission; another's does.
+        recognizer = job.settings.recognizer
+        expected = {"recognizer": recognizer.name, "options": dict(recognizer.options), "files": part.files}
+        options: dict[str, object] = {"expected": expected}
         call = ModelCall(None, regressor.uri, None, options, job.settings.seed, job.settings.compute.device)
         for benchmark in job.settings.benchmarks:
             dataset = job.regressor_scores(benchmark.name, label_set)

@@ -1,4 +1,4 @@
-"""optimize: equation 3 for all FIQA methods and thetas in one pass over the pairs, then the prior scores reassigned.
+"""optimize: equations 2 and 3 for all FIQA methods and thetas in one pass over the pairs, then the prior scores reassigned.
 
 Two steps: the optimized index of every image (one task per part of pairs; a pair's owner is always in its own part), the
 final sort and labels (one task per method and theta).

@@ -1,4 +1,4 @@
-"""rank: the global rank of every pair's similarity per repeat (paper equation 2), and of every prior score.
+"""rank: the global rank of every pair's similarity per repeat (id^Xs of equation 2), and of every prior score.
 
 The default engine, `counting`, is a distributed counting sort. Pairs never move; only histograms do:
 
@@ -23,7 +23,7 @@ import pyarrow as pa
 from fiqa_ray.core.labels import quality_index
 from fiqa_ray.core.ranking import Histogram, KeyCounter, add_histograms
 from fiqa_ray.datasets import schemas
-from fiqa_ray.datasets.dataset import Dataset, Part
+from fiqa_ray.datasets.dataset import Dataset, Manifest, Part
 from fiqa_ray.datasets.histograms import (
     HISTOGRAM_S,
     PACKED,
@@ -34,6 +34,7 @@ from fiqa_ray.datasets.histograms import (
 )
 from fiqa_ray.datasets.pairs import PairGroup, PairReader, neighbours, pair_groups, pair_part_sizes
 from fiqa_ray.engine.cost import Cost, Scale, Units, Workload
+from fiqa_ray.engine.progress import note
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
@@ -93,8 +94,17 @@ def _index_steps(job: Job) -> list[Step]:
         dataset, priors = job.quality_index(method), job.prior_scores("train", method)
         priors.require()
         worker, memory = stateless_worker(index_scores, dataset), INDEX_BYTES * n_images
-        steps.append(Step("rank", dataset, [priors], worker, n_images, unit="images", memory_bytes=memory))
+        say = partial(_say_if_constant, method.label)
+        steps.append(Step("rank", dataset, [priors], worker, n_images, unit="images", check=say, memory_bytes=memory))
     return steps
+
+
+def _say_if_constant(label: str, index: Manifest) -> None:
+    """Print a line if all prior scores of a method are equal."""
+    if index.stats["n_scored"] > 1 and index.stats.get("n_tied_with_first") == index.stats["n_scored"]:
+        note(
+            f"methods: {label}: all {index.stats['n_scored']:,} prior scores are equal, so they tell no image from another"
+        )
 
 
 def estimate(job: Job, workload: Workload) -> Iterator[Cost]:
@@ -238,7 +248,10 @@ def index_scores(dataset: Dataset, priors: Dataset) -> Part:
         0,
         {".parquet": table},
         n_rows=len(table),
-        stats={"n_scored": len(scored_rows)},
+        stats={
+            "n_scored": len(scored_rows),
+            "n_tied_with_first": int((score[scored_rows] == score[scored_rows[0]]).sum()),
+        },
         duration_s=time.monotonic() - started,
         row_group_rows=1 << 16,  # parts of pairs read their own rows
     )

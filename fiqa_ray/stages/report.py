@@ -128,7 +128,7 @@ def _stages(job: Job) -> list[StageRow]:
             for m in s.methods
             if job.has_scores(face_set, m)
         ]
-    named += [("pair", job.pairs()), ("rank", job.similarity_ranks()), ("optimize", job.optimized_index())]
+    named += [("pairs", job.pairs()), ("ranks", job.similarity_ranks()), ("optimized indices", job.optimized_index())]
     named += [(f"train: {job.scorer_name(labels)}", job.regressor(labels)) for labels in job.label_sets()]
     named += [(f"evaluate {b.name}", job.evaluation(b)) for b in s.benchmarks]
     rows = []

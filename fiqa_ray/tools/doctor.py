@@ -23,6 +23,7 @@ from scipy.stats import spearmanr
 from fiqa_ray.core.kernels.gram import unit_vectors
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.models.devices import find_device
+from fiqa_ray.models.formats.onnx_network import OnnxNetwork
 from fiqa_ray.models.method_table import METHODS
 from fiqa_ray.models.networks.iresnet import CRFIQA, SplitNetwork
 from fiqa_ray.models.recognition import load_recognizer
@@ -109,6 +110,8 @@ def check_file(network: Recognizer, row: NetworkRow | None) -> Finding:
     """
     if network.is_random:
         return Finding("file", "open", "random weights, which mean nothing: there is no file to check")
+    if ModelRef.parse(network.name).kind == "onnx":
+        return Finding("file", "ok", f"onnxruntime loads it; SHA-256 {network.weights_sha256}")
     message = f"every entry fits; SHA-256 {network.weights_sha256}"
     if row is None or row.sha256 is None:
         return Finding("file", "ok", f"{message} (none is published to compare with)")
@@ -142,7 +145,11 @@ def check_recognizer(recognizer: Recognizer, trial: TrialFaces) -> list[Finding]
         Finding("people", "ok" if base[0] >= _SMALLEST_D else "open", message),
         *_input_findings(recognizer, faces, trial.person, base),
         _batches(lambda rows: _embed(recognizer, faces[rows], len(rows)), len(faces)),
-        *_half_precision(recognizer, faces[:_BATCH], embeddings[:_BATCH]),
+        *(
+            [_gradients(recognizer)]
+            if isinstance(recognizer.backbone, OnnxNetwork)
+            else _half_precision(recognizer, faces[:_BATCH], embeddings[:_BATCH])
+        ),
     ]
 
 
@@ -180,6 +187,7 @@ def _input_findings(
         return _separations(_embed(recognizer, x), person)
 
     colour, mean, scale = (getattr(recognizer.preprocessing, name) for name in ("colour", "mean", "scale"))
+    source = recognizer.scaling_source
     other_colour = "BGR" if colour == "RGB" else "RGB"
     scalings = {
         f"{formula} (mean={m:g}, scale={s:g})": separations((((255 * faces - m) / s) * scale + mean) / 255)
@@ -197,7 +205,7 @@ def _input_findings(
         ),
         _compare(
             "scaling",
-            f"pixels go in as (v - {mean:g}) / {scale:g}",
+            f"pixels go in as (v - {mean:g}) / {scale:g}{f' ({source})' if source else ''}",
             base,
             scalings,
             "set mean and scale to those",
@@ -291,6 +299,16 @@ def _batches(run: Callable[[NDArray[np.int64]], NDArray[Any]], n_images: int, ou
     return Finding(check, "ok", message)
 
 
+def _gradients(recognizer: Recognizer) -> Finding:
+    """Check that an ONNX network converted to torch, as FaceQAN and training need it, computes the same."""
+    try:
+        network = recognizer.with_gradients("FaceQAN").backbone
+    except FiqaRayError as error:
+        return Finding("gradients", "open", f"FaceQAN and finetune cannot use it: {error}")
+    message = f"converted to torch it differs from onnxruntime by {network.difference:.1e} of an embedding's length"
+    return Finding("gradients", "ok", message)
+
+
 def _half_precision(recognizer: Recognizer, faces: torch.Tensor, embeddings: NDArray[np.float32]) -> list[Finding]:
     """Measure how far half precision turns embeddings."""
     findings = []
@@ -341,7 +359,7 @@ def _difference(a: NDArray[Any], b: NDArray[Any]) -> tuple[float, float]:
 
 
 def _device(recognizer: Recognizer) -> torch.device:
-    return next((p.device for p in recognizer.parameters()), torch.device("cpu"))
+    return next((t.device for t in recognizer.state_dict().values()), torch.device("cpu"))
 
 
 def _knows_people(network: Recognizer) -> bool:

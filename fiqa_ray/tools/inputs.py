@@ -36,6 +36,11 @@ def read_inputs(job: Job, stages: Collection[str]) -> None:
                     read_scores(**method.scores.model_dump(exclude={"key_rule"}))
             except FiqaRayError as exc:
                 raise type(exc)(f"methods: {method.label}: {exc}") from exc
+    if {"embed", "score"} & set(stages):
+        try:
+            job.recognizer_id()  # hashes the weights
+        except FiqaRayError as exc:
+            raise type(exc)(f"recognizer: {exc}") from exc
     if not {"score", "evaluate"} & set(stages):
         return
     for benchmark in job.settings.benchmarks:

@@ -13,7 +13,7 @@ from fiqa_ray.config import Settings
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
 from fiqa_ray.engine.local import local_map
 from fiqa_ray.engine.lock import RunLock
-from fiqa_ray.engine.ray import ray_mapper, ray_session
+from fiqa_ray.engine.ray import RayMapper, ray_session
 from fiqa_ray.engine.run_steps import run_steps
 from fiqa_ray.errors import UsageError
 from fiqa_ray.job import Job
@@ -45,7 +45,7 @@ def run_job(settings: Settings, stages: Iterable[str] = tuple(STAGES), *, new_se
     with RunLock(settings.run_uri), ray_session(settings.compute):
         _check_settings(settings, new_settings)
         read_inputs(job, wanted)
-        mapper = ray_mapper(settings.compute) if settings.compute.engine == "ray" else local_map
+        mapper = RayMapper(settings.compute) if settings.compute.engine == "ray" else local_map
         is_recorded = False
         for stage in wanted:
             for steps in stage_steps(stage, job):

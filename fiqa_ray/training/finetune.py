@@ -50,7 +50,7 @@ class FinetuneTraining:
         self.n_train = int(sum(train[first : first + part.n_rows].sum() for part, first in self.parts))
         self.batch_size = worker_batch_size(plan.recipe.batch_size, self.n_train, world)
         r = plan.recognizer
-        recognizer = load_recognizer(r.name, weights=r.weights, device=device, **r.options)
+        recognizer = load_recognizer(r.name, weights=r.weights, device=device, **r.options).with_gradients("finetune")
         self.model = QualityRegressor(recognizer, QualityHead(recognizer.dim)).to(device)
         published = plan.settings.gradients == "published"
         groups = parameter_groups(self.model, freeze_rest=not published)

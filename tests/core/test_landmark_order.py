@@ -1,6 +1,10 @@
 """Orders of landmarks, judged on drawn and rendered faces whose true points are known."""
 
+import csv
+import io
 import itertools
+import os
+import tarfile
 from functools import cache
 
 import numpy as np
@@ -80,6 +84,22 @@ def test_every_reading_of_ten_numbers_is_told_apart(kind):
             q = q[:, :, ::-1] if y_first else q
             _, better = judge_order((q.swapaxes(1, 2) if planar else q).reshape(-1, 10))
             assert (better.order if better else LandmarkOrder()) == order
+
+
+@pytest.mark.skipif("FIQA_RAY_DATA" not in os.environ, reason="FIQA_RAY_DATA names a folder with real faces")
+def test_real_faces_with_profiles():
+    """280 detected faces of 20 people, a third of them turned far: right is never refused, every other order is named."""
+    with tarfile.open(os.path.join(os.environ["FIQA_RAY_DATA"], "vggface2_like_sample.tar")) as tar:
+        text = tar.extractfile("raw_sample/bb_landmark/loose_landmark_train.csv").read().decode()
+    rows = list(csv.reader(io.StringIO(text)))[1:]
+    points = np.array([row[1:] for row in rows], float).reshape(-1, 5, 2)
+    assert len(points) == 280
+    for name, order in ORDERS.items():
+        if name == "fractions":
+            continue  # needs the sizes of the images
+        _, better = judge_order(np.stack([order(q).reshape(10) for q in points]))
+        assert (better.order.name if better else "standard") == name
+    assert not [i for i, face in enumerate(points) if better_order(face)]
 
 
 def test_names_are_read_back():

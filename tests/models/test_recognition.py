@@ -151,7 +151,6 @@ def test_every_network_gets_its_colours_and_scale(name):
         ({"name": SMALL, "weights": "random:0", "device": "cuda:77"}, "device 'cuda:77'"),
         ({"name": SMALL, "weights": "nowhere/x.pth"}, r"nowhere/x\.pth"),
         ({"name": "nowhere/x.onnx", "mean": 0, "scale": 1}, r"nowhere/x\.onnx"),
-        ({"name": "x.onnx"}, "give mean and scale on 0..255"),
         ({"name": "x.onnx", "mean": 0, "scale": 1, "color": "RGB"}, r"'color' \(did you mean 'colour'\?\)"),
         ({"name": "x.onnx", "mean": 0, "scale": 1, "weights": "y"}, "leave out weights='y'"),
     ],

@@ -44,7 +44,9 @@ def test_only_a_regressors_folder_has_a_card():
 
 
 def test_a_recognizers_name_is_no_method():
-    with pytest.raises(UsageError, match=r"'arcface_r50' is no FIQA method but an FR model.* its recogniser"):
+    with pytest.raises(
+        UsageError, match="'arcface_r50' is a recogniser, not a FIQA method: use --recognizer arcface_r50"
+    ):
         load_scorer("arcface_r50")
 
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import copy
+import io
 import json
+import zlib
 from pathlib import Path
 
 import fsspec
@@ -10,6 +13,7 @@ import torch
 from torch import nn
 
 from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.models.formats.checkpoints import sha256_of, state_bytes
 from fiqa_ray.models.preprocessing import Preprocessing
 from fiqa_ray.models.quality import load_scorer
 from fiqa_ray.models.recognition import load_recognizer
@@ -170,17 +174,32 @@ def test_a_regressor_on_an_onnx_file_needs_the_file_no_more(tmp_path):
     )
     path = tmp_path / "net.onnx"
     path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString())
-    model = made(load_recognizer(str(path), mean=0, scale=255.0))
-    assert model.base_model.weight_names == ["w", "gain", "shift"]
-    model.train()(some_faces(2)).sum().backward()
-    torch.optim.Adam(parameter_groups(model)).step()  # a trained backbone, not the file's
-    assert not np.array_equal(model.base_model.weights[0].detach().numpy(), weights["w"])
-    assert np.array_equal(model.base_model.constant_0.numpy(), weights["mean"])
-    uri = stored(str(tmp_path / "regressor"), save_regressor(model, {}))
+    recognizer, faces = load_recognizer(str(path), mean=0, scale=255.0), some_faces(3)
+    head, trained = made(recognizer), made(recognizer.with_gradients("test"))
+    before = copy.deepcopy(trained.base_model.state_dict())
+    trained.train()(some_faces(2)).sum().backward()
+    torch.optim.Adam(parameter_groups(trained)).step()  # a trained backbone, not the file's
+    after = trained.base_model.state_dict()
+    names = [name for name, _ in trained.base_model.named_parameters()]
+    assert [tuple(after[name].shape) for name in names] == [(4, 3, 16, 16), (4,), (4,)]
+    assert not any(torch.equal(before[name], after[name]) for name in names)
+    statistics = [name for name in after if "running" in name]
+    assert len(statistics) == 2
+    assert all(torch.equal(before[name], after[name]) for name in statistics)
+    assert not any(p.requires_grad for p in head.base_model.parameters())
     path.unlink()
-    faces = some_faces(3)
-    with torch.no_grad():
-        assert torch.equal(load_regressor(uri)[0](faces), model(faces))
+    for model in (head, trained):
+        uri = stored(str(tmp_path / f"regressor{len(model.state_dict())}"), save_regressor(model, {}))
+        with torch.no_grad():
+            assert torch.equal(load_regressor(uri)[0](faces), model(faces))
+    files = save_regressor(head, {})
+    state = torch.load(io.BytesIO(files["weights.pt"]), weights_only=True)
+    del state["base_model.onnx_file"]  # as before onnxruntime ran these networks
+    weights_pt = state_bytes(state)
+    card = json.loads(files["card.json"]) | {"weights_sha256": sha256_of(weights_pt)}
+    uri = stored(str(tmp_path / "old"), {"weights.pt": weights_pt, "card.json": json.dumps(card).encode()})
+    with pytest.raises(FiqaRayError, match=r"card\.json: the regressor on .*net\.onnx was saved by an earlier version"):
+        load_regressor(uri)
 
 
 def test_percentiles_by_hand():
@@ -299,3 +318,45 @@ def test_damaged_folders_are_refused(tmp_path):
         load_scorer(str(tmp_path / "nowhere"))
     with pytest.raises(FiqaRayError, match="cannot be written as JSON"):
         save_regressor(made(load_recognizer(SMALL, weights="random:0")), {"loss": float("nan")})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fiqa_ray.models.recognition:call_imported",
+        "fiqa_ray.models.user_code:call_function",
+        "fiqa_ray.synthetic.compact:load_strictly",
+        "fiqa_ray.synthetic.compact.x:build",
+        "fiqa_ray.synthetic:compact",
+        "torch.hub:load",
+        "os:system",
+        "my_backbone:build",
+    ],
+)
+def test_no_card_runs_code_unasked(tmp_path, monkeypatch, name):
+    """Trusted names are a closed list; nothing is imported for another one, and a job runs what its settings name."""
+    (tmp_path / "my_backbone.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    called = []
+    monkeypatch.setattr("fiqa_ray.models.regressor.call_function", lambda *arguments: called.append(arguments))
+    model = made(load_recognizer("fiqa_ray.synthetic.compact:build"))
+    files = save_regressor(model, {})
+    records = {n: {"crc32": f"{zlib.crc32(data):08x}"} for n, data in files.items()}
+    expected = {"recognizer": "fiqa_ray.synthetic.compact:build", "options": {}, "files": records}
+    card = json.loads(files["card.json"]) | {"recognizer": name, "options": {"command": "true"}}
+    changed = json.dumps(card).encode()
+    uri = stored(str(tmp_path / "r"), {**files, "card.json": changed})
+    with pytest.raises(FiqaRayError, match="whose code would have to be imported and run"):
+        load_scorer(uri)
+    with pytest.raises(FiqaRayError, match=r"card\.json: not the file that the job wrote"):
+        load_scorer(uri, expected=expected)
+    records["card.json"] = {"crc32": f"{zlib.crc32(changed):08x}"}  # the record was exchanged with the card
+    with pytest.raises(FiqaRayError, match=rf"card\.json: names the recogniser '{name}' .*the card was exchanged"):
+        load_scorer(uri, expected=expected)
+    assert called == []
+    monkeypatch.undo()
+    records["card.json"] = {"crc32": f"{zlib.crc32(files['card.json']):08x}"}
+    uri = stored(str(tmp_path / "whole"), files)
+    with torch.no_grad():
+        wanted = model.eval()(some_faces(2)).numpy()
+    assert np.array_equal(load_scorer(uri, expected=expected)(some_faces(2)), wanted)

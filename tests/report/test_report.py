@@ -232,8 +232,8 @@ def test_page_prints_the_numbers_given(html: str, data: ReportData) -> None:
 def test_figures_carry_their_labels(html: str) -> None:
     joined = " ".join(svgs(html))
     for label in (
-        "Ratio of unconsidered images [%]",
-        "Fraction of discarded comparisons",
+        "Discarded pairs [%]",
+        "Discarded mated pairs, share",
         "FNMR",
         "Prior quality",
         "Optimized quality",

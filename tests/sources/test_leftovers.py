@@ -106,6 +106,26 @@ def test_links_are_followed_but_nothing_is_read_twice(tmp_path, picture):
     assert len(list_images([str(tmp_path / "set")])) == 3
 
 
+def test_only_folders_of_data_must_be_readable(tmp_path, picture, monkeypatch):
+    for name in ("a/1.png", "lost+found/x", "secret/1.png"):
+        put(str(tmp_path / "set" / name), picture)
+    closed = {"lost+found"}
+    scandir = os.scandir
+
+    def guarded(path):
+        if os.path.basename(path) in closed:
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    counts = Counter()
+    assert len(list_folder(str(tmp_path / "set"), left_out=counts)) == 2
+    assert counts == {"below lost+found": 1}
+    closed.add("secret")
+    with pytest.raises(FiqaRayError, match="access denied"):
+        list_folder(str(tmp_path / "set"))
+
+
 def test_parquet_and_tars_beside_leftovers(tmp_path, picture):
     columns = {"image": [{"bytes": picture, "path": None}] * 4, "label": [0, 0, 1, 1]}
     for name in ("part-0.parquet", "_temporary/0/part-0.parquet", ".ipynb_checkpoints/part-0.parquet"):

@@ -4,6 +4,7 @@ import io
 import itertools
 import pickle
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -106,6 +107,34 @@ def test_each_fault_is_one_error_with_the_file(tmp_path, name):
         list_table(str(file))
     for word in (str(file), *words):
         assert word in str(info.value)
+
+
+def test_damage_ends_in_a_table_or_in_one_error(tmp_path):
+    """300 seeded damages of CSV and Parquet files: bytes changed, cut out, put in, and the end cut off."""
+    rng = np.random.default_rng(0)
+    rows = "".join(f"a/{i}.png,{i // 5}\n" for i in range(30))
+    names = [f"a/{i}.png" for i in range(30)]
+    files = [
+        ("t.csv", f"uri,identity\n{rows}".encode(), list_table),
+        ("s.csv", f"image_id,score\n{rows}".encode(), read_scores),
+        ("s.txt", rows.replace(",", " ").encode(), read_scores),
+        ("t.parquet", parquet({"uri": names, "identity": names}), list_table),
+        ("s.parquet", parquet({"image_id": names, "score": [1.0] * 30}), read_scores),
+    ]
+    n_read, messages = 0, []
+    for k in range(300):
+        name, whole, read = files[k % len(files)]
+        data = bytearray(whole)
+        at, n = int(rng.integers(len(data))), int(rng.integers(1, 9))
+        junk = [rng.bytes(n), b'"', b",", b"\n", b"\0", b"\xff"][int(rng.integers(6))]
+        data[at : at + n] = [b"", junk, bytes([data[at] ^ 1]), data[at : at + n] + junk, junk][k % 4 if k % 7 else 4]
+        (tmp_path / name).write_bytes(data[:at] if k % 11 == 0 else data)
+        try:
+            n_read += len(read(str(tmp_path / name))) > 0
+        except FiqaRayError as exc:
+            messages.append((name, str(exc)))
+    assert all(name in message for name, message in messages)
+    assert 30 < n_read < 270
 
 
 def test_a_backslash_in_a_real_name_is_a_name(tmp_path):

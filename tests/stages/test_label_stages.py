@@ -13,7 +13,7 @@ from fiqa_ray.config import make_settings
 from fiqa_ray.core.labels import optimize_labels
 from fiqa_ray.core.pairs import mated_pairs
 from fiqa_ray.datasets import schemas
-from fiqa_ray.engine.local import local_map
+from fiqa_ray.engine.local import LocalMapper, local_map
 from fiqa_ray.engine.run_steps import run_steps
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
@@ -216,14 +216,15 @@ def test_only_missing_parts_are_computed(tmp_path):
     ran = []
 
     def stops_after(n):
-        def mapper(items):
-            for i, (item, outcome) in enumerate(local_map(items)):
-                ran.append((item[0].dataset.uri, item[1].index))
-                yield item, outcome
-                if i + 1 == n:
-                    yield None, OSError("the machine is gone")
+        class Stops(LocalMapper):
+            def __call__(self, items):
+                for i, (item, outcome) in enumerate(local_map(items)):
+                    ran.append((item[0].dataset.uri, item[1].index))
+                    yield item, outcome
+                    if i + 1 == n:
+                        yield None, OSError("the machine is gone")
 
-        return mapper
+        return Stops()
 
     with pytest.raises(FiqaRayError, match="run the same command again to continue"):
         run_stages(job, stops_after(3), ["pair"])
@@ -298,11 +299,12 @@ def test_pairs_of_a_device_give_the_labels_of_the_processor(tmp_path, keep):
 def test_every_task_that_makes_pairs_on_a_gpu_asks_for_one(tmp_path, monkeypatch, keep, engine):
     steps, makes_pairs = {}, set()
 
-    def mapper(items):
-        for item in items:
-            steps[item[0].dataset.name] = item[0].needs_gpu
-            current.append(item[0].dataset.name)
-            yield from local_map([item])
+    class Watching(LocalMapper):
+        def __call__(self, items):
+            for item in items:
+                steps[item[0].dataset.name] = item[0].needs_gpu
+                current.append(item[0].dataset.name)
+                yield from local_map([item])
 
     def on_the_processor(*arrays, device, **options):
         assert device == "cuda"
@@ -315,7 +317,7 @@ def test_every_task_that_makes_pairs_on_a_gpu_asks_for_one(tmp_path, monkeypatch
     pair = {"n_clusters": 6, "n_repeats": 3, "keep": keep, "device": "cuda"}
     job = Job(settings(str(tmp_path), pair=pair, rank={"engine": engine}))
     write_inputs(job, identity, embeddings, scores, SHARDS)
-    run_stages(job, mapper)
+    run_stages(job, Watching())
     assert {name for name, needs_gpu in steps.items() if needs_gpu} == makes_pairs
     ranks = "sorted_keys" if engine == "sort" else "key_counts"
     assert makes_pairs == ({"pairs"} if keep else {"pairs", ranks, "optimized_index"})

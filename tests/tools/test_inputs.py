@@ -63,6 +63,14 @@ def test_every_named_file_is_read_before_the_first_stage(tmp_path, faces):
         refused(job(tmp_path, faces, **change), *words)
 
 
+def test_a_recognisers_weights_are_looked_for_first(tmp_path, faces):
+    settings = smoke.settings(
+        tmp_path, faces, str(tmp_path / "run"), benchmarks=[], methods=[{"name": "embedding_norm"}],
+        recognizer={"name": "arcface_r18", "weights": str(tmp_path / "nowhere.pth")},
+    )  # fmt: skip
+    refused(settings, "nowhere.pth", "not found")
+
+
 def test_names_are_matched_before_the_first_image_is_packed(tmp_path, faces):
     with open(faces / "scores.csv", newline="") as f:
         rows = list(csv.DictReader(f))
@@ -102,6 +110,11 @@ def test_constant_scores_and_pairs_of_one_image_are_said(tmp_path, faces, capsys
     assert "benchmark bench: 1 of 4 pairs compare an image with itself" in text
     assert "methods: mine: all 12 scores in" in text
     assert "are 0.5, so they tell no image from another" in text
+    run_job(settings, ["embed", "pair", "rank"])
+    assert "methods: mine: all 12 prior scores are equal" in capsys.readouterr().err
+    usual = job(tmp_path, faces, methods=[{"name": "mine", "scores": str(faces / "scores.csv")}])
+    run_job(usual.model_copy(update={"run_uri": str(tmp_path / "usual")}), ["pack", "embed", "score", "pair", "rank"])
+    assert "are equal" not in capsys.readouterr().err
 
 
 def test_accents_composed_in_another_way_meet_by_the_rule(tmp_path):

@@ -14,7 +14,7 @@ import torch
 import smoke
 from fiqa_ray.config import MethodSettings, load_settings
 from fiqa_ray.engine.local import local_map
-from fiqa_ray.engine.ray import ray_mapper
+from fiqa_ray.engine.ray import RayMapper
 from fiqa_ray.engine.run_steps import run_steps
 from fiqa_ray.errors import IncompleteError
 from fiqa_ray.images import decode_faces
@@ -214,7 +214,7 @@ def test_ray_train_with_two_workers_goes_on_after_a_killed_one(labelled, tmp_pat
     run_job(load_settings(job_path), LABEL_STAGES, new_settings=True)
     settings = load_settings(job_path, ["compute.engine=ray", "compute.train_workers=2"])
     for steps in stage_steps("train", Job(settings)):
-        run_steps(steps, ray_mapper(settings.compute))
+        run_steps(steps, RayMapper(settings.compute))
     assert marker.exists()  # one worker died in the middle
     state, card = state_of(Job(settings))
     assert card["metrics"]["n_steps"] > 8

@@ -5,8 +5,8 @@ draws.py         random bits as a function of where they are used
 gram.py          equation 1 for all pairs of an identity
 kmeans.py        clusters of an identity
 mates.py         who is paired with whom, and how similar they are
-counting.py      equation 2 by counting
-owners.py        equation 3 by pair owner
+counting.py      ranks of equation 2 by counting
+owners.py        means of equation 2 by pair owner, and equation 3
 sorting.py       a stable argsort of scores
 accelerator.py   gram, kmeans and mates as torch operations
 threads.py       one thread for numerics

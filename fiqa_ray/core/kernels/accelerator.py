@@ -1,7 +1,7 @@
 """Pairs on an accelerator (paper III-C): what `gram`, `kmeans` and `mates` compute on a CPU, as torch operations.
 
-Many identities are computed at once, on the device that holds them. Rules, clusters and mates are the same; only the last
-bits of the Gram products differ from a CPU's.
+Many identities are computed at once, on the device that holds them. The rules are the same; clusters and mates agree with a
+CPU's wherever the rounded Gram entries do.
 
 Shapes: B identities of a batch, padded to N images each, C clusters, L pairs.
 """
@@ -17,7 +17,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from fiqa_ray.core.kernels.draws import LANE_STEP
+from fiqa_ray.core.kernels.draws import WORD_STEP
 from fiqa_ray.core.kernels.gram import SIMILARITY_STEPS
 from fiqa_ray.core.kernels.kmeans import MAX_ITERATIONS, choose_starts
 from fiqa_ray.errors import UsageError
@@ -155,21 +155,21 @@ def _distances(sum_to_cluster: torch.Tensor, member: torch.Tensor) -> tuple[torc
 
 
 @dataclass(frozen=True)
-class Partners:
+class MateCandidates:
     """Candidate lists: for each pair, the image and the cluster that its mate is drawn from.
 
     They serve all repeats that share clusters.
 
     Attributes:
         image: `(L,) int32`.
-        lane: `(L,) int32`, the mate's cluster times `LANE_STEP`.
+        word_step: `(L,) int32`, the mate's cluster times `WORD_STEP`.
         first: `(L,) int32`, where the mate's cluster starts in `by_cluster`.
         size: `(L,) float32`, images of the mate's cluster, times 2^-24.
         by_cluster: `(I,) int32`, the images, cluster by cluster.
     """
 
     image: torch.Tensor
-    lane: torch.Tensor
+    word_step: torch.Tensor
     first: torch.Tensor
     size: torch.Tensor
     by_cluster: torch.Tensor
@@ -177,13 +177,13 @@ class Partners:
     def draw(self, bits: np.ndarray) -> torch.Tensor:
         """Return the mates `(L,) int32` by the images' random words `(I,) uint64`, as `mates.draw_mates` does."""
         words = torch.from_numpy((bits >> np.uint64(32)).astype(np.uint32).view(np.int32)).to(self.image.device)
-        lanes = lane_draws(words.index_select(0, self.image) + self.lane)
+        bits24 = random_bits(words.index_select(0, self.image) + self.word_step)
         # 24 bits times a size below 2^24, rounded once, stays below the size
-        drawn = (lanes.float() * self.size).int()
+        drawn = (bits24.float() * self.size).int()
         return self.by_cluster.index_select(0, drawn.add_(self.first))
 
 
-def list_partners(cluster: np.ndarray, bounds: np.ndarray, cluster_counts: np.ndarray, device: str) -> Partners:
+def list_candidates(cluster: np.ndarray, bounds: np.ndarray, cluster_counts: np.ndarray, device: str) -> MateCandidates:
     """List the candidates of all pairs of neighbouring identities.
 
     Takes `cluster` `(I,)`, dense from 0 within each identity; identity k holds images bounds[k]:bounds[k+1] in
@@ -195,27 +195,29 @@ def list_partners(cluster: np.ndarray, bounds: np.ndarray, cluster_counts: np.nd
     number = first_cluster[identity] + cluster  # (I,)
     cluster_size = np.bincount(number, minlength=int(cluster_counts.sum()))
     by_cluster = np.argsort(number, kind="stable").astype(np.int32)  # (I,)
-    n_partners = cluster_counts[identity] - 1  # (I,)
-    n_pairs = int(n_partners.sum())
+    n_candidates = cluster_counts[identity] - 1  # (I,)
+    n_pairs = int(n_candidates.sum())
 
     put = partial(_put, device)
     image = torch.repeat_interleave(
-        torch.arange(len(identity), dtype=torch.int32, device=device), put(n_partners, torch.int64), output_size=n_pairs
+        torch.arange(len(identity), dtype=torch.int32, device=device),
+        put(n_candidates, torch.int64),
+        output_size=n_pairs,
     )
     at = torch.arange(n_pairs, dtype=torch.int32, device=device)
-    other = at - put(np.cumsum(n_partners) - n_partners).index_select(0, image)
+    other = at - put(np.cumsum(n_candidates) - n_candidates).index_select(0, image)
     other += other >= put(cluster).index_select(0, image)  # skips the image's own cluster
     cluster_of_pair = put(first_cluster[identity]).index_select(0, image) + other  # (L,)
-    return Partners(
+    return MateCandidates(
         image,
-        other * LANE_STEP,
+        other * WORD_STEP,
         put(np.cumsum(cluster_size) - cluster_size).index_select(0, cluster_of_pair),
         put(cluster_size * 0.5**24, torch.float32).index_select(0, cluster_of_pair),
         put(by_cluster),
     )
 
 
-def gram_rows(partners: Partners, bounds: np.ndarray) -> torch.Tensor:
+def gram_rows(candidates: MateCandidates, bounds: np.ndarray) -> torch.Tensor:
     """Return `(L,)` where each pair's Gram row starts in the flat array, less the identity's first image.
 
     Adding the mate gives the position of the pair's entry.
@@ -223,15 +225,15 @@ def gram_rows(partners: Partners, bounds: np.ndarray) -> torch.Tensor:
     sizes = np.diff(bounds)
     row_at = np.arange(bounds[-1]) - np.repeat(bounds[:-1], sizes)
     row_at = np.repeat(np.cumsum(sizes**2) - sizes**2 - bounds[:-1], sizes) + row_at * np.repeat(sizes, sizes)
-    return torch.from_numpy(row_at).to(partners.image.device, torch.int32).index_select(0, partners.image)
+    return torch.from_numpy(row_at).to(candidates.image.device, torch.int32).index_select(0, candidates.image)
 
 
 def _put(device: str, values: np.ndarray, kind: torch.dtype = torch.int32) -> torch.Tensor:
     return torch.from_numpy(values).to(device, kind)
 
 
-def lane_draws(words: torch.Tensor) -> torch.Tensor:
-    """Return 24 uniform random bits of each int32 word (an image's word plus lane * LANE_STEP); works in place.
+def random_bits(words: torch.Tensor) -> torch.Tensor:
+    """Return 24 uniform random bits of each int32 word (an image's word plus its cluster's step); works in place.
 
     `draws.uniform_below` is the specification.
     """

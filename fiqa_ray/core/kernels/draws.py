@@ -20,7 +20,7 @@ MATE_STREAM = 0x9A17
 
 GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 """splitmix64's increment: 2^64 divided by the golden ratio."""
-LANE_STEP = 0x9E3779B9 - (1 << 32)
+WORD_STEP = 0x9E3779B9 - (1 << 32)
 """Distance between the words of two neighbouring clusters, as int32."""
 
 
@@ -40,7 +40,7 @@ def uniform_below(size: int, word: np.uint64, cluster: int) -> int:
     This is the specification of the draw inside `mates.draw_mates`: lowbias32 of the word's upper half plus the cluster's
     step, of which 24 bits are multiplied by the size. Rounded once to float32, the product stays below a size under 2^24.
     """
-    x = (int(word >> np.uint64(32)) + cluster * LANE_STEP) & 0xFFFFFFFF
+    x = (int(word >> np.uint64(32)) + cluster * WORD_STEP) & 0xFFFFFFFF
     x = ((x ^ (x >> 16)) * 0x21F0AAAD) & 0xFFFFFFFF
     x = ((x ^ (x >> 15)) * 0x735A2D97) & 0xFFFFFFFF
     bits = (x ^ (x >> 15)) >> 8

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from fiqa_ray.core.kernels.draws import GOLDEN_GAMMA, LANE_STEP, mix
+from fiqa_ray.core.kernels.draws import GOLDEN_GAMMA, WORD_STEP, mix
 from fiqa_ray.core.kernels.gram import SIMILARITY_STEPS
 from fiqa_ray.core.kernels.jit import compiled
 
-_LANES = 16
+_VECTOR_WIDTH = 16
 """Draws that are made side by side: a fixed number of turns, which the compiler makes into vector operations."""
 _STEP = np.float32(1 / SIMILARITY_STEPS)
 
@@ -41,13 +41,15 @@ def draw_mates(
     max_clusters = 1
     for k in range(len(cluster_counts)):
         max_clusters = max(max_clusters, cluster_counts[k])
-    width = (max_clusters + _LANES - 1) // _LANES * _LANES  # whole vectors; the surplus is not used
+    width = (
+        (max_clusters + _VECTOR_WIDTH - 1) // _VECTOR_WIDTH * _VECTOR_WIDTH
+    )  # whole vectors; the surplus is not used
     first = np.zeros(width + 1, np.int32)
     scale = np.zeros(width, np.float32)
-    lane = np.empty(width, np.uint32)
+    word_step = np.empty(width, np.uint32)
     drawn = np.empty(width, np.uint32)
     for c in range(width):
-        lane[c] = np.uint32((c * LANE_STEP) & 0xFFFFFFFF)
+        word_step[c] = np.uint32((c * WORD_STEP) & 0xFFFFFFFF)
     for k in range(len(cluster_counts)):
         low, n, n_clusters = bounds[k], bounds[k + 1] - bounds[k], cluster_counts[k]
         cluster_of = cluster[low : low + n]
@@ -63,7 +65,7 @@ def draw_mates(
         for i in range(n):
             members[next_free[cluster_of[i]]] = low + i
             next_free[cluster_of[i]] += 1
-        n_vectors, n_mates = (n_clusters + _LANES - 1) // _LANES, n_clusters - 1
+        n_vectors, n_mates = (n_clusters + _VECTOR_WIDTH - 1) // _VECTOR_WIDTH, n_clusters - 1
         for r in range(len(mate)):
             mates_of_repeat, start = mate[r], state[r, k]
             p = first_pair[k]
@@ -71,9 +73,9 @@ def draw_mates(
                 # 2. draw a member of every cluster: `draws.uniform_below`
                 word = np.uint32(mix((start ^ np.uint64(i)) + GOLDEN_GAMMA) >> np.uint64(32))
                 for v in range(n_vectors):
-                    for d in range(_LANES):
-                        at = np.uint32(v * _LANES + d)
-                        x = np.uint32(word + lane[at])
+                    for d in range(_VECTOR_WIDTH):
+                        at = np.uint32(v * _VECTOR_WIDTH + d)
+                        x = np.uint32(word + word_step[at])
                         x = np.uint32((x ^ (x >> np.uint32(16))) * np.uint32(0x21F0AAAD))
                         x = np.uint32((x ^ (x >> np.uint32(15))) * np.uint32(0x735A2D97))
                         x = np.uint32((x ^ (x >> np.uint32(15))) >> np.uint32(8))

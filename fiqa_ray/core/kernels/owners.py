@@ -1,4 +1,4 @@
-"""Compiled loops of equation 3: sums of ranks per pair owner, the average over repeats, and the reassignment of scores."""
+"""Compiled loops of equations 2 and 3: rank sums by pair owner, the update over repeats, the reassignment of scores."""
 
 from __future__ import annotations
 

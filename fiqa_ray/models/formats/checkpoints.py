@@ -2,7 +2,7 @@
 
 The wrappings: bare (ArcFace, ElasticFace, CR-FIQA, CurricularFace); `module.` (data parallel, SDD-FIQA);
 `state_dict` with `features.module.` and a shard of class weights (MagFace, `IrvingMeng/MagFace
-inference/network_inf.py`). SER-FIQ's MXNet file is read by `mxnet_params`.
+inference/network_inf.py`). `wrappings` finds the backbone in other files, `mxnet_params` reads SER-FIQ's.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.models.formats.mxnet_params import is_mxnet
+from fiqa_ray.models.formats.file_kinds import ZIP, damaged_entry, foreign_kind, is_safetensors
 from fiqa_ray.models.networks.iresnet import BLOCKS_PER_STAGE
 from fiqa_ray.storage import read_bytes
 
@@ -78,26 +79,44 @@ def load_state_dict(source: bytes | str | os.PathLike[str], *, name: str | None 
         data, name = source, name or "checkpoint"
     else:
         data, name = read_bytes(os.fspath(source)), name or os.fspath(source)
+    return unwrap(read_checkpoint(data, name), name)
+
+
+def read_checkpoint(data: bytes, name: str) -> object:
+    """Return what a file of torch or safetensors holds; its format is told by its first bytes.
+
+    Args:
+        data: the file's bytes.
+        name: what to call the file in messages.
+
+    Raises:
+        FiqaRayError: as `load_state_dict`; or an entry of a zip does not fit its checksum.
+    """
+    foreign = foreign_kind(data)
+    if foreign:
+        raise FiqaRayError(f"{name}: {foreign}")
+    damaged = damaged_entry(data)
+    if damaged:
+        raise FiqaRayError(
+            f"{name}: damaged: its entry {damaged!r} does not fit its checksum; copy or fetch the file again"
+        )
     try:
-        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if is_safetensors(data):
+            return safetensors.torch.load(data)
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise nearly anything
         raise FiqaRayError(_unreadable(data, name, error)) from error
-    return unwrap(loaded, name)
 
 
 def _unreadable(data: bytes, name: str, error: Exception) -> str:
-    if isinstance(error, pickle.UnpicklingError) and data.startswith((b"PK", b"\x80")):
+    if isinstance(error, pickle.UnpicklingError) and data.startswith((ZIP, b"\x80")):
         return (
             f"{name}: holds pickled Python objects, not only tensors, and unpickling them could run code. "
             "Load it where you trust it and save the tensors alone: torch.save(model.state_dict(), path)"
         )
-    if is_mxnet(data):
-        return f"{name}: an MXNet parameter file; the recogniser serfiq_lresnet100e and the method serfiq_mxnet read it"
-    if name.lower().endswith(".onnx"):
-        return f"{name}: an ONNX file is a recogniser of its own; give it as the recogniser's name, not as weights"
     return (
         f"{name}: not a readable torch checkpoint ({len(data):,} bytes; {type(error).__name__}). "
-        "The download may be cut off or an HTML page; fetch it again and compare its size and SHA-256"
+        "The download may be cut off; fetch it again and compare its size and SHA-256"
     )
 
 
@@ -110,7 +129,7 @@ def unwrap(loaded: object, name: str) -> State:
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(t, Tensor) for t in loaded.values()):
-        what = f"keys {_some(list(map(str, loaded)))}" if isinstance(loaded, Mapping) else type(loaded).__name__
+        what = f"keys {some_of(list(map(str, loaded)))}" if isinstance(loaded, Mapping) else type(loaded).__name__
         raise FiqaRayError(f"{name}: no state dict of tensors inside (found {what}); save model.state_dict()")
     state = {str(key): tensor for key, tensor in loaded.items()}
     for prefix in PREFIXES:
@@ -136,22 +155,32 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], name: str) -> N
         if key in state and state[key].shape != tensor.shape
     ]
     if not (missing or unexpected or reshaped):
+        broken = [k for k, t in state.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+        if broken:
+            raise FiqaRayError(
+                f"{name}: {len(broken)} entries hold NaN or infinity ({some_of(broken)}): the training broke down, or the "
+                "file is damaged; take another checkpoint"
+            )
         model.load_state_dict(dict(state), strict=True)
         return
     faults = [
-        f"{len(keys)} {what} ({_some(keys)})"
+        f"{len(keys)} {what} ({some_of(keys)})"
         for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
         if keys
     ]
     guess = likely_architecture(state)
     hint = f"; this looks like {guess}" if guess else ""
+    advice = "Choose the model that the file belongs to"
+    if guess is not None and guess == likely_architecture(wanted):
+        hint, advice = "", f"It is of the right kind, {guess}, but not whole or changed: save model.state_dict() again"
     raise FiqaRayError(
         f"{name}: does not fit the network, {len(wanted)} entries wanted, {len(state)} found: {', '.join(faults)}{hint}. "
-        "Choose the model that the file belongs to"
+        f"{advice}"
     )
 
 
-def _some(keys: list[str]) -> str:
+def some_of(keys: list[str]) -> str:
+    """Return the first few keys of a list, for a message."""
     return ", ".join(keys[:N_KEYS_SHOWN]) + (", ..." if len(keys) > N_KEYS_SHOWN else "")
 
 

@@ -15,16 +15,19 @@ from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import torch
+from onnx import TensorProto, compose, helper, numpy_helper
 from torch import Tensor, nn
 
 from fiqa_ray._version import __version__
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.models.formats.onnx_graph import OnnxGraph, parse_onnx
+from fiqa_ray.models.formats.onnx_file import keep_output, parse_onnx, read_onnx
+from fiqa_ray.models.formats.onnx_network import OnnxNetwork, try_network
 from fiqa_ray.models.recognizer import FACE_SHAPE
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
 from fiqa_ray.models.regressor import QualityRegressor, check_score_table
-from fiqa_ray.storage import read_bytes
 
 TOLERANCE = 1e-4
 """Largest deviation from torch: of a score, as a share of the scores' range; of an embedding, as a share of its length."""
@@ -63,15 +66,13 @@ def export_onnx(model: QualityRegressor, card: Mapping[str, Any], faces: np.ndar
             torch's by more than `TOLERANCE`.
     """
     try:
-        import onnx
-        import onnxruntime
         import onnxscript  # noqa: F401  # torch.onnx writes graphs with it
     except ImportError as error:
         raise FiqaRayError(
             f"export needs {error.name}, which is not installed: pip install 'fiqa-ray[export]'"
         ) from error
     network = _ScoreAndEmbedding(model).eval()
-    proto = _to_onnx(network)
+    proto = _around_onnx(model) if isinstance(model.base_model, OnnxNetwork) else _to_onnx(network)
     onnx.helper.set_model_props(proto, _metadata(card))
     data = proto.SerializeToString()
     with torch.inference_mode():
@@ -83,7 +84,7 @@ def export_onnx(model: QualityRegressor, card: Mapping[str, Any], faces: np.ndar
             f"the {len(faces)} crops to check the export on score the same ({score[0]:.6g}); give unlike --images"
         )
     for batch_size in BATCH_SIZES:
-        outputs = _run_onnx(onnxruntime, data, faces, batch_size)
+        outputs = _run_onnx(data, faces, batch_size)
         for name, gap in (
             ("scores", np.abs(outputs[0] - score).max() / spread),
             ("embeddings", (np.linalg.norm(outputs[1] - embedding, axis=1) / np.linalg.norm(embedding, axis=1)).max()),
@@ -97,7 +98,7 @@ def export_onnx(model: QualityRegressor, card: Mapping[str, Any], faces: np.ndar
     return data
 
 
-def _run_onnx(onnxruntime: Any, data: bytes, faces: np.ndarray, batch_size: int) -> tuple[np.ndarray, ...]:
+def _run_onnx(data: bytes, faces: np.ndarray, batch_size: int) -> tuple[np.ndarray, ...]:
     """Return scores and embeddings of all faces, computed in batches of one size."""
     try:
         session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
@@ -153,17 +154,60 @@ def _metadata(card: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def load_exported(uri: str) -> tuple[OnnxGraph, dict[str, Any]]:
-    """Load a file of `export_onnx` as a torch module, frozen, from `(N, 3, 112, 112) uint8` to `(N,)` scores.
+def _around_onnx(model: QualityRegressor) -> Any:
+    """Return the `onnx.ModelProto` of a regressor on an ONNX network: scaling before the network's nodes, head after."""
+    assert isinstance(model.base_model, OnnxNetwork)
+    network = compose.add_prefix(
+        parse_onnx(model.base_model.onnx_file.numpy().tobytes(), model.base_model.name), "network/"
+    )
+    graph, p = network.graph, model.preprocessing
+    image, output = graph.input[0], graph.output[0]
+    pixel_type = image.type.tensor_type.elem_type
+    scaling = {"unit": 255.0, "shift": p.mean / 255, "factor": 255 / p.scale}
+    weights = {f"scaling/{key}": np.array(value, np.float32) for key, value in scaling.items()}
+    weights |= {
+        "scaling/order": np.array([2, 1, 0] if p.colour == "BGR" else [0, 1, 2]),
+        "head/weight": model.regressor.weight.detach().numpy(),
+        "head/bias": model.regressor.bias.detach().numpy(),
+        "head/flat": np.array([-1]),
+    }
+    before = [
+        helper.make_node("Cast", ["faces"], ["scaling/float"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["scaling/float", "scaling/unit"], ["scaling/in_unit"]),
+        helper.make_node("Gather", ["scaling/in_unit", "scaling/order"], ["scaling/ordered"], axis=1),
+        helper.make_node("Sub", ["scaling/ordered", "scaling/shift"], ["scaling/shifted"]),
+        helper.make_node("Mul", ["scaling/shifted", "scaling/factor"], ["scaling/pixels"]),
+        helper.make_node("Cast", ["scaling/pixels"], [image.name], to=pixel_type),
+    ]
+    after = [
+        helper.make_node("Cast", [output.name], ["embedding"], to=TensorProto.FLOAT),
+        helper.make_node("Gemm", ["embedding", "head/weight", "head/bias"], ["head/column"], transB=1),
+        helper.make_node("Reshape", ["head/column", "head/flat"], ["score"]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("score", TensorProto.FLOAT, ["batch"]),
+        helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", model.regressor.in_features]),
+    ]
+    nodes = [*before, *graph.node, *after]
+    del graph.node[:], graph.input[:], graph.output[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    graph.input.append(helper.make_tensor_value_info("faces", TensorProto.UINT8, ["batch", *FACE_SHAPE]))
+    graph.output.extend(outputs)
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in weights.items())
+    return network
+
+
+def load_exported(uri: str) -> tuple[OnnxNetwork, dict[str, Any]]:
+    """Load a file of `export_onnx` as a module from `(N, 3, 112, 112) uint8` to `(N,)` scores, which onnxruntime runs.
 
     Returns the module and what the file says of itself, the card's `validation_scores` among it.
 
     Raises:
         FiqaRayError: the file is missing or was not made by `fiqa-ray export`.
     """
-    graph = parse_onnx(read_bytes(uri), uri, output="score").requires_grad_(False).eval()
-    card: dict[str, Any] = dict(graph.metadata)
-    if graph.output_name != "score" or "validation_scores" not in card:
+    model, _ = read_onnx(uri)
+    card: dict[str, Any] = {entry.key: entry.value for entry in model.metadata_props}
+    if "score" not in [value.name for value in model.graph.output] or "validation_scores" not in card:
         raise FiqaRayError(
             f"{uri}: not a regressor that fiqa-ray export wrote; a quality network of yours needs the options "
             "mean and scale, a recogniser goes into --recognizer"
@@ -173,4 +217,7 @@ def load_exported(uri: str) -> tuple[OnnxGraph, dict[str, Any]]:
     except ValueError as error:
         raise FiqaRayError(f"{uri}: its validation_scores are not readable ({error}); export it again") from error
     check_score_table(card["validation_scores"], uri)
-    return graph, card
+    keep_output(model, "score")
+    data = model.SerializeToString(deterministic=True)
+    try_network(data, uri, n_faces=2)
+    return OnnxNetwork(data, uri), card

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from fiqa_ray.errors import UsageError
 from fiqa_ray.models.options import check_number, check_whole
 from fiqa_ray.models.recognizer import FACE_SHAPE, CleanPass, Recognizer
 from fiqa_ray.models.scorer import ScoreFaces
@@ -47,7 +46,7 @@ def build_faceqan(
     Memory: 0.15 GB per copy with IResNet-100 (measured on a CPU).
 
     Args:
-        recognizer: must be differentiable.
+        recognizer: must be differentiable; an ONNX network is converted to torch.
         seed: seed of the noise.
         epsilon: attack step on the scale [0, 1] of the image.
         n_iterations: attack steps, l.
@@ -58,16 +57,13 @@ def build_faceqan(
     Raises:
         UsageError: an option is out of range, or the recogniser has no gradients.
     """
-    if not recognizer.differentiable:
-        raise UsageError(f"faceqan needs gradients, and {recognizer.name} has none; give it as torch operations")
+    network = recognizer.with_gradients("faceqan")
     check_whole("faceqan", 1, n_iterations=n_iterations, n_samples=n_samples, exponent=exponent)
     if images_per_pass is not None:
         check_whole("faceqan", 1, images_per_pass=images_per_pass)
     check_number("faceqan", "epsilon", epsilon, math.ulp(0.0), 1, "between 0 and 1 (the image's scale)")
     check_whole("faceqan", 0, seed=seed)
-    score = partial(
-        faceqan_scores, recognizer.embed_unit, epsilon=epsilon, n_iterations=n_iterations, exponent=exponent
-    )
+    score = partial(faceqan_scores, network.embed_unit, epsilon=epsilon, n_iterations=n_iterations, exponent=exponent)
 
     def score_faces(clean: CleanPass, image_row: NDArray[np.int64]) -> NDArray[np.float64]:
         faces = clean.faces

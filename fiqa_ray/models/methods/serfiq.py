@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from fiqa_ray.core.kernels.accelerator import lane_draws
-from fiqa_ray.core.kernels.draws import LANE_STEP, counter_draws
+from fiqa_ray.core.kernels.accelerator import random_bits
+from fiqa_ray.core.kernels.draws import WORD_STEP, counter_draws
 from fiqa_ray.errors import UsageError
 from fiqa_ray.models.options import check_number, check_whole
 from fiqa_ray.models.recognizer import CleanPass, Recognizer
@@ -88,8 +88,8 @@ def dropout_masks(
     a multiple of 2^-24.
     """
     words = counter_draws(seed, STREAM, image_row, np.arange(n_passes)).astype(np.uint32).view(np.int32)
-    lanes = torch.arange(n_features, dtype=torch.int32, device=device) * LANE_STEP
-    draws = lane_draws(torch.from_numpy(words).to(device)[:, None] + lanes)
+    steps = torch.arange(n_features, dtype=torch.int32, device=device) * WORD_STEP
+    draws = random_bits(torch.from_numpy(words).to(device)[:, None] + steps)
     return draws >= round(drop * (1 << 24))
 
 
