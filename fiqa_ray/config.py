@@ -13,11 +13,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fiqa_ray.core.landmark_order import LandmarkOrder
 from fiqa_ray.errors import UsageError
+from fiqa_ray.safe_yaml import parse_yaml
 from fiqa_ray.storage import read_bytes
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -238,7 +238,15 @@ class EvaluateSettings(_Settings):
     conventions: tuple[Literal["paper", "dasec", "nearest"], ...] = Field(
         ("paper", "dasec"), description="conventions for the curves"
     )
-    n_bootstrap: int = Field(200, ge=0, description="bootstrap draws; 0: no intervals")
+    resample: Literal["auto", "identities", "pairs"] = Field(
+        "auto", description="what bootstrap draws hold; auto: identities where the faces name them as the pairs do"
+    )
+    draws: int = Field(2000, ge=0, description="bootstrap draws; 0: no intervals")
+    compare: tuple[Literal["baseline", "unoptimized", "random"], ...] = Field(
+        ("baseline", "unoptimized", "random"),
+        description="optimized minus the method's scores, minus the regressor on prior labels; every score minus random",
+    )
+    compare_scorers: tuple[tuple[str, str], ...] = Field((), description="further differences of two scorers by name")
 
 
 class ComputeSettings(_Settings):
@@ -341,10 +349,7 @@ def load_settings(job_uri: str, overrides: list[str] | tuple[str, ...] = ()) -> 
         UsageError: lists every mistake with its key and value and, for an unknown key, the nearest valid one.
     """
     text = read_bytes(job_uri).decode("utf-8", errors="replace")
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as exc:
-        raise UsageError(f"{job_uri} is not valid YAML: {exc}") from exc
+    values = parse_yaml(text, job_uri)
     if not isinstance(values, dict):
         raise UsageError(f"{job_uri} must hold settings as 'key: value' lines, found {type(values).__name__}")
     for override in overrides:
@@ -387,10 +392,7 @@ def _override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UsageError(f"{override!r} is not of the form key=value, such as optimize.theta=0.01")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as exc:
-        raise UsageError(f"{override!r}: the value is not valid YAML: {exc}") from exc
+    value = parse_yaml(text, f"{override!r}: the value")
     if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
         try:
             value = float(value)

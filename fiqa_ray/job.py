@@ -25,7 +25,6 @@ from fiqa_ray.config import (
 from fiqa_ray.datasets.dataset import Dataset
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
 from fiqa_ray.models.reference import ModelRef
-from fiqa_ray.sources.recordio import recordio_uris
 from fiqa_ray.storage import content_hash, exists, fingerprint, join
 
 if TYPE_CHECKING:
@@ -85,12 +84,10 @@ class Job:
         """Return the packed faces of a face set."""
         source = self.face_sets[face_set]
         config = source.model_dump(mode="json", exclude={"allow_mixed_crops", "allow_single_images"})
-        if source.kind in ("table", "bin"):
-            config["list"] = content_hash(source.uri)
-        elif source.kind == "recordio":
-            rec, index = recordio_uris(source.uri)
-            config |= _optional_hash("list", index)
-            config |= _optional_hash("labels", rec.removesuffix(".rec") + ".lst")
+        from fiqa_ray.sources.kinds import SOURCES  # decoders and more, which `--help` does without
+
+        for name, uri in SOURCES[source.kind].lists(source.uri).items():
+            config |= _optional_hash(name, uri)
         if source.detector is not None:
             config["detector"] = content_hash(source.detector)
         if source.landmarks_uri is not None:

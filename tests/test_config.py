@@ -1,6 +1,8 @@
+import time
+
 import pytest
 
-from fiqa_ray.config import load_settings
+from fiqa_ray.config import load_settings, parse_options
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.job import Job
 
@@ -17,6 +19,36 @@ def job(tmp_path, text=GOOD):
     path = tmp_path / "job.yaml"
     path.write_text(text)
     return str(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 9}]\n" for i in range(1, 12)), "aliases"),
+        ("a: &a [*a]", "aliases"),
+        ("[" * 20_000, "brackets"),
+        ("{a: " * 20_000, "brackets"),
+        ("- " * 20_000, "nested too deeply"),
+        ("[" * 5_000 + "]" * 5_000, "nested too deeply"),
+    ],
+    ids=["alias bomb", "circle", "brackets", "braces", "dashes", "deep"],
+)
+def test_yaml_that_would_take_all_memory_or_time_is_refused(tmp_path, text, words):
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    started = time.process_time()
+    with pytest.raises(UsageError, match=words):
+        load_settings(str(path))
+    assert time.process_time() - started < 2
+    with pytest.raises(UsageError, match=words):
+        parse_options([f"a={text}"])
+
+
+def test_aliases_that_save_typing_are_read(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text("a: &shared {x: 1}\nb: *shared\nc: [*shared, *shared]\n")
+    with pytest.raises(UsageError, match=r"a: unknown key"):  # which is to say that it was parsed
+        load_settings(str(path))
 
 
 def test_overrides_and_defaults(tmp_path):

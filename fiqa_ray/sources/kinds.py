@@ -33,7 +33,7 @@ from fiqa_ray.sources.protocols import (
     read_lfw_pairs,
     read_pairs_table,
 )
-from fiqa_ray.sources.recordio import list_recordio, read_recordio
+from fiqa_ray.sources.recordio import list_recordio, read_recordio, recordio_lists
 from fiqa_ray.sources.table import list_table
 from fiqa_ray.sources.vggface2 import list_vggface2
 from fiqa_ray.sources.webdataset import list_webdataset
@@ -49,12 +49,15 @@ class Source:
         read_images: called with rows of that table, yields their rows and contents in the order that suits the source.
         options: settings of `SourceSettings` that `list_faces` takes.
         counts_left_out: whether `list_faces` takes `left_out`.
+        lists: called with the URI, returns the files that say which images there are, by name. A change of their content
+            makes another data set; folders and archives count by their URI alone.
     """
 
     list_faces: Callable[..., pa.Table]
     read_images: Callable[[pa.Table], Iterator[tuple[int, Content]]]
     options: tuple[str, ...] = ()
     counts_left_out: bool = False
+    lists: Callable[[str], dict[str, str]] = lambda _: {}
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,11 @@ class PairList:
 SOURCES: dict[str, Source] = {
     "folder": Source(list_folder, read_files, ("landmarks_uri", "identity_level"), True),
     "vggface2": Source(list_vggface2, read_files, ("splits",), True),
-    "table": Source(list_table, read_files),
-    "recordio": Source(list_recordio, read_recordio),
+    "table": Source(list_table, read_files, lists=lambda uri: {"list": uri}),
+    "recordio": Source(list_recordio, read_recordio, lists=recordio_lists),
     "webdataset": Source(list_webdataset, read_entries, ("identity_key",), True),
     "parquet_images": Source(list_parquet_images, read_parquet_images, ("identity_key",), True),
-    "bin": Source(list_bin, read_bin),
+    "bin": Source(list_bin, read_bin, lists=lambda uri: {"list": uri}),
 }
 
 PROTOCOLS: dict[str, PairList] = {

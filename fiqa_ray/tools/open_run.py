@@ -17,7 +17,7 @@ from fiqa_ray.datasets.dataset import MADE_BY, Dataset
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.job import Job
-from fiqa_ray.storage import _json, join, list_files, read_json, write_atomic
+from fiqa_ray.storage import join, json_bytes, list_files, read_json, write_atomic
 
 LABELS = pa.schema(
     [
@@ -85,7 +85,7 @@ def record_results(job: Job) -> None:
             record["datasets"].append({"dataset": dataset.name, **keys, "place": place})
     uri = join(s.run_uri, _RESULTS)
     if read_json(uri) != record:
-        write_atomic(uri, _json(record))
+        write_atomic(uri, json_bytes(record))
 
 
 class Run:

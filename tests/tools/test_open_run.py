@@ -38,7 +38,7 @@ def run(tmp_path_factory):
         "pair": {"n_clusters": 3, "n_repeats": 2},
         "optimize": {"theta": list(THETAS), "index_scale": "normalized"},
         "train": {"n_epochs": 1},
-        "evaluate": {"fmr": 0.1, "n_bootstrap": 0},
+        "evaluate": {"fmr": 0.1, "draws": 0},
         "max_bad_fraction": 0.2,
         "compute": {"engine": "local", "rows_per_part": 8, "train_workers": 0},
     }

@@ -1,0 +1,46 @@
+"""YAML of bounded size: aliases can make a few lines stand for more values than there is memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from fiqa_ray.errors import UsageError
+
+MAX_YAML_VALUES = 10_000
+"""Settings of a job with a hundred methods and benchmarks have some thousand values."""
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """Parse YAML of at most `MAX_YAML_VALUES` values, with those that its aliases stand for.
+
+    Raises:
+        UsageError: no valid YAML, nested too deeply, or too large.
+    """
+    if text.count("[") + text.count("{") > MAX_YAML_VALUES:  # which the parser would take long for
+        raise UsageError(f"{name} is not valid YAML: it has more than {MAX_YAML_VALUES:,} brackets; remove some")
+    try:
+        values = yaml.safe_load(text)
+        n_values = _count_values(values, {})
+    except yaml.YAMLError as exc:
+        raise UsageError(f"{name} is not valid YAML: {exc}") from exc
+    except RecursionError as exc:
+        raise UsageError(f"{name} is not valid YAML: it is nested too deeply for settings; remove brackets") from exc
+    if n_values > MAX_YAML_VALUES:
+        raise UsageError(
+            f"{name} holds {n_values:,} values, counting those that its aliases (*name) stand for; settings may have "
+            f"{MAX_YAML_VALUES:,}: write out what an alias stands for, or remove it"
+        )
+    return values
+
+
+def _count_values(value: Any, counts: dict[int, int]) -> int:
+    """Return the values below a value; each object is looked at once, however many aliases lead to it."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in counts:
+        counts[id(value)] = MAX_YAML_VALUES + 1  # of an object that holds itself
+        below = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        counts[id(value)] = 1 + sum(_count_values(v, counts) for v in below)
+    return counts[id(value)]
