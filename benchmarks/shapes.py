@@ -73,7 +73,7 @@ def make_identities(rows: range, sizes: np.ndarray, seed: int = 0) -> np.ndarray
 
 
 def write_inputs(job: Job, sizes: np.ndarray, n_workers: int) -> None:
-    """Write what pack, embed and score would leave for identities of these sizes; of faces only their number."""
+    """Write what pack, embed and score would leave for identities of these sizes; of faces only their names."""
     starts = np.concatenate([[0], np.cumsum(sizes)])
     cuts, first = [], 0
     while first < len(sizes):
@@ -105,7 +105,10 @@ def _write_part(job: Job, sizes: np.ndarray, starts: np.ndarray, index: int, row
     stats = {"status": dict(Counter(own["status"]))}
     buffer = pa.py_buffer(np.ascontiguousarray(x))
     own["embedding"] = pa.FixedSizeBinaryArray.from_buffers(pa.binary(4 * DIM), n, [None, buffer])
-    job.faces("train").write_part(index, {}, n_rows=n, stats=stats)
+    identities = [f"n{k:06d}" for k in rows for _ in range(sizes[k])]
+    own["image_id"] = [f"{name}/{row:07d}_01.jpg" for name, row in zip(identities, own["image_row"], strict=True)]
+    names = pa.table({"image_row": own["image_row"], "image_id": own["image_id"], "identity": identities})
+    job.faces("train").write_part(index, {".parquet": names}, n_rows=n, stats=stats)
     schema = schemas.embeddings(DIM)
     table = pa.table({name: own[name] for name in schema.names}, schema=schema)
     job.embeddings("train").write_part(index, {".parquet": table}, n_rows=n, stats=stats)

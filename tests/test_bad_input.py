@@ -86,13 +86,15 @@ def refused(result, code, *words):
 
 def nothing_of(run, dataset):
     """The failed dataset has neither part nor manifest, and no temporary file is left."""
-    assert not [p for p in (run / dataset).rglob("*") if p.name.startswith("part-") or p.name == "_manifest.json"]
+    assert not [
+        p for p in (run / dataset).rglob("*") if p.name.startswith(("part-", "_part-")) or p.name == "_manifest.json"
+    ]
     assert not list(run.rglob("*.tmp"))
 
 
 def stamps(folder):
     """Which files stand there, and that they are still the same ones."""
-    return {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.rglob("part-*")}
+    return {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.rglob("*part-*")}
 
 
 def read(job_yaml, dataset, *overrides):
@@ -541,7 +543,7 @@ class FullDisk:
     [
         ("_plan.json", 2),
         ("part-00001.parquet", 2),
-        ("part-00001.json", 3),
+        ("_part-00001.json", 3),
         ("_manifest.json", 2),
         ("part-00000.repeat-01.parquet", 1),
         ("weights.pt", 1),

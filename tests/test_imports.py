@@ -41,7 +41,7 @@ HOMES = {  # library -> where alone it is imported
     "matplotlib": ("report/",),
     "jinja2": ("report/",),
     "numba": ("core/kernels/",),
-    "typer": ("cli.py",),
+    "typer": ("cli/",),
 }
 
 BLOCKED = """

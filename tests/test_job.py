@@ -145,10 +145,10 @@ def test_killed_at_random_and_continued(faces, tmp_path, expected):
     for _ in range(7):
         process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         started = time.monotonic()
-        n_before = len(list(run_uri.rglob("part-*.json")))
+        n_before = len(list(run_uri.rglob("_part-*.json")))
         while process.poll() is None:  # let it make a few more parts, so that the kills spread over the stages
             if (
-                len(list(run_uri.rglob("part-*.json"))) >= n_before + rng.randint(1, 6)
+                len(list(run_uri.rglob("_part-*.json"))) >= n_before + rng.randint(1, 6)
                 or time.monotonic() - started > 30
             ):
                 break
@@ -156,7 +156,7 @@ def test_killed_at_random_and_continued(faces, tmp_path, expected):
         n_killed += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
-        for record in run_uri.rglob("part-*.json"):
+        for record in run_uri.rglob("_part-*.json"):
             stamp = (record.stat().st_ino, record.stat().st_mtime_ns)
             assert written.setdefault(record, stamp) == stamp, f"{record} was made twice"
     assert n_killed >= 4

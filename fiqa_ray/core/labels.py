@@ -12,10 +12,10 @@ src/iterative_optimization/optimize.py. Ranks run over L pairs, indices over I i
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +23,8 @@ from numpy.typing import ArrayLike, NDArray
 from fiqa_ray.core.kernels.owners import add_repeat, assign_sorted_scores, sum_ranks_by_owner
 from fiqa_ray.core.kernels.sorting import stable_order
 from fiqa_ray.core.kernels.threads import available_threads, one_thread
+from fiqa_ray.core.label_result import OptimizedLabels as OptimizedLabels
+from fiqa_ray.core.label_result import advice
 from fiqa_ray.core.pairs import Pairs, mated_pairs, round_similarity
 from fiqa_ray.core.ranking import RankTable
 from fiqa_ray.errors import UsageError
@@ -30,25 +32,7 @@ from fiqa_ray.errors import UsageError
 INDEX_SCALES = ("raw", "normalized")
 
 
-@dataclass(frozen=True)
-class OptimizedLabels:
-    """The labels of one FIQA method, in the caller's image order.
-
-    Attributes:
-        label: `(I,) float32` in [0, 1].
-        score: `(I,) float64`, the prior scores in their new order.
-        optimized_index: `(I,) float64`.
-        quality_index: `(I,) int64`, rank of the prior score.
-        mean_similarity_rank: `(I,) float64`, mean over the repeats in which the image owned a pair; NaN where it never did.
-        n_owned_pairs: `(I,) int64`, over all repeats.
-    """
-
-    label: NDArray[np.float32]
-    score: NDArray[np.float64]
-    optimized_index: NDArray[np.float64]
-    quality_index: NDArray[np.int64]
-    mean_similarity_rank: NDArray[np.float64]
-    n_owned_pairs: NDArray[np.int64]
+Theta: TypeAlias = "float | Sequence[float]"
 
 
 def optimize_labels(
@@ -57,12 +41,12 @@ def optimize_labels(
     prior_scores: ArrayLike | Mapping[str, ArrayLike],
     *,
     n_clusters: int = 20,
-    theta: float = 1e-3,
+    theta: Theta = 1e-3,
     n_repeats: int = 10,
     seed: int = 0,
     index_scale: str = "raw",
     device: str = "cpu",
-) -> OptimizedLabels | dict[str, OptimizedLabels]:
+) -> Any:
     """Run the whole of section III-C in memory: no Ray, no files.
 
     It uses all threads that BLAS may use in this process (OMP_NUM_THREADS limits them).
@@ -70,16 +54,22 @@ def optimize_labels(
     Args:
         embeddings: `(I, D) float32`.
         identities: `(I,)` of anything hashable, in any order; they are numbered in order of first appearance.
-        prior_scores: `(I,)`, larger is better, or {method: `(I,)`}, which returns {method: labels}.
+        prior_scores: `(I,)`, larger is better, or {method: `(I,)`}.
         n_clusters: C, clusters of an identity.
-        theta: weight of the update, in [0, 1].
+        theta: weight of the update, in [0, 1], or several.
         n_repeats: R.
         seed: of all random draws.
         index_scale: `raw` or `normalized`.
         device: `cpu` for the compiled loops, else a torch device such as `cuda`.
 
+    Returns:
+        `OptimizedLabels`; for several thetas {theta: labels}; for several methods {method: that}.
+
     Raises:
         UsageError: arrays that do not fit together, or values that are not finite.
+
+    Warns:
+        UserWarning: people without pairs, more clusters than images, a theta that moves almost nothing.
 
     Memory: the pairs of all repeats, 8 bytes each (1.5 kB per image at the defaults), 40 bytes more per pair of one repeat
     and thread, and one copy of the embeddings where the images of an identity are not neighbours.
@@ -87,18 +77,21 @@ def optimize_labels(
     embeddings = _checked_embeddings(embeddings, len(identities))
     if n_clusters < 1 or n_repeats < 1:
         raise UsageError(f"n_clusters={n_clusters} and n_repeats={n_repeats} must be at least 1")
-    check_theta(theta, index_scale)
+    thetas = _thetas(theta)
+    for value in thetas:
+        check_theta(value, index_scale)
     methods = prior_scores if isinstance(prior_scores, Mapping) else {"": prior_scores}
     priors = {name: _checked_prior(name, scores, len(embeddings)) for name, scores in methods.items()}
 
     # identities as neighbours: row order[i] of the caller is row i here
     row, n_identities = _identity_rows(identities)  # (I,)
     order = np.argsort(row, kind="stable")  # (I,)
+    images_of_people = np.bincount(row, minlength=n_identities)  # (K,)
     is_sorted = bool((np.diff(row) >= 0).all())
     n_threads = available_threads()
     repeats = mated_pairs(
         embeddings if is_sorted else embeddings[order],
-        np.concatenate([[0], np.cumsum(np.bincount(row, minlength=n_identities))]),
+        np.concatenate([[0], np.cumsum(images_of_people)]),
         np.arange(n_identities),
         n_clusters=n_clusters,
         n_repeats=n_repeats,
@@ -108,8 +101,24 @@ def optimize_labels(
     )
     updates = {name: IndexUpdate(quality_index(prior)) for name, prior in priors.items()}
     _add_repeats(updates, repeats, order, index_scale, n_threads)
-    labels = {name: _labels(priors[name], update, theta) for name, update in updates.items()}
-    return labels if isinstance(prior_scores, Mapping) else labels[""]
+    labels = {name: {t: _labels(priors[name], u, t) for t in thetas} for name, u in updates.items()}
+    results = [result for by_theta in labels.values() for result in by_theta.values()]
+    for text in advice(images_of_people, n_clusters, len(repeats[0].mate), index_scale, results):
+        warnings.warn(text, stacklevel=2)
+    shown = labels if isinstance(theta, Sequence | np.ndarray) else {n: v[thetas[0]] for n, v in labels.items()}
+    return shown if isinstance(prior_scores, Mapping) else shown[""]
+
+
+def _thetas(theta: Theta) -> list[float]:
+    """Return all thetas as floats; `UsageError` where there is none or one is no number."""
+    values = list(theta) if isinstance(theta, Sequence | np.ndarray) and not isinstance(theta, str) else [theta]
+    try:
+        numbers = [float(v) for v in values]
+    except (TypeError, ValueError) as exc:
+        raise UsageError(f"theta={theta!r} must be a number or several; the paper uses 0.001") from exc
+    if not numbers:
+        raise UsageError("theta is an empty list; give at least one number, such as 0.1")
+    return numbers
 
 
 def _add_repeats(
@@ -346,5 +355,14 @@ def _reordered(values: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[n
 
 def _labels(prior: NDArray[np.float64], update: IndexUpdate, theta: float) -> OptimizedLabels:
     optimized = update.optimized_index(theta)
-    score, label, _ = reassign_scores(prior, update.index, optimized)
-    return OptimizedLabels(label, score, optimized, update.index, update.mean_similarity_rank, update.n_owned_pairs)
+    score, label, mean_move = reassign_scores(prior, update.index, optimized)
+    return OptimizedLabels(
+        label,
+        score,
+        optimized,
+        update.index,
+        update.mean_similarity_rank,
+        update.n_owned_pairs,
+        theta,
+        mean_move / max(len(prior), 1),
+    )

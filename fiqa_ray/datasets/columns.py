@@ -38,3 +38,15 @@ def embedding_values(table: pa.Table) -> tuple[NDArray[np.float32], NDArray[np.i
         return np.empty((0, dim), np.float32), rows
     values = np.frombuffer(present.buffers()[1], dtype="<f4")[present.offset * dim :][: len(present) * dim]
     return values.reshape(len(present), dim).astype(np.float32, copy=False), rows
+
+
+def embedding_lists(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column of fixed-size binaries as one of lists of D float32, for readers outside this package."""
+    dim = column.type.byte_width // 4
+
+    def lists_of(chunk: pa.FixedSizeBinaryArray) -> pa.Array:
+        floats = np.frombuffer(chunk.buffers()[1], "<f4")[chunk.offset * dim :][: len(chunk) * dim]
+        mask = chunk.is_null() if chunk.null_count else None
+        return pa.FixedSizeListArray.from_arrays(pa.array(floats), dim, mask=mask)
+
+    return pa.chunked_array([lists_of(chunk) for chunk in column.chunks], pa.list_(pa.float32(), dim))

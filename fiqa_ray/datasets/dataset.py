@@ -2,9 +2,10 @@
 
     _plan.json            what the dataset will hold (number of parts and rows), written before the first part
     part-00000.parquet    a part: written whole by one atomic act under its final name
-    part-00000.json       its record (files with bytes and CRC-32, rows, addable stats): a part counts from here on
+    _part-00000.json      its record (files with bytes and CRC-32, rows, addable stats): a part counts from here on
     _manifest.json        the parts, once all are there: a dataset counts from here on
 
+Readers of Parquet folders (pandas, pyarrow) leave out names that begin with "_", so they read a folder of parts as a table.
 Nothing is deleted; a part is only ever written again with the bytes it had, to mend a lost or damaged file. A shard is the
 work that makes one part; a group is several parts that one task reads.
 """
@@ -87,6 +88,11 @@ FileContent: TypeAlias = pa.Table | pa.Buffer | bytes | Callable[[], pa.Buffer]
 def part_name(index: int) -> str:
     """Return the name of a part; names sort like the numbers for up to 100,000 parts."""
     return f"part-{index:05d}"
+
+
+def record_name(index: int) -> str:
+    """Return the file name of a part's record; readers of Parquet folders leave out names that begin with "_"."""
+    return f"_{part_name(index)}.json"
 
 
 def add_stats(all_stats: Iterator[Mapping[str, Any]] | list[Mapping[str, Any]]) -> dict[str, Any]:
@@ -188,7 +194,7 @@ class Dataset:
             for file_name, content in contents.items()
         }
         part = Part(index, n_rows, written, stats or {}, round(duration_s, 3))
-        write_atomic(self.at(name + ".json"), json_bytes(asdict(part)))
+        write_atomic(self.at(record_name(index)), json_bytes(asdict(part)))
         return part
 
     def _write_file(
@@ -240,7 +246,7 @@ class Dataset:
             verify: Leave out parts with a file that is missing or has another size than its record says.
         """
         sizes = list_files(self.uri)
-        names = [n for n in sizes if n.startswith("part-") and n.endswith(".json")]
+        names = [n for n in sizes if n.startswith("_part-") and n.endswith(".json")]
         with storage_errors(self.uri):
             fs, path = filesystem(self.uri)
             folder = glob.escape(path.rstrip(_SLASH))  # cat reads patterns, and a run's folder may hold brackets
@@ -349,7 +355,7 @@ class Dataset:
 
     def _damaged(self, part: Part, name: str, how: str) -> FiqaRayError:
         return FiqaRayError(
-            f"{self.at(name)} is damaged: {how} {part_name(part.index)}.json; remove this file and run again: "
+            f"{self.at(name)} is damaged: {how} {record_name(part.index)}; remove this file and run again: "
             "its part is then computed again"
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Part of every fingerprint and of a run's settings record: raise it when a column or its meaning changes."""
 
 
@@ -125,6 +125,7 @@ OPTIMIZED_INDEX = pa.schema(  # rows of images with a score
 OPTIMIZED_LABELS = pa.schema(  # every image; null if it has no prior score
     [
         ROW,
+        ("image_id", pa.string()),
         ("prior_score", pa.float64()),
         ("quality_index", pa.int64()),
         ("n_owned_pairs", pa.int64()),

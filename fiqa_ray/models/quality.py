@@ -48,8 +48,9 @@ def load_scorer(
               `alpha`, `r`;
             - a path or URL ending in `.onnx`: with options `mean`, `scale` and `colour` as in `load_recognizer`, a
               network with one number per face, larger is better; without options, a regressor of `fiqa-ray export`;
-            - `module:function`: called as `function(weights=weights, **options)`, returns a callable that maps
-              `(N, 3, 112, 112) uint8` RGB faces on `device` to `(N,)` scores, larger is better;
+            - `module:function` or `file.py:function`: a function that maps faces `(N, 3, 112, 112)`, float32 RGB in [0, 1]
+              on `device`, to `(N,)` scores, larger is better; or a factory, called as
+              `function(weights=weights, **options)`, that returns such a function;
             - the path or URL of a regressor's folder; options `allow_import` and `expected`, see `load_regressor`.
         recognizer: a loaded one, or the name of one, which is then loaded with `weights`.
         weights: path or URL of the checkpoint of the method's own network or of pcnet's head, or `random:SEED`; or a
@@ -146,14 +147,14 @@ def _load_function(name: str, weights: str | None, device: torch.device, options
         score = score.to(device).eval()
 
     def score_faces(clean: CleanPass, image_row: NDArray[np.int64]) -> Any:
-        faces = clean.faces
+        faces = clean.faces.to(torch.float32) / 255
         try:
             return score(faces)
         except FiqaRayError:
             raise
         except Exception as error:  # a user's method may raise anything
             raise FiqaRayError(
-                f"{name}: fails on faces of shape {tuple(faces.shape)}, uint8: {type(error).__name__}: {error}"
+                f"{name}: fails on faces of shape {tuple(faces.shape)}, float32 in [0, 1]: {type(error).__name__}: {error}"
             ) from error
 
     return Scorer(name, score_faces, device)

@@ -34,7 +34,7 @@ from fiqa_ray.models.probe import probe_faces
 from fiqa_ray.models.recognizer import FACE_SHAPE, Recognizer, check_embeddings
 from fiqa_ray.models.recognizer_table import MAGFACE, RECOGNIZERS, NetworkRow
 from fiqa_ray.models.reference import ModelRef
-from fiqa_ray.models.user_code import call_function
+from fiqa_ray.models.user_code import as_network, call_function
 from fiqa_ray.storage import read_bytes
 
 logger = logging.getLogger(__name__)
@@ -184,15 +184,12 @@ def _load_function(
     name: str, weights: str | os.PathLike[str] | None, options: Mapping[str, Any], device: torch.device
 ) -> Recognizer:
     """Load the network that a user's own function returns, and find out its `dim` and whether it has gradients."""
-    backbone = call_function(name, weights, options)
-    if not isinstance(backbone, nn.Module):
-        raise FiqaRayError(f"{name}: returned {type(backbone).__name__}, wanted a torch.nn.Module")
-    backbone = backbone.to(device).eval()
-    x = _probe_faces().to(device).requires_grad_()
-    with torch.enable_grad():
+    backbone = as_network(name, call_function(name, weights, options)).to(device).eval()
+    x = _probe_faces().to(device)
+    with torch.no_grad():
         output = _call_network(name, backbone, x)
-        check_embeddings(output, None, name, n_images=len(x))
-        differentiable = output.requires_grad and torch.autograd.grad(output.sum(), x, allow_unused=True)[0] is not None
+    check_embeddings(output, None, name, n_images=len(x))
+    differentiable = _has_gradient(backbone, x.requires_grad_())
     return Recognizer(
         name,
         backbone,
@@ -202,6 +199,16 @@ def _load_function(
         options=options,
         differentiable=differentiable,
     )
+
+
+def _has_gradient(backbone: nn.Module, x: Tensor) -> bool:
+    """Return whether a gradient of the output reaches the input; not so where a function of faces works in numpy."""
+    with torch.enable_grad():
+        try:
+            output = backbone(x)
+        except RuntimeError:  # it worked without gradients
+            return False
+        return output.requires_grad and torch.autograd.grad(output.sum(), x, allow_unused=True)[0] is not None
 
 
 class _Column(nn.Module):

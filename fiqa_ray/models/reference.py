@@ -13,7 +13,7 @@ from fiqa_ray.storage import join
 CARD_FILE = "card.json"
 """The file that makes a folder a saved regressor."""
 
-_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_FUNCTION = re.compile(r"([A-Za-z_][\w.]*|.*\.py):[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class ModelRef:
     Attributes:
         name: the name as the user gave it.
         kind: `table`: a row of `RECOGNIZERS` or `METHODS`; `onnx`: an ONNX file; `function`: the user's own
-            `module:function`; `folder`: anything else, which can only be the folder of a saved regressor.
+            `module:function` or `file.py:function`; `folder`: anything else, which can only be the folder of a saved
+            regressor.
     """
 
     name: str

@@ -26,7 +26,7 @@ from fiqa_ray.models.probe import probe_faces
 from fiqa_ray.models.recognizer import Recognizer, check_faces
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
 from fiqa_ray.models.reference import CARD_FILE, ModelRef
-from fiqa_ray.models.user_code import call_function
+from fiqa_ray.models.user_code import as_network, call_function
 from fiqa_ray.storage import join, read_bytes
 
 WEIGHTS_FILE = "weights.pt"
@@ -297,10 +297,7 @@ def _backbone(card: dict[str, Any], state: Mapping[str, Tensor], card_uri: str, 
             f"{card_uri}: this regressor uses the network {name!r}, whose code would have to be imported and run; "
             "if you trust it, pass allow_import=True (fiqa-ray score: --allow-import)"
         )
-    backbone = call_function(name, None, card["options"])
-    if not isinstance(backbone, nn.Module):
-        raise FiqaRayError(f"{name}: returned {type(backbone).__name__}, wanted a torch.nn.Module")
-    return backbone
+    return as_network(name, call_function(name, None, card["options"]))
 
 
 def _onnx_backbone(card: dict[str, Any], state: Mapping[str, Tensor], card_uri: str) -> nn.Module:

@@ -26,14 +26,17 @@ from fiqa_ray.job import Job
 
 N_TABLES = 10
 """Repeats whose ranks a worker keeps for its next shards."""
-LABEL_BYTES = 220
+NAME_BYTES = 12
+"""Stored bytes of an image's name: compressed, neighbours share most of theirs."""
+LABEL_BYTES = 260
 """Memory per image, as measured, of the final sort, which takes a method's images all at once."""
 
 
 def optimize_steps(job: Job) -> Iterator[list[Step]]:
     """Yield the step of the optimized indices, then the steps of the labels, one per method and theta."""
     settings = job.settings
-    n_images = job.faces("train").require().n_rows
+    faces = job.faces("train")
+    n_images = faces.require().n_rows
     indices = {m.label: job.quality_index(m) for m in settings.methods}
     ranks, dataset, reader = job.similarity_ranks(), job.optimized_index(), job.pair_reader()
     for needed in (ranks, *indices.values()):
@@ -47,7 +50,8 @@ def optimize_steps(job: Job) -> Iterator[list[Step]]:
     for method in settings.methods:
         for theta in thetas:
             labels = job.optimized_labels(method, theta)
-            label_worker = stateless_worker(label_shard, labels, dataset, theta, settings.optimize.index_scale, ranks)
+            scale = settings.optimize.index_scale
+            label_worker = stateless_worker(label_shard, labels, dataset, faces, theta, scale, ranks)
             shard = LabelShard(method.label, indices[method.label])
             memory = LABEL_BYTES * n_images
             steps.append(Step("optimize", labels, [shard], label_worker, n_images, unit="images", memory_bytes=memory))
@@ -95,8 +99,8 @@ def step_costs(s: Scale, units: Units) -> tuple[Cost, Cost]:
         n_sets,
         work_s=n * n_sets * units.label_image,
         memory_bytes=LABEL_BYTES * n,
-        read_bytes=30.0 * n * n_sets,
-        written_bytes=40.0 * n * n_sets,
+        read_bytes=(30.0 + NAME_BYTES) * n * n_sets,
+        written_bytes=(40.0 + NAME_BYTES) * n * n_sets,
     )
     return indices, labels
 
@@ -177,7 +181,13 @@ def update_shard(
 
 
 def label_shard(
-    dataset: Dataset, updates: Dataset, theta: float, index_scale: str, ranks: Dataset, shard: LabelShard
+    dataset: Dataset,
+    updates: Dataset,
+    faces: Dataset,
+    theta: float,
+    index_scale: str,
+    ranks: Dataset,
+    shard: LabelShard,
 ) -> Part:
     """Write the labels of one method and theta, which sorts all images at once. Memory: up to `LABEL_BYTES` per image."""
     started = time.monotonic()
@@ -202,6 +212,7 @@ def label_shard(
 
     columns = {
         "image_row": np.arange(n_images),
+        "image_id": _image_ids(faces),
         "prior_score": pa.array(prior, from_pandas=True),  # NaN stands for null
         "quality_index": pa.array(index, mask=index < 0),
         "n_owned_pairs": spread(table["n_owned_pairs"]),
@@ -225,4 +236,13 @@ def label_shard(
         n_rows=n_images,
         stats=summary,
         duration_s=time.monotonic() - started,
+    )
+
+
+def _image_ids(faces: Dataset) -> pa.ChunkedArray:
+    """Return the names of all images; of each part of faces only that column is read, also from a bucket."""
+    parts = faces.require().parts
+    return pa.chunked_array(
+        [chunk for p in parts for chunk in faces.read_rows(p, 0, p.n_rows, ["image_id"])["image_id"].chunks],
+        pa.string(),
     )

@@ -20,6 +20,7 @@ from fiqa_ray.job import Job
 from fiqa_ray.stages import STAGES, stage_steps
 from fiqa_ray.storage import fingerprint, join, list_files, put_if_absent, read_json
 from fiqa_ray.tools.inputs import match_inputs, read_inputs
+from fiqa_ray.tools.open_run import record_results
 from fiqa_ray.tools.status import made_by_another_version
 
 
@@ -52,6 +53,7 @@ def run_job(settings: Settings, stages: Iterable[str] = tuple(STAGES), *, new_se
                     match_inputs(job, wanted)
                 if not is_recorded:  # only now, so that what was refused until here can be corrected
                     _record_settings(settings)
+                    record_results(job)
                     is_recorded = True
                 run_steps(steps, mapper, settings.max_bad_fraction)
     return job

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -44,6 +44,7 @@ def score_images(
     validation_scores: Mapping[str, Any] | None = None,
     batch_size: int = 8,
     n_threads: int = 1,
+    read: Callable[[Sequence[ImageFile]], Iterable[bytes | None]] = read_images,
     advance: Callable[[int], None] = lambda _: None,
 ) -> pa.Table:
     """Score images, larger is better.
@@ -58,6 +59,7 @@ def score_images(
         validation_scores: the entry of a regressor's card; without it, percentiles are null.
         batch_size: images per call of the scorer.
         n_threads: threads that call the scorer.
+        read: returns the bytes of images.
         advance: is called with the number of images of each finished batch.
 
     Returns:
@@ -66,7 +68,7 @@ def score_images(
 
     def score_files(at: int) -> pa.Table:
         batch = images[at : at + batch_size]
-        prepared = [prepare_face(content, None, detector) for content in read_images(batch)]
+        prepared = [prepare_face(content, None, detector) for content in read(batch)]
         score = _score_faces(prepared, scorer, batch_size, first_row=at)
         return _score_table(batch, prepared, score, validation_scores)
 

@@ -329,7 +329,7 @@ def test_a_users_own_scorer(own):
     faces = some_faces(3)
     scores = load_scorer("my_quality:contrast", weights="w", factor=2.0)(faces)
     assert scores.dtype == np.float32
-    np.testing.assert_allclose(scores, 2 * faces.numpy().astype(float).std(axis=(1, 2, 3), ddof=1), rtol=1e-5)
+    np.testing.assert_allclose(scores, 2 / 255 * faces.numpy().astype(float).std(axis=(1, 2, 3), ddof=1), rtol=1e-5)
     for mode, message in (
         ("two", r"returned scores of shape \(3, 2\), float32 for 3 faces; wanted \(3,\) numbers"),
         ("text", r"returned scores of shape \(3,\), <U1"),
@@ -339,6 +339,52 @@ def test_a_users_own_scorer(own):
             load_scorer("my_quality:contrast", mode=mode)(faces)
     with pytest.raises(FiqaRayError, match="my_quality:nothing: returned NoneType, wanted a callable"):
         load_scorer("my_quality:nothing")
+
+
+PLAIN = """
+import numpy as np
+import torch
+seen = []
+def sharpness(faces, power=1.0):
+    assert faces.dtype == torch.float32 and faces.max() <= 1
+    return (faces[:, :, 1:] - faces[:, :, :-1]).abs().mean(dim=(1, 2, 3)) ** power
+def by_numpy(faces):
+    return np.asarray(faces).mean(axis=(1, 2, 3))
+def embed(faces):
+    return torch.nn.functional.avg_pool2d(faces, 28).flatten(1)
+def embed_numpy(faces):
+    return faces.numpy().mean(axis=(2, 3))
+network = torch.nn.Sequential(torch.nn.AvgPool2d(28), torch.nn.Flatten())
+"""
+
+
+def test_a_plain_function_of_faces(tmp_path, monkeypatch):
+    """As a method and as a recogniser, from a module or a file of the current folder; expected values by numpy."""
+    (tmp_path / "mine.py").write_text(PLAIN)
+    monkeypatch.chdir(tmp_path)
+    faces = some_faces(3)
+    x = faces.numpy().astype(np.float64) / 255
+    wanted = np.abs(np.diff(x, axis=2)).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(load_scorer("mine.py:sharpness")(faces), wanted, rtol=1e-5)
+    np.testing.assert_allclose(load_scorer("mine.py:sharpness", power=0.5)(faces), np.sqrt(wanted), rtol=1e-5)
+    np.testing.assert_allclose(load_scorer(f"{tmp_path}/mine.py:by_numpy")(faces), x.mean(axis=(1, 2, 3)), rtol=1e-5)
+    blocks = x.reshape(3, 3, 4, 28, 4, 28).mean(axis=(3, 5)).reshape(3, -1)
+    for name, embedding, differentiable in (
+        ("embed", blocks, True), ("network", blocks, True), ("embed_numpy", x.mean(axis=(2, 3)), False),
+    ):  # fmt: skip
+        recognizer = load_recognizer(f"mine.py:{name}")
+        assert (recognizer.dim, recognizer.differentiable) == (embedding.shape[1], differentiable)
+        np.testing.assert_allclose(recognizer(faces), embedding, rtol=1e-4)
+    norms = load_scorer("embedding_norm", load_recognizer("mine.py:embed"))(faces)
+    np.testing.assert_allclose(norms, np.linalg.norm(blocks, axis=1), rtol=1e-5)
+    for name, options, message in (
+        ("mine.py:sharpness", {"powr": 2}, r"no option 'powr' \(did you mean 'power'\?\)"),
+        ("mine.py:sharpness", {"weights": "w"}, "takes no weights"),
+        ("mine.py:sharpnes", {}, r"no function 'sharpnes' \(did you mean 'sharpness'\?\)"),
+        ("yours.py:sharpness", {}, "yours.py: there is no such file in"),
+    ):
+        with pytest.raises(FiqaRayError, match=message):
+            load_scorer(name, **options)
 
 
 class Opaque(nn.Module):

@@ -39,7 +39,7 @@ def refused(settings, *words):
         run_job(settings)
     for word in words:
         assert str(word) in str(info.value)
-    parts = list(Path(settings.run_uri).rglob("part-*"))
+    parts = list(Path(settings.run_uri).rglob("*part-*"))
     assert parts == []
 
 

@@ -36,7 +36,7 @@ def test_the_record_holds_the_version_and_status_reads_the_run(tmp_path):
     run_job(settings, ["pack"])
     (record,) = (run / "_settings").glob("*.json")
     content = json.loads(record.read_text())
-    assert content["schema_version"] == SCHEMA_VERSION == 4
+    assert content["schema_version"] == SCHEMA_VERSION == 5
     record.write_text(json.dumps({k: v for k, v in content.items() if k != "schema_version"}))
     with pytest.raises(UsageError, match="an earlier version"):
         run_job(settings, ["pack"])

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from fiqa_ray._version import __version__
+from fiqa_ray.cli import results
 from fiqa_ray.errors import FiqaRayError, UsageError
 
 if TYPE_CHECKING:
@@ -143,6 +144,10 @@ def rejects(
         print(f"{len(table)} image(s) rejected; written to {output}")
     else:
         print(text.getvalue().decode(), end="")
+
+
+for _command in (results.labels, results.scores, results.embeddings):
+    app.command()(_command)
 
 
 @app.command()

@@ -1,0 +1,127 @@
+"""The commands that write the results of a run as one file: labels, scores, embeddings."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from fiqa_ray.errors import UsageError
+
+RunUri = Annotated[str, typer.Argument(metavar="RUN_URI", help="run_uri of a job")]
+FaceSet = Annotated[str | None, typer.Option("--set", help="train or the name of a benchmark; default: all")]
+
+
+def scores(
+    run_uri: RunUri,
+    output: Annotated[str, typer.Option("-o", "--output", help=".parquet or .csv")] = "scores.csv",
+    face_set: FaceSet = None,
+) -> None:
+    """Write a run's scores, of every method and regressor, with file names: set, image_id, identity, method, score."""
+    from fiqa_ray.tools.open_run import open_run
+    from fiqa_ray.tools.table_files import check_ending, write_tables
+
+    check_ending(output, (".parquet", ".csv"))
+    n_rows = write_tables(open_run(run_uri).score_tables(face_set), output)
+    print(f"{n_rows:,} scores written to {output}")
+
+
+def embeddings(
+    run_uri: RunUri,
+    output: Annotated[str, typer.Option("-o", "--output", help=".parquet or .npz")] = "embeddings.parquet",
+    face_set: Annotated[str, typer.Option("--set", help="train or the name of a benchmark")] = "train",
+) -> None:
+    """Write a run's embeddings with file names: image_id, identity, embedding, status."""
+    from fiqa_ray.tools.open_run import open_run
+    from fiqa_ray.tools.table_files import check_ending, write_tables
+
+    check_ending(output, (".parquet", ".npz"))
+    n_rows = write_tables(open_run(run_uri).embedding_tables(face_set), output)
+    print(f"{n_rows:,} embeddings written to {output}")
+
+
+def labels(
+    run_or_thetas: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN_URI]", help="run_uri of a job; leave it out to give --embeddings", show_default=False
+        ),
+    ] = None,
+    output: Annotated[str, typer.Option("-o", "--output", help=".parquet or .csv")] = "labels.csv",
+    embeddings: Annotated[
+        str | None, typer.Option(help=".npy, .npz, .parquet, or .pkl of {path: vector}: labels without images")
+    ] = None,
+    identities: Annotated[
+        str | None,
+        typer.Option(
+            help=".txt with a name per line, .npy, or .csv of image_id and identity; default: each image's folder"
+        ),
+    ] = None,
+    scores: Annotated[
+        list[str] | None,
+        typer.Option(help=".csv of image_id and score, .npy, .txt or .pkl; repeat it for several methods"),
+    ] = None,
+    theta: Annotated[
+        list[str] | None, typer.Option(metavar="THETA...", help="weights of the update, such as 0.01 0.1")
+    ] = None,
+    n_clusters: Annotated[int, typer.Option(min=1, help="clusters of a person's images")] = 20,
+    n_repeats: Annotated[int, typer.Option(min=1, help="repeats of the pair draw")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="of all random draws")] = 0,
+    index_scale: Annotated[str, typer.Option(help="normalized, or raw as in the paper")] = "normalized",
+) -> None:
+    """Write a run's labels with file names, or make labels from stored embeddings, names of people and scores.
+
+    Columns: image_id, identity, method, theta, prior, label.
+    """
+    from fiqa_ray.tools.table_files import check_ending, write_tables
+
+    check_ending(output, (".parquet", ".csv"))
+    words = run_or_thetas or []
+    if embeddings is None:
+        if len(words) != 1 or identities or scores or theta:
+            raise UsageError(
+                "give the run_uri of one job, or --embeddings, --scores and --theta for labels without images"
+            )
+        from fiqa_ray.tools.open_run import open_run
+
+        tables = open_run(words[0]).label_tables()
+    else:
+        from fiqa_ray.tools.labels import labels_of_files
+
+        thetas = _numbers([*(theta or []), *words])  # `--theta 0.01 0.1`: what follows the first one is an argument
+        if not thetas or not scores:
+            raise UsageError("labels of --embeddings need --scores FILE and --theta NUMBER...")
+        tables = labels_of_files(
+            embeddings,
+            identities,
+            scores,
+            thetas,
+            n_clusters=n_clusters,
+            n_repeats=n_repeats,
+            seed=seed,
+            index_scale=index_scale,
+        )
+    with _short_warnings():
+        n_rows = write_tables(tables, output)
+    print(f"{n_rows:,} labels written to {output}")
+
+
+def _numbers(words: list[str]) -> list[float]:
+    try:
+        return [float(number) for word in words for number in word.split(",") if number]
+    except ValueError as exc:
+        raise UsageError(f"--theta: {exc}; with --embeddings give numbers only, and no run") from exc
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Print warnings as one line each, without the place in the code."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for text in dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning):
+        print(f"warning: {text}", file=sys.stderr)

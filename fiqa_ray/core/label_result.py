@@ -1,0 +1,169 @@
+"""What label optimization gives for one FIQA method and one theta, and what to say about it."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fiqa_ray.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MOVE_PER_THETA = {"raw": 0.16, "normalized": 0.13}
+"""Mean move of an image, as a share of all ranks, per unit of theta (raw: and per pair of an image), while theta is small.
+
+Measured by `benchmarks/expected_move.py`: raw 0.14 to 0.18 for C = 5, 10 and 20, whatever the prior; normalized 0.19 for a
+prior that is random numbers, down to 0.09 for one that follows the similarities.
+"""
+LEAST_STEP = 0.37
+"""Ranks below which a step passes no other image, so that small sets move less than their share."""
+LEAST_MOVE = 0.005
+"""Mean move below which labels are almost the prior scores."""
+_WANTED_MOVE = 0.02
+
+
+@dataclass(frozen=True, repr=False)
+class OptimizedLabels:
+    """The labels of one FIQA method at one theta, in the caller's image order.
+
+    Attributes:
+        label: `(I,) float32` in [0, 1].
+        score: `(I,) float64`, the prior scores in their new order.
+        optimized_index: `(I,) float64`.
+        quality_index: `(I,) int64`, rank of the prior score.
+        mean_similarity_rank: `(I,) float64`, mean over the repeats in which the image owned a pair; NaN where it never did.
+        n_owned_pairs: `(I,) int64`, over all repeats.
+        theta: weight of the update.
+        mean_move: by how many ranks an image moved on average, as a share of all ranks.
+    """
+
+    label: NDArray[np.float32]
+    score: NDArray[np.float64]
+    optimized_index: NDArray[np.float64]
+    quality_index: NDArray[np.int64]
+    mean_similarity_rank: NDArray[np.float64]
+    n_owned_pairs: NDArray[np.int64]
+    theta: float
+    mean_move: float
+
+    def __repr__(self) -> str:
+        n_without = int((self.n_owned_pairs == 0).sum())
+        return (
+            f"<OptimizedLabels of {len(self.label):,} images: theta {self.theta:g}, mean move {100 * self.mean_move:.2g} % "
+            f"of the ranks, {n_without:,} images without a pair>"
+        )
+
+    @property
+    def prior(self) -> NDArray[np.float64]:
+        """The prior scores `(I,)`."""
+        return np.sort(self.score)[self.quality_index]
+
+    def to_pandas(self, image_id: Sequence[Any] | None = None) -> pd.DataFrame:
+        """Return a DataFrame with one row per image: image_id, prior, label, score, n_owned_pairs. It needs pandas.
+
+        Args:
+            image_id: `(I,)` names of the images; default: their positions.
+
+        Raises:
+            UsageError: pandas is not installed, or there are more or fewer names than images.
+        """
+        try:
+            import pandas as pd
+        except ImportError as exc:
+            raise UsageError("to_pandas needs pandas: pip install pandas; to_csv does without") from exc
+        return pd.DataFrame(self._columns(image_id))
+
+    def to_csv(self, path: str | os.PathLike[str], image_id: Sequence[Any] | None = None) -> None:
+        """Write a CSV with the columns of `to_pandas`.
+
+        Args:
+            path: a local file.
+            image_id: `(I,)` names of the images; default: their positions.
+
+        Raises:
+            UsageError: there are more or fewer names than images.
+        """
+        columns = self._columns(image_id)
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
+
+    def _columns(self, image_id: Sequence[Any] | None) -> dict[str, Any]:
+        n = len(self.label)
+        if image_id is not None and len(image_id) != n:
+            raise UsageError(f"{len(image_id)} names for {n} images: one name per image")
+        return {
+            "image_id": range(n) if image_id is None else list(image_id),
+            "prior": self.prior,
+            "label": self.label,
+            "score": self.score,
+            "n_owned_pairs": self.n_owned_pairs,
+        }
+
+
+def expected_move(theta: float, pairs_per_image: float, n_images: int, index_scale: str) -> float:
+    """Return the mean move that a theta gives, as a share of all ranks, before anything is computed.
+
+    The paper's scale mixes ranks of pairs with ranks of images, so its step is larger by the pairs per image.
+
+    Args:
+        theta: weight of the update.
+        pairs_per_image: L / I; C - 1 where all people have at least C images.
+        n_images: I.
+        index_scale: `raw` or `normalized`.
+    """
+    step = MOVE_PER_THETA[index_scale] * theta * (pairs_per_image if index_scale == "raw" else 1.0)
+    n_ranks = step * n_images
+    return step * math.exp(-((LEAST_STEP / n_ranks) ** 2)) if n_ranks > 0 else 0.0
+
+
+def advice(
+    images_of_people: NDArray[np.int64],
+    n_clusters: int,
+    n_pairs: int,
+    index_scale: str,
+    results: Sequence[OptimizedLabels],
+) -> Iterator[str]:
+    """Yield what the caller should know before training on the labels.
+
+    Args:
+        images_of_people: `(K,)` images of each person.
+        n_clusters: C.
+        n_pairs: L, pairs of a repeat.
+        index_scale: `raw` or `normalized`.
+        results: labels of all methods and thetas.
+    """
+    n_images, n_people = int(images_of_people.sum()), len(images_of_people)
+    alone = images_of_people < 2 if n_clusters > 1 else np.ones(n_people, bool)
+    if alone.any():
+        why = "they have one image each" if n_clusters > 1 else "n_clusters is 1"
+        yield (
+            f"{int(alone.sum()):,} of {n_people:,} people ({int(images_of_people[alone].sum()):,} of {n_images:,} images) "
+            f"have no pair, since {why}: these images keep their quality index"
+        )
+    few = (images_of_people < n_clusters) & ~alone
+    if 2 * few.sum() > n_people - alone.sum():
+        typical = int(np.median(images_of_people[~alone]))
+        yield (
+            f"n_clusters={n_clusters} is above the images of {int(few.sum()):,} of {n_people:,} people (median {typical}), "
+            f"of whom each image is then a cluster; take fewer, such as {max(2, typical // 2)}"
+        )
+    if n_pairs == 0:
+        return
+    for theta in sorted({r.theta for r in results if r.theta > 0}):
+        move = max(r.mean_move for r in results if r.theta == theta)
+        if move < LEAST_MOVE:
+            wanted = min(1.0, _WANTED_MOVE / expected_move(1.0, n_pairs / n_images, n_images, index_scale))
+            yield (
+                f"theta={theta:g} moves an image by {100 * move:.2g} % of the ranks on average, so the labels are almost "
+                f"your scores; try theta={wanted:.1g}"
+            )

@@ -1,0 +1,247 @@
+"""The results of a run as tables with file names: labels, scores, embeddings, areas. Reads storage alone, without weights.
+
+A run keeps in `_results.json` where the datasets of its last settings lie, relative to the run's folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cached_property, partial
+from typing import Any
+
+import pyarrow as pa
+
+from fiqa_ray.datasets.columns import embedding_lists
+from fiqa_ray.datasets.dataset import MADE_BY, Dataset
+from fiqa_ray.datasets.schemas import SCHEMA_VERSION
+from fiqa_ray.errors import FiqaRayError, UsageError
+from fiqa_ray.job import Job
+from fiqa_ray.storage import join, json_bytes, list_files, read_json, write_atomic
+
+LABELS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("identity", pa.string()),
+        ("method", pa.string()),
+        ("theta", pa.float64()),
+        ("prior", pa.float64()),  # the method's score; null for an image without one
+        ("label", pa.float32()),  # in [0, 1]; null like the prior
+    ]
+)
+
+SCORES = pa.schema(
+    [
+        ("set", pa.string()),  # train, or the benchmark
+        ("image_id", pa.string()),
+        ("identity", pa.string()),
+        ("method", pa.string()),  # a FIQA method, or a regressor as tables name it
+        ("score", pa.float64()),  # larger is better; null unless status is "ok"
+        ("status", pa.string()),
+    ]
+)
+
+_RESULTS = "_results.json"
+
+
+def open_run(run_uri: str) -> Run:
+    """Open the results of a job, finished or under way, from any machine.
+
+    Args:
+        run_uri: the job's `run_uri`; a path or any fsspec URL.
+
+    Raises:
+        FiqaRayError: there is no run, or another version of fiqa_ray made it.
+    """
+    return Run(run_uri)
+
+
+def record_results(job: Job) -> None:
+    """Write where the job's datasets lie; those that cannot be named, such as for a missing score file, are left out."""
+    s = job.settings
+    sets, benchmarks = list(job.face_sets), s.benchmarks
+    scored = [(f, m) for f in sets for m in s.methods if job.has_scores(f, m)]
+    wanted: list[tuple[dict[str, Any], Callable[[], Dataset]]] = [
+        *(({"set": f}, partial(job.faces, f)) for f in sets),
+        *(({"set": f}, partial(job.embeddings, f)) for f in sets),
+        *(({"set": f, "method": m.label}, partial(job.prior_scores, f, m)) for f, m in scored),
+        *(
+            ({"set": b.name, "method": job.scorer_name(t)}, partial(job.regressor_scores, b.name, t))
+            for b in benchmarks
+            for t in job.label_sets()
+        ),
+        *(
+            ({"method": m.label, "theta": t}, partial(job.optimized_labels, m, t))
+            for m in s.methods
+            for t in s.optimize.theta
+        ),
+        *(({"set": b.name}, partial(job.evaluation, b)) for b in benchmarks),
+    ]
+    record: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "name": s.name, "datasets": []}
+    for keys, find in wanted:
+        with suppress(FiqaRayError):
+            dataset = find()
+            place = dataset.uri.removeprefix(s.run_uri.rstrip("/") + "/")
+            record["datasets"].append({"dataset": dataset.name, **keys, "place": place})
+    uri = join(s.run_uri, _RESULTS)
+    if read_json(uri) != record:
+        write_atomic(uri, json_bytes(record))
+
+
+class Run:
+    """The results of a run. Tables are pyarrow's; `to_pandas()` of each makes a DataFrame.
+
+    Attributes:
+        uri: the run's folder.
+        name: the job's name.
+    """
+
+    def __init__(self, uri: str) -> None:
+        """Open a run; see `open_run`."""
+        self.uri = uri
+        record = read_json(join(uri, _RESULTS))
+        if record is None:
+            if list_files(join(uri, "_settings")):
+                raise FiqaRayError(
+                    f"{uri} was made by an earlier version of fiqa_ray, or its run ended before the first stage; run the "
+                    "job again"
+                )
+            raise FiqaRayError(f"{uri} holds no run; give the run_uri of a job that was started")
+        if record.get("schema_version") != SCHEMA_VERSION:
+            raise FiqaRayError(
+                f"{uri} was made by another version of fiqa_ray (schema {record.get('schema_version')}, this one has "
+                f"{SCHEMA_VERSION}) and cannot be read; choose another run_uri"
+            )
+        self.name: str = record["name"]
+        self._entries: list[dict[str, Any]] = record["datasets"]
+
+    def __repr__(self) -> str:
+        labels = self._of("optimized_labels")
+        methods = ", ".join(dict.fromkeys(e["method"] for e in labels))
+        thetas = ", ".join(f"{t:g}" for t in sorted({e["theta"] for e in labels}))
+        return f"<Run {self.uri}: methods {methods}; theta {thetas}; sets {', '.join(self.sets)}>"
+
+    @property
+    def sets(self) -> list[str]:
+        """The face sets: `train` and the benchmarks."""
+        return [e["set"] for e in self._of("faces")]
+
+    def labels(self) -> pa.Table:
+        """Return the optimized labels of all methods and thetas.
+
+        Returns:
+            One row per image, method and theta: `image_id`, `identity`, `method`, `theta`, `prior` (the method's score),
+            `label` (float32 in [0, 1]). Prior and label are null where an image has no score.
+
+        Raises:
+            FiqaRayError: the run has no labels yet.
+        """
+        return pa.concat_tables(self.label_tables())
+
+    def label_tables(self) -> Iterator[pa.Table]:
+        """Yield the labels one method and theta at a time, as tables like that of `labels`."""
+        for e, dataset in self._finished("optimized_labels"):
+            table = dataset.read_all(["image_id", "prior_score", "label"])
+            n = len(table)
+            columns = [
+                table["image_id"],
+                self._names("train")["identity"],
+                pa.repeat(e["method"], n),
+                pa.repeat(float(e["theta"]), n),
+                table["prior_score"],
+                table["label"],
+            ]
+            yield pa.table(columns, schema=LABELS)
+
+    def scores(self, face_set: str | None = None) -> pa.Table:
+        """Return the scores of all methods and regressors.
+
+        Args:
+            face_set: `train` or the name of a benchmark; None: all.
+
+        Returns:
+            One row per image and method: `set`, `image_id`, `identity`, `method`, `score` (larger is better), `status`.
+
+        Raises:
+            UsageError: an unknown set.
+            FiqaRayError: the run has no scores yet.
+        """
+        return pa.concat_tables(self.score_tables(face_set))
+
+    def score_tables(self, face_set: str | None = None) -> Iterator[pa.Table]:
+        """Yield the scores one set and method at a time, as tables like that of `scores`."""
+        for e, dataset in self._finished("quality_scores", face_set):
+            names = self._names(e["set"])
+            table = dataset.read_all(["score", "status"])
+            n = len(table)
+            columns = [pa.repeat(e["set"], n), names["image_id"], names["identity"], pa.repeat(e["method"], n)]
+            yield pa.table([*columns, table["score"], table["status"]], schema=SCORES)
+
+    def embeddings(self, face_set: str = "train") -> pa.Table:
+        """Return the raw embeddings of a face set.
+
+        Args:
+            face_set: `train` or the name of a benchmark.
+
+        Returns:
+            One row per image: `image_id`, `identity`, `embedding` (a list of D float32, not normalized; null for an image
+            without one), `status`. `np.stack(table["embedding"].to_pandas())` is the matrix where none is null.
+
+        Raises:
+            UsageError: an unknown set.
+            FiqaRayError: the run has no embeddings yet.
+        """
+        return pa.concat_tables(self.embedding_tables(face_set))
+
+    def embedding_tables(self, face_set: str = "train") -> Iterator[pa.Table]:
+        """Yield the embeddings part by part, as tables like that of `embeddings`."""
+        for e, dataset in self._finished("embeddings", face_set):
+            names, first = self._names(e["set"]), 0
+            for part in dataset.require().parts:
+                table = dataset.read(part, ["embedding", "status"])
+                rows = names.slice(first, len(table))
+                first += len(table)
+                columns = [rows["image_id"], rows["identity"], embedding_lists(table["embedding"]), table["status"]]
+                yield pa.table(columns, names=["image_id", "identity", "embedding", "status"])
+
+    def areas(self) -> pa.Table:
+        """Return the areas under the error-versus-discard curves of all benchmarks, with 95 % intervals; lower is better.
+
+        Returns:
+            The rows of `fiqa_ray.datasets.results.AucRow`: one per benchmark, scorer, convention and discard limit.
+
+        Raises:
+            FiqaRayError: the run has no evaluation yet, or the job has no benchmarks.
+        """
+        return pa.concat_tables(d.read_all(suffix=".auc.parquet") for _, d in self._finished("evaluation"))
+
+    def _of(self, name: str) -> list[dict[str, Any]]:
+        return [e for e in self._entries if e["dataset"] == name]
+
+    def _dataset(self, entry: dict[str, Any]) -> Dataset:
+        return Dataset(join(self.uri, entry["place"]), entry["dataset"])
+
+    def _finished(self, name: str, face_set: str | None = None) -> list[tuple[dict[str, Any], Dataset]]:
+        """Return the finished datasets of a kind with their entries; raise an error if there is none."""
+        if face_set is not None and face_set not in self.sets:
+            raise UsageError(f"{self.uri} has no set {face_set!r}; choose from {', '.join(self.sets)}")
+        entries = [(e, self._dataset(e)) for e in self._of(name) if face_set is None or e["set"] == face_set]
+        finished = [(e, d) for e, d in entries if d.manifest() is not None]
+        if not finished:
+            what, stage = name.replace("_", " "), MADE_BY[name]
+            why = f"stage {stage} has not finished: run the job to its end" if entries else "the job asks for none"
+            raise FiqaRayError(f"{self.uri} has no {what}; {why}")
+        return finished
+
+    def _names(self, face_set: str) -> pa.Table:
+        """Return image_id and identity of a set in the order of `image_row`; of each part only these columns are read."""
+        if face_set not in self._name_tables:
+            (faces,) = (self._dataset(e) for e in self._of("faces") if e["set"] == face_set)
+            parts = faces.require().parts
+            tables = [faces.read_rows(p, 0, p.n_rows, ["image_id", "identity"]) for p in parts]
+            self._name_tables[face_set] = pa.concat_tables(tables)
+        return self._name_tables[face_set]
+
+    @cached_property
+    def _name_tables(self) -> dict[str, pa.Table]:
+        return {}

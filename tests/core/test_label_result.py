@@ -1,0 +1,101 @@
+"""Results of label optimization as a person meets them: several thetas, files, and what they are warned of."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import rankdata
+
+from fiqa_ray.core.label_result import expected_move
+from fiqa_ray.core.labels import optimize_labels
+from fiqa_ray.errors import UsageError
+
+
+def faces(n_people=30, per_person=10, seed=0):
+    rng = np.random.default_rng(seed)
+    people = np.repeat(np.arange(n_people), per_person)
+    noise = rng.uniform(0.3, 1.5, len(people))
+    embeddings = rng.normal(size=(n_people, 64))[people] + noise[:, None] * rng.normal(size=(len(people), 64))
+    return embeddings.astype(np.float32), people, rng.random(len(people))
+
+
+def run(*args, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return optimize_labels(*args, **{"n_clusters": 5, "index_scale": "normalized", **options})
+
+
+def test_one_result_per_theta_is_what_each_theta_gives_alone():
+    embeddings, people, prior = faces()
+    several = run(embeddings, people, {"a": prior, "b": -prior}, theta=[0.1, 0.3])
+    assert {m: list(r) for m, r in several.items()} == {"a": [0.1, 0.3], "b": [0.1, 0.3]}
+    for method, scores in (("a", prior), ("b", -prior)):
+        for theta in (0.1, 0.3):
+            alone = run(embeddings, people, scores, theta=theta)
+            assert alone.label.tolist() == several[method][theta].label.tolist()
+            assert (alone.theta, several[method][theta].theta) == (theta, theta)
+    assert list(run(embeddings, people, prior, theta=np.array([0.2]))) == [0.2]
+    for theta, message in (([], "empty list"), (["a"], "must be a number"), ([0.1, 2], "theta=2.0 is outside")):
+        with pytest.raises(UsageError, match=message):
+            run(embeddings, people, prior, theta=theta)
+
+
+def test_a_result_as_text_table_and_file(tmp_path):
+    embeddings, people, prior = faces()
+    result = run(embeddings, people, prior, theta=0.3)
+    old, new = rankdata(prior), rankdata(result.score)  # no ties: ranks of an independent library
+    assert result.mean_move == pytest.approx(np.abs(old - new).mean() / len(prior))
+    assert result.prior.tolist() == prior.tolist()
+    assert repr(result) == (
+        f"<OptimizedLabels of 300 images: theta 0.3, mean move {100 * result.mean_move:.2g} % of the ranks, "
+        f"{int((result.n_owned_pairs == 0).sum())} images without a pair>"
+    )
+    names = [f"{p}/{i}.jpg" for i, p in enumerate(people)]
+    frame = result.to_pandas(names)
+    assert frame.columns.tolist() == ["image_id", "prior", "label", "score", "n_owned_pairs"]
+    assert frame["image_id"].tolist() == names
+    result.to_csv(tmp_path / "labels.csv", names)
+    stored = pd.read_csv(tmp_path / "labels.csv")
+    pd.testing.assert_frame_equal(stored, frame, check_dtype=False, rtol=1e-6)
+    assert result.to_pandas()["image_id"].tolist() == list(range(300))
+    with pytest.raises(UsageError, match="2 names for 300 images"):
+        result.to_csv(tmp_path / "labels.csv", ["a", "b"])
+
+
+def warned(*args, **options):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        optimize_labels(*args, **{"n_clusters": 5, "index_scale": "normalized", "theta": 0.3, **options})
+    assert all(w.filename == __file__ for w in caught)
+    return [str(w.message) for w in caught]
+
+
+def test_warnings():
+    embeddings, people, prior = faces()
+    assert warned(embeddings, people, prior) == []
+    (text,) = warned(embeddings, np.arange(300), prior)
+    assert "300 of 300 people (300 of 300 images) have no pair, since they have one image each" in text
+    (text,) = warned(embeddings, np.where(people == 3, np.arange(300) + 1000, people), prior)
+    assert "10 of 39 people (10 of 300 images)" in text
+    (text,) = warned(embeddings, people, prior, n_clusters=1)
+    assert "n_clusters is 1" in text
+    (text,) = warned(embeddings, people, prior, n_clusters=50)
+    assert "n_clusters=50 is above the images of 30 of 30 people (median 10)" in text
+    assert "such as 5" in text
+    (text,) = warned(embeddings, people, prior, theta=[0.001, 0.3], index_scale="raw")
+    assert text.startswith("theta=0.001 moves an image by")
+    wanted = float(text.rsplit("=", 1)[1])
+    moved = run(embeddings, people, prior, theta=wanted, index_scale="raw").mean_move
+    assert 0.01 < moved < 0.04  # the advice keeps its word: 2 % of the ranks
+    assert warned(embeddings, people, prior, theta=0) == []
+
+
+@pytest.mark.parametrize("n_clusters", [5, 10, 20])
+@pytest.mark.parametrize("n_people", [9, 90])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_expected_move_is_near_the_measured_one(n_people, n_clusters):
+    embeddings, people, prior = faces(n_people, 40)
+    theta = 0.003
+    moved = optimize_labels(embeddings, people, prior, n_clusters=n_clusters, theta=theta).mean_move
+    assert expected_move(theta, n_clusters - 1, len(people), "raw") == pytest.approx(moved, rel=0.2)
