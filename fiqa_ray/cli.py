@@ -15,6 +15,7 @@ from rich.console import Console
 
 from fiqa_ray._version import __version__
 from fiqa_ray.errors import FiqaRayError, UsageError
+from fiqa_ray.public_uri import public_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -77,7 +78,7 @@ def run(
     stage_names = [s.strip() for s in stages.split(",") if s.strip()] or list(STAGES)
     finished_job = run_job(settings, stage_names, new_settings=new_settings)
     if "report" in stage_names:
-        print(f"report: {finished_job.report().at('report.html')}")
+        print(public_text(f"report: {finished_job.report().at('report.html')}"))
 
 
 @app.command()
@@ -224,7 +225,7 @@ def _named_model(
     allow_import: bool,
     device: str,
 ) -> NamedModel:
-    from fiqa_ray.config import parse_options
+    from fiqa_ray.safe_yaml import parse_options
     from fiqa_ray.tools.named_model import NamedModel
 
     return NamedModel(
@@ -353,7 +354,7 @@ def report(
     uri = run_job(settings, ["report"], new_settings=new_settings).report().at("report.html")
     if output:
         write_atomic(output, read_bytes(uri))
-    print(f"report: {output or uri}")
+    print(public_text(f"report: {output or uri}"))
 
 
 @app.command()
