@@ -61,6 +61,7 @@ def optimize_labels(
     n_repeats: int = 10,
     seed: int = 0,
     index_scale: str = "raw",
+    init: str = "random",
     device: str = "cpu",
 ) -> OptimizedLabels | dict[str, OptimizedLabels]:
     """Run the whole of section III-C in memory: no Ray, no files.
@@ -76,6 +77,7 @@ def optimize_labels(
         n_repeats: R.
         seed: of all random draws.
         index_scale: `raw` or `normalized`.
+        init: images that K-Means starts from: `random` ones, or spread by `k-means++`.
         device: `cpu` for the compiled loops, else a torch device such as `cuda`.
 
     Raises:
@@ -87,6 +89,8 @@ def optimize_labels(
     embeddings = _checked_embeddings(embeddings, len(identities))
     if n_clusters < 1 or n_repeats < 1:
         raise UsageError(f"n_clusters={n_clusters} and n_repeats={n_repeats} must be at least 1")
+    if init not in ("random", "k-means++"):
+        raise UsageError(f"init={init!r} must be random or k-means++")
     check_theta(theta, index_scale)
     methods = prior_scores if isinstance(prior_scores, Mapping) else {"": prior_scores}
     priors = {name: _checked_prior(name, scores, len(embeddings)) for name, scores in methods.items()}
@@ -103,6 +107,7 @@ def optimize_labels(
         n_clusters=n_clusters,
         n_repeats=n_repeats,
         seed=seed,
+        init=init,
         device=device,
         n_threads=n_threads,
     )
