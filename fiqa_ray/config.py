@@ -78,6 +78,13 @@ class SourceSettings(_Settings):
     allow_missing_end: bool = Field(
         False, description="read JPEGs without an end mark whose pixels are all there, as some phones write them"
     )
+    exif: Literal["apply", "ignore"] = Field(
+        "apply",
+        description="turn images as their EXIF orientation says, or leave them as stored, as PIL's users often do",
+    )
+    resize_crops: bool = Field(
+        False, description="take images without landmarks and detector for aligned crops and resize them to 112x112"
+    )
     allow_mixed_crops: bool = Field(False, description="accept a data set whose crops were aligned in different ways")
     allow_single_images: bool = Field(False, description="accept training faces of which most people have one image")
 
@@ -86,6 +93,14 @@ class SourceSettings(_Settings):
     def _check_order(cls, value: str | None) -> str | None:
         return value if value is None else LandmarkOrder.parse(value).name
 
+    @model_validator(mode="after")
+    def _check_crops(self) -> SourceSettings:
+        if self.resize_crops and self.detector is not None:
+            raise ValueError(
+                "resize_crops takes images for aligned crops, and detector aligns them; give one of the two"
+            )
+        return self
+
 
 class RecognizerSettings(_Settings):
     """The FR model M."""
@@ -93,6 +108,9 @@ class RecognizerSettings(_Settings):
     name: Uri = Field(description="a name of `fiqa-ray models`, `module:function`, or an .onnx file")
     weights: Uri | None = Field(None, description="path or URL of the weights")
     options: Options = Field({}, description="keyword arguments of the model")
+    flip: Literal["none", "sum", "concat"] = Field(
+        "none", description="add the mirrored face's embedding, or append it; sum and concat need train.mode: finetune"
+    )
 
 
 class FuseSettings(_Settings):
@@ -319,6 +337,16 @@ class Settings(_Settings):
         if reserved:
             raise ValueError(f"the name {reserved[0]!r} is taken; choose another name or label")
         return value
+
+    @model_validator(mode="after")
+    def _check_flip(self) -> Settings:
+        if self.recognizer.flip != "none" and self.train.mode == "head":
+            raise ValueError(
+                "a regressor's one pass makes no flipped embeddings; with recognizer.flip set train.mode: finetune"
+            )
+        if any(m.recognizer is not None and m.recognizer.flip != "none" for m in self.methods):
+            raise ValueError("methods score faces as they are; leave out flip in their recognizers")
+        return self
 
     @model_validator(mode="after")
     def _check_scores(self) -> Settings:

@@ -104,7 +104,10 @@ class Job:
     def embeddings(self, face_set: str) -> Dataset:
         """Return the raw embeddings of a face set."""
         keys = {"set": face_set, "fr": self.fr}
-        return self._dataset("embeddings", keys, self.recognizer_id(), {"faces": self.faces(face_set)})
+        config = self.recognizer_id()
+        if self.settings.recognizer.flip != "none":
+            config["flip"] = self.settings.recognizer.flip
+        return self._dataset("embeddings", keys, config, {"faces": self.faces(face_set)})
 
     @property
     def fr(self) -> str:

@@ -227,6 +227,8 @@ def make_worker(dataset: Dataset, source: SourceSettings, fit: LandmarkFit | Non
         fractions=fit is not None and LandmarkOrder.parse(fit.order).fractions,
         check_order=fit is not None and not fit.is_forced,
         allow_missing_end=source.allow_missing_end,
+        apply_exif=source.exif == "apply",
+        resize_crops=source.resize_crops,
     )
     return partial(run_shard, dataset, source.kind, detector, prepare)
 
