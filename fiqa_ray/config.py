@@ -18,7 +18,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
     ValidationError,
     field_validator,
     model_validator,
@@ -26,22 +25,9 @@ from pydantic import (
 
 from fiqa_ray.core.landmark_order import LandmarkOrder
 from fiqa_ray.errors import UsageError
-from fiqa_ray.public_uri import public_values
 from fiqa_ray.safe_yaml import override, parse_yaml
+from fiqa_ray.setting_types import Fraction, Name, Options, Uri
 from fiqa_ray.storage import public_uri, read_bytes
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-"""A name that can be part of a path."""
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-"""A number from 0 to 1."""
-
-
-Uri = Annotated[str, PlainSerializer(public_uri, return_type=str, when_used="json")]
-"""A path or URL. The value in memory may hold secrets; what is stored and hashed (`model_dump(mode="json")`) holds none."""
-
-Options = Annotated[dict[str, Any], PlainSerializer(public_values, return_type=dict[str, Any], when_used="json")]
-"""Keyword arguments of a model; URIs among them are stored without secrets."""
 
 
 class _Settings(BaseModel):
@@ -282,7 +268,15 @@ class EvaluateSettings(_Settings):
     conventions: tuple[Literal["paper", "dasec", "nearest"], ...] = Field(
         ("paper", "dasec"), description="conventions for the curves"
     )
-    n_bootstrap: int = Field(200, ge=0, description="bootstrap draws; 0: no intervals")
+    resample: Literal["auto", "identities", "pairs"] = Field(
+        "auto", description="what bootstrap draws hold; auto: identities where the faces name them as the pairs do"
+    )
+    draws: int = Field(2000, ge=0, description="bootstrap draws; 0: no intervals")
+    compare: tuple[Literal["baseline", "unoptimized", "random"], ...] = Field(
+        ("baseline", "unoptimized", "random"),
+        description="optimized minus the method's scores, minus the regressor on prior labels; every score minus random",
+    )
+    compare_scorers: tuple[tuple[str, str], ...] = Field((), description="further differences of two scorers by name")
 
 
 class ComputeSettings(_Settings):

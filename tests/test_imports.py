@@ -16,7 +16,8 @@ LADDER = {  # room -> the rooms that it may import, beside itself: never one abo
     "image_files": set(),
     "images": {"core", "image_files"},
     "safe_yaml": set(),
-    "config": {"core", "storage", "safe_yaml"},
+    "setting_types": set(),
+    "config": {"core", "storage", "safe_yaml", "setting_types"},
     "models": {"core", "storage"},
     "datasets": {"core", "storage", "config"},
     "synthetic": {"core", "storage", "images", "models"},
@@ -24,7 +25,7 @@ LADDER = {  # room -> the rooms that it may import, beside itself: never one abo
     "job": {"storage", "config", "datasets", "models", "sources"},
     "engine": {"core", "storage", "config", "datasets", "job"},
     "training": {"core", "storage", "images", "config", "models", "datasets", "synthetic", "job", "engine"},
-    "report": {"datasets"},
+    "report": {"core", "datasets"},
     "stages": {
         "core", "storage", "images", "config", "models", "datasets", "sources", "job", "engine", "training", "report",
     },

@@ -28,9 +28,9 @@ from fiqa_ray.errors import FiqaRayError, IncompleteError
 from fiqa_ray.storage import (
     _SLASH,
     _is_local,
-    _json,
     filesystem,
     join,
+    json_bytes,
     list_files,
     put_if_absent,
     read_json,
@@ -144,7 +144,7 @@ class Dataset:
 
     def write_plan(self, plan: dict[str, Any]) -> dict[str, Any]:
         """Store what the dataset will hold, unless a plan is stored already; return the stored plan."""
-        put_if_absent(self.at("_plan.json"), _json(plan))
+        put_if_absent(self.at("_plan.json"), json_bytes(plan))
         stored = read_json(self.at("_plan.json"))
         assert isinstance(stored, dict)
         return stored
@@ -188,7 +188,7 @@ class Dataset:
             for file_name, content in contents.items()
         }
         part = Part(index, n_rows, written, stats or {}, round(duration_s, 3))
-        write_atomic(self.at(name + ".json"), _json(asdict(part)))
+        write_atomic(self.at(name + ".json"), json_bytes(asdict(part)))
         return part
 
     def _write_file(
@@ -222,7 +222,7 @@ class Dataset:
                 "run the same command again to continue"
             )
         parts = [asdict(done[i]) for i in range(n_parts)]
-        put_if_absent(self.at("_manifest.json"), _json({"dataset": self.name, "parts": parts}))
+        put_if_absent(self.at("_manifest.json"), json_bytes({"dataset": self.name, "parts": parts}))
         manifest = self.manifest()
         assert manifest is not None
         return manifest

@@ -162,7 +162,7 @@ def load_onnx(
     together, alone = (_call_network(name, backbone, x) for x in (probe, probe[:1]))
     check_embeddings(together, 1 if quality else None, name, n_images=len(probe))
     if not torch.allclose(together[:1], alone, rtol=1e-3, atol=1e-4 * float(alone.abs().max())):
-        raise FiqaRayError(f"{name}: one face's embedding depends on the others in its batch; export it for inference")
+        raise FiqaRayError(f"{name}: one face's output depends on the others in its batch; export it for inference")
     return Recognizer(name, backbone, preprocessing, together.shape[1], sha256, options=options, scaling_source=source)
 
 
@@ -171,13 +171,13 @@ def _onnx_preprocessing(name: str, model: Any, options: Mapping[str, Any]) -> tu
     given = {key: value for key, value in options.items() if key != "output"}
     if "mean" in given and "scale" in given:
         return Preprocessing(**given), ""
-    found = find_scaling(model)
-    if found is None or "mean" in given or "scale" in given:
+    scaling = find_scaling(model)
+    if scaling is None or "mean" in given or "scale" in given:
         raise UsageError(
             f"{name}: the file does not show how pixels are scaled; give mean and scale on 0..255, "
             "input = (v - mean) / scale. Common: 127.5 and 127.5; 0 and 1 where the graph scales by itself"
         )
-    preprocessing, source = replace(found[0], **given), found[1]
+    preprocessing, source = replace(scaling[0], **given), scaling[1]
     logger.warning("%s: %s (%s); if that is wrong, set mean, scale and colour", name, preprocessing, source)
     return preprocessing, source
 

@@ -15,27 +15,13 @@ from typing import Any, TypeVar
 import jinja2
 from markupsafe import Markup
 
+from fiqa_ray.core.edc import CONVENTIONS
 from fiqa_ray.datasets.results import AucRow, CorrelationRow, DifferenceRow
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.report import figures
 from fiqa_ray.report.data import ReportData
 
 FOLDER = Path(__file__).parent
-CONVENTIONS = {
-    "paper": (
-        "“paper” discards from all pairs in steps of 5 % and sets a new threshold at every step, so that the FMR "
-        "stays below its target; straight lines, area over [0, 0.95]."
-    ),
-    "nearest": (
-        "“nearest” discards as “paper” does, but takes the threshold whose FMR is nearest to the target (CR-FIQA); "
-        "straight lines, area over [0, 0.95]."
-    ),
-    "dasec": (
-        "“dasec” discards from the mated pairs only, keeps one threshold and lets equal qualities go together; "
-        "steps, area over [0, 1] unless a limit is given."
-    ),
-}
-CURVE_END = {"paper": 0.95, "nearest": 0.95, "dasec": 1.0}
 
 Item = TypeVar("Item")
 Key = TypeVar("Key")
@@ -56,8 +42,10 @@ def render_report(data: ReportData) -> str:
     )
     environment.filters.update(
         area=area,
+        area_interval=area_interval,
         count=count,
         decimals=decimals,
+        difference_interval=difference_interval,
         duration=duration,
         percent=percent,
         rate=rate,
@@ -73,10 +61,11 @@ def render_report(data: ReportData) -> str:
         similarity_figures=[(row, figures.similarity_figure(row)) for row in data.similarities],
         curves=curve_groups(data, styles),
         conventions=[
-            CONVENTIONS[name] for name in dict.fromkeys(line.convention for line in data.edc) if name in CONVENTIONS
+            CONVENTIONS[name].summary
+            for name in dict.fromkeys(line.convention for line in data.edc)
+            if name in CONVENTIONS
         ],
         auc_tables=auc_tables(data.auc),
-        has_oracle=any(is_oracle(row.scorer) for row in data.auc),
         differences=difference_groups(data.differences),
         correlations=correlation_tables(data.correlations),
         faces=[
@@ -138,12 +127,38 @@ def duration(seconds: float) -> str:
 
 
 def verdict(row: DifferenceRow) -> str:
-    """Say what the interval of a difference of areas means for its first scorer; smaller areas are better."""
+    """Say what the interval of a difference of areas means for its first scorer; smaller areas are better.
+
+    A difference is clear where the interval leaves out zero and the p-value, corrected for its family, is small enough.
+    """
     if math.isnan(row.low) or math.isnan(row.high):
-        return "undefined"
-    if row.high < 0:
+        return "undefined" if math.isnan(row.difference) else "no interval"
+    if row.p_holm < 1 - row.level and row.high < 0:
         return "improves"
-    return "worsens" if row.low > 0 else "no clear difference"
+    return "worsens" if row.p_holm < 1 - row.level and row.low > 0 else "no clear difference"
+
+
+def area_interval(row: AucRow) -> str:
+    """Write the interval of an area, its upper limit, or that there is none."""
+    if row.interval == "upper limit":
+        return f"at most {area(row.auc_high)}"
+    return f"{area(row.auc_low)} – {area(row.auc_high)}" if row.interval == "interval" else "no interval"
+
+
+def difference_interval(row: DifferenceRow) -> str:
+    """Write the interval of a difference of areas, or that there is none."""
+    return "none" if math.isnan(row.low) else f"{signed_area(row.low)} to {signed_area(row.high)}"
+
+
+def how_made(rows: Sequence[AucRow | DifferenceRow]) -> str:
+    """Say how the intervals of some rows were made, and why some rows have none."""
+    made = dict.fromkeys((r.level, r.n_draws, r.unit, r.seed) for r in rows if r.n_draws)
+    text = [f"Intervals: {level:.0%}, {count(n)} draws of {unit}, seed {seed}." for level, n, unit, seed in made]
+    undefined = [r.n_undefined for r in rows if r.n_undefined]
+    if undefined:
+        text.append(f"Up to {count(max(undefined))} draws had no value and were left out.")
+    text += [f"{reason[0].upper()}{reason[1:]}." for reason in dict.fromkeys(r.reason for r in rows) if reason]
+    return " ".join(text)
 
 
 def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -166,7 +181,7 @@ def findings(data: ReportData) -> list[str]:
         by_verdict = grouped(group["rows"], lambda item: item["verdict"])
         parts = [
             f"{word} on {', '.join(item['row'].benchmark for item in by_verdict[word])}"
-            for word in ("improves", "no clear difference", "worsens", "undefined")
+            for word in ("improves", "no clear difference", "worsens", "no interval", "undefined")
             if word in by_verdict
         ]
         sentences.append(f"{group['where']}: {group['a']} against {group['b']}: {'; '.join(parts)}.")
@@ -205,7 +220,7 @@ def curve_groups(data: ReportData, styles: Mapping[str, figures.LineStyle]) -> l
                 row.discard_limit
                 for row in data.auc
                 if (row.fr, row.convention, row.fmr_target) == (fr, convention, fmr)
-                and row.discard_limit < min(figures.X_END, CURVE_END.get(convention, 1.0))
+                and row.discard_limit < min(figures.X_END, curve_end(convention))
             }
         )
         groups.append(
@@ -224,38 +239,34 @@ def curve_groups(data: ReportData, styles: Mapping[str, figures.LineStyle]) -> l
     return groups
 
 
-def is_oracle(scorer: str) -> bool:
-    """Return whether a scorer is a reference that knows the truth, told by its name."""
-    return scorer.lower() == "oracle"
+def curve_end(convention: str) -> float:
+    """Return the discard fraction at which a convention's curves end; 1 for one that this version does not know."""
+    return CONVENTIONS[convention].end if convention in CONVENTIONS else 1.0
 
 
 def auc_tables(rows: Sequence[AucRow]) -> list[dict[str, Any]]:
-    """Return, per (recogniser, convention, FMR, limit), scorers by benchmarks, the best of each benchmark marked."""
+    """Return, per (recogniser, convention, FMR, limit), scorers by benchmarks, those that lead marked."""
     tables = []
     for (fr, convention, fmr, limit), members in grouped(
         rows, lambda r: (r.fr, r.convention, r.fmr_target, r.discard_limit)
     ).items():
         cells = {(row.scorer, row.benchmark): row for row in members}
         by_benchmark = grouped(members, lambda row: row.benchmark)
-        # Ties are judged as printed. An oracle sees what no scorer may see, so it does not compete.
-        best = {
-            benchmark: min((area(r.auc) for r in rivals), key=float, default="")
-            for benchmark, column in by_benchmark.items()
-            for rivals in [[r for r in column if not is_oracle(r.scorer) and not math.isnan(r.auc)]]
-        }
+        marks = {benchmark: leading_mark(column) for benchmark, column in by_benchmark.items()}
         tables.append(
             {
                 "fr": fr,
                 "convention": convention,
                 "fmr": fmr,
                 "limit": limit,
-                "partial": limit < CURVE_END.get(convention, 1.0),
+                "partial": limit < curve_end(convention),
+                "how_made": how_made(members),
                 "columns": [(benchmark, column[0]) for benchmark, column in by_benchmark.items()],
                 "rows": [
                     (
                         scorer,
                         [
-                            (row, row is not None and area(row.auc) == best[benchmark] and not is_oracle(scorer))
+                            (row, marks[benchmark] if row is not None and row.is_leading else "")
                             for benchmark in by_benchmark
                             for row in [cells.get((scorer, benchmark))]
                         ],
@@ -267,6 +278,11 @@ def auc_tables(rows: Sequence[AucRow]) -> list[dict[str, Any]]:
     return tables
 
 
+def leading_mark(column: Sequence[AucRow]) -> str:
+    """Return the mark of the leading scorers of a benchmark: "best" if there is one, "tied" if there are several."""
+    return "best" if sum(row.is_leading for row in column) == 1 else "tied"
+
+
 def difference_groups(rows: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
     """Return, per (recogniser, convention, scorer a, scorer b), benchmarks with their verdicts."""
     return [
@@ -274,6 +290,7 @@ def difference_groups(rows: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
             "a": a,
             "b": b,
             "where": f"Convention {convention}, {fr}",
+            "how_made": how_made(members),
             "rows": [{"row": row, "verdict": verdict(row)} for row in members],
         }
         for (fr, convention, a, b), members in grouped(
