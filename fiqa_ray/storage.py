@@ -225,7 +225,10 @@ def content_hash(uri: str) -> str:
 
 @lru_cache(maxsize=1024)
 def list_hash(uri: str) -> str:
-    """Return the SHA-256 (hex) of a list of files; URIs that were signed again in a CSV do not change it."""
+    """Return the SHA-256 (hex) of a list of files; addresses in a CSV that were signed again do not change it.
+
+    Those in Parquet do.
+    """
     data = read_bytes(uri)
     if not data.startswith(b"PAR1") and b"://" in data:
         data = public_table(data.decode(errors="surrogateescape")).encode(errors="surrogateescape")

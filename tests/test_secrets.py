@@ -8,6 +8,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,6 +18,7 @@ from fiqa_ray.config import make_settings
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
 from fiqa_ray.public_uri import public_text, public_uri
+from fiqa_ray.sources.private_uris import private_faces, public_faces
 from fiqa_ray.storage import storage_errors
 
 SECRETS = ("SECRET1one", "SECRET2two")
@@ -143,6 +145,24 @@ def test_a_run_with_presigned_urls_tells_no_secret(tmp_path, served, capfd):
     content = _content(run)
     assert _clean(content)
     assert len(list(run.glob("faces/set=train/v=*"))) == 1  # the signature is in no fingerprint
+
+
+def test_a_list_is_read_again_only_if_it_is_the_same():
+    def faces(*uris):
+        return pa.table({"uri": uris, "image_id": ["a", "b"], "identity": ["p", "p"]})
+
+    first, signed_again = (
+        faces("https://h/a?sig=1", "https://h/b?sig=2"),
+        faces("https://h/a?sig=3", "https://h/b?sig=4"),
+    )
+    stored, has_secrets = public_faces(first)
+    assert has_secrets
+    assert stored["uri"].to_pylist() == ["https://h/a", "https://h/b"]
+    assert private_faces(stored, signed_again, "source") is signed_again
+    with pytest.raises(FiqaRayError, match="source: its images are not those that the run began with"):
+        private_faces(stored, faces("https://h/a?sig=1", "https://h/c?sig=2"), "source")
+    plain = faces("s3://b/a", "/data/a@b?.jpg")
+    assert public_faces(plain) == (plain, False)
 
 
 def test_scores_of_presigned_images_tell_no_secret(tmp_path, served, capfd, monkeypatch):
