@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+import traceback
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -418,4 +419,7 @@ def main(argv: list[str] | None = None) -> Any:
     except (KeyboardInterrupt, typer.Abort):
         print("stopped; run the same command again to continue", file=sys.stderr)
         sys.exit(3)
+    except Exception:  # a fault of the program: its traceback, without secrets of URIs
+        print(public_text(traceback.format_exc()), end="", file=sys.stderr)
+        sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
