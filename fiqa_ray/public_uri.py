@@ -11,11 +11,12 @@ from typing import Any
 
 _AWS_USER = re.compile(r"(?<=://)[A-Z0-9]{16,}:[^@\s]*@")
 """An access key and its secret, which may hold slashes."""
-_USER = re.compile(r"(?<=://)[^/\s'\"]*@")
+_USER = re.compile(r"(?<!\bgithub)(?<!\babfs)(?<!\babfss)(?<!\bwasb)(?<!\bwasbs)://[^/\s'\"]*@")
+"""User info before a host; GitHub's and Azure's addresses have the repository and the container there."""
 _WHOLE_QUERY = re.compile(r"\?[\w.~%$-]+=.*?(?=::|$)", re.DOTALL)
 _QUERY = re.compile(r"\?[\w.~%$-]+=[^\s'\"<>|]*?(?=::|[)\]},;:.]*(?:[\s'\"<>|]|$))")
 _WEB_QUERY = re.compile(r"(\bhttps?://[^\s'\"<>|?]*)\?[^\s'\"<>|]*?(?=::|[)\]},;:.]*(?:[\s'\"<>|]|$))")
-_CELL_QUERY = re.compile(r"(?<=\S)\?[\w.~%$-]+=[^\s'\",;]*")
+_CELL_QUERY = re.compile(r"(://[^\s?'\",;]*)\?[\w.~%$-]+=[^\s'\",;]*")
 _LOCAL = ("/", "file://", "local://")
 
 
@@ -26,28 +27,28 @@ def public_uri(uri: str) -> str:
     """
     if "://" not in uri or uri.startswith(_LOCAL):
         return uri
-    return _WEB_QUERY.sub(r"\1", _WHOLE_QUERY.sub("", _USER.sub("", _AWS_USER.sub("", uri))))
+    return _WEB_QUERY.sub(r"\1", _WHOLE_QUERY.sub("", _USER.sub("://", _AWS_USER.sub("", uri))))
 
 
 def private_parts(uri: str) -> list[str]:
     """Return the user info and query strings of a URI: what `public_uri` cuts."""
     if public_uri(uri) == uri:
         return []
-    users = [user.rstrip("@") for pattern in (_AWS_USER, _USER) for user in pattern.findall(uri)]
+    users = [user.removeprefix("://").rstrip("@") for pattern in (_AWS_USER, _USER) for user in pattern.findall(uri)]
     queries = [query.lstrip("?") for query in _WHOLE_QUERY.findall(uri)]
-    return [part for part in (*users, *queries) if part]
+    return [part for part in (*users, *queries) if len(part) > 3]  # shorter ones stand in many words
 
 
 def public_text(text: str) -> str:
     """Return a message or log line in which all URIs are public."""
     if "://" not in text or ("?" not in text and "@" not in text):
         return text
-    return _WEB_QUERY.sub(r"\1", _QUERY.sub("", _USER.sub("", _AWS_USER.sub("", text))))
+    return _WEB_QUERY.sub(r"\1", _QUERY.sub("", _USER.sub("://", _AWS_USER.sub("", text))))
 
 
 def public_table(text: str) -> str:
     """Return the text of a CSV or of another list in which all URIs are public; other columns stay whole."""
-    return _CELL_QUERY.sub("", _USER.sub("", _AWS_USER.sub("", text))) if "://" in text else text
+    return _CELL_QUERY.sub(r"\1", _USER.sub("://", _AWS_USER.sub("", text))) if "://" in text else text
 
 
 def public_values(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Secrets in URIs are used to read and appear nowhere else: not in the run, its log, its report, scores, plan or errors."""
 
 import csv
+import hashlib
 import io
 import json
 import threading
@@ -19,7 +20,7 @@ from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
 from fiqa_ray.public_uri import public_text, public_uri
 from fiqa_ray.sources.private_uris import private_faces, public_faces
-from fiqa_ray.storage import storage_errors
+from fiqa_ray.storage import list_hash, storage_errors
 
 SECRETS = ("SECRET1one", "SECRET2two")
 
@@ -231,6 +232,9 @@ PUBLIC = {
     # what is no secret stays
     "s3://b/part-??.tar": "s3://b/part-??.tar",
     "s3://b/a@b/c": "s3://b/a@b/c",
+    "abfs://container@account.dfs.core.windows.net/a": "abfs://container@account.dfs.core.windows.net/a",
+    "github://org:repository@main/a.csv": "github://org:repository@main/a.csv",
+    "hf://datasets/owner/faces@main/a.parquet": "hf://datasets/owner/faces@main/a.parquet",
     "/data/a?x=1.jpg": "/data/a?x=1.jpg",
     "faces/a@b.jpg": "faces/a@b.jpg",
 }
@@ -264,3 +268,17 @@ def test_the_value_in_memory_stays_and_fingerprints_do_not_depend_on_it(tmp_path
     assert signed.identity() == plain.identity()
     assert _clean(json.dumps(signed.model_dump(mode="json")))
     assert Job(signed).embeddings("train").uri == Job(plain).embeddings("train").uri
+
+
+def test_a_list_that_was_signed_again_has_the_same_hash(tmp_path):
+    def hash_of(name, *rows):
+        path = tmp_path / name
+        path.write_text("uri,identity,image_id\n" + "\n".join(rows) + "\n")
+        return list_hash(str(path))
+
+    first = hash_of("a.csv", "https://h/a.jpg?sig=1&e=2,p,a", "s3://K:S@b/b.jpg,p,b")
+    assert hash_of("b.csv", "https://h/a.jpg?sig=9&e=8,p,a", "s3://K:T@b/b.jpg,p,b") == first
+    assert hash_of("c.csv", "https://h/c.jpg?sig=1&e=2,p,a", "s3://K:S@b/b.jpg,p,b") != first  # another file
+    assert hash_of("d.csv", "https://h/a.jpg?sig=1&e=2,q,a", "s3://K:S@b/b.jpg,p,b") != first  # another person
+    plain = ("a.jpg?x=1,p,a", "b.jpg,p,b")
+    assert hash_of("e.csv", *plain) == hashlib.sha256((tmp_path / "e.csv").read_bytes()).hexdigest()
