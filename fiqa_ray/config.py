@@ -1,8 +1,8 @@
 """The settings of a job: their types, defaults and checks, and how they are read from YAML and `key=value`.
 
 Every setting is part of some dataset's fingerprint, except `run_uri`, `compute`, `max_bad_fraction`, `allow_mixed_crops` and
-`allow_single_images`. So a larger cluster reuses what a smaller one computed. All mistakes are reported at once, with the
-nearest valid name of a key.
+`allow_single_images`. So a larger cluster reuses what a smaller one computed. URIs lose user info and query strings wherever
+settings are stored or hashed. All mistakes are reported at once, with the nearest valid name of a key.
 """
 
 from __future__ import annotations
@@ -13,18 +13,21 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from fiqa_ray.core.landmark_order import LandmarkOrder
 from fiqa_ray.errors import UsageError
-from fiqa_ray.safe_yaml import parse_yaml
-from fiqa_ray.storage import read_bytes
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-"""A name that can be part of a path."""
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-"""A number from 0 to 1."""
+from fiqa_ray.safe_yaml import override, parse_yaml
+from fiqa_ray.setting_types import Fraction, Name, Options, Uri
+from fiqa_ray.storage import public_uri, read_bytes
 
 
 class _Settings(BaseModel):
@@ -42,8 +45,8 @@ class SourceSettings(_Settings):
     kind: Literal["folder", "vggface2", "table", "recordio", "webdataset", "parquet_images", "bin"] = Field(
         description="format of the source"
     )
-    uri: str = Field(description="path or URL of the folder or file")
-    landmarks_uri: str | None = Field(None, description="folder: CSV with five landmarks per image, in VGGFace2's form")
+    uri: Uri = Field(description="path or URL of the folder or file")
+    landmarks_uri: Uri | None = Field(None, description="folder: CSV with five landmarks per image, in VGGFace2's form")
     identity_level: int | None = Field(
         0, ge=0, description="folder: which path component below uri is the identity, counted from 0; null: none is"
     )
@@ -52,7 +55,7 @@ class SourceSettings(_Settings):
     identity_key: str | None = Field(
         None, description="webdataset: JSON key of the identity; parquet_images: its column; default: see each kind"
     )
-    detector: str | None = Field(None, description="YuNet's .onnx file, to align images that come without landmarks")
+    detector: Uri | None = Field(None, description="YuNet's .onnx file, to align images that come without landmarks")
     landmark_order: str | None = Field(
         None,
         description="order of the ten landmark numbers, such as planar, nose_first or standard; default: standard, and a "
@@ -60,6 +63,13 @@ class SourceSettings(_Settings):
     )
     allow_missing_end: bool = Field(
         False, description="read JPEGs without an end mark whose pixels are all there, as some phones write them"
+    )
+    exif: Literal["apply", "ignore"] = Field(
+        "apply",
+        description="turn images as their EXIF orientation says, or leave them as stored, as PIL's users often do",
+    )
+    resize_crops: bool = Field(
+        False, description="take images without landmarks and detector for aligned crops and resize them to 112x112"
     )
     allow_mixed_crops: bool = Field(False, description="accept a data set whose crops were aligned in different ways")
     allow_single_images: bool = Field(False, description="accept training faces of which most people have one image")
@@ -69,13 +79,24 @@ class SourceSettings(_Settings):
     def _check_order(cls, value: str | None) -> str | None:
         return value if value is None else LandmarkOrder.parse(value).name
 
+    @model_validator(mode="after")
+    def _check_crops(self) -> SourceSettings:
+        if self.resize_crops and self.detector is not None:
+            raise ValueError(
+                "resize_crops takes images for aligned crops, and detector aligns them; give one of the two"
+            )
+        return self
+
 
 class RecognizerSettings(_Settings):
     """The FR model M."""
 
-    name: str = Field(description="a name of `fiqa-ray models`, `module:function`, or an .onnx file")
-    weights: str | None = Field(None, description="path or URL of the weights")
-    options: dict[str, Any] = Field({}, description="keyword arguments of the model")
+    name: Uri = Field(description="a name of `fiqa-ray models`, `module:function`, or an .onnx file")
+    weights: Uri | None = Field(None, description="path or URL of the weights")
+    options: Options = Field({}, description="keyword arguments of the model")
+    flip: Literal["none", "sum", "concat"] = Field(
+        "none", description="add the mirrored face's embedding, or append it; sum and concat need train.mode: finetune"
+    )
 
 
 class FuseSettings(_Settings):
@@ -105,7 +126,7 @@ KeyRule = Literal["dot_slash", "slash", "unicode", "ending", "prefix"]
 class ScoresSettings(_Settings):
     """A file of scores, of the user or of another tool. A bare path stands for its `uri`."""
 
-    uri: str = Field(description="CSV or Parquet (image_id, score), OFIQ's CSV, or lines `path score`")
+    uri: Uri = Field(description="CSV or Parquet (image_id, score), OFIQ's CSV, or lines `path score`")
     id_column: str | None = Field(None, description="column of the image's name; default: image_id, or OFIQ's Filename")
     score_column: str | None = Field(None, description="column of the score; default: score, or UnifiedQualityScore")
     separator: str | None = Field(None, min_length=1, max_length=1, description="of a CSV; default: by its header")
@@ -118,16 +139,16 @@ ScoresFile = Annotated[ScoresSettings, BeforeValidator(lambda v: {"uri": v} if i
 class MethodSettings(_Settings):
     """A FIQA method Q: a model, the user's own scores, or a fusion of other methods of the job."""
 
-    name: str = Field(
+    name: Uri = Field(
         description="a name of `fiqa-ray models`, an .onnx file, or `module:function`; free if scores or fuse is given"
     )
     label: Name = Field("", description="name of the method in results; default: the last part of name")
-    weights: str | None = Field(None, description="path or URL of the weights")
+    weights: Uri | None = Field(None, description="path or URL of the weights")
     recognizer: RecognizerSettings | None = Field(
         None, description="FR model that the method works on, such as the one it was released with; default: the job's"
     )
     scores: ScoresFile | None = Field(None, description="a file with scores of the training faces")
-    options: dict[str, Any] = Field({}, description="keyword arguments of the method")
+    options: Options = Field({}, description="keyword arguments of the method")
     fuse: FuseSettings | None = Field(None, description="make this method by fusing others of the job")
 
     @model_validator(mode="before")
@@ -148,7 +169,7 @@ class MethodSettings(_Settings):
 
 def label_of(name: str) -> str:
     """Return a model's name as a path component: `package:net` becomes `package.net`, and folders are left out."""
-    return name.replace(":", ".").rsplit("/", 1)[-1]
+    return public_uri(name).replace(":", ".").rsplit("/", 1)[-1]
 
 
 class PairSettings(_Settings):
@@ -158,12 +179,21 @@ class PairSettings(_Settings):
     n_repeats: int = Field(10, ge=1, le=100, description="repeats of the drawing of pairs, R")
     recluster: bool = Field(False, description="fit new clusters in each repeat, as the paper's text describes it")
     clustering: Literal["lloyd", "faiss"] = Field("lloyd", description="implementation of K-Means")
+    init: Literal["random", "k-means++"] = Field(
+        "random", description="images that K-Means starts from: random ones, as the paper reads, or spread by k-means++"
+    )
     keep: bool = Field(True, description="store the pairs; false: compute them from the clusters whenever needed")
     device: Literal["cpu", "cuda", "cpu:0"] = Field(
         "cpu",
         description="cpu: compiled loops; cuda: each task takes a GPU, and GPUs of one model give equal bits; "
         "cpu:0: the GPU's operations on the processor, for tests",
     )
+
+    @model_validator(mode="after")
+    def _check_init(self) -> PairSettings:
+        if self.init != "random" and self.clustering == "faiss":
+            raise ValueError("clustering: faiss starts from random images only; use init: random, or clustering: lloyd")
+        return self
 
 
 class RankSettings(_Settings):
@@ -213,7 +243,7 @@ class PairListSettings(_Settings):
     """The list of comparisons of a benchmark."""
 
     kind: Literal["lfw", "cplfw", "calfw", "cfp", "table", "bin"] = Field(description="format of the list")
-    uri: str = Field(description="cfp: root of the data set; bin: the file that is also the source; else the list file")
+    uri: Uri = Field(description="cfp: root of the data set; bin: the file that is also the source; else the list file")
     part: Literal["FP", "FF"] = Field("FP", description="cfp: frontal-profile or frontal-frontal")
     extension: str = Field(".jpg", description="lfw: file name extension of the images")
     key_rule: tuple[KeyRule, ...] = Field((), description="what does not count when names of images are compared")
@@ -228,7 +258,7 @@ class BenchmarkSettings(_Settings):
     scores: dict[str, ScoresFile] = Field(
         {}, description="label -> file of scores: further scores to compare, or a method's own on this set"
     )
-    degradations: str | None = Field(None, description="CSV (image_id, kind, quality): what is known about the faces")
+    degradations: Uri | None = Field(None, description="CSV (image_id, kind, quality): what is known about the faces")
 
 
 class EvaluateSettings(_Settings):
@@ -277,7 +307,7 @@ class Settings(_Settings):
     """A whole job."""
 
     name: Name = Field(description="name of the job, shown in the report")
-    run_uri: str = Field(description="folder or URL for everything that the job writes")
+    run_uri: Uri = Field(description="folder or URL for everything that the job writes")
     seed: int = Field(0, ge=0, lt=2**62, description="seed of all random draws")
     max_bad_fraction: Fraction = Field(0.01, description="stop if a larger share of images cannot be used")
     source: SourceSettings = Field(description="the training faces")
@@ -301,6 +331,16 @@ class Settings(_Settings):
         if reserved:
             raise ValueError(f"the name {reserved[0]!r} is taken; choose another name or label")
         return value
+
+    @model_validator(mode="after")
+    def _check_flip(self) -> Settings:
+        if self.recognizer.flip != "none" and self.train.mode == "head":
+            raise ValueError(
+                "a regressor's one pass makes no flipped embeddings; with recognizer.flip set train.mode: finetune"
+            )
+        if any(m.recognizer is not None and m.recognizer.flip != "none" for m in self.methods):
+            raise ValueError("methods score faces as they are; leave out flip in their recognizers")
+        return self
 
     @model_validator(mode="after")
     def _check_scores(self) -> Settings:
@@ -352,8 +392,8 @@ def load_settings(job_uri: str, overrides: list[str] | tuple[str, ...] = ()) -> 
     values = parse_yaml(text, job_uri)
     if not isinstance(values, dict):
         raise UsageError(f"{job_uri} must hold settings as 'key: value' lines, found {type(values).__name__}")
-    for override in overrides:
-        _override(values, override)
+    for assignment in overrides:
+        override(values, assignment)
     return make_settings(values, Path(job_uri).name)
 
 
@@ -374,45 +414,6 @@ def make_settings(values: dict[str, Any], origin: str = "settings") -> Settings:
         raise UsageError(
             f"{origin}: {len(lines)} wrong setting(s)\n" + "\n".join(f"  {line}" for line in lines)
         ) from None
-
-
-def parse_options(options: list[str]) -> dict[str, Any]:
-    """Return the options of a model or method that are given as `key=value` texts with YAML values.
-
-    Raises:
-        UsageError: a text has another form.
-    """
-    values: dict[str, Any] = {}
-    for option in options:
-        _override(values, option)
-    return values
-
-
-def _override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UsageError(f"{override!r} is not of the form key=value, such as optimize.theta=0.01")
-    value = parse_yaml(text, f"{override!r}: the value")
-    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        try:
-            value = float(value)
-        except ValueError:
-            value = str(value)
-    *path, last = key.split(".")
-    section: Any = values
-    for i, step in enumerate(path):
-        if isinstance(section, list) and step.isdigit() and int(step) < len(section):
-            section = section[int(step)]
-        elif isinstance(section, dict):
-            section = section.setdefault(step, {})
-        else:
-            raise UsageError(f"{override!r}: {'.'.join(path[:i])} has no key {step!r}")
-    if isinstance(section, list) and last.isdigit() and int(last) < len(section):
-        section[int(last)] = value
-    elif isinstance(section, dict):
-        section[last] = value
-    else:
-        raise UsageError(f"{override!r}: {'.'.join(path)} has no key {last!r}")
 
 
 def _explain(error: Any) -> str:

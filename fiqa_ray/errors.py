@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from fiqa_ray.public_uri import public_text
+
 
 class FiqaRayError(Exception):
     """A mistake or fault that the user can correct; the command line prints its text without a traceback.
+
+    User info and query strings of URIs are cut from the text.
 
     Attributes:
         exit_code: 1 for an error, 2 for wrong usage or settings, 3 for an incomplete run.
     """
 
     exit_code = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(public_text(a) if isinstance(a, str) else a for a in args))
 
 
 class UsageError(FiqaRayError, ValueError):

@@ -97,14 +97,16 @@ class Decoded:
     data: bytes = b""
 
 
-def decode(data: bytes, *, allow_missing_end: bool = False) -> Decoded:
+def decode(data: bytes, *, allow_missing_end: bool = False, apply_exif: bool = True) -> Decoded:
     """Decode an image file.
 
-    Grey becomes RGB, transparency is dropped, 16 bits become 8, and an EXIF orientation is applied, as `cv2.imread` does.
+    Grey becomes RGB, transparency is dropped, 16 bits become 8, and an EXIF orientation is applied, as `cv2.imread` does;
+    PIL's `Image.open` leaves it.
 
     Args:
         data: the file's content.
         allow_missing_end: accept a JPEG without end mark if all its pixels are there, as some phones write it.
+        apply_exif: turn the image as its EXIF orientation says.
     """
     if not data:
         return Decoded(None, "empty", "the file is empty")
@@ -124,10 +126,10 @@ def decode(data: bytes, *, allow_missing_end: bool = False) -> Decoded:
             hint = "; if only its end mark is missing, allow_missing_end reads it" if layout.is_baseline else ""
             return Decoded(None, "truncated", f"the file ends early, after {len(data)} bytes{hint}")
         data, layout = closed, _jpeg_layout(closed)
-    image = _imdecode(_plain_png(data) if layout.has_notes else data)
+    image = _imdecode(_plain_png(data) if layout.has_notes else data, apply_exif)
     if image is None:
         return Decoded(None, "unreadable", f"{size} by its header, but it cannot be decoded")
-    if _ends_in_fill(data, layout.end or len(data), image):
+    if _ends_in_fill(data, layout.end or len(data), image, apply_exif):
         return Decoded(None, "truncated", "the picture's data end before the picture does")
     return Decoded(swap_red_and_blue(image), "ok", None, data)
 
@@ -149,9 +151,10 @@ def _other_kind(data: bytes) -> str:
     return f" but {kind}" if kind else ""
 
 
-def _imdecode(data: bytes) -> NDArray[np.uint8] | None:
+def _imdecode(data: bytes, apply_exif: bool = True) -> NDArray[np.uint8] | None:
+    flags = cv2.IMREAD_COLOR if apply_exif else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         return None
     return None if image is None else image.astype(np.uint8, copy=False)
@@ -218,7 +221,7 @@ def _closed_jpeg(data: bytes, layout: _Layout) -> bytes | None:
     return whole + _JPEG_END
 
 
-def _ends_in_fill(data: bytes, end: int, image: NDArray[np.uint8]) -> bool:
+def _ends_in_fill(data: bytes, end: int, image: NDArray[np.uint8], apply_exif: bool) -> bool:
     """Return whether a JPEG with an end mark ran out of data before: decoders then fill up with exactly middle grey.
 
     A picture may well be grey there. The proof is to add data before the end mark: a complete picture is not changed by it,
@@ -226,7 +229,7 @@ def _ends_in_fill(data: bytes, end: int, image: NDArray[np.uint8]) -> bool:
     """
     if not data.startswith(b"\xff\xd8") or not (image[-1, -1] == 128).all():
         return False
-    padded = _imdecode(data[:end] + _PADDINGS[0] + data[end:])
+    padded = _imdecode(data[:end] + _PADDINGS[0] + data[end:], apply_exif)
     return padded is None or not np.array_equal(padded, image)
 
 

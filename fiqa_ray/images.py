@@ -73,6 +73,12 @@ def align_face(image: NDArray[np.uint8], landmarks: ArrayLike) -> NDArray[np.uin
     return np.asarray(face, np.uint8)
 
 
+def resize_crop(crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return an aligned crop `(n, n, 3) uint8` at `(112, 112, 3)`: averages of areas where it shrinks, else bilinear."""
+    method = cv2.INTER_AREA if len(crop) > FACE_SIZE else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(crop, (FACE_SIZE, FACE_SIZE), interpolation=method), np.uint8)
+
+
 def encode_png(face: NDArray[np.uint8]) -> bytes:
     """Return a face `(h, w, 3) uint8` RGB as PNG: lossless, and equal faces give equal bytes.
 
@@ -91,11 +97,13 @@ def prepare_face(
     fractions: bool = False,
     check_order: bool = True,
     allow_missing_end: bool = False,
+    apply_exif: bool = True,
+    resize_crops: bool = False,
 ) -> PreparedFace:
     """Make the stored face of one image file.
 
     With landmarks the image is decoded, aligned and stored as PNG. Without landmarks and detector, a file whose image is
-    112x112 is aligned already and its bytes stay as they are; another size has status "no_landmarks".
+    112x112 is aligned already and its bytes stay as they are; another size has status "no_landmarks", or is resized.
 
     Args:
         data: the file's content; None: the file is missing.
@@ -104,13 +112,15 @@ def prepare_face(
         fractions: landmarks are fractions of the image's width and height.
         check_order: refuse landmarks that fit another order far better.
         allow_missing_end: accept JPEGs without an end mark whose pixels are all there; the mark is added.
+        apply_exif: turn images as their EXIF orientation says.
+        resize_crops: take an image of another size for an aligned crop, and resize it.
 
     Returns:
         The face, or why there is none. Bad input never raises.
     """
     if data is None:
         return PreparedFace(None, "missing", "no such file")
-    decoded = decode(data, allow_missing_end=allow_missing_end)
+    decoded = decode(data, allow_missing_end=allow_missing_end, apply_exif=apply_exif)
     image = decoded.image
     if image is None:
         return PreparedFace(None, decoded.status, decoded.error)
@@ -122,9 +132,17 @@ def prepare_face(
             return PreparedFace(None, "no_face", f"the detector finds no face in {width}x{height} px")
     if landmarks is None:
         if (height, width) == (FACE_SIZE, FACE_SIZE):
-            return PreparedFace(decoded.data, "ok", None, "as_is")
+            # whoever decodes the stored bytes applies an orientation
+            again = image if apply_exif else decode(decoded.data).image
+            is_stored = again is not None and np.array_equal(again, image)
+            return PreparedFace(decoded.data if is_stored else encode_png(image), "ok", None, "as_is")
+        if resize_crops and height == width:
+            return PreparedFace(encode_png(resize_crop(image)), "ok", None, "as_is")
         return PreparedFace(
-            None, "no_landmarks", f"{width}x{height} px without landmarks; aligned faces are {FACE_SIZE}x{FACE_SIZE}"
+            None,
+            "no_landmarks",
+            f"{width}x{height} px without landmarks; aligned faces are {FACE_SIZE}x{FACE_SIZE}"
+            + ("; resize_crops takes square crops" if resize_crops else ""),
         )
     points = np.asarray(landmarks, dtype=np.float64)
     if points.shape not in ((5, 2), (10,)):

@@ -25,7 +25,8 @@ from fiqa_ray.config import (
 from fiqa_ray.datasets.dataset import Dataset
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
 from fiqa_ray.models.reference import ModelRef
-from fiqa_ray.storage import content_hash, exists, fingerprint, join
+from fiqa_ray.public_uri import public_values
+from fiqa_ray.storage import content_hash, exists, fingerprint, join, list_hash
 
 if TYPE_CHECKING:
     from fiqa_ray.datasets.pairs import PairReader
@@ -87,7 +88,7 @@ class Job:
         from fiqa_ray.sources.kinds import SOURCES  # decoders and more, which `--help` does without
 
         for name, uri in SOURCES[source.kind].lists(source.uri).items():
-            config |= _optional_hash(name, uri)
+            config |= {name: list_hash(uri)} if exists(uri) else {}
         if source.detector is not None:
             config["detector"] = content_hash(source.detector)
         if source.landmarks_uri is not None:
@@ -103,7 +104,10 @@ class Job:
     def embeddings(self, face_set: str) -> Dataset:
         """Return the raw embeddings of a face set."""
         keys = {"set": face_set, "fr": self.fr}
-        return self._dataset("embeddings", keys, self.recognizer_id(), {"faces": self.faces(face_set)})
+        config = self.recognizer_id()
+        if self.settings.recognizer.flip != "none":
+            config["flip"] = self.settings.recognizer.flip
+        return self._dataset("embeddings", keys, config, {"faces": self.faces(face_set)})
 
     @property
     def fr(self) -> str:
@@ -282,7 +286,7 @@ class Job:
 
 def model_id(model: RecognizerSettings | MethodSettings) -> dict[str, Any]:
     """Return name, options and content hash of a model: the hash of its weights, or of the ONNX file that it is."""
-    identity: dict[str, Any] = {"name": label_of(model.name), "options": model.options}
+    identity: dict[str, Any] = {"name": label_of(model.name), "options": public_values(model.options)}
     if ModelRef.parse(model.name).kind == "onnx":
         identity |= {"sha256": _onnx_hash(model.name), "onnx": ONNX_VERSION}
     elif model.weights is not None and not model.weights.startswith("random:"):

@@ -44,3 +44,43 @@ def _count_values(value: Any, counts: dict[int, int]) -> int:
         below = [*value.keys(), *value.values()] if isinstance(value, dict) else value
         counts[id(value)] = 1 + sum(_count_values(v, counts) for v in below)
     return counts[id(value)]
+
+
+def parse_options(options: list[str]) -> dict[str, Any]:
+    """Return the options of a model or method that are given as `key=value` texts with YAML values.
+
+    Raises:
+        UsageError: a text has another form.
+    """
+    values: dict[str, Any] = {}
+    for option in options:
+        override(values, option)
+    return values
+
+
+def override(values: dict[str, Any], assignment: str) -> None:
+    """Change the value that a `key=value` text names in nested dicts and lists."""
+    key, equals, text = assignment.partition("=")
+    if not equals or not key:
+        raise UsageError(f"{assignment!r} is not of the form key=value, such as optimize.theta=0.01")
+    value = parse_yaml(text, f"{assignment!r}: the value")
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            value = float(value)
+        except ValueError:
+            value = str(value)
+    *path, last = key.split(".")
+    section: Any = values
+    for i, step in enumerate(path):
+        if isinstance(section, list) and step.isdigit() and int(step) < len(section):
+            section = section[int(step)]
+        elif isinstance(section, dict):
+            section = section.setdefault(step, {})
+        else:
+            raise UsageError(f"{assignment!r}: {'.'.join(path[:i])} has no key {step!r}")
+    if isinstance(section, list) and last.isdigit() and int(last) < len(section):
+        section[int(last)] = value
+    elif isinstance(section, dict):
+        section[last] = value
+    else:
+        raise UsageError(f"{assignment!r}: {'.'.join(path)} has no key {last!r}")

@@ -20,7 +20,9 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
-from fiqa_ray.errors import FiqaRayError, StorageError
+from fiqa_ray.errors import FiqaRayError, StorageError, UsageError
+from fiqa_ray.public_uri import private_parts, public_table, public_text
+from fiqa_ray.public_uri import public_uri as public_uri
 
 _SLASH = "/"
 
@@ -40,6 +42,10 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return the file system of a URI and the path within it."""
     options: dict[str, Any] = {}
     if uri.startswith(("s3://", "s3a://")):
+        if "@" in uri and private_parts(uri.partition("?")[0]):
+            raise UsageError(
+                f"{uri}: an S3 address holds no keys; leave them out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
         # stores other than AWS reject the checksums that newer clients add unasked
         os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
         os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
@@ -69,6 +75,8 @@ def storage_errors(uri: str) -> Iterator[None]:
         hint = _storage_hint(exc)
         if hint is None:
             raise
+        for part in private_parts(uri):  # a library may name them without their URI
+            hint = hint.replace(part, "***")
         raise StorageError(f"{uri}: {hint}") from exc
 
 
@@ -215,6 +223,18 @@ def content_hash(uri: str) -> str:
     return hashlib.sha256(read_bytes(uri)).hexdigest()
 
 
+@lru_cache(maxsize=1024)
+def list_hash(uri: str) -> str:
+    """Return the SHA-256 (hex) of a list of files; addresses in a CSV that were signed again do not change it.
+
+    Those in Parquet do.
+    """
+    data = read_bytes(uri)
+    if not data.startswith(b"PAR1") and b"://" in data:
+        data = public_table(data.decode(errors="surrogateescape")).encode(errors="surrogateescape")
+    return hashlib.sha256(data).hexdigest()
+
+
 def json_bytes(value: Any) -> bytes:
     """Return JSON whose bytes are equal for equal values."""
     return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
@@ -226,4 +246,4 @@ def storage_quiet() -> Iterator[None]:
     try:
         yield
     except Exception as exc:  # logged, not raised: storage may be back by the next beat
-        logging.getLogger("fiqa_ray").warning("storage did not answer: %s", exc)
+        logging.getLogger("fiqa_ray").warning("storage did not answer: %s", public_text(str(exc)))

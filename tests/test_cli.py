@@ -481,9 +481,7 @@ def test_export_refuses_and_leaves_no_file(cli, convolutional, done, faces, tmp_
         patch.setattr(export, "_to_onnx", sabotaged)
         refused(1, "onnxruntime's scores differ from torch's", regressor, "-o", file)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    refused(
-        1, "export needs onnxscript, which is not installed: pip install 'fiqa-ray[export]'", regressor, "-o", file
-    )
+    refused(1, "export needs onnxscript, which is not installed: pip install 'fiqa-ray[export]'", regressor, "-o", file)
 
 
 # --- the rest ---

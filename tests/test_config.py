@@ -2,9 +2,10 @@ import time
 
 import pytest
 
-from fiqa_ray.config import load_settings, parse_options
+from fiqa_ray.config import load_settings
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.job import Job
+from fiqa_ray.safe_yaml import parse_options
 
 GOOD = """
 name: t

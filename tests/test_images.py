@@ -1,8 +1,10 @@
+import io
 import struct
 import zlib
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 from numpy.typing import NDArray
 
@@ -401,3 +403,65 @@ def test_decode_faces_refuses_other_sizes_and_takes_an_empty_batch() -> None:
     _, ok = decode_faces([encoded(picture(112, 111)), None, encoded(picture())])
     assert ok.tolist() == [False, False, True]
     assert decode_faces([])[0].shape == (0, 3, 112, 112)
+
+
+# --- settings of decoding ---------------------------------------------------------------------------------------------
+
+
+def _with_orientation(image: Image, orientation: int, kind: str) -> bytes:
+    """Encode by PIL, with an EXIF orientation."""
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(image).save(buffer, kind, exif=exif.tobytes(), **({"quality": 95} if kind == "JPEG" else {}))
+    return buffer.getvalue()
+
+
+TURNS = {  # orientation -> what a viewer does to the stored pixels, by the EXIF standard
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.transpose(1, 0, 2),
+    6: lambda x: x.transpose(1, 0, 2)[:, ::-1],
+    7: lambda x: x.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda x: x.transpose(1, 0, 2)[::-1],
+}
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_an_exif_orientation_is_applied_or_ignored(orientation, kind) -> None:
+    stored = picture(112, 112, seed=orientation)
+    data = _with_orientation(stored, orientation, kind)
+    as_pil_reads = np.asarray(PIL.Image.open(io.BytesIO(data)).convert("RGB"))
+    tolerance = 0 if kind == "PNG" else 3  # decoders of JPEG round differently
+    for apply_exif, wanted in ((True, TURNS[orientation](as_pil_reads)), (False, as_pil_reads)):
+        prepared = prepare_face(data, None, apply_exif=apply_exif)
+        assert prepared.status == "ok"
+        (face,), _ = decode_faces([prepared.face])
+        assert np.abs(face.transpose(1, 2, 0).astype(int) - wanted).max() <= tolerance
+    # landmarks are in px of the image that is aligned
+    loose = picture(200, 300, seed=orientation)
+    data = _with_orientation(loose, orientation, "PNG")
+    points = TEMPLATE + np.array([90, 40])
+    ignored = prepare_face(data, points, apply_exif=False)
+    assert ignored.face == prepare_face(encoded(loose, ".png"), points).face
+
+
+def test_crops_of_another_size_are_resized_when_asked() -> None:
+    crop = picture()
+    large = encoded(crop.repeat(2, axis=0).repeat(2, axis=1), ".png")
+    refused = prepare_face(large, None)
+    assert refused.status == "no_landmarks"
+    resized = prepare_face(large, None, resize_crops=True)
+    assert (resized.status, resized.alignment) == ("ok", "as_is")
+    (face,), _ = decode_faces([resized.face])
+    assert np.array_equal(face.transpose(1, 2, 0), crop)  # the mean of four equal pixels
+    grey = prepare_face(encoded(np.full((96, 96, 3), 77, np.uint8), ".png"), None, resize_crops=True)
+    (face,), _ = decode_faces([grey.face])
+    assert face.shape == (3, 112, 112)
+    assert (face == 77).all()
+    # a photograph is no crop, and the bytes of a 112x112 crop stay
+    assert prepare_face(encoded(picture(120, 200)), None, resize_crops=True).status == "no_landmarks"
+    assert prepare_face(encoded(crop), None, resize_crops=True).face == encoded(crop)

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+import traceback
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ from rich.console import Console
 from fiqa_ray._version import __version__
 from fiqa_ray.cli import results
 from fiqa_ray.errors import FiqaRayError, UsageError
+from fiqa_ray.public_uri import public_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -78,7 +80,7 @@ def run(
     stage_names = [s.strip() for s in stages.split(",") if s.strip()] or list(STAGES)
     finished_job = run_job(settings, stage_names, new_settings=new_settings)
     if "report" in stage_names:
-        print(f"report: {finished_job.report().at('report.html')}")
+        print(public_text(f"report: {finished_job.report().at('report.html')}"))
 
 
 @app.command()
@@ -229,7 +231,7 @@ def _named_model(
     allow_import: bool,
     device: str,
 ) -> NamedModel:
-    from fiqa_ray.config import parse_options
+    from fiqa_ray.safe_yaml import parse_options
     from fiqa_ray.tools.named_model import NamedModel
 
     return NamedModel(
@@ -358,7 +360,7 @@ def report(
     uri = run_job(settings, ["report"], new_settings=new_settings).report().at("report.html")
     if output:
         write_atomic(output, read_bytes(uri))
-    print(f"report: {output or uri}")
+    print(public_text(f"report: {output or uri}"))
 
 
 @app.command()
@@ -422,4 +424,7 @@ def main(argv: list[str] | None = None) -> Any:
     except (KeyboardInterrupt, typer.Abort):
         print("stopped; run the same command again to continue", file=sys.stderr)
         sys.exit(3)
+    except Exception:  # a fault of the program: its traceback, without secrets of URIs
+        print(public_text(traceback.format_exc()), end="", file=sys.stderr)
+        sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fiqa_ray.core.kernels.draws import START_STREAM, counter_draws
-from fiqa_ray.core.kernels.kmeans import MAX_ITERATIONS, choose_starts, lloyd
+from fiqa_ray.core.kernels.kmeans import MAX_ITERATIONS, choose_starts, lloyd, spread_starts
 
 
 def lloyd_clusters(
@@ -30,6 +30,7 @@ def lloyd_clusters(
     n_clusters: int,
     cluster: NDArray[np.int32],
     cluster_counts: NDArray[np.int32],
+    init: str = "random",
 ) -> None:
     """Cluster neighbouring identities by Lloyd's algorithm on their Gram matrices.
 
@@ -40,8 +41,14 @@ def lloyd_clusters(
         n_clusters: C; an identity of fewer images starts from all of them.
         cluster: `(I,) int32`, filled with cluster numbers from 0 within each identity, without gaps.
         cluster_counts: `(K,) int32`, filled with the number of clusters.
+        init: `random` or `k-means++`: how the images that it starts from are chosen.
     """
-    lloyd(keys, bounds, start_images(np.diff(bounds), states, n_clusters), cluster, cluster_counts)
+    if init == "k-means++":
+        starts = np.zeros((len(states), n_clusters), np.int32)
+        spread_starts(keys, bounds, states, starts)
+    else:
+        starts = start_images(np.diff(bounds), states, n_clusters)
+    lloyd(keys, bounds, starts, cluster, cluster_counts)
 
 
 def faiss_clusters(

@@ -45,6 +45,7 @@ def optimize_labels(
     n_repeats: int = 10,
     seed: int = 0,
     index_scale: str = "raw",
+    init: str = "random",
     device: str = "cpu",
 ) -> Any:
     """Run the whole of section III-C in memory: no Ray, no files.
@@ -60,6 +61,7 @@ def optimize_labels(
         n_repeats: R.
         seed: of all random draws.
         index_scale: `raw` or `normalized`.
+        init: images that K-Means starts from: `random` ones, or spread by `k-means++`.
         device: `cpu` for the compiled loops, else a torch device such as `cuda`.
 
     Returns:
@@ -77,6 +79,8 @@ def optimize_labels(
     embeddings = _checked_embeddings(embeddings, len(identities))
     if n_clusters < 1 or n_repeats < 1:
         raise UsageError(f"n_clusters={n_clusters} and n_repeats={n_repeats} must be at least 1")
+    if init not in ("random", "k-means++"):
+        raise UsageError(f"init={init!r} must be random or k-means++")
     thetas = _thetas(theta)
     for value in thetas:
         check_theta(value, index_scale)
@@ -96,6 +100,7 @@ def optimize_labels(
         n_clusters=n_clusters,
         n_repeats=n_repeats,
         seed=seed,
+        init=init,
         device=device,
         n_threads=n_threads,
     )

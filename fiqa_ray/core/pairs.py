@@ -25,6 +25,7 @@ from fiqa_ray.core.kernels.draws import MATE_STREAM, counter_draws
 from fiqa_ray.core.kernels.gram import SIMILARITY_STEPS, cosine_keys, unit_vectors
 from fiqa_ray.core.kernels.mates import count_clusters, draw_mates, similarities_of_mates
 from fiqa_ray.core.kernels.threads import one_thread
+from fiqa_ray.errors import UsageError
 
 MAX_GRAM_IMAGES = 4096
 """Identities with more images have no Gram matrix: faiss, several times faster there, clusters them."""
@@ -70,6 +71,7 @@ def mated_pairs(
     seed: int = 0,
     recluster: bool = False,
     clustering: str = "lloyd",
+    init: str = "random",
     clusters: Sequence[NDArray[np.int32]] = (),
     device: str = "cpu",
     n_threads: int = 1,
@@ -85,13 +87,14 @@ def mated_pairs(
         seed: of all draws.
         recluster: cluster again for each repeat (the paper's text) instead of once (its authors' code).
         clustering: `lloyd` or `faiss`.
+        init: `random` or `k-means++`: how `lloyd` chooses the images that it starts from.
         clusters: `(I,)` clusters of an earlier call, one array per clustering; nothing is clustered then.
         device: `cpu` for the compiled loops, else a torch device.
         n_threads: threads that share the identities.
 
     Raises:
         ValueError: `clusters` do not fit the identities.
-        UsageError: This machine does not have the device.
+        UsageError: this machine does not have the device, or k-means++ is asked for where faiss clusters.
 
     Memory: the pairs, 8 bytes each, and per thread 4 bytes per Gram entry of up to 131,072 or of one identity of up to
     `MAX_GRAM_IMAGES`; on a device 12 bytes per entry of up to 2 million.
@@ -103,7 +106,10 @@ def mated_pairs(
         n_repeats,
         n_clusterings=n_repeats if recluster else 1,
         seed=seed,
+        init=init,
     )
+    if init != "random" and not len(clusters):
+        _refuse_faiss(buffers, clustering)
     if device != "cpu":
         _check_device(device)
     buffers.set_clusters(clusters)
@@ -204,6 +210,7 @@ class _PairBuffers:
     mate_states: NDArray[np.uint64]
     n_clusters: int
     seed: int
+    init: str
     cluster: NDArray[np.int32]
     cluster_counts: NDArray[np.int32]
     mate: NDArray[np.int32]
@@ -218,6 +225,7 @@ class _PairBuffers:
         *,
         n_clusterings: int,
         seed: int,
+        init: str = "random",
     ) -> _PairBuffers:
         """Reserve space for all repeats."""
         sizes = np.diff(bounds)  # (K,)
@@ -232,6 +240,7 @@ class _PairBuffers:
             mate_states(rows, range(n_repeats), seed=seed),
             n_clusters,
             seed,
+            init,
             np.empty((n_clusterings, int(bounds[-1])), np.int32),
             np.empty((n_clusterings, len(rows)), np.int32),
             np.empty((n_repeats, space), np.int32),
@@ -301,7 +310,9 @@ def _pair_block(
     for g, repeats in buffers.clusterings():
         cluster, counts = buffers.cluster[g], buffers.cluster_counts[g, block]
         if method == "lloyd":
-            lloyd_clusters(keys, bounds, buffers.start_states[g, block], buffers.n_clusters, cluster, counts)
+            lloyd_clusters(
+                keys, bounds, buffers.start_states[g, block], buffers.n_clusters, cluster, counts, buffers.init
+            )
         elif method == "faiss":
             _cluster_by_faiss(buffers, block, unit_vectors(x), g)
         states = np.ascontiguousarray(buffers.mate_states[repeats, block])
@@ -336,6 +347,17 @@ def _cluster_by_faiss(buffers: _PairBuffers, block: slice, units: NDArray[np.flo
         buffers.cluster_counts[g, k] = cluster.max() + 1
 
 
+def _refuse_faiss(buffers: _PairBuffers, clustering: str) -> None:
+    """Raise UsageError if faiss would cluster an identity, which starts from random images only."""
+    largest = int(buffers.sizes.max(initial=0))
+    if clustering != "lloyd" or largest > MAX_GRAM_IMAGES:
+        what = "clustering is faiss" if clustering != "lloyd" else f"a person has {largest:,} images"
+        raise UsageError(
+            f"pair.init: {buffers.init} works on Gram matrices of up to {MAX_GRAM_IMAGES:,} images, and {what}; use "
+            "pair.init: random"
+        )
+
+
 def _check_device(device: str) -> None:
     from fiqa_ray.core.kernels import accelerator
 
@@ -356,7 +378,7 @@ def _pair_on_device(
         cluster, counts = buffers.cluster[g, first:last], buffers.cluster_counts[g, block]
         if method == "lloyd":
             starts = start_states(rows, [g], seed=buffers.seed)[0]
-            cluster[:] = accelerator.cluster_all(grams, starts, buffers.n_clusters)
+            cluster[:] = accelerator.cluster_all(grams, starts, buffers.n_clusters, buffers.init)
             counts[:] = np.maximum.reduceat(cluster, bounds[:-1]) + 1
         elif method == "faiss":
             _cluster_by_faiss(buffers, block, units, g)

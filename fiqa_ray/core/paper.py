@@ -41,6 +41,7 @@ def optimize_labels(
     n_repeats: int = 10,
     theta: float = 1e-3,
     index_scale: str = "raw",
+    init: str = "random",
     seed: int = 0,
 ) -> FloatArray:
     """Return the optimized quality scores `(I,)`: the prior scores in another order.
@@ -54,11 +55,12 @@ def optimize_labels(
         theta: weight of the update, in [0, 1].
         index_scale: `raw` mixes ranks among L pairs with indices among I images, as published; `normalized` scales the
             ranks by I / L first.
+        init: images that K-Means starts from: `random` ones, or spread by `k-means++`.
         seed: of all random draws.
     """
     unit = embeddings / np.linalg.norm(embeddings.astype(float), axis=1, keepdims=True)
     images_of = [np.flatnonzero(identity == k) for k in range(identity.max() + 1)]  # K arrays (N,)
-    clusters_of = [cluster_identity(unit[rows], k, n_clusters, seed) for k, rows in enumerate(images_of)]
+    clusters_of = [cluster_identity(unit[rows], k, n_clusters, seed, init) for k, rows in enumerate(images_of)]
     index = quality_index(prior_scores)  # (I,)
     shift = np.zeros(len(index))
     for r in range(n_repeats):
@@ -70,8 +72,8 @@ def optimize_labels(
     return reassign_scores(prior_scores, index, index + theta * (shift / n_repeats))
 
 
-def cluster_identity(unit: FloatArray, identity: int, n_clusters: int, seed: int) -> IntArray:
-    """Return the cluster `(N,)` of each image of one identity, by K-Means from random images.
+def cluster_identity(unit: FloatArray, identity: int, n_clusters: int, seed: int, init: str = "random") -> IntArray:
+    """Return the cluster `(N,)` of each image of one identity, by K-Means from random images or `spread_starts`.
 
     An identity of fewer than C images starts from all of them. With m images in cluster c, and T_ic the sum of image i's
     cosines to them, the squared distance of i to their mean is T_ic * (-2 / m) + sum_j T_jc / m^2, up to a constant.
@@ -79,6 +81,8 @@ def cluster_identity(unit: FloatArray, identity: int, n_clusters: int, seed: int
     cosine = cosine_similarity(unit[:, None], unit[None])  # (N, N)
     draws = counter_draws(seed, START_STREAM, 0, identity, np.arange(len(unit)))
     start = np.argsort(draws, kind="stable")[:n_clusters]
+    if init == "k-means++":
+        start = spread_starts(cosine, identity, n_clusters, seed)
     member = np.zeros((len(unit), len(start)))  # (N, C): 1 where image i is in cluster c
     member[start, np.arange(len(start))] = 1
     for _ in range(MAX_ITERATIONS):
@@ -93,6 +97,28 @@ def cluster_identity(unit: FloatArray, identity: int, n_clusters: int, seed: int
             break
         member = np.eye(len(start))[nearest]
     return np.unique(member.argmax(axis=1), return_inverse=True)[1]  # clusters that lost all images are left out
+
+
+def spread_starts(cosine: FloatArray, identity: int, n_clusters: int, seed: int) -> IntArray:
+    """Return the images that K-Means starts from by k-means++, scikit-learn's greedy form; `cosine` is `(N, N)`.
+
+    Candidates are drawn in proportion to the squared distance to the nearest start, and the best of them is taken.
+    """
+    n, n_trials = len(cosine), 2 + int(np.log(n_clusters))
+    words = counter_draws(seed, START_STREAM, 0, identity, np.arange(n + n_clusters * n_trials))
+    gap = (1 - cosine) * SIMILARITY_STEPS  # (N, N): half the squared distances, as whole numbers
+    np.fill_diagonal(gap, 0)
+    start = [int(words[:n].argmin())]
+    while len(start) < min(n, n_clusters):
+        nearest = gap[start].min(axis=0)  # (N,)
+        first_word = n + len(start) * n_trials
+        target = np.floor((words[first_word : first_word + n_trials] >> np.uint64(11)) * 2.0**-53 * nearest.sum())
+        drawn = np.searchsorted(nearest.cumsum(), target, side="right")  # (T,)
+        if nearest.any():
+            start.append(int(drawn[np.minimum(nearest, gap[drawn]).sum(axis=1).argmin()]))
+        else:  # all images coincide with starts: the first that is none
+            start.append(min(set(range(n)) - set(start)))
+    return np.array(start)
 
 
 def draw_mates(cluster: IntArray, identity: int, repeat: int, seed: int) -> IntArray:

@@ -237,6 +237,7 @@ def make_pairs(
             seed=seed,
             recluster=settings.recluster,
             clustering=settings.clustering,
+            init=settings.init,
             clusters=[c[rows] for c in clusters],
             device=settings.device,
         )

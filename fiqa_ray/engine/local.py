@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from fiqa_ray.datasets.dataset import Part
 from fiqa_ray.engine.step import Step, Worker
+from fiqa_ray.public_uri import public_text
 
 Outcome = Part | Exception
 
@@ -59,7 +60,7 @@ def call_and_catch(call: Callable[[], Part]) -> Outcome:
         frames = traceback.extract_tb(exc.__traceback__)
         nearest = [f for f in frames if "site-packages" not in f.filename] or frames
         if type(exc).__module__ not in ("builtins", "fiqa_ray.errors"):  # others may not survive pickling
-            exc = RuntimeError(f"{type(exc).__name__}: {exc}")
+            exc = RuntimeError(public_text(f"{type(exc).__name__}: {exc}"))
         exc.add_note(f"at {nearest[-1].filename}:{nearest[-1].lineno}")
         return exc
 

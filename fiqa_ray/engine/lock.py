@@ -11,7 +11,17 @@ import time
 import uuid
 
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.storage import exists, join, json_bytes, list_files, put_if_absent, read_json, storage_quiet, write_atomic
+from fiqa_ray.storage import (
+    exists,
+    join,
+    json_bytes,
+    list_files,
+    public_uri,
+    put_if_absent,
+    read_json,
+    storage_quiet,
+    write_atomic,
+)
 
 
 class RunLock:
@@ -68,7 +78,9 @@ class RunLock:
             with storage_quiet():
                 write_atomic(self._at("beat"), json_bytes({"token": self._token, "beat": n}))
                 if exists(self._at("json", self._number + 1)):
-                    logging.getLogger("fiqa_ray").error("another run took over %s; this one stops", self.uri)
+                    logging.getLogger("fiqa_ray").error(
+                        "another run took over %s; this one stops", public_uri(self.uri)
+                    )
                     _thread.interrupt_main()
                     return
 

@@ -11,12 +11,14 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fiqa_ray.public_uri import public_text
+
 LOG_INTERVAL_S = 30.0
 
 
 def note(text: str) -> None:
-    """Print a line about the run to stderr."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+    """Print a line about the run to stderr; its URIs lose user info and query strings."""
+    print(f"{time.strftime('%H:%M:%S')} {public_text(text)}", file=sys.stderr, flush=True)
 
 
 class StepProgress:

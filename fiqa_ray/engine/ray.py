@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,6 +181,49 @@ def _check_address(address: str) -> None:
             ) from exc
 
 
+def _check_token(address: str) -> None:
+    """Raise `FiqaRayError` where the cluster at host:port wants another token: Ray would try for 20 s and not say so."""
+    if "://" in address or not address.rpartition(":")[2].isdecimal():
+        return
+    import ray
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    refusal = getattr(ray.exceptions, "AuthenticationError", None)  # versions without tokens have none
+    if refusal is None:
+        return
+    try:
+        GcsClient(address=address).internal_kv_keys(b"", None, timeout=10)
+    except refusal as exc:
+        raise FiqaRayError(
+            f"the Ray cluster at {address!r} wants a token, and this machine has none or another; set RAY_AUTH_MODE=token, "
+            "and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, to those of the cluster's head, whose file is ~/.ray/auth_token "
+            f"({str(exc).splitlines()[0].split('. ')[0]})"
+        ) from exc
+    except ray.exceptions.RayError:
+        return  # another fault, of which `ray.init` tells more
+
+
+_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Ray's switch between all interfaces and loopback, on every system."""
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """Let a Ray that starts here listen on the loopback interface alone, unless the environment says otherwise."""
+    from ray._private import ray_constants
+
+    if _LOOPBACK in os.environ:
+        yield
+        return
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[_LOOPBACK], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:  # this process may join a cluster later
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        del os.environ[_LOOPBACK]
+
+
 @contextmanager
 def ray_session(compute: ComputeSettings) -> Iterator[None]:
     """Join or start Ray for the time of a run; do nothing where the engine is local or Ray is up already."""
@@ -220,11 +263,14 @@ def ray_session(compute: ComputeSettings) -> Iterator[None]:
             options["object_store_memory"] = compute.object_store_bytes
         if compute.n_workers:
             options["num_cpus"] = max(compute.n_workers, 2)
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, OSError, ValueError, RuntimeError) as exc:
-        raise FiqaRayError(f"cannot start or join Ray at address {address!r}: {exc}") from exc
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    else:
+        _check_token(address)
+    with _loopback() if address == "local" else nullcontext():
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        except (ConnectionError, OSError, ValueError, RuntimeError) as exc:
+            raise FiqaRayError(f"cannot start or join Ray at address {address!r}: {exc}") from exc
+        try:
+            yield
+        finally:
+            ray.shutdown()

@@ -35,7 +35,7 @@ from fiqa_ray.models.recognizer import FACE_SHAPE, Recognizer, check_embeddings
 from fiqa_ray.models.recognizer_table import MAGFACE, RECOGNIZERS, NetworkRow
 from fiqa_ray.models.reference import ModelRef
 from fiqa_ray.models.user_code import as_network, call_function
-from fiqa_ray.storage import read_bytes
+from fiqa_ray.storage import public_uri, read_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,9 @@ def _load_checkpoint(backbone: nn.Module, name: str, row: NetworkRow, uri: str) 
     data = read_bytes(uri)
     sha256 = sha256_of(data)
     if row.sha256 is not None and sha256 != row.sha256:
-        logger.warning("%s: SHA-256 %s is not that of the released %s (%s)", uri, sha256, row.released_file, row.sha256)
+        logger.warning(
+            "%s: SHA-256 %s is not that of the released %s (%s)", public_uri(uri), sha256, row.released_file, row.sha256
+        )
     state: Mapping[str, Tensor]
     if row.file_format == "mxnet":
         state = load_mxnet_iresnet(data, name=uri)

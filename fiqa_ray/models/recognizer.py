@@ -150,6 +150,25 @@ class Recognizer(nn.Module):
         return self.backbone
 
 
+def embed_faces(recognizer: Recognizer, faces: Tensor, flip: str = "none") -> Tensor:
+    """Embed aligned faces `(N, 3, 112, 112) uint8`, with their mirror images if asked.
+
+    Args:
+        recognizer: the FR model.
+        faces: on the model's device.
+        flip: `none`; `sum`: add the embeddings of a face and of its mirror image, as many verification scripts do;
+            `concat`: one behind the other.
+
+    Returns:
+        `(N, D) float32`, for `concat` `(N, 2 D)`.
+    """
+    embeddings: Tensor = recognizer(faces)
+    if flip == "none":
+        return embeddings
+    mirrored: Tensor = recognizer(faces.flip(-1))
+    return embeddings + mirrored if flip == "sum" else torch.cat([embeddings, mirrored], dim=1)
+
+
 class CleanPass:
     """The pass of a batch of clean faces through a network; several methods share it, and each part is computed once.
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from fiqa_ray.models.method_table import METHODS, MethodRow
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
-from fiqa_ray.storage import join
+from fiqa_ray.storage import join, public_uri
 
 CARD_FILE = "card.json"
 """The file that makes a folder a saved regressor."""
@@ -35,7 +35,7 @@ class ModelRef:
         """Return what `name` means; no file is read."""
         if name in RECOGNIZERS or name in METHODS:
             return cls(name, "table")
-        if name.lower().endswith(".onnx"):
+        if public_uri(name).lower().endswith(".onnx"):
             return cls(name, "onnx")
         if _FUNCTION.fullmatch(name):
             return cls(name, "function")

@@ -27,6 +27,7 @@ from fiqa_ray.models.recognizer import Recognizer, check_faces
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
 from fiqa_ray.models.reference import CARD_FILE, ModelRef
 from fiqa_ray.models.user_code import as_network, call_function
+from fiqa_ray.public_uri import public_uri, public_values
 from fiqa_ray.storage import join, read_bytes
 
 WEIGHTS_FILE = "weights.pt"
@@ -67,8 +68,8 @@ class QualityRegressor(nn.Module):
         for name, parameter in self.base_model.named_parameters():
             parameter.requires_grad_(name in recognizer.trainable_names)
         self.origin: dict[str, Any] = {
-            "recognizer": recognizer.name,
-            "options": recognizer.options,
+            "recognizer": public_uri(recognizer.name),
+            "options": public_values(recognizer.options),
             "dim": recognizer.dim,
             "preprocessing": asdict(recognizer.preprocessing),
             "recognizer_sha256": recognizer.weights_sha256,
@@ -238,7 +239,10 @@ def _check_origin(card: Mapping[str, Any], expected: Mapping[str, Any], card_uri
     kind = ModelRef.parse(card["recognizer"]).kind
     same = kind == ModelRef.parse(expected["recognizer"]).kind
     if kind != "onnx":
-        same = same and (card["recognizer"], card["options"]) == (expected["recognizer"], dict(expected["options"]))
+        same = same and (card["recognizer"], card["options"]) == (
+            public_uri(expected["recognizer"]),
+            public_values(dict(expected["options"])),
+        )
     if not same:
         raise FiqaRayError(
             f"{card_uri}: names the recogniser {card['recognizer']!r} with options {card['options']!r}, and the job's "

@@ -19,7 +19,7 @@ from fiqa_ray.sources.containers import read_ranges
 from fiqa_ray.sources.files import read_face_bytes
 from fiqa_ray.sources.leftovers import EXTENSIONS, count_text, reason_left_out
 from fiqa_ray.sources.paths import absolute, expand, kind_of
-from fiqa_ray.storage import filesystem, split_chain, storage_errors
+from fiqa_ray.storage import filesystem, public_uri, split_chain, storage_errors
 
 MAX_MEMBER_BYTES = 1 << 28
 """A tar with a larger image is refused: no face needs it, and members are read whole."""
@@ -105,7 +105,7 @@ def _names(location: str, left_out: Counter[str]) -> list[str]:
 
 
 def _images(uri: str, left_out: Counter[str]) -> list[ImageFile]:
-    return _tar_members(uri, left_out) if split_chain(uri)[0].lower().endswith(".tar") else [ImageFile(uri)]
+    return _tar_members(uri, left_out) if public_uri(split_chain(uri)[0]).lower().endswith(".tar") else [ImageFile(uri)]
 
 
 def _tar_members(uri: str, left_out: Counter[str]) -> list[ImageFile]:

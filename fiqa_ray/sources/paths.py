@@ -18,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.leftovers import keep_data, reason_left_out
-from fiqa_ray.storage import filesystem, split_chain, storage_errors
+from fiqa_ray.storage import filesystem, public_uri, split_chain, storage_errors
 
 MAX_FILES = 1_000_000
 """Braces that stand for more names are refused."""
@@ -124,6 +124,9 @@ def expand(
         names = sorted(keep_data(names_below(uri, left_out), endings, left_out))
         return dict(zip(below(uri, names), names, strict=True))
     head, chain = split_chain(uri)
+    if head.startswith(("http://", "https://")):  # a question mark opens the query there
+        head, mark, query = head.partition("?")
+        chain = mark + query + chain
     folder, pattern = _literal_folder(head, chain)
     if kind == "file" or not _MAGIC.search(pattern):
         return {uri: head.rpartition("/")[2]}
@@ -142,7 +145,7 @@ def kind_of(uri: str) -> str | None:
     A web server is not asked, because it would send the whole file: an address without a pattern is a file.
     """
     if uri.startswith(("http://", "https://")):
-        return None if _MAGIC.search(uri) else "file"
+        return None if _MAGIC.search(public_uri(uri)) else "file"
     try:
         with storage_errors(uri):
             fs, path = filesystem(uri)

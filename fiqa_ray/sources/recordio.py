@@ -28,7 +28,7 @@ from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.containers import Content, Fault, read_entries, read_ranges
 from fiqa_ray.sources.listing import refuse_duplicates, sorted_faces
 from fiqa_ray.sources.paths import absolute
-from fiqa_ray.storage import exists, filesystem, join, read_bytes, storage_errors
+from fiqa_ray.storage import exists, filesystem, join, public_uri, read_bytes, storage_errors
 
 _log = logging.getLogger("fiqa_ray")
 
@@ -97,7 +97,9 @@ def list_recordio(uri: str) -> pa.Table:
     n_unlabelled = int((label[is_image] == -1).sum())
     if n_unlabelled:
         _log.warning(
-            "%s: %d images have the label -1, which often means unlabelled; they count as one person", rec, n_unlabelled
+            "%s: %d images have the label -1, which often means unlabelled; they count as one person",
+            public_uri(rec),
+            n_unlabelled,
         )
     return sorted_faces(pa.table(columns), SOURCE_RECORDS)
 
@@ -193,7 +195,7 @@ def _in_order_of_keys(
 
 def _scan(rec: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Return what an index would hold, from the records' headers: one pass over the file, as rec2idx makes it."""
-    _log.warning("%s has no .idx beside it; the file is read once to find its records", rec)
+    _log.warning("%s has no .idx beside it; the file is read once to find its records", public_uri(rec))
     keys, offsets = array("Q"), array("q")
     at = 0
     with storage_errors(rec):

@@ -16,6 +16,7 @@ from fiqa_ray.sources.listing import (
     sorted_faces,
 )
 from fiqa_ray.sources.paths import absolute
+from fiqa_ray.sources.private_uris import public_column
 from fiqa_ray.sources.read_table import TEXT, read_table
 from fiqa_ray.storage import exists, join
 
@@ -30,8 +31,9 @@ def list_table(uri: str) -> pa.Table:
     """List the images that a table names: CSV with a header, or Parquet.
 
     Columns are `uri` (relative ones start at the table's folder) and `identity`; optional are `image_id` (else the uri as it
-    is written; give one where uris are absolute, or results cannot be joined elsewhere) and landmarks: `x1,y1,..,x5,y5`, or
-    in Parquet `landmarks`, lists of these ten numbers. All ten empty means none. Other columns are ignored.
+    is written, without user info and query string; give one where uris are absolute, or results cannot be joined elsewhere)
+    and landmarks: `x1,y1,..,x5,y5`, or in Parquet `landmarks`, lists of these ten numbers. All ten empty means none. Other
+    columns are ignored.
 
     Raises:
         FiqaRayError: names the row of missing columns or values, duplicate image_ids, incomplete landmarks and uris that
@@ -51,7 +53,7 @@ def list_table(uri: str) -> pa.Table:
     refuse(pc.and_(relative, _leaves_root(written)), written, f"{uri}: the uri leaves the table's folder")
     folder = uri.rpartition("/")[0]
     _refuse_windows_paths(written, folder, uri)
-    image_id = _column(table, "image_id", uri) if "image_id" in table.column_names else written
+    image_id = _column(table, "image_id", uri) if "image_id" in table.column_names else public_column(written)
     refuse_duplicates(image_id, uri, "image_id")
     columns = {
         "uri": pc.if_else(relative, below(folder, written), written),

@@ -34,7 +34,7 @@ from fiqa_ray.models.method_table import METHODS
 from fiqa_ray.models.methods.forward import embedding_norm
 from fiqa_ray.models.quality import load_scorer
 from fiqa_ray.models.recognition import load_recognizer
-from fiqa_ray.models.recognizer import Recognizer
+from fiqa_ray.models.recognizer import Recognizer, embed_faces
 from fiqa_ray.models.reference import ModelRef
 from fiqa_ray.models.scorer import Scorer, score_together
 from fiqa_ray.sources.scores import scores_by_id
@@ -118,7 +118,7 @@ def estimate_score(job: Job, workload: Workload) -> Iterator[Cost]:
             cost = _model_cost("score", what, face_set, workload, workload.score_s.get(method.label, 0.0), SCORE_BYTES)
             if job.scores_file(face_set, method) is not None:
                 cost = replace(cost, n_shards=1, read_bytes=SCORE_BYTES * cost.n_rows)
-            elif is_from_embeddings(method):
+            elif is_from_embeddings(job, method):
                 cost = replace(cost, read_bytes=4.0 * workload.scale.dim * cost.n_rows)
             yield replace(cost, datasets=(job.prior_scores(face_set, method),))
 
@@ -153,10 +153,11 @@ def _model_cost(stage: str, what: str, face_set: str, workload: Workload, image_
     )
 
 
-def is_from_embeddings(method: MethodSettings) -> bool:
-    """Return whether a method needs no model, but the job's stored embeddings alone."""
+def is_from_embeddings(job: Job, method: MethodSettings) -> bool:
+    """Return whether a method needs no model, but the job's stored embeddings alone, which are of the faces as they are."""
     row = METHODS.get(method.name)
-    return row is not None and row.from_embedding and method.recognizer is None
+    is_plain = method.recognizer is None and job.settings.recognizer.flip == "none"
+    return row is not None and row.from_embedding and is_plain
 
 
 def _score_step(job: Job, face_set: str, method: MethodSettings) -> Step:
@@ -174,7 +175,7 @@ def _score_step(job: Job, face_set: str, method: MethodSettings) -> Step:
             manifest.n_rows,
             unit="images",
         )
-    if is_from_embeddings(method):
+    if is_from_embeddings(job, method):
         embeddings = job.embeddings(face_set)
         parts = embeddings.require().parts
         worker = stateless_worker(norm_shard, dataset, embeddings)
@@ -260,11 +261,12 @@ class ModelCall:
         """Return the model, loaded."""
         if self.scorer is not None:
             return self._load_scorer(self._load_recognizer() if ModelRef.parse(self.scorer).needs_recognizer else None)
-        device, model = self.resolve_device(), self._load_recognizer()
+        assert self.recognizer is not None
+        device, model, flip = self.resolve_device(), self._load_recognizer(), self.recognizer.flip
 
         def embed(faces: torch.Tensor, _: NDArray[np.int64]) -> NDArray[np.float32]:
             with torch.inference_mode():
-                return model(faces.to(device)).float().cpu().numpy()
+                return embed_faces(model, faces.to(device), flip).float().cpu().numpy()
 
         return embed
 

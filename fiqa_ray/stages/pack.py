@@ -29,10 +29,12 @@ from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.images import PreparedFace, prepare_face
 from fiqa_ray.job import Job
 from fiqa_ray.models.detector import FaceDetector
+from fiqa_ray.public_uri import public_text
 from fiqa_ray.sources.account import Account
 from fiqa_ray.sources.containers import Fault
 from fiqa_ray.sources.kinds import SOURCES
 from fiqa_ray.sources.landmarks import LandmarkFit, arrange_landmarks
+from fiqa_ray.sources.private_uris import private_faces, public_faces
 from fiqa_ray.storage import exists, read_bytes, storage_errors, write_atomic
 
 _ALIGNMENTS = {"landmarks": "by given landmarks", "as_is": "taken as they are"}
@@ -53,7 +55,7 @@ def pack_steps(job: Job) -> Iterator[list[Step]]:
     steps = []
     for face_set, source in job.face_sets.items():
         dataset = job.faces(face_set)
-        faces, bounds, account = _listed(dataset, face_set, source, job.settings.compute.rows_per_part)
+        faces, bounds, account, has_secrets = _listed(dataset, face_set, source, job.settings.compute.rows_per_part)
         rows = identity_rows(faces["identity"])
         shards = [
             PackShard(i, first, int(rows[first]), faces.slice(first, end - first))
@@ -68,7 +70,12 @@ def pack_steps(job: Job) -> Iterator[list[Step]]:
             n_rows=len(faces),
             engine="data",
             unit="images",
-            plan={"bounds": bounds, "n_identities": account.n_people, "account": account.to_json()},
+            plan={
+                "bounds": bounds,
+                "n_identities": account.n_people,
+                "account": account.to_json(),
+                "has_secrets": has_secrets,
+            },
         )
         steps.append(step)
     yield steps
@@ -93,17 +100,25 @@ def estimate(job: Job, workload: Workload) -> Iterator[Cost]:
 
 def _listed(
     dataset: Dataset, face_set: str, source: SourceSettings, rows_per_part: int
-) -> tuple[pa.Table, list[int], Account]:
-    """Return the list of a face set, the bounds of its parts and its account: those of an earlier run, or new ones."""
+) -> tuple[pa.Table, list[int], Account, bool]:
+    """Return the list of a face set, the bounds of its parts, its account, and whether its URIs hold secrets.
+
+    An earlier run's list is used again. It has no secrets; where there were some, the source is listed again to read it.
+    """
     source_list, plan = dataset.at("_source.parquet"), dataset.plan()
     if plan is not None and exists(source_list):
         faces = pq.read_table(io.BytesIO(read_bytes(source_list)))
         account = Account.from_json(plan["account"])
-        check_account(face_set, source, account)
-        return faces, plan["bounds"], account
+        has_secrets = plan.get("has_secrets", False)
+        if has_secrets:
+            faces = private_faces(faces, list_faces(face_set, source)[0], f"{_source_name(face_set)}: {source.uri}")
+        else:
+            check_account(face_set, source, account)
+        return faces, plan["bounds"], account, has_secrets
     faces, account = list_faces(face_set, source)
-    write_atomic(source_list, table_bytes(faces))
-    return faces, part_bounds(identity_rows(faces["identity"]), rows_per_part), account
+    public, has_secrets = public_faces(faces)
+    write_atomic(source_list, table_bytes(public))
+    return faces, part_bounds(identity_rows(faces["identity"]), rows_per_part), account, has_secrets
 
 
 def listed_image_ids(dataset: Dataset) -> pa.Array:
@@ -212,6 +227,8 @@ def make_worker(dataset: Dataset, source: SourceSettings, fit: LandmarkFit | Non
         fractions=fit is not None and LandmarkOrder.parse(fit.order).fractions,
         check_order=fit is not None and not fit.is_forced,
         allow_missing_end=source.allow_missing_end,
+        apply_exif=source.exif == "apply",
+        resize_crops=source.resize_crops,
     )
     return partial(run_shard, dataset, source.kind, detector, prepare)
 
@@ -242,7 +259,7 @@ def run_shard(
             "identity": shard.faces["identity"],
             "face": [p.face for p in prepared],
             "status": [p.status for p in prepared],
-            "error": [p.error for p in prepared],
+            "error": [public_text(p.error or "") or None for p in prepared],
         },
         schema=schemas.FACES,
     )

@@ -27,6 +27,7 @@ from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.job import Job, model_id
 from fiqa_ray.models.method_table import METHODS
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
+from fiqa_ray.public_uri import public_uri
 from fiqa_ray.report.data import (
     Face,
     FaceStrip,
@@ -93,7 +94,7 @@ def _result(job: Job, benchmark: str, table: str) -> pa.Table:
 def _settings(job: Job) -> dict[str, Any]:
     s = job.settings
     return {
-        "training faces": s.source.uri,
+        "training faces": public_uri(s.source.uri),
         "recogniser": job.fr,
         "FIQA methods": ", ".join(_method(job, m) for m in s.methods),
         "clusters C": s.pair.n_clusters,
@@ -144,7 +145,9 @@ def _stages(job: Job) -> list[StageRow]:
 def _models(job: Job) -> list[ModelRow]:
     def row(name: str, weights: str | None, identity: dict[str, Any], table: dict[str, Any]) -> ModelRow:
         licence = table[name].licence if name in table else "the user's own"
-        return ModelRow(name, (weights or name).rsplit("/", 1)[-1], identity.get("sha256", ""), licence)
+        return ModelRow(
+            public_uri(name), public_uri(weights or name).rsplit("/", 1)[-1], identity.get("sha256", ""), licence
+        )
 
     recognizers = [job.settings.recognizer, *(m.recognizer for m in job.settings.methods if m.recognizer is not None)]
     rows = [row(r.name, r.weights, model_id(r), RECOGNIZERS) for r in recognizers]

@@ -24,7 +24,7 @@ from fiqa_ray.engine.ray_train import fit_with_ray
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.job import Job, LabelSet
 from fiqa_ray.models.devices import resolve_device
-from fiqa_ray.storage import fingerprint, join, read_json, storage_quiet
+from fiqa_ray.storage import fingerprint, join, public_uri, read_json, storage_quiet
 from fiqa_ray.training.finetune import FinetuneTraining
 from fiqa_ray.training.head import CACHE_BYTES, HeadTraining
 from fiqa_ray.training.loop import PARTS_AT_ONCE, RECIPES, Plan, Recipe, Report, Task, TrainingLoop
@@ -110,7 +110,7 @@ def training_task(job: Job, label_set: LabelSet) -> Task:
         "n_clusters": s.pair.n_clusters,
         "n_repeats": s.pair.n_repeats,
         "seed": s.seed,
-        "dataset": s.source.uri,
+        "dataset": public_uri(s.source.uri),
         "job": s.name,
         "training": s.train.model_dump(mode="json"),
         "code_version": __version__,

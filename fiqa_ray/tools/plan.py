@@ -121,6 +121,6 @@ def _measure_models(job: Job) -> tuple[float, int, dict[str, float]]:
         score_s = {
             m.label: measure(m.name, replace(method_call(job, m), device="cpu"))[0]
             for m in s.methods
-            if m.scores is None and m.fuse is None and not is_from_embeddings(m)
+            if m.scores is None and m.fuse is None and not is_from_embeddings(job, m)
         }
     return embed_s, int(output.shape[1]), score_s

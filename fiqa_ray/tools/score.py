@@ -19,8 +19,9 @@ from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.images import PreparedFace, decode_faces, prepare_face
 from fiqa_ray.models.detector import FaceDetector
 from fiqa_ray.models.regressor import percentiles
+from fiqa_ray.public_uri import public_text
 from fiqa_ray.sources.command_line import ImageFile, read_images
-from fiqa_ray.storage import write_atomic
+from fiqa_ray.storage import public_uri, write_atomic
 
 ScoreRows = Callable[[torch.Tensor, NDArray[np.int64]], NDArray[np.float32]]
 """Maps `(N, 3, 112, 112) uint8` faces and their `(N,)` rows to `(N,)` scores."""
@@ -107,11 +108,14 @@ def _score_table(
     non_finite = "the model returned NaN or infinity for this face"
     percentile = percentiles(score, validation_scores) if validation_scores else np.full(len(images), np.nan)
     columns = {
-        "uri": [image.uri for image in images],
+        "uri": [public_uri(image.uri) for image in images],
         "score": pa.array(score, mask=bad),
         "percentile": pa.array(percentile, mask=bad | np.isnan(percentile)),
         "status": status,
-        "error": [non_finite if s == "non_finite" else p.error for s, p in zip(status, prepared, strict=True)],
+        "error": [
+            non_finite if s == "non_finite" else public_text(p.error or "") or None
+            for s, p in zip(status, prepared, strict=True)
+        ],
     }
     return pa.table(columns, schema=SCORES)
 

@@ -1,3 +1,4 @@
+import itertools
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from fiqa_ray.core.kernels.draws import counter_draws
 from fiqa_ray.core.kernels.gram import cosine_keys, unit_vectors
 from fiqa_ray.core.kernels.kmeans import lloyd
 from fiqa_ray.core.pairs import mated_pairs, redraw_mates
+from fiqa_ray.errors import UsageError
 
 
 def shard(rng, sizes, dim=32):
@@ -112,6 +114,58 @@ def test_clusters_are_as_good_as_scikit_learn(engine):
     assert inertia == pytest.approx(other.inertia_, rel=0.01)
 
 
+def sums_within_clusters(units, bounds, cluster):
+    """The within-cluster sum of squares of each identity."""
+    sums = []
+    for low, high in itertools.pairwise(bounds):
+        x, c = units[low:high].astype(float), cluster[low:high]
+        sums.append(sum(((x[c == k] - x[c == k].mean(0)) ** 2).sum() for k in np.unique(c)))
+    return np.array(sums)
+
+
+def test_spread_starts_are_as_good_as_scikit_learns():
+    """k-means++ here and in scikit-learn draw other numbers: over 60 people their clusters are equally tight."""
+    from sklearn.cluster import KMeans
+
+    n_people, n = 60, 40
+    x, bounds = shard(np.random.default_rng(4), [n] * n_people)
+    units = unit_vectors(x)
+    ours = {}
+    for init in ("random", "k-means++"):
+        (p,) = mated_pairs(x, bounds, np.arange(n_people), n_clusters=8, n_repeats=1, seed=0, init=init)
+        ours[init] = sums_within_clusters(units, bounds, p.cluster).sum()
+    models = [
+        KMeans(8, init="k-means++", n_init=1, max_iter=50, tol=0, random_state=k).fit(units[low : low + n])
+        for k, low in enumerate(bounds[:-1])
+    ]
+    theirs = sum(model.inertia_ for model in models)
+    assert ours["k-means++"] == pytest.approx(theirs, rel=0.02)
+    assert ours["random"] > 1.05 * theirs
+
+
+def test_spread_starts_of_duplicates_and_few_images():
+    x = np.repeat(np.eye(3, 8, dtype=np.float32), [5, 5, 2], axis=0)
+    for device in ("cpu", "cpu:0"):
+        (p,) = mated_pairs(
+            x, [0, 12], [0], n_clusters=20, n_repeats=1, seed=0, init="k-means++", device=device
+        )  # three faces, however many starts
+        assert [len(set(p.cluster[rows])) for rows in (slice(0, 5), slice(5, 10), slice(10, 12))] == [1, 1, 1]
+        assert set(p.cluster) == {0, 1, 2}
+        # with as many clusters as faces, each start is another face; random starts often miss one
+        for seed in range(20):
+            (p,) = mated_pairs(x, [0, 12], [0], n_clusters=3, n_repeats=1, seed=seed, init="k-means++", device=device)
+            assert set(p.cluster) == {0, 1, 2}
+
+
+def test_faiss_does_not_take_spread_starts(monkeypatch):
+    x, bounds = shard(np.random.default_rng(3), [80])
+    with pytest.raises(UsageError, match="clustering is faiss; use pair"):
+        mated_pairs(x, bounds, [0], init="k-means++", clustering="faiss")
+    monkeypatch.setattr("fiqa_ray.core.pairs.MAX_GRAM_IMAGES", 50)
+    with pytest.raises(UsageError, match="up to 50 images, and a person has 80 images; use pair"):
+        mated_pairs(x, bounds, [0], init="k-means++")
+
+
 def test_duplicates_and_tiny_identities():
     x = np.repeat(np.eye(3, 8, dtype=np.float32), [5, 5, 2], axis=0)
     (p,) = mated_pairs(x, np.array([0, 12]), np.array([0]), n_clusters=20, n_repeats=1, seed=0)
@@ -138,18 +192,17 @@ def test_large_identities_go_another_way(monkeypatch):
     sizes=st.lists(st.integers(1, 70), min_size=1, max_size=6),
     n_clusters=st.integers(1, 25),
     recluster=st.booleans(),
+    init=st.sampled_from(["random", "k-means++"]),
     duplicates=st.booleans(),
     seed=st.integers(0, 2**40),
 )
-def test_accelerators_find_the_same(sizes, n_clusters, recluster, duplicates, seed):
+def test_accelerators_find_the_same(sizes, n_clusters, recluster, init, duplicates, seed):
     """The torch path, on torch's own processor device, against the compiled one: the same bits where products are exact."""
     rng = np.random.default_rng(seed)
     x = rng.choice([-1.0, 1.0], size=(sum(sizes), 4 if duplicates else 16)).astype(np.float32)
     bounds, rows = np.concatenate([[0], np.cumsum(sizes)]), rng.integers(0, 10**6, len(sizes))
-    here, there = (
-        mated_pairs(x, bounds, rows, n_clusters=n_clusters, n_repeats=2, seed=seed, recluster=recluster, device=device)
-        for device in ("cpu", "cpu:0")
-    )
+    options = {"n_clusters": n_clusters, "n_repeats": 2, "seed": seed, "recluster": recluster, "init": init}
+    here, there = (mated_pairs(x, bounds, rows, **options, device=device) for device in ("cpu", "cpu:0"))
     for p, q in zip(here, there, strict=True):
         assert np.array_equal(p.cluster, q.cluster)
         assert np.array_equal(p.n_opened, q.n_opened)

@@ -199,6 +199,41 @@ def test_a_method_may_work_on_another_recogniser_than_the_jobs(tmp_path):
         run("both", methods=[own])
 
 
+@pytest.mark.parametrize("flip", ["sum", "concat"])
+def test_embeddings_of_faces_and_their_mirror_images(tmp_path, flip):
+    """The job's embeddings are made of two that the bare network gives: of the pixels, and from right to left."""
+    faces = smoke.make_faces(tmp_path / "faces", n_identities=3, per_identity=4, benchmark=False)
+    changes = {"benchmarks": [], "methods": [{"name": "embedding_norm"}], "train": {"mode": "finetune"}}
+    plain = smoke.settings(tmp_path, faces, str(tmp_path / "run"), **changes)
+    flipped = smoke.settings(tmp_path, faces, str(tmp_path / "run"), f"recognizer.flip={flip}", **changes)
+    run_job(plain, ["pack", "embed", "score"])
+    job = run_job(flipped, ["pack", "embed", "score"], new_settings=True)
+    assert job.embeddings("train").uri != Job(plain).embeddings("train").uri
+
+    table = job.faces("train").read_all(["face"])
+    pixels = np.stack([cv2.imdecode(np.frombuffer(f, np.uint8), 1)[..., ::-1] for f in table["face"].to_pylist()])
+    with torch.inference_mode():
+        own, mirrored = (
+            smoke.Tiny()(torch.from_numpy(np.ascontiguousarray(x)).permute(0, 3, 1, 2).float() / 255).numpy()
+            for x in (pixels, pixels[:, :, ::-1])
+        )
+    values, _ = columns.embedding_values(job.embeddings("train").read_all(["embedding"]))
+    wanted = own + mirrored if flip == "sum" else np.concatenate([own, mirrored], axis=1)
+    np.testing.assert_allclose(values, wanted, rtol=1e-4, atol=1e-4)
+    # methods score faces as they are
+    scores = [
+        j.prior_scores("train", j.settings.methods[0]).read_all(["score"])["score"].to_numpy()
+        for j in (Job(plain), job)
+    ]
+    np.testing.assert_allclose(scores[0], np.linalg.norm(own, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(scores[1], scores[0], rtol=1e-5)
+
+
+def test_a_head_does_not_learn_from_flipped_embeddings(tmp_path):
+    with pytest.raises(UsageError, match=r"with recognizer.flip set train.mode: finetune"):
+        smoke.settings(tmp_path, tmp_path, str(tmp_path / "run"), "recognizer.flip=sum")
+
+
 @pytest.mark.parametrize("kind", ["parquet", "csv"])
 def test_own_scores_reach_the_rows_they_name(tmp_path, kind):
     faces = smoke.make_faces(tmp_path / "faces", n_identities=3, per_identity=4, benchmark=False)

@@ -19,7 +19,7 @@ import torch
 
 from fiqa_ray.core.kernels.draws import WORD_STEP
 from fiqa_ray.core.kernels.gram import SIMILARITY_STEPS
-from fiqa_ray.core.kernels.kmeans import MAX_ITERATIONS, choose_starts
+from fiqa_ray.core.kernels.kmeans import MAX_ITERATIONS, choose_starts, spread_starts
 from fiqa_ray.errors import UsageError
 
 
@@ -46,10 +46,11 @@ def gram_matrices(units: np.ndarray, bounds: np.ndarray, device: str) -> tuple[t
     return flat, grams
 
 
-def cluster_all(grams: Sequence[torch.Tensor], states: np.ndarray, n_clusters: int) -> np.ndarray:
+def cluster_all(grams: Sequence[torch.Tensor], states: np.ndarray, n_clusters: int, init: str = "random") -> np.ndarray:
     """Run `kmeans.lloyd` on the device of the `(N, N)` Gram matrices; return `(I,) int32` clusters, dense per identity.
 
-    `states` are the `(K,)` random states of the starts. Identities of similar size share a batch, so padding stays small.
+    `states` are the `(K,)` random states of the starts, and `init` says how those are chosen: `random` or `k-means++`.
+    Identities of similar size share a batch, so padding stays small.
     """
     clusters: list[np.ndarray] = [np.empty(0, np.int32)] * len(grams)
     sizes = np.array([g.shape[0] for g in grams])
@@ -57,13 +58,15 @@ def cluster_all(grams: Sequence[torch.Tensor], states: np.ndarray, n_clusters: i
     while len(order):
         together = order[sizes[order] <= 1.5 * sizes[order[0]] + 8]
         order = order[len(together) :]
-        labels = lloyd_batch([grams[k] for k in together], states[together], n_clusters)
+        labels = lloyd_batch([grams[k] for k in together], states[together], n_clusters, init)
         for k, cluster in zip(together, labels, strict=True):
             clusters[k] = cluster
     return np.concatenate(clusters)
 
 
-def lloyd_batch(grams: Sequence[torch.Tensor], states: np.ndarray, n_clusters: int) -> list[np.ndarray]:
+def lloyd_batch(
+    grams: Sequence[torch.Tensor], states: np.ndarray, n_clusters: int, init: str = "random"
+) -> list[np.ndarray]:
     """Run K-Means of several identities at once; return `(N,) int32` cluster numbers per identity.
 
     Memory: 8 bytes per padded matrix entry.
@@ -75,7 +78,7 @@ def lloyd_batch(grams: Sequence[torch.Tensor], states: np.ndarray, n_clusters: i
     n_identities, n_images, device = len(grams), gram.shape[1], gram.device
     nobody = n_clusters  # stands for "in no cluster": padding, and images before the first step
     padding = (torch.arange(n_images) >= torch.tensor(sizes)[:, None]).to(device)  # (B, N)
-    nearest = _start_clusters(sizes, states, n_clusters, n_images).to(device)  # (B, N)
+    nearest = _start_clusters(grams, states, n_clusters, n_images, init).to(device)  # (B, N)
     member = torch.full((n_identities, n_images), nobody, device=device)  # (B, N)
     sum_to_cluster = torch.zeros((n_identities, n_clusters, n_images), device=device)  # (B, C, N)
     for _ in range(MAX_ITERATIONS + 1):
@@ -102,10 +105,20 @@ def _rounded_batch(grams: Sequence[torch.Tensor]) -> torch.Tensor:
     return gram.round_()
 
 
-def _start_clusters(sizes: Sequence[int], states: np.ndarray, n_clusters: int, n_images: int) -> torch.Tensor:
-    """Return `(B, N) int64`: 0 to C - 1 for the images that K-Means starts from, C for all others."""
+def _start_clusters(
+    grams: Sequence[torch.Tensor], states: np.ndarray, n_clusters: int, n_images: int, init: str
+) -> torch.Tensor:
+    """Return `(B, N) int64`: 0 to C - 1 for the images that K-Means starts from, C for all others.
+
+    They are chosen on the processor, for k-means++ from a copy of the matrices.
+    """
+    sizes = [g.shape[0] for g in grams]
     chosen = np.zeros((len(sizes), n_clusters), np.int32)
-    choose_starts(np.array(sizes), states, chosen)
+    if init == "k-means++":
+        keys = torch.cat([g.reshape(-1) for g in grams]).cpu().numpy()
+        spread_starts(keys, np.cumsum([0, *sizes]), states, chosen)
+    else:
+        choose_starts(np.array(sizes), states, chosen)
     start = np.full((len(sizes), n_images), n_clusters, np.int64)
     for b, n in enumerate(sizes):
         k = min(n, n_clusters)

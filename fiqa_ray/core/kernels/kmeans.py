@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from fiqa_ray.core.kernels.draws import GOLDEN_GAMMA, mix
+from fiqa_ray.core.kernels.gram import SIMILARITY_STEPS
 from fiqa_ray.core.kernels.jit import compiled
 
 MAX_ITERATIONS = 50
+FULL_KEY = float(SIMILARITY_STEPS)
+"""Key of two equal directions."""
 
 
 @compiled
@@ -44,6 +47,93 @@ def choose_starts(sizes: np.ndarray, state: np.ndarray, starts: np.ndarray) -> N
 
 
 @compiled
+def spread_starts(keys: np.ndarray, bounds: np.ndarray, state: np.ndarray, starts: np.ndarray) -> None:
+    """Choose the images that K-Means starts from by greedy k-means++, on the Gram matrices of some identities.
+
+    The first is the image with the smallest draw. For each further one, T images are drawn in proportion to their squared
+    distance to the nearest start so far; the one that leaves the smallest sum of these distances is taken. Distances are
+    whole numbers, half the squared distance in steps of 2^-23, so their sums are exact.
+
+    In numpy, for identity k of n images with the `(n, n)` keys `gram`, and with S = 2^23:
+
+        gap = S - gram.astype(float)                               # (n, n), 0 on the diagonal
+        starts[k, 0] = mix((state[k] ^ np.arange(n)) + GOLDEN_GAMMA).argmin()
+        nearest = gap[starts[k, 0]]
+        for c in range(1, min(n, C)):
+            words = mix((state[k] ^ (n + c * T + np.arange(T))) + GOLDEN_GAMMA)
+            target = np.floor((words >> 11) * 2.0**-53 * nearest.sum())
+            drawn = np.searchsorted(nearest.cumsum(), target, side="right")
+            left = np.minimum(nearest, gap[drawn])                 # (T, n)
+            starts[k, c] = drawn[left.sum(1).argmin()]
+            nearest = left[left.sum(1).argmin()]
+
+    Where all images coincide with starts, the first image that is no start follows.
+
+    Args:
+        keys: flat `cosine_keys` of the identities.
+        bounds: `(K + 1,)` their images.
+        state: `(K,) uint64`, as for `choose_starts`.
+        starts: `(K, C) int32`, filled as `choose_starts` does.
+    """
+    n_trials = 2 + int(np.log(starts.shape[1]))  # T, as in scikit-learn
+    first = 0
+    for k in range(len(starts)):
+        n = bounds[k + 1] - bounds[k]
+        gram = keys[first : first + n * n].reshape(n, n)
+        first += n * n
+        if n == 0:
+            continue
+        # 1. the image with the smallest draw
+        best = 0
+        smallest = mix((state[k] ^ np.uint64(0)) + GOLDEN_GAMMA)
+        for i in range(1, n):
+            word = mix((state[k] ^ np.uint64(i)) + GOLDEN_GAMMA)
+            if word < smallest:
+                best, smallest = i, word
+        nearest = np.full(n, np.inf)
+        is_start = np.zeros(n, np.bool_)
+        left, best_left = np.empty(n), np.empty(n)
+        for c in range(min(n, starts.shape[1])):
+            # 2. draw candidates, and keep the one that leaves least
+            if c > 0:
+                total = nearest.sum()
+                best, smallest_left = -1, np.inf
+                for t in range(n_trials if total > 0 else 0):
+                    word = mix((state[k] ^ np.uint64(n + c * n_trials + t)) + GOLDEN_GAMMA)
+                    target = np.floor(np.float64(word >> np.uint64(11)) * 2.0**-53 * total)
+                    drawn, reached = 0, nearest[0]
+                    while reached <= target:
+                        drawn += 1
+                        reached += nearest[drawn]
+                    n_left = _gaps_left(gram, drawn, nearest, left)
+                    if n_left < smallest_left:
+                        best, smallest_left = drawn, n_left
+                        best_left[:] = left
+                if best < 0:  # all images coincide with starts
+                    best = 0
+                    while is_start[best]:
+                        best += 1
+                else:
+                    nearest[:] = best_left
+            else:
+                _gaps_left(gram, best, nearest, left)
+                nearest[:] = left
+            starts[k, c] = best
+            is_start[best] = True
+
+
+@compiled
+def _gaps_left(gram: np.ndarray, start: int, nearest: np.ndarray, left: np.ndarray) -> float:
+    """Fill `left` with the distances to the nearest start once `start` is one too; return their sum."""
+    total = 0.0
+    for i in range(len(nearest)):
+        gap = 0.0 if i == start else FULL_KEY - np.float64(gram[start, i])
+        left[i] = min(gap, nearest[i])
+        total += left[i]
+    return total
+
+
+@compiled
 def lloyd(
     keys: np.ndarray, bounds: np.ndarray, starts: np.ndarray, cluster: np.ndarray, cluster_counts: np.ndarray
 ) -> None:
@@ -60,7 +150,7 @@ def lloyd(
     Args:
         keys: flat `cosine_keys` of the identities.
         bounds: `(K + 1,)` their images in `cluster`.
-        starts: `(K, C) int32` of `choose_starts`.
+        starts: `(K, C) int32` of `choose_starts` or `spread_starts`.
         cluster: `(I,) int32`, filled with numbers from 0 within each identity, without gaps.
         cluster_counts: `(K,)`, filled with the number of clusters: fewer than it started from where one lost all its
             images (only duplicates do that).

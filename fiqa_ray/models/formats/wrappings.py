@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.models.formats.checkpoints import State, some_of, unwrap
+from fiqa_ray.public_uri import public_uri
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def find_backbone(loaded: object, wanted: Mapping[str, Tensor], name: str) -> St
     if chosen.path or chosen.prefix or left:
         said = f"; left out: {some_of(left)}" if left else ""
         said += f"; the same network also lies under {' and '.join(others)}" if others else ""
-        logger.warning("%s: the network lies under %s%s", name, chosen.place, said)
+        logger.warning("%s: the network lies under %s%s", public_uri(name), chosen.place, said)
     counters = {key: torch.zeros_like(tensor) for key, tensor in wanted.items() if key.endswith(_COUNTER)}
     entries = {key: chosen.entries.get(key, counters.get(key)) for key in wanted}
     return State({key: tensor for key, tensor in entries.items() if tensor is not None}, chosen.prefix)

@@ -1,0 +1,97 @@
+"""A Ray of our own is reached from this machine alone, and a cluster's token is asked for in plain words."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+import pytest
+
+import smoke
+
+LISTENERS = """
+import json, psutil
+from fiqa_ray.config import ComputeSettings
+from fiqa_ray.engine.ray import ray_session
+{imported_before}
+with ray_session(ComputeSettings(n_workers=1, object_store_bytes=80_000_000)):
+    import ray
+    ray.get(ray.remote(lambda: 1).remote())
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    hosts = [c.laddr.ip for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    print(json.dumps(hosts))
+"""
+JOIN = """
+from fiqa_ray.config import ComputeSettings
+from fiqa_ray.engine.ray import ray_session
+with ray_session(ComputeSettings(address="{address}")):
+    import ray
+    print("joined", ray.get(ray.remote(lambda: 7).remote()))
+"""
+_TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+
+
+def _run(code, **environment):
+    clean = {k: v for k, v in os.environ.items() if k not in _TOKENS}
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**clean, **environment}, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("imported_before", ["", "import ray"])
+def test_a_local_ray_listens_on_loopback_only(imported_before):
+    result = _run(LISTENERS.format(imported_before=imported_before))
+    hosts = json.loads(result.stdout.splitlines()[-1])
+    assert len(hosts) > 3, result.stderr
+    assert {host.removeprefix("::ffff:") for host in hosts} <= {"127.0.0.1", "::1"}
+
+
+@pytest.mark.ray
+def test_a_cluster_that_wants_a_token_says_so_at_once():
+    token, port = "0123456789abcdef" * 2, smoke.free_port()
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        environment = {
+            **os.environ,
+            "RAY_TMPDIR": folder,
+            "HOME": folder,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": token,
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
+        }
+        command = ["start", "--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=1", "--block"]
+        command += [
+            "--include-dashboard=false",
+            "--min-worker-port=0",
+            "--max-worker-port=0",
+            f"--ray-client-server-port={smoke.free_port()}",
+        ]
+        command += ["--object-store-memory=80000000", "--dashboard-agent-listen-port=0"]
+        head = subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", *command],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            join = JOIN.format(address=f"127.0.0.1:{port}")
+            for _ in range(60):
+                result = _run(join, HOME=folder, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
+                if "joined 7" in result.stdout or head.poll() is not None:
+                    break
+                time.sleep(1)
+            assert "joined 7" in result.stdout, (result.stderr, head.poll() is not None and head.stdout.read())
+            for wrong in ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 32}, {"RAY_AUTH_MODE": "disabled"}):
+                started = time.monotonic()
+                result = _run(join, HOME=folder, **wrong)
+                assert time.monotonic() - started < 18  # Ray alone tries for 20 s after its import
+                last = result.stderr.strip().splitlines()[-1]
+                assert "wants a token" in last, result.stderr
+                assert "RAY_AUTH_MODE=token" in last
+                assert "RAY_AUTH_TOKEN_PATH" in last
+        finally:
+            head.terminate()
+            head.wait(timeout=30)
