@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fiqa_ray import storage
-from fiqa_ray.datasets import dataset as dataset_module
-from fiqa_ray.datasets import parquet
+from fiqa_ray.datasets import parquet, sums
 from fiqa_ray.datasets.dataset import Dataset, add_stats
 from fiqa_ray.engine.lock import RunLock
 from fiqa_ray.errors import FiqaRayError, IncompleteError
@@ -34,7 +33,7 @@ def test_parts_manifest_and_reading(root):
     assert d.manifest() is None
     assert d.finished_parts() == {}
     d.write_plan({"n_parts": 2})
-    assert d.write_plan({"n_parts": 99}) == {"n_parts": 2}  # the first plan counts
+    assert d.write_plan({"n_parts": 99})["n_parts"] == 2  # the first plan counts
     d.write_part(1, {".parquet": table(3, 4), "extra.bin": b"abc"}, n_rows=3, stats={"status": {"ok": 2, "bad": 1}})
     with pytest.raises(IncompleteError, match=r"1 of 2 parts are missing .*part-00000"):
         d.commit(2)
@@ -223,20 +222,21 @@ def test_damage_anywhere_is_found(root, monkeypatch, how):
         )
     else:
         content = parquet.table_bytes(table(3000))
-    part = d.write_part(0, {".parquet": content}, n_rows=3000)
     columns = None
     whole = bytes(content)
     places = np.linspace(0, len(whole) - 1, 40).astype(int).tolist()
-    if how == "plain":  # large, and read as a whole: the footer must not decide whether sums are looked at
-        monkeypatch.setattr(dataset_module, "_SMALL_BYTES", 0)
+    if how != "encoded":  # as if large: each column and the footer have sums of their own
+        monkeypatch.setattr(sums, "SMALL_BYTES", 0)
         places += range(len(whole) - 400, len(whole), 9)
     if how == "little of it":
-        monkeypatch.setattr(dataset_module, "_SMALL_BYTES", 0)
         chunk = pq.read_metadata(pa.BufferReader(content)).row_group(0).column(1)
         columns = ["value"]
-        first = chunk.data_page_offset + 100  # beyond the page's header, which no sum covers
-        places = np.linspace(first, chunk.data_page_offset + chunk.total_compressed_size - 1, 10).astype(int).tolist()
-        monkeypatch.setattr(dataset_module, "_is_most", lambda *_: False)
+        first = chunk.dictionary_page_offset or chunk.data_page_offset  # the page's header is covered too
+        places = list(range(first, first + 60))
+        places += np.linspace(first, first + chunk.total_compressed_size - 1, 20).astype(int).tolist()
+        places += range(len(whole) - 400, len(whole), 9)
+        monkeypatch.setattr(sums, "_is_most", lambda *_: False)
+    part = d.write_part(0, {".parquet": content}, n_rows=3000)
     assert d.read(part, columns).num_rows == 3000
     for place in places:
         write_atomic(d.at("part-00000.parquet"), whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
