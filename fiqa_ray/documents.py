@@ -88,17 +88,17 @@ def create_document(uri: str, values: Mapping[str, Any], place: str = "") -> boo
     return put_if_absent(uri, document_bytes(values, place))
 
 
-def sealed(data: bytes) -> bytes:
-    """Return the content of a state file with its SHA-256 behind it, for `read_sealed`."""
-    return data + _SEAL + hashlib.sha256(data).hexdigest().encode()
+def sealed(data: bytes, place: str) -> bytes:
+    """Return the content of a state file with the SHA-256 of its place and content behind it, for `read_sealed`."""
+    return data + _SEAL + hashlib.sha256(place.encode() + b"\n" + data).hexdigest().encode()
 
 
-def read_sealed(uri: str, remedy: str) -> bytes:
+def read_sealed(uri: str, remedy: str, place: str) -> bytes:
     """Return the content that `sealed` got; raise `FiqaRayError` if the file does not fit its SHA-256."""
     content = read_bytes(uri)
     data, seal = content[:-_SEAL_BYTES], content[-_SEAL_BYTES:]
-    if seal != sealed(data)[-_SEAL_BYTES:]:
-        raise damaged(uri, "its content does not fit the SHA-256 at its end", remedy)
+    if seal != sealed(data, place)[-_SEAL_BYTES:]:
+        raise damaged(uri, "its content does not fit the SHA-256 at its end, or it belongs elsewhere", remedy)
     return data
 
 
