@@ -20,8 +20,8 @@ demo: $(BIN)/.ready  ## synthetic faces, the whole job, a report; about four min
 check: lint  ## what to run before each commit: lint, types, and the tests that start neither Ray nor an S3 server
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and not s3 and not slow"
 
-test: $(BIN)/.ready  ## all tests, two files at a time
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: $(BIN)/.ready  ## all tests, two files at a time; core and models keep their coverage
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
 
 test-nojit: $(BIN)/.ready  ## kernels of label optimization as plain Python: indices out of range raise there
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -n 2 --dist loadfile -W ignore::RuntimeWarning tests/core/test_labels.py tests/core/test_pairs.py

@@ -238,7 +238,15 @@ class EvaluateSettings(_Settings):
     conventions: tuple[Literal["paper", "dasec", "nearest"], ...] = Field(
         ("paper", "dasec"), description="conventions for the curves"
     )
-    n_bootstrap: int = Field(200, ge=0, description="bootstrap draws; 0: no intervals")
+    resample: Literal["auto", "identities", "pairs"] = Field(
+        "auto", description="what bootstrap draws hold; auto: identities where the faces name them as the pairs do"
+    )
+    draws: int = Field(2000, ge=0, description="bootstrap draws; 0: no intervals")
+    compare: tuple[Literal["baseline", "unoptimized", "random"], ...] = Field(
+        ("baseline", "unoptimized", "random"),
+        description="optimized minus the method's scores, minus the regressor on prior labels; every score minus random",
+    )
+    compare_scorers: tuple[tuple[str, str], ...] = Field((), description="further differences of two scorers by name")
 
 
 class ComputeSettings(_Settings):

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.storage import _json, put_if_absent, read_bytes, read_if_there, write_atomic
+from fiqa_ray.storage import json_bytes, put_if_absent, read_bytes, read_if_there, write_atomic
 
 SUM_KEY = "document_sha256"
 _SEAL = b"\nsha256 "
@@ -33,7 +33,7 @@ def document_bytes(values: Mapping[str, Any], place: str = "") -> bytes:
     """
     plain = json.loads(json.dumps(dict(values), allow_nan=False))
     plain.pop(SUM_KEY, None)
-    return _json({**plain, SUM_KEY: _sum(plain, place)})
+    return json_bytes({**plain, SUM_KEY: _sum(plain, place)})
 
 
 def parse_document(data: bytes, uri: str, remedy: str, place: str = "") -> dict[str, Any]:

@@ -222,7 +222,8 @@ def content_hash(uri: str) -> str:
     return hashlib.sha256(read_bytes(uri)).hexdigest()
 
 
-def _json(value: Any) -> bytes:
+def json_bytes(value: Any) -> bytes:
+    """Return JSON whose bytes are equal for equal values."""
     return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 

@@ -67,7 +67,7 @@ def job(tmp_path, faces, **changes):
         "benchmarks": [],
         "pair": {"n_clusters": 3, "n_repeats": 2},
         "train": {"n_epochs": 1},
-        "evaluate": {"fmr": 0.1, "n_bootstrap": 0},
+        "evaluate": {"fmr": 0.1, "draws": 0},
     }
     return smoke.write_job(tmp_path / "job.yaml", faces, str(tmp_path / "run"), **{**small, **changes})
 
@@ -325,10 +325,13 @@ def test_checkpoint_that_is_cut_off_or_missing(cli, faces, tmp_path):
     network = arcface_torch_mobilefacenet()
     torch.save(network.state_dict(), weights)
     whole = weights.read_bytes()
-    for content in (whole[: len(whole) // 2], b"<html>Quota exceeded</html>"):
+    half = whole[: len(whole) // 2]
+    for content, words in (
+        (half, ["not a readable torch checkpoint", f"{len(half):,} bytes", "cut off", "fetch it again"]),
+        (b"<html>Quota exceeded</html>", ["an HTML page, not the file", "fetch the file itself"]),
+    ):
         weights.write_bytes(content)
-        words = [f"{len(content):,} bytes", "cut off", "fetch it again"]
-        refused(cli("run", path, LABELS), 1, weights, "not a readable torch checkpoint", *words)
+        refused(cli("run", path, LABELS), 1, weights, *words)
         nothing_of(tmp_path / "run", "embeddings")
     weights.write_bytes(whole)
     assert cli("run", path, "--stages=pack,embed")[0] == 0

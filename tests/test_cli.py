@@ -60,7 +60,7 @@ def write_job(folder, faces, **changes):
         "methods": [{"name": "embedding_norm"}],
         "pair": {"n_clusters": 3, "n_repeats": 2},
         "train": {"n_epochs": 2},
-        "evaluate": {"fmr": 0.1, "n_bootstrap": 0},
+        "evaluate": {"fmr": 0.1, "draws": 0},
         "compute": {"engine": "local", "rows_per_part": 10, "train_workers": 0},
     }
     return smoke.write_job(folder / "job.yaml", faces, str(folder / "run"), **{**small, **changes})

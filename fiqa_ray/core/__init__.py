@@ -9,7 +9,11 @@ Section III, label optimization:
 Section IV, evaluation:
     verification.py   false match and false non-match rates
     edc.py            the error-versus-discard curve
-    bootstrap.py      intervals of its area
+    floor.py          what random numbers are worth
+    resampling.py     samples of a benchmark: pairs or persons
+    bootstrap.py      areas over samples
+    intervals.py      intervals of areas and of differences
+    verdicts.py       which differences hold, which scorers lead
 Beside the paper:
     align.py          a face to its 112x112 crop
     fusion.py         several quality scores to one

@@ -20,12 +20,12 @@ Values of different conventions must not be compared.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fiqa_ray.core.kernels.discard import N_LEVELS, number_copies, recomputed_levels
 from fiqa_ray.core.verification import (
     BoolArray,
     FloatArray,
@@ -38,7 +38,7 @@ from fiqa_ray.core.verification import (
 from fiqa_ray.errors import FiqaRayError, UsageError
 
 CONVENTIONS = ("paper", "dasec", "nearest")
-N_LEVELS = 20
+"""Names of the conventions, as above."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class EDC:
     def defined_limit(self) -> float:
         """Largest discard fraction up to which FNMR is defined everywhere: ``auc(defined_limit)`` is not NaN."""
         undefined = np.flatnonzero(np.isnan(self.fnmr))
-        return float(self.discard_fraction[undefined[0] - 1]) if undefined.size else self.end
+        return float(self.discard_fraction[max(0, undefined[0] - 1)]) if undefined.size else self.end
 
     def auc(self, limit: float | None = None) -> float:
         """Area below the curve over [0, limit], in [0, 1]; the paper's tables print 1000 times this value.
@@ -93,23 +93,45 @@ class EDC:
             UsageError: ``limit`` is not inside (0, end].
         """
         limit = self.end if limit is None else limit
-        if not 0 < limit <= self.end:
-            raise UsageError(
-                f"limit={limit} is outside (0, {self.end:g}], the range of the {self.convention!r} curve: "
-                "give a discard fraction inside it, or none for the whole curve"
-            )
+        check_limit(self.convention, limit)
         x, y = self.discard_fraction, self.fnmr
-        inside = x < limit
         if self.convention == "dasec":
+            inside = x < limit
             return float(np.sum(np.diff(np.append(x[inside], limit)) * y[inside]))
-        beyond = int(inside.sum())
-        share = (limit - x[beyond - 1]) / (x[beyond] - x[beyond - 1])
-        at_limit = y[beyond - 1] + share * (y[beyond] - y[beyond - 1])
-        return float(np.trapezoid(np.append(y[inside], at_limit), np.append(x[inside], limit)))
+        weights = level_weights(limit)
+        return float(weights @ y[: weights.size])
 
     def best_auc(self, limit: float | None = None) -> float:
         """`theoretical_best` for this curve: the area that no scorer undercuts under fixed errors."""
         return theoretical_best(float(self.fnmr[0]), self.end if limit is None else limit)
+
+
+def end_of(convention: str) -> float:
+    """Return the discard fraction at which a convention's curve ends."""
+    return 1.0 if convention == "dasec" else (N_LEVELS - 1) / N_LEVELS
+
+
+def check_limit(convention: str, limit: float) -> None:
+    """Raise UsageError unless ``limit`` lies inside the range of the convention's curve."""
+    if not 0 < limit <= end_of(convention):
+        raise UsageError(
+            f"limit={limit} is outside (0, {end_of(convention):g}], the range of the {convention!r} curve: "
+            "give a discard fraction inside it, or none for the whole curve"
+        )
+
+
+def level_weights(limit: float) -> FloatArray:
+    """Return the weights of FNMR at the first levels whose sum is the area up to ``limit`` below straight lines."""
+    x = np.arange(N_LEVELS) / N_LEVELS
+    beyond = int((x < limit).sum())
+    edges = np.append(x[:beyond], limit)
+    weights = np.zeros(beyond + 1)
+    weights[:-1] += np.diff(edges) / 2
+    weights[1:] += np.diff(edges) / 2
+    share = (limit - x[beyond - 1]) * N_LEVELS  # FNMR at the limit lies so far between its neighbours
+    weights[beyond - 1] += weights[beyond] * (1 - share)
+    weights[beyond] *= share
+    return weights
 
 
 def theoretical_best(fnmr_0: float, limit: float) -> float:
@@ -140,210 +162,141 @@ def edc_curve(
         UsageError: unknown convention, or ``fmr`` outside (0, 1).
         FiqaRayError: arrays of different lengths, values that are not finite, or no pair of one kind.
     """
-    pairs = SortedPairs.from_arrays(similarity, mated, quality_a, quality_b)
-    if pairs.quality[0] == pairs.quality[-1]:
+    if convention not in CONVENTIONS:
+        raise UsageError(f"convention={convention!r} is unknown: choose one of {', '.join(CONVENTIONS)}")
+    exact_fmr(fmr)
+    pairs = PairOrder.of(similarity, mated)
+    scorer = QualityOrder.of(pairs, quality_a, quality_b)
+    quality = scorer.quality
+    if quality[0] == quality[-1]:
         warnings.warn(
-            f"all {pairs.quality.size} pairs have quality {pairs.quality[0]:g}: their input order decides the curve",
-            stacklevel=2,
+            f"all {quality.size} pairs have quality {quality[0]:g}: their input order decides the curve", stacklevel=2
         )
-    return pairs.curve(fmr=fmr, convention=convention)
+    return pair_curve(pairs, scorer, fmr, convention)
 
 
 @dataclass(frozen=True)
-class SortedPairs:
-    """Pairs sorted once, from which curves of weighted samples are drawn cheaply (the bootstrap's inner loop).
+class PairOrder:
+    """The comparisons of a benchmark by similarity: what all scorers have in common.
+
+    Attributes:
+        similarity: (n_pairs,) float64, in input order.
+        mated: (n_pairs,) bool, in input order.
+        mated_rows: (n_mated,) int64, input rows of the mated pairs by rising similarity.
+        nonmated_rows: (n_nonmated,) int64, input rows of the non-mated pairs by falling similarity.
+    """
+
+    similarity: FloatArray
+    mated: BoolArray
+    mated_rows: IntArray
+    nonmated_rows: IntArray
+
+    @classmethod
+    def of(cls, similarity: ArrayLike, mated: ArrayLike) -> PairOrder:
+        """Check and sort; arguments and errors as in `edc_curve`."""
+        scores, kinds = check_pairs(similarity, mated)
+        by_similarity = np.argsort(scores, kind="stable")
+        is_mated = kinds[by_similarity]
+        return cls(scores, kinds, by_similarity[is_mated], by_similarity[~is_mated][::-1].copy())
+
+
+@dataclass(frozen=True)
+class QualityOrder:
+    """The comparisons of a benchmark by the quality that one scorer gives them.
 
     Attributes:
         order: (n_pairs,) int64, input rows by rising pair quality; equal qualities keep their input order.
-        similarity, mated, quality: (n_pairs,) in that order.
-        mated_rows: (n_mated,) int64, positions in that order of the mated pairs, by rising similarity.
-        nonmated_rows: (n_nonmated,) int64, positions of the non-mated pairs, by falling similarity.
+        quality: (n_pairs,) float64, in that order.
+        mated: (n_pairs,) bool, in that order.
         n_tied: pairs whose quality some other pair shares.
     """
 
     order: IntArray
-    similarity: FloatArray
-    mated: BoolArray
     quality: FloatArray
-    mated_rows: IntArray
-    nonmated_rows: IntArray
+    mated: BoolArray
     n_tied: int
 
     @classmethod
-    def from_arrays(
-        cls, similarity: ArrayLike, mated: ArrayLike, quality_a: ArrayLike, quality_b: ArrayLike
-    ) -> SortedPairs:
+    def of(cls, pairs: PairOrder, quality_a: ArrayLike, quality_b: ArrayLike) -> QualityOrder:
         """Check and sort; arguments and errors as in `edc_curve`."""
-        scores, kinds = check_pairs(similarity, mated)
         qualities = [check_finite("quality_a", quality_a), check_finite("quality_b", quality_b)]
         for name, values in zip(("quality_a", "quality_b"), qualities, strict=True):
-            if values.shape != scores.shape:
-                raise FiqaRayError(f"{name} has {values.size} values for {scores.size} pairs: give one per pair")
-        pair_quality = np.minimum(*qualities)
-        order = np.argsort(pair_quality, kind="stable")
-        scores, kinds, pair_quality = scores[order], kinds[order], pair_quality[order]
-        by_similarity = np.argsort(scores, kind="stable")
-        same = pair_quality[1:] == pair_quality[:-1]
-        return cls(
-            order=order,
-            similarity=scores,
-            mated=kinds,
-            quality=pair_quality,
-            mated_rows=by_similarity[kinds[by_similarity]],
-            nonmated_rows=by_similarity[~kinds[by_similarity]][::-1],
-            n_tied=int((np.append(same, False) | np.append(False, same)).sum()),
-        )
+            if values.shape != pairs.mated.shape:
+                raise FiqaRayError(f"{name} has {values.size} values for {pairs.mated.size} pairs: give one per pair")
+        quality = np.minimum(*qualities)
+        order = np.argsort(quality, kind="stable")
+        quality = quality[order]
+        same = quality[1:] == quality[:-1]
+        n_tied = int((np.append(same, False) | np.append(False, same)).sum())
+        return cls(order, quality, pairs.mated[order], n_tied)
 
-    def curve(self, *, fmr: float = 1e-3, convention: str = "paper", counts: IntArray | None = None) -> EDC:
-        """The curve of the sample that holds input pair i ``counts[i]`` times (None: each once), in input order.
 
-        Equals `edc_curve` on the repeated arrays, without sorting again. A sample without mated or non-mated pairs is
-        not an error here: its FNMR is NaN.
+def pair_curve(pairs: PairOrder, scorer: QualityOrder, fmr: float, convention: str) -> EDC:
+    """Return the curve of pairs that are sorted already; arguments as in `edc_curve`, and checked."""
+    return _step_curve(pairs, scorer, fmr) if convention == "dasec" else _level_curve(pairs, scorer, fmr, convention)
 
-        Args:
-            fmr: target false match rate, inside (0, 1).
-            convention: "paper", "dasec" or "nearest".
-            counts: (n_pairs,) int64, at least 0, in input order, with a sum above 0.
 
-        Raises:
-            UsageError: unknown convention, or ``fmr`` outside (0, 1).
-        """
-        if convention not in CONVENTIONS:
-            raise UsageError(f"convention={convention!r} is unknown: choose one of {', '.join(CONVENTIONS)}")
-        exact_fmr(fmr)
-        weight = np.ones(self.order.size, dtype=np.int64) if counts is None else counts[self.order]
-        if convention == "dasec":
-            return self._fixed_threshold(fmr, weight)
-        return self._recomputed_threshold(fmr, weight, convention)
+def _level_curve(pairs: PairOrder, scorer: QualityOrder, fmr: float, convention: str) -> EDC:
+    """Return the curve in the conventions `paper` and `nearest`: 20 levels over all pairs, a threshold for each."""
+    n_pairs = pairs.mated.size
+    counts, last = np.ones(n_pairs, dtype=np.int64), np.empty(n_pairs, dtype=np.int64)
+    n_mated, n_nonmated, n_false_nonmatches, n_false_matches = np.empty((4, N_LEVELS), dtype=np.int64)
+    number_copies(scorer.order, scorer.mated, counts, last, n_mated, n_nonmated)
+    units, mated_pairs = (
+        (last[rows], counts[rows], pairs.similarity[rows]) for rows in (pairs.nonmated_rows, pairs.mated_rows)
+    )
+    threshold = np.empty(N_LEVELS)
+    target = exact_fmr(fmr)
+    recomputed_levels(
+        units,
+        units,
+        mated_pairs,
+        n_pairs,
+        n_mated,
+        n_nonmated,
+        (target.numerator, target.denominator),
+        convention == "nearest",
+        threshold,
+        n_false_nonmatches,
+        n_false_matches,
+    )
+    fnmr = np.where(np.isnan(threshold), np.nan, n_false_nonmatches / np.maximum(n_mated, 1))
+    return EDC(
+        convention=convention,
+        fmr=fmr,
+        discard_fraction=np.arange(N_LEVELS) / N_LEVELS,
+        fnmr=fnmr,
+        threshold=threshold,
+        n_mated=n_mated,
+        n_nonmated=n_nonmated,
+        n_false_nonmatches=n_false_nonmatches,
+        n_false_matches=n_false_matches,
+        n_tied=scorer.n_tied,
+    )
 
-    def _recomputed_threshold(self, fmr: float, weight: IntArray, convention: str) -> EDC:
-        """`paper` and `nearest`: 20 levels over all pairs, the threshold set anew at each."""
-        last = np.cumsum(weight)  # copies up to and including each pair, worst quality first
-        n_pairs = int(last[-1])
-        n_discarded = np.arange(N_LEVELS) * n_pairs // N_LEVELS
-        # The pair in which the level's cut falls keeps the copies behind the cut.
-        cut = np.searchsorted(last, n_discarded, side="right")
-        mated_last = np.cumsum(weight * self.mated)
-        n_mated = mated_last[-1] - mated_last[cut] + self.mated[cut] * (last[cut] - n_discarded)
-        n_nonmated = n_pairs - n_discarded - n_mated
 
-        def kept(rows: IntArray) -> IntArray:
-            """Copies of the pairs ``rows`` left at every level, (n_levels, n_rows)."""
-            return np.asarray(np.clip(last[rows] - n_discarded[:, None], 0, weight[rows]))
+def _step_curve(pairs: PairOrder, scorer: QualityOrder, fmr: float) -> EDC:
+    """Return the curve in the convention `dasec`.
 
-        find = self._threshold_below if convention == "paper" else self._threshold_nearest
-        threshold = find(fmr, n_nonmated, kept)
-        threshold[(n_mated == 0) | (n_nonmated == 0)] = np.nan
-        n_false_nonmatches, n_false_matches = self._count_errors(threshold, kept)
-        with np.errstate(invalid="ignore"):
-            fnmr = n_false_nonmatches / n_mated
-        fnmr[np.isnan(threshold)] = np.nan
-        return EDC(
-            convention=convention,
-            fmr=fmr,
-            discard_fraction=np.arange(N_LEVELS) / N_LEVELS,
-            fnmr=fnmr,
-            threshold=threshold,
-            n_mated=n_mated,
-            n_nonmated=n_nonmated,
-            n_false_nonmatches=n_false_nonmatches,
-            n_false_matches=n_false_matches,
-            n_tied=self.n_tied,
-        )
-
-    def _count_errors(self, threshold: FloatArray, kept: Callable[[IntArray], IntArray]) -> tuple[IntArray, IntArray]:
-        """False non-matches and false matches per level, from the few pairs on the wrong side of any threshold."""
-        if np.isnan(threshold).all():
-            return np.zeros(N_LEVELS, dtype=np.int64), np.zeros(N_LEVELS, dtype=np.int64)
-        mated = self.similarity[self.mated_rows]
-        rows = self.mated_rows[: np.searchsorted(mated, np.nanmax(threshold), side="right")]
-        n_false_nonmatches = (kept(rows) * (self.similarity[rows] <= threshold[:, None])).sum(axis=1)
-        nonmated = -self.similarity[self.nonmated_rows]
-        rows = self.nonmated_rows[: np.searchsorted(nonmated, -np.nanmin(threshold), side="left")]
-        n_false_matches = (kept(rows) * (self.similarity[rows] > threshold[:, None])).sum(axis=1)
-        return n_false_nonmatches, n_false_matches
-
-    def _threshold_below(self, fmr: float, n_nonmated: IntArray, kept: Callable[[IntArray], IntArray]) -> FloatArray:
-        """(m+1)-th largest similarity of the non-mated pairs left, m = max(0, ceil(fmr * n) - 1); NaN for n = 0."""
-        target = exact_fmr(fmr)
-        allowed = np.array(
-            [max(0, -(-target.numerator * int(n) // target.denominator) - 1) for n in n_nonmated], dtype=np.int64
-        )
-        # The wanted pair is nearly always among the most similar ones: look there first.
-        n_looked = 64 + 4 * int(allowed.max())
-        while True:
-            rows = self.nonmated_rows[:n_looked]
-            above = np.cumsum(kept(rows), axis=1) > allowed[:, None]
-            found = above[:, -1]  # the sum only rises
-            if n_looked >= self.nonmated_rows.size or found[n_nonmated > 0].all():
-                break
-            n_looked *= 4
-        return np.where(found, self.similarity[rows[np.argmax(above, axis=1)]], np.nan)
-
-    def _threshold_nearest(self, fmr: float, n_nonmated: IntArray, kept: Callable[[IntArray], IntArray]) -> FloatArray:
-        """Lowest of the similarities left whose FMR (non-mated >= it) is nearest to the target; NaN for n = 0."""
-        target = exact_fmr(fmr)
-        rows = np.argsort(-self.similarity, kind="stable")
-        falling, is_mated = self.similarity[rows], self.mated[rows]
-        threshold = np.full(N_LEVELS, np.nan)
-        for level, n_kept in enumerate(kept(rows)):
-            if n_nonmated[level] == 0:
-                continue
-            left = n_kept > 0
-            scores = falling[left]
-            n_at_least = np.cumsum(np.where(is_mated, 0, n_kept)[left])
-            group_end = np.append(scores[1:] != scores[:-1], True)
-            scores, n_at_least = scores[group_end], n_at_least[group_end]
-            # Two counts can be nearest, one on each side of the target; exact arithmetic decides, a tie goes to the
-            # lower similarity, which is the larger count.
-            wanted = target * int(n_nonmated[level])
-            above = int(np.searchsorted(n_at_least, float(wanted)))
-            near = {int(n_at_least[i]) for i in (above - 1, above) if 0 <= i < n_at_least.size}
-            nearest = min(near, key=lambda n: (abs(n - wanted), -n))
-            threshold[level] = scores[np.searchsorted(n_at_least, nearest, side="right") - 1]
-        return threshold
-
-    def _fixed_threshold(self, fmr: float, weight: IntArray) -> EDC:
-        """`dasec`: one threshold, mated pairs only, one level per distinct quality plus the closing point (1, 0)."""
-        nonmated_weight = weight[self.nonmated_rows]
-        n_nonmated = int(nonmated_weight.sum())
-        rows = np.flatnonzero(self.mated & (weight > 0))
-        if n_nonmated == 0 or rows.size == 0:
-            nothing = np.zeros(2, dtype=np.int64)
-            undefined = np.full(2, np.nan)
-            return EDC(
-                convention="dasec",
-                fmr=fmr,
-                discard_fraction=np.array([0.0, 1.0]),
-                fnmr=undefined,
-                threshold=undefined,
-                n_mated=nothing + int(weight[self.mated].sum()),
-                n_nonmated=nothing + n_nonmated,
-                n_false_nonmatches=nothing,
-                n_false_matches=nothing,
-                n_tied=self.n_tied,
-            )
-        at_least = np.cumsum(nonmated_weight)
-        place = int(np.searchsorted(at_least, allowed_false_matches(fmr, n_nonmated), side="right"))
-        threshold = self.similarity[self.nonmated_rows[place]]
-        n_false_matches = int(nonmated_weight[self.similarity[self.nonmated_rows] > threshold].sum())
-
-        quality, copies = self.quality[rows], weight[rows]
-        errors = copies * (self.similarity[rows] <= threshold)
-        group_start = np.flatnonzero(np.append(True, quality[1:] != quality[:-1]))
-        n_total = int(copies.sum())
-        n_discarded = np.append((np.cumsum(copies) - copies)[group_start], n_total)
-        n_errors = np.append(errors.sum() - (np.cumsum(errors) - errors)[group_start], 0)
-        n_mated = n_total - n_discarded
-        return EDC(
-            convention="dasec",
-            fmr=fmr,
-            discard_fraction=n_discarded / n_total,
-            fnmr=n_errors / np.maximum(n_mated, 1),
-            threshold=np.full(n_mated.size, threshold),
-            n_mated=n_mated,
-            n_nonmated=np.full(n_mated.size, n_nonmated),
-            n_false_nonmatches=n_errors,
-            n_false_matches=np.full(n_mated.size, n_false_matches),
-            n_tied=self.n_tied,
-        )
+    One threshold, mated pairs only, one level per distinct quality, and the closing point (1, 0).
+    """
+    n_nonmated = pairs.nonmated_rows.size
+    nonmated = pairs.similarity[pairs.nonmated_rows]  # falling
+    threshold = nonmated[allowed_false_matches(fmr, n_nonmated)]
+    quality, rows = scorer.quality[scorer.mated], scorer.order[scorer.mated]
+    is_wrong = pairs.similarity[rows] <= threshold
+    n_discarded = np.append(np.flatnonzero(np.append(True, quality[1:] != quality[:-1])), rows.size)
+    n_mated = rows.size - n_discarded
+    n_errors = is_wrong.sum() - np.append(0, np.cumsum(is_wrong))[n_discarded]
+    return EDC(
+        convention="dasec",
+        fmr=fmr,
+        discard_fraction=n_discarded / rows.size,
+        fnmr=n_errors / np.maximum(n_mated, 1),
+        threshold=np.full(n_mated.size, threshold),
+        n_mated=n_mated,
+        n_nonmated=np.full(n_mated.size, n_nonmated),
+        n_false_nonmatches=n_errors,
+        n_false_matches=np.full(n_mated.size, int((nonmated > threshold).sum())),
+        n_tied=scorer.n_tied,
+    )

@@ -151,7 +151,8 @@ def judge_order(values: ArrayLike, order: LandmarkOrder | None = None) -> tuple[
         given.roll_deg > MAX_ROLL_DEG and best.roll_deg < MAX_ROLL_DEG and best.residual_px < given.residual_px + 2
     )
     is_wrong_unit = fractions != given.order.fractions
-    return given, best if _is_better(best, given, MAX_RATIO) or is_turned or is_wrong_unit else None
+    is_refused = is_turned or is_wrong_unit or _is_better(best, given, MAX_RATIO)
+    return given, best if is_refused else None
 
 
 def better_order(points: ArrayLike) -> OrderFit | None:
@@ -196,7 +197,7 @@ _PERMUTATIONS = np.array(list(itertools.permutations(range(5))))
 
 
 def _fit_all(numbers: NDArray[np.float64], fractions: bool) -> Iterator[OrderFit]:
-    """Yield the fit of every order: two layouts, two axes first, 120 orders of points.
+    """Yield the fit of every order: each of 120 orders of points, pairwise or planar, x or y first.
 
     With centred points z and template w the residual's square is (sum |w|^2 - |sum w conj(z)|^2 / sum |z|^2) / 5, so one
     product of matrices gives the fits of all orders of points.

@@ -65,10 +65,14 @@ def allowed_false_matches(fmr: float, n_nonmated: int) -> int:
 
 
 def exact_fmr(fmr: float) -> Fraction:
-    """The target rate as the decimal number that was written; UsageError unless it lies inside (0, 1)."""
+    """Return the target rate as the decimal number that was written, to nine digits of its denominator.
+
+    Raises:
+        UsageError: the rate is not inside (0, 1).
+    """
     if not 0 < fmr < 1:
         raise UsageError(f"fmr={fmr} is not a usable false match rate: give a value inside (0, 1), such as 0.001")
-    return Fraction(repr(float(fmr)))
+    return Fraction(repr(float(fmr))).limit_denominator(10**9)  # whole numbers of 64 bits hold its product with pairs
 
 
 def check_pairs(similarity: ArrayLike, mated: ArrayLike) -> tuple[FloatArray, BoolArray]:

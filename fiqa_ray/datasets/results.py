@@ -48,6 +48,8 @@ class EdcLine:
 class AucRow:
     """Area under one curve up to a discard limit, with its bootstrap interval.
 
+    The limits are those of the partial areas, and each curve's own: 0.95 or 1, or less where its pairs run out before.
+
     Attributes:
         benchmark: Name of the benchmark.
         fr: Name of the recogniser.
@@ -57,10 +59,18 @@ class AucRow:
         fmr_achieved: False match rate before anything is discarded.
         discard_limit: End of the area, a share of the pairs.
         auc: The area; smaller is better.
-        auc_low: Lower end of the 95 % interval; NaN without bootstrap.
+        auc_low: Lower end of the interval; NaN where there is none.
         auc_high: Upper end.
         n_mated: Mated pairs.
         n_nonmated: Non-mated pairs.
+        interval: "interval", "upper limit" or "none", see `fiqa_ray.core.intervals`.
+        reason: Why it is no interval; empty where it is one.
+        level: Confidence of the interval.
+        unit: What was resampled: "pairs" or "identities".
+        n_draws: Bootstrap draws.
+        seed: Seed of the draws.
+        n_undefined: Draws without a value, left out.
+        is_leading: The area is the smallest of its column, or cannot be told apart from it.
     """
 
     TABLE: ClassVar = "auc"
@@ -77,6 +87,14 @@ class AucRow:
     auc_high: float
     n_mated: int
     n_nonmated: int
+    interval: str = "none"
+    reason: str = ""
+    level: float = 0.95
+    unit: str = "pairs"
+    n_draws: int = 0
+    seed: int = 0
+    n_undefined: int = 0
+    is_leading: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,8 +108,19 @@ class DifferenceRow:
         scorer_a: The first scorer, such as the regressor trained on optimized labels.
         scorer_b: The second, such as the regressor trained on prior labels.
         difference: The difference.
-        low: Lower end of the 95 % interval.
+        low: Lower end of the interval; NaN where there is none.
         high: Upper end.
+        fmr_target: False match rate that sets the threshold.
+        discard_limit: End of both areas: the largest that both curves have.
+        family: Name of the comparisons that are corrected together: "baseline", "unoptimized", "random" or "scorers".
+        p_value: Two-sided bootstrap p-value of no difference; NaN without an interval.
+        p_holm: The same after Holm's correction within the family on this benchmark.
+        reason: Why there is no interval; empty where there is one.
+        level: Confidence of the interval.
+        unit: What was resampled: "pairs" or "identities".
+        n_draws: Bootstrap draws.
+        seed: Seed of the draws.
+        n_undefined: Draws without a value, left out.
     """
 
     TABLE: ClassVar = "differences"
@@ -104,6 +133,17 @@ class DifferenceRow:
     difference: float
     low: float
     high: float
+    fmr_target: float = np.nan
+    discard_limit: float = np.nan
+    family: str = "scorers"
+    p_value: float = np.nan
+    p_holm: float = np.nan
+    reason: str = ""
+    level: float = 0.95
+    unit: str = "pairs"
+    n_draws: int = 0
+    seed: int = 0
+    n_undefined: int = 0
 
 
 @dataclass(frozen=True)
@@ -160,7 +200,7 @@ class CorrelationRow:
 
 Row = TypeVar("Row", AucRow, DifferenceRow, VerificationRow, CorrelationRow)
 
-_ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), NDArray[np.float64]: pa.float64()}
+_ARROW = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64(), NDArray[np.float64]: pa.float64()}
 
 
 def schema_of(row_class: type) -> pa.Schema:

@@ -11,7 +11,7 @@ import time
 import uuid
 
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.storage import _json, exists, join, list_files, put_if_absent, read_json, storage_quiet, write_atomic
+from fiqa_ray.storage import exists, join, json_bytes, list_files, put_if_absent, read_json, storage_quiet, write_atomic
 
 
 class RunLock:
@@ -41,7 +41,7 @@ class RunLock:
                 self._refuse_unless_dead(newest)
             self._number = newest + 1
             content = {"host": socket.gethostname(), "pid": os.getpid(), "start": _process_start(os.getpid())}
-            if put_if_absent(self._at("json"), _json({**content, "token": self._token})) or self._is_mine():
+            if put_if_absent(self._at("json"), json_bytes({**content, "token": self._token})) or self._is_mine():
                 break
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
@@ -66,7 +66,7 @@ class RunLock:
         while not self._stop.wait(self.beat_s if n else 0):
             n += 1
             with storage_quiet():
-                write_atomic(self._at("beat"), _json({"token": self._token, "beat": n}))
+                write_atomic(self._at("beat"), json_bytes({"token": self._token, "beat": n}))
                 if exists(self._at("json", self._number + 1)):
                     logging.getLogger("fiqa_ray").error("another run took over %s; this one stops", self.uri)
                     _thread.interrupt_main()

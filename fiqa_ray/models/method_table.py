@@ -49,7 +49,6 @@ class MethodRow:
     deterministic: bool = True
     from_embedding: bool = False
     from_trunk: bool = False
-    direction: str = "larger is better"
 
     @property
     def build(self) -> Callable[..., ScoreFaces]:

@@ -160,7 +160,7 @@ def load_onnx(
     together, alone = (_call_network(name, backbone, x) for x in (probe, probe[:1]))
     check_embeddings(together, 1 if quality else None, name, n_images=len(probe))
     if not torch.allclose(together[:1], alone, rtol=1e-3, atol=1e-4 * float(alone.abs().max())):
-        raise FiqaRayError(f"{name}: one face's embedding depends on the others in its batch; export it for inference")
+        raise FiqaRayError(f"{name}: one face's output depends on the others in its batch; export it for inference")
     return Recognizer(name, backbone, preprocessing, together.shape[1], sha256, options=options, scaling_source=source)
 
 

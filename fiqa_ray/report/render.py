@@ -56,8 +56,10 @@ def render_report(data: ReportData) -> str:
     )
     environment.filters.update(
         area=area,
+        area_interval=area_interval,
         count=count,
         decimals=decimals,
+        difference_interval=difference_interval,
         duration=duration,
         percent=percent,
         rate=rate,
@@ -76,7 +78,6 @@ def render_report(data: ReportData) -> str:
             CONVENTIONS[name] for name in dict.fromkeys(line.convention for line in data.edc) if name in CONVENTIONS
         ],
         auc_tables=auc_tables(data.auc),
-        has_oracle=any(is_oracle(row.scorer) for row in data.auc),
         differences=difference_groups(data.differences),
         correlations=correlation_tables(data.correlations),
         faces=[
@@ -138,12 +139,38 @@ def duration(seconds: float) -> str:
 
 
 def verdict(row: DifferenceRow) -> str:
-    """Say what the interval of a difference of areas means for its first scorer; smaller areas are better."""
+    """Say what the interval of a difference of areas means for its first scorer; smaller areas are better.
+
+    A difference is clear where the interval leaves out zero and the p-value, corrected for its family, is small enough.
+    """
     if math.isnan(row.low) or math.isnan(row.high):
-        return "undefined"
-    if row.high < 0:
+        return "undefined" if math.isnan(row.difference) else "no interval"
+    if row.p_holm < 1 - row.level and row.high < 0:
         return "improves"
-    return "worsens" if row.low > 0 else "no clear difference"
+    return "worsens" if row.p_holm < 1 - row.level and row.low > 0 else "no clear difference"
+
+
+def area_interval(row: AucRow) -> str:
+    """Write the interval of an area, its upper limit, or that there is none."""
+    if row.interval == "upper limit":
+        return f"at most {area(row.auc_high)}"
+    return f"{area(row.auc_low)} – {area(row.auc_high)}" if row.interval == "interval" else "no interval"
+
+
+def difference_interval(row: DifferenceRow) -> str:
+    """Write the interval of a difference of areas, or that there is none."""
+    return "none" if math.isnan(row.low) else f"{signed_area(row.low)} to {signed_area(row.high)}"
+
+
+def how_made(rows: Sequence[AucRow | DifferenceRow]) -> str:
+    """Say how the intervals of some rows were made, and why some rows have none."""
+    made = dict.fromkeys((r.level, r.n_draws, r.unit, r.seed) for r in rows if r.n_draws)
+    text = [f"Intervals: {level:.0%}, {count(n)} draws of {unit}, seed {seed}." for level, n, unit, seed in made]
+    undefined = [r.n_undefined for r in rows if r.n_undefined]
+    if undefined:
+        text.append(f"Up to {count(max(undefined))} draws had no value and were left out.")
+    text += [f"{reason[0].upper()}{reason[1:]}." for reason in dict.fromkeys(r.reason for r in rows) if reason]
+    return " ".join(text)
 
 
 def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -166,7 +193,7 @@ def findings(data: ReportData) -> list[str]:
         by_verdict = grouped(group["rows"], lambda item: item["verdict"])
         parts = [
             f"{word} on {', '.join(item['row'].benchmark for item in by_verdict[word])}"
-            for word in ("improves", "no clear difference", "worsens", "undefined")
+            for word in ("improves", "no clear difference", "worsens", "no interval", "undefined")
             if word in by_verdict
         ]
         sentences.append(f"{group['where']}: {group['a']} against {group['b']}: {'; '.join(parts)}.")
@@ -224,25 +251,15 @@ def curve_groups(data: ReportData, styles: Mapping[str, figures.LineStyle]) -> l
     return groups
 
 
-def is_oracle(scorer: str) -> bool:
-    """Return whether a scorer is a reference that knows the truth, told by its name."""
-    return scorer.lower() == "oracle"
-
-
 def auc_tables(rows: Sequence[AucRow]) -> list[dict[str, Any]]:
-    """Return, per (recogniser, convention, FMR, limit), scorers by benchmarks, the best of each benchmark marked."""
+    """Return, per (recogniser, convention, FMR, limit), scorers by benchmarks, those that lead marked."""
     tables = []
     for (fr, convention, fmr, limit), members in grouped(
         rows, lambda r: (r.fr, r.convention, r.fmr_target, r.discard_limit)
     ).items():
         cells = {(row.scorer, row.benchmark): row for row in members}
         by_benchmark = grouped(members, lambda row: row.benchmark)
-        # Ties are judged as printed. An oracle sees what no scorer may see, so it does not compete.
-        best = {
-            benchmark: min((area(r.auc) for r in rivals), key=float, default="")
-            for benchmark, column in by_benchmark.items()
-            for rivals in [[r for r in column if not is_oracle(r.scorer) and not math.isnan(r.auc)]]
-        }
+        marks = {benchmark: leading_mark(column) for benchmark, column in by_benchmark.items()}
         tables.append(
             {
                 "fr": fr,
@@ -250,12 +267,13 @@ def auc_tables(rows: Sequence[AucRow]) -> list[dict[str, Any]]:
                 "fmr": fmr,
                 "limit": limit,
                 "partial": limit < CURVE_END.get(convention, 1.0),
+                "how_made": how_made(members),
                 "columns": [(benchmark, column[0]) for benchmark, column in by_benchmark.items()],
                 "rows": [
                     (
                         scorer,
                         [
-                            (row, row is not None and area(row.auc) == best[benchmark] and not is_oracle(scorer))
+                            (row, marks[benchmark] if row is not None and row.is_leading else "")
                             for benchmark in by_benchmark
                             for row in [cells.get((scorer, benchmark))]
                         ],
@@ -267,6 +285,11 @@ def auc_tables(rows: Sequence[AucRow]) -> list[dict[str, Any]]:
     return tables
 
 
+def leading_mark(column: Sequence[AucRow]) -> str:
+    """Return the mark of the leading scorers of a benchmark: "best" if there is one, "tied" if there are several."""
+    return "best" if sum(row.is_leading for row in column) == 1 else "tied"
+
+
 def difference_groups(rows: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
     """Return, per (recogniser, convention, scorer a, scorer b), benchmarks with their verdicts."""
     return [
@@ -274,6 +297,7 @@ def difference_groups(rows: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
             "a": a,
             "b": b,
             "where": f"Convention {convention}, {fr}",
+            "how_made": how_made(members),
             "rows": [{"row": row, "verdict": verdict(row)} for row in members],
         }
         for (fr, convention, a, b), members in grouped(

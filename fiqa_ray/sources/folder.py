@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from fiqa_ray.sources.landmarks import _landmarks_of
+from fiqa_ray.sources.landmarks import landmarks_of
 from fiqa_ray.sources.leftovers import EXTENSIONS
-from fiqa_ray.sources.listing import _below, _identities, _without_ending, sorted_faces, text_column
+from fiqa_ray.sources.listing import below, identities_of, sorted_faces, text_column, without_ending
 from fiqa_ray.sources.paths import absolute, image_names
 
 
@@ -42,9 +42,9 @@ def list_folder(
     names = image_names(uri, extensions, left_out)
     image_id = text_column(names, uri)
     columns = {
-        "uri": _below(uri, image_id),
+        "uri": below(uri, image_id),
         "image_id": image_id,
-        "identity": _identities(image_id, identity_level, uri),
-        "landmarks": _landmarks_of(_without_ending(image_id), landmarks_uri),
+        "identity": identities_of(image_id, identity_level, uri),
+        "landmarks": landmarks_of(without_ending(image_id), landmarks_uri),
     }
     return sorted_faces(pa.table(columns))

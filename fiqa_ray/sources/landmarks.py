@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fiqa_ray.core.landmark_order import LandmarkOrder, judge_order
 from fiqa_ray.datasets.schemas import SOURCE_FACES
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.sources.listing import _TEXT, _parse_csv, refuse, refuse_duplicates
+from fiqa_ray.sources.listing import TEXT, parse_csv, refuse, refuse_duplicates
 from fiqa_ray.sources.paths import absolute
 from fiqa_ray.sources.read_table import refuse_foreign
 from fiqa_ray.storage import read_bytes
@@ -28,7 +28,7 @@ def _landmark_column(values: NDArray[np.float64], missing: NDArray[np.bool_]) ->
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), 10, mask=pa.array(missing))
 
 
-def _landmarks_of(keys: pa.Array, landmarks_uri: str | None) -> pa.Array:
+def landmarks_of(keys: pa.Array, landmarks_uri: str | None) -> pa.Array:
     """Return the landmarks of each key from a CSV in VGGFace2's form; null for keys without a row."""
     if landmarks_uri is None:
         return pa.nulls(len(keys), SOURCE_FACES.field("landmarks").type)
@@ -52,10 +52,10 @@ def _read_landmark_csv(uri: str) -> pa.Table:
     header = data[:4096].split(b"\n", 1)[0].decode("utf-8-sig", "replace")
     if [c.strip(' "\r').upper() for c in header.split(",")] != _LANDMARK_HEADER:
         raise FiqaRayError(f"{uri}: the first line is {header[:80]!r} instead of {','.join(_LANDMARK_HEADER)!r}")
-    return _parse_csv(
+    return parse_csv(
         uri,
         data,
-        {"NAME_ID": _TEXT, **dict.fromkeys(_LANDMARK_HEADER[1:], pa.float64())},
+        {"NAME_ID": TEXT, **dict.fromkeys(_LANDMARK_HEADER[1:], pa.float64())},
         column_names=_LANDMARK_HEADER,
     )
 

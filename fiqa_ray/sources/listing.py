@@ -12,13 +12,13 @@ from fiqa_ray.datasets.schemas import SOURCE_FACES
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.storage import filesystem, join, read_bytes, split_chain, storage_errors
 
-_TEXT = pa.large_string()  # one array may hold more than 2 GB; the finished columns come in pieces below that
+TEXT = pa.large_string()  # one array may hold more than 2 GB; the finished columns come in pieces below that
 
 
 _PIECE_ROWS = 1 << 22
 
 
-def _below(uri: str, names: pa.Array) -> pa.Array:
+def below(uri: str, names: pa.Array) -> pa.Array:
     """Return the URIs of relative names below a folder; in `zip://folder::archive` they go before the `::`."""
     head, chain = split_chain(uri)
     return joined(head.rstrip("/") + "/", names, chain)
@@ -40,18 +40,19 @@ def _lines(uri: str) -> list[str]:
 def text_column(names: list[str], uri: str) -> pa.Array:
     """Return names as large_string; raise FiqaRayError for one that is not UTF-8."""
     try:
-        return pa.array(names, _TEXT)
+        return pa.array(names, TEXT)
     except UnicodeEncodeError as exc:
         raise FiqaRayError(f"{uri}: the file name {exc.object!r} is not UTF-8; rename the file") from exc
 
 
 def joined(*parts: pa.Array | str) -> pa.Array:
     """Return texts put together, row by row."""
-    texts = [pa.scalar(part, _TEXT) if isinstance(part, str) else part for part in parts]
-    return pc.binary_join_element_wise(*texts, pa.scalar("", _TEXT))
+    texts = [pa.scalar(part, TEXT) if isinstance(part, str) else part for part in parts]
+    return pc.binary_join_element_wise(*texts, pa.scalar("", TEXT))
 
 
-def _without_ending(names: pa.Array) -> pa.Array:
+def without_ending(names: pa.Array) -> pa.Array:
+    """Return file names without their last ending."""
     return pc.replace_substring_regex(names, r"\.[^./]*$", "")
 
 
@@ -66,10 +67,10 @@ def refuse(bad: pa.Array, shown: pa.Array, message: str) -> None:
         raise FiqaRayError(f"{message}: {shown[row].as_py()!r} (data row {row + 1})")
 
 
-def _identities(names: pa.Array, level: int | None, uri: str) -> pa.Array:
+def identities_of(names: pa.Array, level: int | None, uri: str) -> pa.Array:
     """Return the folder at a level of each path."""
     if level is None:
-        return pa.repeat(pa.scalar("", _TEXT), len(names))
+        return pa.repeat(pa.scalar("", TEXT), len(names))
     match = pc.extract_regex(names, rf"^(?:[^/]*/){{{level}}}(?P<identity>[^/]+)/")
     refuse(
         pc.is_null(match),
@@ -102,7 +103,7 @@ def sorted_faces(table: pa.Table, schema: pa.Schema = SOURCE_FACES) -> pa.Table:
 
 def _column(table: pa.Table, name: str, uri: str) -> pa.Array:
     """Return a text column without gaps; numbers become text."""
-    values = table[name].cast(_TEXT).combine_chunks()
+    values = table[name].cast(TEXT).combine_chunks()
     bad = pc.fill_null(pc.equal(values, ""), True)
     if name != "identity":
         refuse(bad, values, f"{uri}: empty {name}")
@@ -111,7 +112,7 @@ def _column(table: pa.Table, name: str, uri: str) -> pa.Array:
     return values
 
 
-def _parse_csv(
+def parse_csv(
     uri: str, data: bytes, types: dict[str, pa.DataType], column_names: Sequence[str] | None = None
 ) -> pa.Table:
     """Parse a CSV with a header; `column_names` replace those of the header."""

@@ -25,7 +25,7 @@ from fiqa_ray.sources.listing import joined, refuse, refuse_duplicates, sorted_f
 from fiqa_ray.sources.paths import absolute, expand
 from fiqa_ray.storage import filesystem, storage_errors
 
-_TEXT = pa.large_string()
+TEXT = pa.large_string()
 _ROWS_AT_ONCE = 64  # images decoded from their pages at a time
 
 MIN_IMAGE_BYTES, FEW_ROWS = 16, 10_000
@@ -61,9 +61,9 @@ def list_parquet_images(uri: str, *, identity_key: str | None = None, left_out: 
         image_id = table["path"].combine_chunks()
         if image_id.null_count or pc.count_distinct(image_id).as_py() < len(image_id):
             file = pa.concat_arrays(
-                [pa.repeat(pa.scalar(f, _TEXT), len(t)) for f, t in zip(files.values(), tables, strict=True)]
+                [pa.repeat(pa.scalar(f, TEXT), len(t)) for f, t in zip(files.values(), tables, strict=True)]
             )
-            row = pc.utf8_lpad(table["offset"].combine_chunks().cast(_TEXT), 8, "0")
+            row = pc.utf8_lpad(table["offset"].combine_chunks().cast(TEXT), 8, "0")
             image_id = joined(file, "/", row)
     columns = {c: table[c] for c in ("uri", "identity", "landmarks", "offset")}
     columns |= {"image_id": image_id, "length": pa.nulls(len(table), pa.int64())}
@@ -173,16 +173,16 @@ def _list_file(uri: str, identity_key: str | None) -> pa.Table:
             raise FiqaRayError(f"{uri}: damaged ({' '.join(str(exc).split())[:120]}); fetch it again") from exc
     n = len(table)
     offset = pa.array(np.arange(n))
-    rows = table.append_column("uri", offset.cast(_TEXT)) if "uri" not in table.column_names else table
+    rows = table.append_column("uri", offset.cast(TEXT)) if "uri" not in table.column_names else table
     columns = {
-        "uri": pa.repeat(pa.scalar(uri, _TEXT), n),
+        "uri": pa.repeat(pa.scalar(uri, TEXT), n),
         "identity": _identities(table[identity].combine_chunks(), _class_names(schema, identity), uri),
         "landmarks": table_landmarks(rows, uri),
         "offset": offset,
-        "path": pc.struct_field(table[image], "path").cast(_TEXT) if has_path else pa.nulls(n, _TEXT),
+        "path": pc.struct_field(table[image], "path").cast(TEXT) if has_path else pa.nulls(n, TEXT),
     }
     if "image_id" in table.column_names:
-        columns["image_id"] = table["image_id"].cast(_TEXT)
+        columns["image_id"] = table["image_id"].cast(TEXT)
     return pa.table(columns)
 
 
@@ -246,13 +246,13 @@ def _identities(values: pa.Array, names: list[str] | None, uri: str) -> pa.Array
         values = values.cast(pa.int64())  # as pandas writes whole numbers beside gaps
     if pa.types.is_integer(values.type):
         if names is None:
-            return values.cast(_TEXT)
+            return values.cast(TEXT)
         refuse(
             pc.or_(pc.less(values, 0), pc.greater_equal(values, len(names))),
             values,
             f"{uri}: the label is none of the {len(names)} names in the file's metadata",
         )
-        return pa.array(names, _TEXT).take(values)
+        return pa.array(names, TEXT).take(values)
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        return values.cast(_TEXT)
+        return values.cast(TEXT)
     raise FiqaRayError(f"{uri}: the identity column is of type {values.type}; it must hold text or whole numbers")

@@ -122,7 +122,7 @@ def expand(
     kind = kind_of(uri)
     if kind == "folder":
         names = sorted(keep_data(names_below(uri, left_out), endings, left_out))
-        return dict(zip(_below(uri, names), names, strict=True))
+        return dict(zip(below(uri, names), names, strict=True))
     head, chain = split_chain(uri)
     folder, pattern = _literal_folder(head, chain)
     if kind == "file" or not _MAGIC.search(pattern):
@@ -177,7 +177,8 @@ def _glob(
     return {f"{start}{name}{chain}": name for name in data}
 
 
-def _below(uri: str, names: Sequence[str]) -> list[str]:
+def below(uri: str, names: Sequence[str]) -> list[str]:
+    """Return the URIs of files below a folder, which may lie in an archive (a chain of URIs)."""
     head, chain = split_chain(uri)
     return [f"{head.rstrip('/')}/{name}{chain}" for name in names]
 

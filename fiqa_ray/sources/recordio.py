@@ -35,9 +35,9 @@ _log = logging.getLogger("fiqa_ray")
 _MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", _MAGIC)
 _LENGTH_MASK = (1 << 29) - 1
-_HEADER = struct.Struct("<IfQQ")
+_LABEL_HEADER = struct.Struct("<IfQQ")
 _EXACT = 1 << 24  # float32 holds every whole number up to here
-_HEAD = np.dtype(
+_RECORD_START = np.dtype(
     [("magic", "<u4"), ("word", "<u4"), ("flag", "<u4"), ("label", "<f4"), ("ids", "<u8", 2), ("labels", "<f4", 2)]
 )
 
@@ -93,7 +93,7 @@ def list_recordio(uri: str) -> pa.Table:
         "length": length[is_image],
     }
     if not is_image.any():
-        raise FiqaRayError(f"{rec}: no images; its index {idx} lists {len(keys)} records, none of which holds one")
+        raise FiqaRayError(f"{rec}: no images; none of its {len(keys)} records holds one")
     n_unlabelled = int((label[is_image] == -1).sum())
     if n_unlabelled:
         _log.warning(
@@ -111,9 +111,7 @@ def read_recordio(faces: pa.Table) -> Iterator[tuple[int, Content]]:
                 labels, image = unpack_record(content)
                 label = _label_text(labels[:1])[0].as_py()
                 if not label or label != identity[row]:
-                    raise RecordError(
-                        f"its label is {labels[0]:g}, its identity in the index {identity[row] or 'none'}"
-                    )
+                    raise RecordError(f"its label is {labels[0]:g}, its identity in the list {identity[row] or 'none'}")
                 content = image
             except RecordError as exc:
                 content = Fault("bad_record", str(exc))
@@ -130,16 +128,16 @@ def unpack_record(data: bytes) -> tuple[NDArray[np.float32], bytes]:
         RecordError: they are not exactly one record.
     """
     pieces: list[bytes] = []
-    at, flag = 0, 1
-    while flag in (1, 2):
+    at, piece_kind = 0, 1
+    while piece_kind in (1, 2):
         if at + 8 > len(data):
             raise RecordError(f"the record ends early, after {len(data)} bytes")
         magic, word = struct.unpack_from("<II", data, at)
         if magic != _MAGIC:
             raise RecordError(f"no record begins here (0x{magic:08x} instead of 0x{_MAGIC:08x})")
-        flag, length = word >> 29, word & _LENGTH_MASK
-        if flag not in ((2, 3) if pieces else (0, 1)):
-            raise RecordError(f"piece {len(pieces) + 1} of the record has the continuation flag {flag}")
+        piece_kind, length = word >> 29, word & _LENGTH_MASK
+        if piece_kind not in ((2, 3) if pieces else (0, 1)):
+            raise RecordError(f"piece {len(pieces) + 1} of the record has the continuation flag {piece_kind}")
         end = at + 8 + length
         if end > len(data):
             raise RecordError(
@@ -150,13 +148,13 @@ def unpack_record(data: bytes) -> tuple[NDArray[np.float32], bytes]:
     if at < len(data):
         raise RecordError(f"{len(data) - at} bytes after the record belong to no record of the index")
     body = _MAGIC_BYTES.join(pieces)
-    if len(body) < _HEADER.size:
+    if len(body) < _LABEL_HEADER.size:
         raise RecordError(f"a record of {len(body)} bytes has no header")
-    n_labels, label, _, _ = _HEADER.unpack_from(body)
-    image = _HEADER.size + 4 * n_labels
+    n_labels, label, _, _ = _LABEL_HEADER.unpack_from(body)
+    image = _LABEL_HEADER.size + 4 * n_labels
     if image > len(body):
         raise RecordError(f"its header announces {n_labels} labels where the record has {len(body)} bytes")
-    labels = np.frombuffer(body, "<f4", n_labels, _HEADER.size) if n_labels else np.array([label], np.float32)
+    labels = np.frombuffer(body, "<f4", n_labels, _LABEL_HEADER.size) if n_labels else np.array([label], np.float32)
     return labels, body[image:]
 
 
@@ -204,7 +202,7 @@ def _scan(rec: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.in
         with fs.open(path, "rb", block_size=_SCAN_BYTES) as file:
             while at < size:
                 file.seek(at)
-                head = file.read(8 + _HEADER.size)
+                head = file.read(8 + _LABEL_HEADER.size)
                 magic, word = struct.unpack_from("<II", head.ljust(8, b"\0"))
                 flag, length = word >> 29, word & _LENGTH_MASK
                 end = at + 8 + length + -length % 4
@@ -214,7 +212,7 @@ def _scan(rec: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.in
                         "it again, or put its .idx beside it"
                     )
                 if flag in (0, 1):
-                    keys.append(_HEADER.unpack_from(head, 8)[2] if len(head) == 8 + _HEADER.size else 0)
+                    keys.append(_LABEL_HEADER.unpack_from(head, 8)[2] if len(head) == 8 + _LABEL_HEADER.size else 0)
                     offsets.append(at)
                 at = end
     if not offsets:
@@ -277,12 +275,12 @@ def _label_text(label: NDArray[np.floating]) -> pa.Array:
 
 
 def _read_heads(rec: str, offset: NDArray[np.int64], length: NDArray[np.int64]) -> NDArray[np.void]:
-    """Return the first 40 bytes of records, `(n,)` of `_HEAD`; zeros beyond a shorter record's end."""
-    heads = np.zeros((len(offset), _HEAD.itemsize), np.uint8)
-    short = np.minimum(length, _HEAD.itemsize)
+    """Return the first 40 bytes of records, `(n,)` of `_RECORD_START`; zeros beyond a shorter record's end."""
+    heads = np.zeros((len(offset), _RECORD_START.itemsize), np.uint8)
+    short = np.minimum(length, _RECORD_START.itemsize)
     for row, data in read_ranges([rec] * len(offset), offset, short):
         heads[row, : len(data)] = np.frombuffer(data, np.uint8)
-    return heads.view(_HEAD)[:, 0]
+    return heads.view(_RECORD_START)[:, 0]
 
 
 def _first_label(heads: NDArray[np.void]) -> NDArray[np.float64]:
@@ -294,7 +292,7 @@ def _first_label(heads: NDArray[np.void]) -> NDArray[np.float64]:
 
 def _is_range(heads: NDArray[np.void]) -> NDArray[np.bool_]:
     """Return which records hold two labels and nothing else."""
-    return (heads["magic"] == _MAGIC) & (heads["word"] == _HEAD.itemsize - 8) & (heads["flag"] == 2)
+    return (heads["magic"] == _MAGIC) & (heads["word"] == _RECORD_START.itemsize - 8) & (heads["flag"] == 2)
 
 
 def _insightface_labels(

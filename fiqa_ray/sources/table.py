@@ -8,9 +8,9 @@ import pyarrow.compute as pc
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.landmarks import COORDINATES, table_landmarks
 from fiqa_ray.sources.listing import (
-    _below,
     _column,
     _leaves_root,
+    below,
     refuse,
     refuse_duplicates,
     sorted_faces,
@@ -54,7 +54,7 @@ def list_table(uri: str) -> pa.Table:
     image_id = _column(table, "image_id", uri) if "image_id" in table.column_names else written
     refuse_duplicates(image_id, uri, "image_id")
     columns = {
-        "uri": pc.if_else(relative, _below(folder, written), written),
+        "uri": pc.if_else(relative, below(folder, written), written),
         "image_id": image_id,
         "identity": _column(table, "identity", uri),
         "landmarks": table_landmarks(table, uri),

@@ -8,17 +8,17 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.sources.landmarks import _landmarks_of
+from fiqa_ray.sources.landmarks import landmarks_of
 from fiqa_ray.sources.leftovers import EXTENSIONS
 from fiqa_ray.sources.listing import (
-    _below,
     _first_file,
-    _identities,
     _lines,
-    _without_ending,
+    below,
+    identities_of,
     joined,
     sorted_faces,
     text_column,
+    without_ending,
 )
 from fiqa_ray.sources.paths import absolute, image_names
 from fiqa_ray.storage import join
@@ -69,10 +69,10 @@ def list_vggface2(
         tables.append(
             pa.table(
                 {
-                    "uri": _below(folder, names),
+                    "uri": below(folder, names),
                     "image_id": joined(split + "/", names),
-                    "identity": _identities(names, 0, list_uri or folder),
-                    "landmarks": _landmarks_of(_without_ending(names), landmarks_uri),
+                    "identity": identities_of(names, 0, list_uri or folder),
+                    "landmarks": landmarks_of(without_ending(names), landmarks_uri),
                 }
             )
         )

@@ -1,7 +1,8 @@
 """evaluate: what a score is worth for verification (paper IV): EDC, AUC with intervals, accuracy, correlations.
 
 Every scorer of a benchmark is judged on the same pairs and the same bootstrap draws: each method's scores, its regressors
-on prior and on optimized labels, the user's further scores, and random numbers as the floor.
+on prior and on optimized labels, the user's further scores, and random numbers as the floor. Each curve has its own limit:
+where the pairs of one score run out before the end, the others keep theirs.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import pyarrow.compute as pc
 from scipy.stats import spearmanr
 
 from fiqa_ray.config import BenchmarkSettings, EvaluateSettings, PairListSettings, ScoresSettings
-from fiqa_ray.core.bootstrap import AucBootstrap, bootstrap_auc
-from fiqa_ray.core.edc import EDC, edc_curve
-from fiqa_ray.core.kernels.draws import counter_draws
+from fiqa_ray.core.bootstrap import AreaDraws, Cell, bootstrap_areas
+from fiqa_ray.core.floor import RANDOM, n_random_orders, random_qualities
+from fiqa_ray.core.intervals import Interval
 from fiqa_ray.core.kernels.gram import unit_vectors
+from fiqa_ray.core.verdicts import holm
 from fiqa_ray.core.verification import equal_error_rate, fold_accuracy, tar_at_fmr, threshold_at_fmr
 from fiqa_ray.datasets import columns, schemas
 from fiqa_ray.datasets.dataset import Dataset, Part
@@ -33,7 +35,7 @@ from fiqa_ray.datasets.results import (
     table_of,
 )
 from fiqa_ray.engine.step import Step, stateless_worker
-from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.job import Job, LabelSet
 from fiqa_ray.sources.degradations import read_degradations
 from fiqa_ray.sources.kinds import PROTOCOLS
@@ -41,14 +43,14 @@ from fiqa_ray.sources.protocols import VerificationPairs, pair_rows
 from fiqa_ray.sources.scores import scores_by_id
 from fiqa_ray.storage import storage_errors
 
-RANDOM, ORACLE = "random", "oracle"
-"""Scorers for reference: random numbers, and the recorded truth where it covers all images."""
+ORACLE = "oracle"
+"""Name of the recorded truth, which is a scorer where it covers all images."""
+REFERENCES = (RANDOM, ORACLE)
+"""Scorers that never compete for the best: random numbers, and the recorded truth."""
 
 USUAL_FMR = 1e-3
 PAUC_LIMITS = (0.2, 0.3)
 """Discard limits of the partial areas that are reported beside the whole one."""
-
-_RANDOM_STREAM = 0x4A2D
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ class BenchmarkShard:
 
     Attributes:
         scorers: Scores of the job by the scorer's name.
-        files: files of further scores of the user by name.
-        compare: Pairs of scorers whose areas are compared.
+        files: Files of further scores of the user by name.
+        compare: Pairs of scorers whose areas are compared, by family.
     """
 
     benchmark: BenchmarkSettings
@@ -69,24 +71,18 @@ class BenchmarkShard:
     embeddings: Dataset
     scorers: dict[str, Dataset]
     files: dict[str, ScoresSettings]
-    compare: list[tuple[str, str]]
+    compare: dict[str, list[tuple[str, str]]]
 
 
 def evaluate_steps(job: Job) -> Iterator[list[Step]]:
     """Yield one step per benchmark."""
     steps = []
     for benchmark in job.settings.benchmarks:
-        scorers, compare = {}, []
-        for m in job.settings.methods:
-            if job.has_scores(benchmark.name, m):
-                scorers[m.label] = job.prior_scores(benchmark.name, m)
-        for label_set in job.label_sets():
-            name = job.scorer_name(label_set)
-            scorers[name] = job.regressor_scores(benchmark.name, label_set)
-            if not label_set.is_prior:
-                compare.append((name, job.scorer_name(LabelSet(label_set.method))))
-        compare += [(name, RANDOM) for name in scorers]
+        baselines = [m for m in job.settings.methods if job.has_scores(benchmark.name, m)]
+        scorers = {m.label: job.prior_scores(benchmark.name, m) for m in baselines}
+        scorers |= {job.scorer_name(t): job.regressor_scores(benchmark.name, t) for t in job.label_sets()}
         labels = {m.label for m in job.settings.methods}
+        files = {k: v for k, v in benchmark.scores.items() if k not in labels}
         shard = BenchmarkShard(
             benchmark=benchmark,
             settings=job.settings.evaluate,
@@ -95,14 +91,39 @@ def evaluate_steps(job: Job) -> Iterator[list[Step]]:
             faces=job.faces(benchmark.name),
             embeddings=job.embeddings(benchmark.name),
             scorers=scorers,
-            files={k: v for k, v in benchmark.scores.items() if k not in labels},
-            compare=compare,
+            files=files,
+            compare=_comparisons(job, [*scorers, *files]),
         )
         dataset = job.evaluation(benchmark)
         n_pairs = len(read_pairs(benchmark.pairs).mated)
         steps.append(Step("evaluate", dataset, [shard], stateless_worker(run_shard, dataset), n_pairs, unit="pairs"))
     if steps:
         yield steps
+
+
+def _comparisons(job: Job, scorers: list[str]) -> dict[str, list[tuple[str, str]]]:
+    """Return the pairs of scorers whose areas are compared, by family.
+
+    Raises:
+        UsageError: A comparison names an unknown scorer, or a scorer has the name of a reference.
+    """
+    for name in scorers:
+        if name in REFERENCES:
+            raise UsageError(f"a scorer may not be named {name!r}, which stands for a reference: choose another label")
+    settings = job.settings.evaluate
+    optimized = [t for t in job.label_sets() if not t.is_prior]
+    families = {
+        "baseline": [(job.scorer_name(t), t.method.label) for t in optimized if t.method.label in scorers],
+        "unoptimized": [(job.scorer_name(t), job.scorer_name(LabelSet(t.method))) for t in optimized],
+        "random": [(name, RANDOM) for name in scorers],
+    }
+    for name in dict.fromkeys(name for pair in settings.compare_scorers for name in pair):
+        if name not in (*scorers, *REFERENCES):
+            raise UsageError(
+                f"evaluate.compare_scorers: there is no scorer {name!r}; choose from {', '.join((*scorers, *REFERENCES))}"
+            )
+    chosen = {family: families[family] for family in dict.fromkeys(settings.compare)}
+    return chosen | {"scorers": list(settings.compare_scorers)}
 
 
 def read_pairs(settings: PairListSettings) -> VerificationPairs:
@@ -121,8 +142,7 @@ def run_shard(dataset: Dataset, shard: BenchmarkShard) -> Part:
     scores = _all_scores(shard, image_id, truth)
     pairs = _usable_pairs(shard, image_id, scores)
 
-    qualities = {k: (s[pairs.row_a], s[pairs.row_b]) for k, s in scores.items()}
-    lines, areas, differences = _curves(shard, pairs.similarity, pairs.mated, qualities)
+    areas = _bootstrap(shard, image_id, pairs, scores)
     comparisons = {
         "image_row_a": pairs.row_a,
         "image_row_b": pairs.row_b,
@@ -132,9 +152,9 @@ def run_shard(dataset: Dataset, shard: BenchmarkShard) -> Part:
     }
     tables = {
         "comparisons": pa.table(comparisons, schema=schemas.COMPARISONS),
-        EdcLine.TABLE: edc_table(lines),
-        AucRow.TABLE: table_of(AucRow, areas),
-        DifferenceRow.TABLE: table_of(DifferenceRow, differences),
+        EdcLine.TABLE: edc_table(_lines(shard, areas)),
+        AucRow.TABLE: table_of(AucRow, _area_rows(shard, areas)),
+        DifferenceRow.TABLE: table_of(DifferenceRow, _difference_rows(shard, areas)),
         VerificationRow.TABLE: table_of(VerificationRow, _verification(shard, pairs)),
         CorrelationRow.TABLE: table_of(CorrelationRow, _correlations(shard, truth, scores)),
         "scores": pa.table({"image_row": faces["image_row"], **scores}),
@@ -166,7 +186,7 @@ def _recorded_truth(uri: str | None, image_id: pa.Array) -> Truth | None:
 
 
 def _all_scores(shard: BenchmarkShard, image_id: pa.Array, truth: Truth | None) -> dict[str, np.ndarray]:
-    """Return `(I,) float64` scores by scorer, NaN where an image has none; with random numbers and the recorded truth."""
+    """Return `(I,) float64` scores by scorer, NaN where an image has none; with the recorded truth."""
     scores = {
         name: dataset.read_all(["score"])["score"].to_numpy().astype(np.float64)
         for name, dataset in shard.scorers.items()
@@ -174,8 +194,6 @@ def _all_scores(shard: BenchmarkShard, image_id: pa.Array, truth: Truth | None) 
     scores |= {name: scores_by_id(image_id, **file.model_dump()) for name, file in shard.files.items()}
     if truth is not None and np.isfinite(truth.quality).all():
         scores[ORACLE] = truth.quality
-    random = counter_draws(shard.seed, _RANDOM_STREAM, np.arange(len(image_id))).astype(np.float64)
-    scores[RANDOM] = random / 2.0**64
     return scores
 
 
@@ -226,68 +244,132 @@ def _usable_pairs(shard: BenchmarkShard, image_id: pa.Array, scores: dict[str, n
     return UsablePairs(a, b, mated, np.asarray(protocol.fold)[chosen], similarity, n_skipped)
 
 
-def _curves(
-    shard: BenchmarkShard,
-    similarity: np.ndarray,
-    mated: np.ndarray,
-    qualities: dict[str, tuple[np.ndarray, np.ndarray]],
-) -> tuple[list[EdcLine], list[AucRow], list[DifferenceRow]]:
-    fmr = shard.settings.fmr
-    lines: list[EdcLine] = []
-    areas: list[AucRow] = []
-    differences: list[DifferenceRow] = []
-    for convention in shard.settings.conventions:
-        curves = {
-            k: edc_curve(similarity, mated, qa, qb, fmr=fmr, convention=convention) for k, (qa, qb) in qualities.items()
-        }
-        lines += [
-            EdcLine(shard.benchmark.name, shard.fr, scorer, convention, fmr, c.discard_fraction, c.fnmr, c.threshold)
-            for scorer, c in curves.items()
+def _bootstrap(
+    shard: BenchmarkShard, image_id: pa.Array, pairs: UsablePairs, scores: dict[str, np.ndarray]
+) -> AreaDraws:
+    """Return curves and draws of all scorers and of random numbers."""
+    settings = shard.settings
+    used, rows = np.unique(np.concatenate([pairs.row_a, pairs.row_b]), return_inverse=True)
+    rows_a, rows_b = rows.reshape(2, -1)
+    n_orders = n_random_orders(len(rows_a))
+    random = random_qualities(image_id.take(pa.array(used)).to_pylist(), shard.seed, n_orders)
+    return bootstrap_areas(
+        pairs.similarity,
+        pairs.mated,
+        {name: (s[pairs.row_a], s[pairs.row_b]) for name, s in scores.items()},
+        random_orders=[(quality[rows_a], quality[rows_b]) for quality in random],
+        fmrs=(settings.fmr,),
+        conventions=settings.conventions,
+        limits=PAUC_LIMITS,
+        identities=_identities(shard, pairs),
+        n_draws=settings.draws,
+        seed=shard.seed,
+    )
+
+
+def _identities(shard: BenchmarkShard, pairs: UsablePairs) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the persons of both images where persons are to be resampled, else None."""
+    if shard.settings.resample == "pairs":
+        return None
+    names = shard.faces.read_all(["identity"])["identity"].to_numpy(zero_copy_only=False)
+    identities = names[pairs.row_a], names[pairs.row_b]
+    # auto: a flat folder names no persons, and its identities contradict the pairs
+    is_named = np.array_equal(identities[0] == identities[1], pairs.mated)
+    return identities if is_named or shard.settings.resample == "identities" else None
+
+
+def _lines(shard: BenchmarkShard, areas: AreaDraws) -> list[EdcLine]:
+    return [
+        EdcLine(shard.benchmark.name, shard.fr, scorer, c, fmr, e.discard_fraction, e.fnmr, e.threshold)
+        for (scorer, (c, fmr)), e in areas.curves.items()
+    ]
+
+
+def _area_rows(shard: BenchmarkShard, areas: AreaDraws) -> list[AucRow]:
+    """Return the area of each curve up to its own limit and up to the partial ones below that."""
+    rows = []
+    for cell in dict.fromkeys(cell for _, cell in areas.curves):
+        own_limits = {scorer: areas.own_limit(scorer, cell) for scorer, c in areas.curves if c == cell}
+        limits = sorted(set(own_limits.values()), reverse=True) + [
+            p for p in PAUC_LIMITS if p not in own_limits.values()
         ]
-        # a curve that runs out of pairs before its end is judged up to where all of them are defined
-        whole = min(c.defined_limit for c in curves.values())
-        for limit in (whole, *[p for p in PAUC_LIMITS if p < whole]):
-            draws = None
-            if shard.settings.n_bootstrap:
-                draws = bootstrap_auc(
-                    similarity,
-                    mated,
-                    qualities,
-                    fmr=fmr,
-                    convention=convention,
-                    limit=limit,
-                    n_draws=shard.settings.n_bootstrap,
-                    seed=shard.seed,
-                )
-            areas += [_area(shard, scorer, c, limit, draws, mated) for scorer, c in curves.items()]
-            if draws and limit == whole:
-                differences += [_difference(shard, convention, a, b, draws) for a, b in shard.compare]
-    return lines, areas, differences
+        for limit in limits:
+            scorers = [s for s, own in own_limits.items() if own == limit or (limit in PAUC_LIMITS and limit < own)]
+            leaders = areas.leaders([s for s in scorers if s not in REFERENCES], cell, limit)
+            rows += [_area_row(shard, areas, scorer, cell, limit, scorer in leaders) for scorer in scorers]
+    return rows
 
 
-def _area(
-    shard: BenchmarkShard, scorer: str, curve: EDC, limit: float, draws: AucBootstrap | None, mated: np.ndarray
+def _area_row(
+    shard: BenchmarkShard, areas: AreaDraws, scorer: str, cell: Cell, limit: float, is_leading: bool
 ) -> AucRow:
-    interval = draws.interval(scorer) if draws else None
+    curve, interval, settings = areas.curves[scorer, cell], areas.interval(scorer, cell, limit), areas.settings
     return AucRow(
         benchmark=shard.benchmark.name,
         fr=shard.fr,
         scorer=scorer,
-        convention=curve.convention,
-        fmr_target=shard.settings.fmr,
+        convention=cell[0],
+        fmr_target=cell[1],
         fmr_achieved=curve.fmr_achieved,
         discard_limit=limit,
-        auc=curve.auc(limit),
-        auc_low=interval.low if interval else np.nan,
-        auc_high=interval.high if interval else np.nan,
-        n_mated=int(mated.sum()),
-        n_nonmated=int((~mated).sum()),
+        auc=interval.value,
+        auc_low=interval.low,
+        auc_high=interval.high,
+        n_mated=int(curve.n_mated[0]),
+        n_nonmated=int(curve.n_nonmated[0]),
+        interval=interval.kind,
+        reason=interval.reason,
+        level=settings.level,
+        unit=settings.unit,
+        n_draws=settings.n_draws,
+        seed=settings.seed,
+        n_undefined=interval.n_undefined,
+        is_leading=is_leading,
     )
 
 
-def _difference(shard: BenchmarkShard, convention: str, a: str, b: str, draws: AucBootstrap) -> DifferenceRow:
-    interval = draws.difference(a, b)
-    return DifferenceRow(shard.benchmark.name, shard.fr, convention, a, b, interval.value, interval.low, interval.high)
+def _difference_rows(shard: BenchmarkShard, areas: AreaDraws) -> list[DifferenceRow]:
+    """Return the differences of all families, each corrected for its comparisons under one convention and rate."""
+    rows = []
+    for cell in dict.fromkeys(cell for _, cell in areas.curves):
+        for family, pairs in shard.compare.items():
+            intervals = [areas.difference(a, b, cell) for a, b in pairs]
+            adjusted = holm([interval.p_value for interval in intervals])
+            for (a, b), interval, p_holm in zip(pairs, intervals, adjusted, strict=True):
+                rows.append(_difference_row(shard, areas, family, (a, b), cell, interval, p_holm))
+    return rows
+
+
+def _difference_row(
+    shard: BenchmarkShard,
+    areas: AreaDraws,
+    family: str,
+    scorers: tuple[str, str],
+    cell: Cell,
+    interval: Interval,
+    p_holm: float,
+) -> DifferenceRow:
+    return DifferenceRow(
+        benchmark=shard.benchmark.name,
+        fr=shard.fr,
+        convention=cell[0],
+        fmr_target=cell[1],
+        discard_limit=areas.common_limit(*scorers, cell),
+        family=family,
+        scorer_a=scorers[0],
+        scorer_b=scorers[1],
+        difference=interval.value,
+        low=interval.low,
+        high=interval.high,
+        p_value=interval.p_value,
+        p_holm=p_holm,
+        reason=interval.reason,
+        level=interval.settings.level,
+        unit=interval.settings.unit,
+        n_draws=interval.settings.n_draws,
+        seed=interval.settings.seed,
+        n_undefined=interval.n_undefined,
+    )
 
 
 def _verification(shard: BenchmarkShard, pairs: UsablePairs) -> list[VerificationRow]:

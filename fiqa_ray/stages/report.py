@@ -105,7 +105,8 @@ def _settings(job: Job) -> dict[str, Any]:
         "regressor": {k: v for k, v in s.train.model_dump(mode="json").items() if v is not None},
         "benchmarks": ", ".join(b.name for b in s.benchmarks),
         "FMR": s.evaluate.fmr,
-        "bootstrap draws": s.evaluate.n_bootstrap,
+        "resampled": s.evaluate.resample,
+        "bootstrap draws": s.evaluate.draws,
         "seed": s.seed,
     }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from fiqa_ray.synthetic.render import _fill, _stroke
+from fiqa_ray.synthetic.render import fill, stroke
 
 DEGRADATION_KINDS = ("blur", "low_resolution", "noise", "occlusion", "compression", "darkness")
 
@@ -84,9 +84,9 @@ def _occlude(
     centre = landmarks.mean(axis=0) + toward * (reach + face * (0.95 - 1.6 * strength))
     bumps = reach * (1 + 0.06 * np.sin(rng.integers(3, 7) * ring + rng.uniform(0, 6)))
     shape = (bumps * np.cos(ring))[:, None] * toward + (bumps * np.sin(ring))[:, None] * along
-    _fill(out, centre + shape, colour)
+    fill(out, centre + shape, colour)
     for level in np.arange(-reach, reach, face * rng.uniform(0.2, 0.5)):
         half = np.sqrt(max(reach**2 - level**2, 0.0)) * 0.97
         stripe = np.stack([centre + level * along - half * toward, centre + level * along + half * toward])
-        _stroke(out, stripe, colour * 0.6, max(1, round(0.06 * face)))
+        stroke(out, stripe, colour * 0.6, max(1, round(0.06 * face)))
     return out

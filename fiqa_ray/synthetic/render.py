@@ -241,12 +241,14 @@ def _texture_points(identity: FaceIdentity, points: np.ndarray) -> np.ndarray:
     return pixels
 
 
-def _fill(image: np.ndarray, points: np.ndarray, colour: np.ndarray | float) -> None:
+def fill(image: np.ndarray, points: np.ndarray, colour: np.ndarray | float) -> None:
+    """Fill a polygon, `(n, 2)` points in pixels, with a colour."""
     value = _rgb(colour) if isinstance(colour, np.ndarray) else float(colour)
     cv2.fillPoly(image, [np.round(points * (1 << _SHIFT)).astype(np.int32)], value, cv2.LINE_AA, _SHIFT)  # type: ignore[call-overload]
 
 
-def _stroke(image: np.ndarray, points: np.ndarray, colour: np.ndarray, thickness: int, closed: bool = False) -> None:
+def stroke(image: np.ndarray, points: np.ndarray, colour: np.ndarray, thickness: int, closed: bool = False) -> None:
+    """Draw a line through `(n, 2)` points in pixels."""
     fixed = np.round(points * (1 << _SHIFT)).astype(np.int32)
     cv2.polylines(image, [fixed], closed, _rgb(colour), max(1, thickness), cv2.LINE_AA, _SHIFT)
 
@@ -291,10 +293,10 @@ def _paint_skin_and_hair(identity: FaceIdentity, rng: np.random.Generator) -> np
         dark = identity.skin_rgb * 0.74
         for level in range(rng.integers(1, 4)):
             across = np.linspace(-0.5, 0.5, 9)
-            _stroke(image, _at(across, -0.42 + 0.08 * level + 0.02 * np.cos(6 * across)), dark, 1)
+            stroke(image, _at(across, -0.42 + 0.08 * level + 0.02 * np.cos(6 * across)), dark, 1)
         for side in (-1, 1):
             down = np.linspace(0, 1, 7)
-            _stroke(image, _at(side * (0.2 + 0.12 * down), identity.nose_y + 0.02 + 0.24 * down), dark, 2)
+            stroke(image, _at(side * (0.2 + 0.12 * down), identity.nose_y + 0.02 + 0.24 * down), dark, 2)
 
     strands = rng.standard_normal((6, 150)).astype(np.float32)
     tones = np.clip(identity.hair_rgb + strands[..., None] * u(6, 18), 0, 255).astype(np.uint8)
@@ -381,16 +383,16 @@ def _paint_features(identity: FaceIdentity, view: FaceView) -> tuple[np.ndarray,
             ]
         )
         tint = 1.06 if side == light_side else 0.84
-        _fill(image, place(flank), identity.skin_rgb * tint)
-    _fill(
+        fill(image, place(flank), identity.skin_rgb * tint)
+    fill(
         image,
         place(np.stack([0.5 * tip_x + 0.85 * width * np.cos(arc), identity.nose_y + 0.015 + 0.055 * np.sin(arc)], 1)),
         identity.skin_rgb * 0.8,
     )
-    _fill(image, place(tip + 0.5 * width * np.stack([np.cos(ring), 0.8 * np.sin(ring)], 1)), identity.skin_rgb * 1.07)
+    fill(image, place(tip + 0.5 * width * np.stack([np.cos(ring), 0.8 * np.sin(ring)], 1)), identity.skin_rgb * 1.07)
     for side in (-1, 1):
         nostril = np.array([0.55 * tip_x + side * width * 0.52, identity.nose_y + 0.035])
-        _fill(
+        fill(
             image,
             place(nostril + np.stack([0.28 * width * np.cos(ring), 0.018 * np.sin(ring)], 1)),
             identity.skin_rgb * 0.34,
@@ -414,27 +416,27 @@ def _paint_features(identity: FaceIdentity, view: FaceView) -> tuple[np.ndarray,
         iris = centre + np.array([view.gaze * 0.35 * width, 0.0])
         radius = identity.iris_radius
         circle = np.stack([np.cos(ring), np.sin(ring)], 1)
-        _fill(eye, place(iris + radius * circle) - low, identity.iris_rgb)
-        _fill(eye, place(iris + 0.45 * radius * circle) - low, np.array([12.0, 10.0, 10.0]))
-        _fill(
+        fill(eye, place(iris + radius * circle) - low, identity.iris_rgb)
+        fill(eye, place(iris + 0.45 * radius * circle) - low, np.array([12.0, 10.0, 10.0]))
+        fill(
             eye,
             place(iris + np.array([0.3, -0.35]) * radius + 0.22 * radius * circle) - low,
             np.array([250.0, 250.0, 250.0]),
         )
         inside = np.zeros(patch.shape[:2], np.uint8)
-        _fill(inside, almond - low, 255.0)
+        fill(inside, almond - low, 255.0)
         weight = inside[..., None] * np.float32(1 / 255)
         patch[:] = (patch + weight * (eye.astype(np.float32) - patch)).astype(np.uint8)
-        _stroke(image, lid, identity.skin_rgb * 0.25, 2)
+        stroke(image, lid, identity.skin_rgb * 0.25, 2)
         crease = place(centre + (upper * [1.05, 1.0] - [0, 0.035]) @ turn)
-        _stroke(image, crease[2:-2], identity.skin_rgb * 0.78, 1)
+        stroke(image, crease[2:-2], identity.skin_rgb * 0.78, 1)
 
         along = np.linspace(-1, 1, 9)
         lift = identity.brow_gap + 0.03 * view.brow_raise + identity.eye_height
         ridge = centre[1] - lift - identity.brow_arch * (1 - along**2) - side * along * identity.brow_tilt * 0.12
         thick = identity.brow_thickness * (1 - 0.55 * np.clip(side * along, -0.2, 1))
         brow_x = centre[0] + along * identity.brow_width
-        _fill(
+        fill(
             image,
             place(np.concatenate([np.stack([brow_x, ridge - thick], 1), np.stack([brow_x, ridge + thick], 1)[::-1]])),
             identity.brow_rgb,
@@ -451,23 +453,23 @@ def _paint_features(identity: FaceIdentity, view: FaceView) -> tuple[np.ndarray,
     top = line - identity.lip_upper * np.sqrt(bow) * cupid * (1.25 - 0.25 * np.abs(across)) - 0.3 * gap
     bottom = line + gap + identity.lip_lower * np.sqrt(bow)
     mouth_x = across * width
-    _fill(
+    fill(
         image,
         place(np.concatenate([np.stack([mouth_x, top], 1), np.stack([mouth_x, line - 0.3 * gap], 1)[::-1]])),
         identity.lip_rgb * 0.92,
     )
-    _fill(
+    fill(
         image,
         place(np.concatenate([np.stack([mouth_x, line + gap], 1), np.stack([mouth_x, bottom], 1)[::-1]])),
         identity.lip_rgb,
     )
     if view.mouth_open > 0.05:
-        _fill(
+        fill(
             image,
             place(np.concatenate([np.stack([mouth_x, line - 0.3 * gap], 1), np.stack([mouth_x, line + gap], 1)[::-1]])),
             np.array([60.0, 22.0, 24.0]),
         )
-        _fill(
+        fill(
             image,
             place(
                 np.concatenate(
@@ -480,7 +482,7 @@ def _paint_features(identity: FaceIdentity, view: FaceView) -> tuple[np.ndarray,
             np.array([236.0, 232.0, 222.0]),
         )
     else:
-        _stroke(image, place(np.stack([mouth_x, line], 1)), identity.lip_rgb * 0.45, 1)
+        stroke(image, place(np.stack([mouth_x, line], 1)), identity.lip_rgb * 0.45, 1)
     landmarks[3], landmarks[4] = (-width, corner_y), (width, corner_y)
 
     if identity.glasses:
@@ -493,7 +495,7 @@ def _paint_features(identity: FaceIdentity, view: FaceView) -> tuple[np.ndarray,
                 ],
                 1,
             )
-            _stroke(
+            stroke(
                 image,
                 place(np.array([side * identity.eye_x, identity.eye_y + 0.01]) + rim),
                 identity.glasses_rgb,
@@ -506,8 +508,8 @@ def _paint_features(identity: FaceIdentity, view: FaceView) -> tuple[np.ndarray,
                     [side * identity.half_width * 1.2, identity.eye_y - 0.02],
                 ]
             )
-            _stroke(image, place(arm), identity.glasses_rgb, 3)
-        _stroke(
+            stroke(image, place(arm), identity.glasses_rgb, 3)
+        stroke(
             image,
             place(
                 np.array(
@@ -627,17 +629,17 @@ def _paint_background(
             reach * 1.1,
             1.0,
         ]
-        _fill(image, to_picture(curtain - [0.12 * turn, 0]), identity.hair_rgb * 0.75)
+        fill(image, to_picture(curtain - [0.12 * turn, 0]), identity.hair_rgb * 0.75)
     neck = 0.62 * reach
-    _fill(
+    fill(
         image,
         to_picture(np.array([[-neck, 0.4], [neck, 0.4], [neck * 1.1, 1.9], [-neck * 1.1, 1.9]]) - [0.1 * turn, 0]),
         identity.skin_rgb * 0.72,
     )
-    _fill(image, to_picture(np.stack([1.6 * np.cos(ring), 2.15 + 0.95 * np.sin(ring)], 1)), clothes)
+    fill(image, to_picture(np.stack([1.6 * np.cos(ring), 2.15 + 0.95 * np.sin(ring)], 1)), clothes)
     volume = identity.hair_volume
     cap = np.stack([reach * (1.02 + 0.8 * volume) * np.cos(ring), -0.2 + (0.82 + volume) * np.sin(ring)], 1)
-    _fill(image, to_picture(cap - [0.08 * turn, 0.12 * view.pitch]), identity.hair_rgb * 0.85)
+    fill(image, to_picture(cap - [0.08 * turn, 0.12 * view.pitch]), identity.hair_rgb * 0.85)
     for ear_side in (-1, 1):
         ear_x = ear_side * identity.half_width * np.cos(view.yaw)
         if ear_side * turn < 0.35:  # the far ear hides behind the head
@@ -648,5 +650,5 @@ def _paint_background(
                 ],
                 1,
             )
-            _fill(image, to_picture(ear), identity.skin_rgb * 0.86)
+            fill(image, to_picture(ear), identity.skin_rgb * 0.86)
     return image

@@ -22,7 +22,7 @@ from fiqa_ray.models.regressor import percentiles
 from fiqa_ray.sources.command_line import ImageFile, read_images
 from fiqa_ray.storage import write_atomic
 
-ScoreBatch = Callable[[torch.Tensor, NDArray[np.int64]], NDArray[np.float32]]
+ScoreRows = Callable[[torch.Tensor, NDArray[np.int64]], NDArray[np.float32]]
 """Maps `(N, 3, 112, 112) uint8` faces and their `(N,)` rows to `(N,)` scores."""
 
 SCORES = pa.schema(
@@ -38,7 +38,7 @@ SCORES = pa.schema(
 
 def score_images(
     images: Sequence[ImageFile],
-    scorer: ScoreBatch,
+    scorer: ScoreRows,
     *,
     detector: FaceDetector | None = None,
     validation_scores: Mapping[str, Any] | None = None,
@@ -64,7 +64,7 @@ def score_images(
         One row of `SCORES` per image, in order. An image that cannot be scored has a status and an error.
     """
 
-    def score_batch(at: int) -> pa.Table:
+    def score_files(at: int) -> pa.Table:
         batch = images[at : at + batch_size]
         prepared = [prepare_face(content, None, detector) for content in read_images(batch)]
         score = _score_faces(prepared, scorer, batch_size, first_row=at)
@@ -72,14 +72,14 @@ def score_images(
 
     tables = []
     with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for table in pool.map(score_batch, range(0, len(images), batch_size)):
+        for table in pool.map(score_files, range(0, len(images), batch_size)):
             tables.append(table)
             advance(len(table))
     return pa.concat_tables(tables)
 
 
 def _score_faces(
-    prepared: Sequence[PreparedFace], scorer: ScoreBatch, batch_size: int, first_row: int
+    prepared: Sequence[PreparedFace], scorer: ScoreRows, batch_size: int, first_row: int
 ) -> NDArray[np.float64]:
     """Return the score of each usable face, NaN for others; the batch is filled up with black images."""
     score = np.full(len(prepared), np.nan)

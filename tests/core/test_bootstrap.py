@@ -1,4 +1,4 @@
-"""Bootstrap intervals against the binomial law they must reproduce, explicit resampling, and mistakes."""
+"""Bootstrap areas against the binomial law they must reproduce, explicit resampling, and mistakes."""
 
 import math
 
@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from fiqa_ray.core.bootstrap import bootstrap_auc
-from fiqa_ray.core.edc import edc_curve
+from fiqa_ray.core.bootstrap import bootstrap_areas
+from fiqa_ray.core.edc import PairOrder, edc_curve
+from fiqa_ray.core.floor import RANDOM, random_qualities
+from fiqa_ray.core.resampling import Persons, bandwidth, draw_counts, person_share, smoothed_units
 from fiqa_ray.errors import FiqaRayError, UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:all .* pairs have quality")
@@ -30,126 +32,184 @@ def realistic(n: int, seed: int) -> tuple:
 
 
 def test_interval_is_binomial_where_quality_is_constant() -> None:
-    # dasec with one quality for all: AUC = FNMR, and FNMR of a resample is binomial(n, e0) / n.
-    similarity, mated = benchmark(400, 300, 0.1, np.random.default_rng(1))
+    # dasec with one quality for all: the area is FNMR, and FNMR of a resample is binomial(n, e0) / n.
+    similarity, mated = benchmark(400, 3000, 0.1, np.random.default_rng(1))
     e0 = float(np.mean(similarity[:400] < 0))
-    ones = np.ones(700)
-    result = bootstrap_auc(similarity, mated, {"flat": (ones, ones)}, convention="dasec", n_draws=4000, seed=3)
-    interval = result.interval("flat")
+    ones = np.ones(3400)
+    areas = bootstrap_areas(similarity, mated, {"flat": (ones, ones)}, conventions=["dasec"], n_draws=4000, seed=3)
+    interval = areas.interval("flat", ("dasec", 1e-3))
     assert interval.value == pytest.approx(e0)
     assert interval.n_undefined == 0
     expected = binom.ppf([0.025, 0.975], 400, e0) / 400
     assert [interval.low, interval.high] == pytest.approx(expected, abs=1.01 / 400)
-    assert result.draws[0].std() == pytest.approx(math.sqrt(e0 * (1 - e0) / 400), rel=0.05)
+    draws = areas.draws["flat", ("dasec", 1e-3), 1.0]
+    assert draws.std() == pytest.approx(math.sqrt(e0 * (1 - e0) / 400), rel=0.05)
 
 
-def test_intervals_cover_the_truth_about_as_often_as_promised() -> None:
-    rng = np.random.default_rng(11)
-    ones = np.ones(220)
-    covered = 0
-    for trial in range(150):
-        similarity, mated = benchmark(200, 20, 0.2, rng)
-        result = bootstrap_auc(
-            similarity, mated, {"flat": (ones, ones)}, convention="dasec", confidence=0.9, n_draws=120, seed=trial
-        ).interval("flat")
-        covered += result.low <= 0.2 <= result.high
-    # 150 trials at 90 %: 135 expected, standard deviation 3.7; percentile intervals run slightly short.
-    assert 120 <= covered <= 149
-
-
-def test_draws_equal_curves_of_explicitly_resampled_pairs() -> None:
-    similarity, mated, qualities = realistic(300, seed=2)
-    result = bootstrap_auc(similarity, mated, qualities, fmr=0.02, n_draws=20, seed=9)
+@pytest.mark.parametrize(("convention", "limit"), [("paper", 0.95), ("nearest", 0.37), ("dasec", 0.3)])
+def test_draws_equal_curves_of_explicitly_resampled_pairs(convention: str, limit: float) -> None:
+    similarity, mated, qualities = realistic(900, seed=2)
+    cell = (convention, 0.1)
+    areas = bootstrap_areas(
+        similarity, mated, qualities, fmrs=[0.1], conventions=[convention], limits=[limit], n_draws=20, seed=9
+    )
     rng = np.random.default_rng(9)  # the documented scheme: mated rows first, then non-mated rows
     for j in range(20):
-        picked = np.sort(np.concatenate([rng.integers(150, size=150), 150 + rng.integers(150, size=150)]))
-        for row, (a, b) in enumerate(qualities.values()):
-            expected = edc_curve(similarity[picked], mated[picked], a[picked], b[picked], fmr=0.02).auc()
-            assert result.draws[row, j] == pytest.approx(expected, abs=1e-12)
+        picked = np.sort(np.concatenate([rng.integers(450, size=450), 450 + rng.integers(450, size=450)]))
+        for name, (a, b) in qualities.items():
+            curve = edc_curve(similarity[picked], mated[picked], a[picked], b[picked], fmr=0.1, convention=convention)
+            assert areas.draws[name, cell, limit][j] == pytest.approx(curve.auc(limit), abs=1e-12)
 
 
-def test_seed_decides_and_scorers_do_not_disturb_each_other() -> None:
-    similarity, mated, qualities = realistic(300, seed=4)
-    both = bootstrap_auc(similarity, mated, qualities, fmr=0.02, n_draws=30, seed=1)
-    again = bootstrap_auc(similarity, mated, qualities, fmr=0.02, n_draws=30, seed=1)
-    alone = bootstrap_auc(similarity, mated, {"noisy": qualities["noisy"]}, fmr=0.02, n_draws=30, seed=1)
-    other = bootstrap_auc(similarity, mated, qualities, fmr=0.02, n_draws=30, seed=2)
-    np.testing.assert_array_equal(both.draws, again.draws)
-    np.testing.assert_array_equal(both.draws[1], alone.draws[0])
-    assert not np.array_equal(both.draws, other.draws)
+def test_one_pass_equals_many() -> None:
+    similarity, mated, qualities = realistic(600, seed=4)
+    conventions, rates = ["paper", "nearest", "dasec"], [0.1, 0.02]
+    together = bootstrap_areas(
+        similarity, mated, qualities, fmrs=rates, conventions=conventions, limits=[0.2, 0.3], n_draws=8, seed=1
+    )
+    for convention in conventions:
+        for fmr in rates:
+            alone = bootstrap_areas(
+                similarity,
+                mated,
+                {"noisy": qualities["noisy"]},
+                fmrs=[fmr],
+                conventions=[convention],
+                limits=[0.3],
+                n_draws=8,
+                seed=1,
+            )
+            key = ("noisy", (convention, fmr), 0.3)
+            np.testing.assert_array_equal(together.draws[key], alone.draws[key])
+    other = bootstrap_areas(similarity, mated, qualities, fmrs=rates, limits=[0.3], n_draws=8, seed=2)
+    assert not np.array_equal(other.draws["noisy", ("paper", 0.1), 0.3], together.draws["noisy", ("paper", 0.1), 0.3])
 
 
 def test_paired_difference_is_tighter_than_the_single_intervals() -> None:
-    similarity, mated, qualities = realistic(2000, seed=6)
-    result = bootstrap_auc(similarity, mated, qualities, fmr=0.01, n_draws=300, seed=0)
-    true, noisy = result.interval("true"), result.interval("noisy")
-    difference = result.difference("true", "noisy")
+    similarity, mated, qualities = realistic(4200, seed=6)
+    areas, cell = bootstrap_areas(similarity, mated, qualities, fmrs=[0.01], n_draws=300), ("paper", 0.01)
+    true, noisy = areas.interval("true", cell), areas.interval("noisy", cell)
+    difference = areas.difference("true", "noisy", cell)
     assert difference.value == pytest.approx(true.value - noisy.value)
     assert difference.low < difference.value < difference.high < 0  # the true quality is clearly better
     assert difference.high - difference.low < (true.high - true.low) + (noisy.high - noisy.low)
-    back = result.difference("noisy", "true")
+    back = areas.difference("noisy", "true", cell)
     assert (back.low, back.high) == pytest.approx((-difference.high, -difference.low))
-    same = result.difference("true", "true")
-    assert (same.value, same.low, same.high) == (0, 0, 0)
+    assert difference.p_value == pytest.approx(2 / 301)  # no draw on the other side of zero
+
+
+# --- persons ----------------------------------------------------------------------------------------------------------
 
 
 def test_identities_widen_the_interval_when_pairs_are_copies() -> None:
     # 100 persons, each with ten identical mated pairs: there are 100 observations, not 1000.
     rng = np.random.default_rng(8)
-    wrong = np.repeat(rng.uniform(size=100) < 0.2, 10)
+    is_wrong = np.repeat(rng.uniform(size=100) < 0.4, 10)
     person = np.repeat(np.arange(100), 10)
-    similarity = np.concatenate([np.where(wrong, -1.0, 1.0), np.zeros(100)])
-    mated = np.arange(1100) < 1000
-    a = np.concatenate([person, np.arange(100)])
-    b = np.concatenate([person, np.roll(np.arange(100), 1)])
-    ones = np.ones(1100)
-    flat = {"flat": (ones, ones)}
-    by_pair = bootstrap_auc(similarity, mated, flat, convention="dasec", n_draws=600)
-    by_person = bootstrap_auc(similarity, mated, flat, convention="dasec", n_draws=600, identities=(a, b))
-    e0 = wrong.mean()
-    assert by_pair.draws.std() == pytest.approx(math.sqrt(e0 * (1 - e0) / 1000), rel=0.15)
-    assert by_person.draws.std() == pytest.approx(math.sqrt(e0 * (1 - e0) / 100), rel=0.15)
+    similarity = np.concatenate([np.where(is_wrong, -1.0, 1.0), np.zeros(3000)])
+    mated = np.arange(4000) < 1000
+    a = np.concatenate([person, np.arange(3000) % 100])
+    b = np.concatenate([person, (np.arange(3000) + 1 + np.arange(3000) // 100) % 100])
+    flat = {"flat": (np.ones(4000), np.ones(4000))}
+    key, e0 = ("flat", ("dasec", 1e-3), 1.0), is_wrong.mean()
+    by_pair = bootstrap_areas(similarity, mated, flat, conventions=["dasec"], n_draws=600)
+    by_person = bootstrap_areas(similarity, mated, flat, conventions=["dasec"], n_draws=600, identities=(a, b))
+    assert by_pair.draws[key].std() == pytest.approx(math.sqrt(e0 * (1 - e0) / 1000), rel=0.15)
+    assert by_person.draws[key].std() == pytest.approx(math.sqrt(e0 * (1 - e0) / 100), rel=0.15)
+    assert (by_person.settings.unit, by_person.settings.n_units) == ("identities", 100)
 
 
-def test_identity_draws_equal_explicit_resampling() -> None:
-    similarity, mated, qualities = realistic(120, seed=3)
-    person_a = np.arange(120) % 20
-    person_b = np.where(mated, person_a, (person_a + 7) % 20)
-    quality = qualities["true"]
-    result = bootstrap_auc(
-        similarity, mated, {"q": quality}, fmr=0.1, limit=0.5, n_draws=10, seed=5, identities=(person_a, person_b)
+def nonmated_tail(share: float, seed: int, n_persons: int = 500, n_each: int = 7) -> tuple[PairOrder, Persons]:
+    """Non-mated pairs whose similarities hold a likeness of each person; one mated pair per person beside them."""
+    rng = np.random.default_rng(seed)
+    first = np.repeat(np.arange(n_persons), n_each)
+    other = (first + rng.integers(1, n_persons, size=first.size)) % n_persons
+    likeness = math.sqrt(share) * rng.normal(size=n_persons)
+    similarity = likeness[first] + likeness[other] + math.sqrt(1 - 2 * share) * rng.normal(size=first.size)
+    a, b = np.concatenate([np.arange(n_persons), first]), np.concatenate([np.arange(n_persons), other])
+    pairs = PairOrder.of(np.concatenate([np.full(n_persons, 9.0), similarity]), a == b)
+    return pairs, Persons.of(pairs.mated, (a, b))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.15, 0.35])
+def test_draws_by_identities_have_the_variance_that_new_persons_have(share: float) -> None:
+    # The number of non-mated pairs above a fixed similarity: its spread over 600 benchmarks, and over draws of a few.
+    threshold, n = 2.0, 3500
+    counts, spreads = [], []
+    for seed in range(600):
+        pairs, persons = nonmated_tail(share, seed)
+        is_above = ~pairs.mated & (pairs.similarity > threshold)
+        counts.append(is_above.sum() / n)
+        if seed < 30:
+            draws = draw_counts(np.random.default_rng(seed), pairs, persons)
+            rates = [c[is_above].sum() / c[~pairs.mated].sum() for _, c in zip(range(200), draws, strict=False)]
+            spreads.append(np.var(rates))
+    assert np.sqrt(np.mean(spreads)) == pytest.approx(np.std(counts), rel=0.12)
+
+
+def test_persons_without_influence_leave_the_draws_to_the_pairs() -> None:
+    # Persons that occur in one pair each: products of pairs with others do not exist, so their share is zero.
+    rng = np.random.default_rng(3)
+    n = 1000
+    mated = np.arange(2 * n) < n
+    a = np.concatenate([np.arange(n), n + np.arange(n)])
+    b = np.concatenate([np.arange(n), 2 * n + np.arange(n)])
+    pairs = PairOrder.of(np.where(mated, 1.0, 0.0) + 0.1 * rng.normal(size=2 * n), mated)
+    assert person_share(pairs, Persons.of(mated, (a, b))) == 0
+
+
+def test_smoothing_adds_noise_of_the_bandwidth_to_every_copy() -> None:
+    pairs = PairOrder.of(np.concatenate([[1.0], np.zeros(2000)]), np.arange(2001) == 0)
+    counts = np.full(2001, 2)
+    for units, width in zip(
+        smoothed_units(np.random.default_rng(0), pairs, counts, [0.2, 0.3]), (0.2, 0.3), strict=True
+    ):
+        assert units.similarity.size == 4000
+        assert np.all(np.diff(units.similarity) <= 0)
+        assert units.similarity.std() == pytest.approx(width, rel=0.04)
+        assert sorted(zip(units.rows.tolist(), units.back.tolist(), strict=True)) == [
+            (row, back) for row in range(1, 2001) for back in range(2)
+        ]
+    # Silverman's rule by hand: 0.9 * 0.5 * 32^-0.2 = 0.9 * 0.5 / 2
+    assert bandwidth(np.array([0.0, 1.0] * 16), 32) == pytest.approx(0.225)
+
+
+# --- floor ------------------------------------------------------------------------------------------------------------
+
+
+def test_floor_is_exact_for_dasec_and_the_mean_of_orders_for_paper() -> None:
+    similarity, mated, qualities = realistic(600, seed=5)
+    orders = [(q[:600], q[600:]) for q in random_qualities([f"image{i}" for i in range(1200)], seed=3, n_orders=20)]
+    areas = bootstrap_areas(
+        similarity, mated, qualities, random_orders=orders, fmrs=[0.1], conventions=["paper", "dasec"], n_draws=0
     )
-    rng = np.random.default_rng(5)
-    for j in range(10):
-        drawn = rng.integers(20, size=20).tolist()
-        rows = []
-        for i in range(120):
-            copies = drawn.count(person_a[i]) * (1 if mated[i] else drawn.count(person_b[i]))
-            rows += [i] * copies
-        expected = edc_curve(similarity[rows], mated[rows], quality[0][rows], quality[1][rows], fmr=0.1).auc(0.5)
-        assert result.draws[0, j] == pytest.approx(expected, abs=1e-12)
+    paper = np.mean([edc_curve(similarity, mated, *q, fmr=0.1).auc() for q in orders])
+    assert areas.interval(RANDOM, ("paper", 0.1)).value == pytest.approx(paper, abs=1e-12)
+    threshold = np.sort(similarity[300:])[-31]  # 30 of 300 are allowed
+    fnmr = np.mean(similarity[:300] <= threshold)
+    assert areas.interval(RANDOM, ("dasec", 0.1)).value == pytest.approx(fnmr, abs=1e-12)
 
 
-def test_draws_without_a_value_are_counted() -> None:
-    # Two persons: a draw of the same one twice holds no non-mated pair.
-    similarity, mated, quality = [1.0, 1.0, 0.0, 0.0], [1, 1, 0, 0], [4.0, 3.0, 2.0, 1.0]
-    result = bootstrap_auc(
-        similarity, mated, {"q": (quality, quality)}, limit=0.05, n_draws=400, identities=(["x", "y"] * 2, list("xyyx"))
-    ).interval("q")
-    assert 150 < result.n_undefined < 250
-    assert (result.value, result.low, result.high) == (0, 0, 0)
-    never = bootstrap_auc(similarity, mated, {"q": (quality, quality)}, n_draws=5).interval("q")
-    assert math.isnan(never.value)
-    assert math.isnan(never.low)
-    assert never.n_undefined == 5
+def test_random_qualities_follow_the_image_not_its_position() -> None:
+    forward = random_qualities(["a", "b", "c"], seed=1)
+    assert forward.shape == (100, 3)
+    np.testing.assert_array_equal(random_qualities(["c", "a", "b"], seed=1), forward[:, [2, 0, 1]])
+    assert len(np.unique(forward)) == 300
+    assert forward.mean() == pytest.approx(0.5, abs=0.06)
+    assert not np.array_equal(random_qualities(["a"], seed=2), forward[:, :1])
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n_draws": 0}, "n_draws=0"),
-        ({"confidence": 95}, "confidence=95"),
-        ({"limit": 1.0}, "limit=1.0"),
+        ({"n_draws": -1}, "n_draws=-1"),
+        ({"level": 95}, "level=95"),
+        ({"limits": [1.1]}, "limit=1.1"),
+        ({"conventions": ["nist"]}, "convention='nist' is unknown"),
+        ({"fmrs": [2]}, "fmr=2"),
         ({"qualities": {}}, "no scorer"),
         ({"identities": ([1, 2, 3], [1, 2, 3, 4])}, r"identity_a has shape \(3,\) for 4 pairs"),
         ({"identities": ([1, 2, 1, 2], [1, 2, 1, 1])}, "pair 2 is non-mated but joins identities 1 and 1"),
@@ -160,11 +220,13 @@ def test_mistakes_are_named(change: dict, message: str) -> None:
     ones = np.arange(4.0)
     arguments = {"similarity": [1, 1, 0, 0], "mated": [1, 1, 0, 0], "qualities": {"q": (ones, ones)}, "n_draws": 3}
     with pytest.raises(FiqaRayError, match=message):
-        bootstrap_auc(**{**arguments, **change})
+        bootstrap_areas(**{**arguments, **change})
 
 
-def test_unknown_scorer_is_refused() -> None:
+def test_unknown_names_are_refused() -> None:
     similarity, mated, qualities = realistic(60, seed=0)
-    result = bootstrap_auc(similarity, mated, qualities, fmr=0.1, n_draws=2)
-    with pytest.raises(UsageError, match="scorer 'x' was not bootstrapped: choose one of true, noisy"):
-        result.interval("x")
+    areas = bootstrap_areas(similarity, mated, qualities, fmrs=[0.1], n_draws=2)
+    with pytest.raises(UsageError, match=r"scorer 'x' was not bootstrapped .* choose one of true, noisy"):
+        areas.interval("x", ("paper", 0.1))
+    with pytest.raises(UsageError, match=r"limit=0\.2 was not bootstrapped"):
+        areas.interval("true", ("paper", 0.1), 0.2)

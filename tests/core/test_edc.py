@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fiqa_ray.core.edc import EDC, SortedPairs, edc_curve, theoretical_best
+from fiqa_ray.core.edc import EDC, edc_curve, theoretical_best
 from fiqa_ray.core.verification import threshold_at_fmr
 from fiqa_ray.errors import FiqaRayError, UsageError
 
@@ -200,20 +200,6 @@ rates = st.sampled_from([0.001, 0.05, 0.1, 0.125, 0.29, 0.5, 0.9])
 def test_equals_slow_loops(pairs: list[tuple], fmr: float, convention: str) -> None:
     arrays = [list(column) for column in zip(*pairs, strict=True)]
     assert_equals_slow(edc_curve(*arrays, fmr=fmr, convention=convention), arrays)
-
-
-@pytest.mark.parametrize("convention", ["paper", "nearest", "dasec"])
-@given(pairs=pair_lists, fmr=rates, data=st.data())
-@settings(max_examples=120, deadline=None)
-def test_weighted_curve_equals_the_curve_of_the_repeated_pairs(
-    pairs: list[tuple], fmr: float, data: st.DataObject, convention: str
-) -> None:
-    arrays = [np.array(column) for column in zip(*pairs, strict=True)]
-    counts = np.array(data.draw(st.lists(st.integers(0, 3), min_size=len(pairs), max_size=len(pairs))))
-    if not (counts[arrays[1]].any() and counts[~arrays[1]].any()):
-        return
-    edc = SortedPairs.from_arrays(*arrays).curve(fmr=fmr, convention=convention, counts=counts)
-    assert_equals_slow(edc, [np.repeat(column, counts).tolist() for column in arrays])
 
 
 def test_search_for_the_threshold_beyond_the_first_look() -> None:

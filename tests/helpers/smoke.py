@@ -97,7 +97,7 @@ def write_job(path: Path, faces: str | Path, run_uri: str, **changes) -> str:
                 "degradations": f"{faces}/degradations.csv",
             }
         ],
-        "evaluate": {"fmr": 0.1, "n_bootstrap": 20},
+        "evaluate": {"fmr": 0.1, "draws": 20},
         "compute": {"engine": "local", "rows_per_part": 20, "train_workers": 0},
     }
     path.write_text(yaml.safe_dump({**values, **changes}))

@@ -9,8 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from fiqa_ray.core.bootstrap import bootstrap_auc
-from fiqa_ray.core.edc import edc_curve
+from fiqa_ray.core.bootstrap import bootstrap_areas
 from fiqa_ray.datasets.results import AucRow, CorrelationRow, DifferenceRow, EdcLine, VerificationRow
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.report.data import Face, FaceStrip, LabelSummary, ModelRow, ReportData, SimilarityHistogram, StageRow
@@ -40,30 +39,30 @@ def sample(n_pairs: int = 1200, n_draws: int = 30, benchmarks: tuple[str, ...] =
     for b, benchmark in enumerate(benchmarks):
         mated = np.arange(n_pairs) < n_pairs // 2
         utility = rng.beta(6 - b, 2, size=(2, n_pairs))
-        similarity = np.where(mated, 0.12 + 0.62 * utility.min(axis=0), 0) + 0.09 * rng.normal(size=n_pairs)
+        similarity = np.where(mated, 0.02 + 0.5 * utility.min(axis=0), 0) + 0.09 * rng.normal(size=n_pairs)
         qualities = {name: tuple(utility + noise * rng.normal(size=utility.shape)) for name, noise in SCORERS.items()}
         counts = [np.histogram(similarity[kind], bins=50, range=(-0.4, 1))[0] for kind in (mated, ~mated)]
         edges = np.linspace(-0.4, 1, 51)
         verification.append(VerificationRow(benchmark, FR, 0.99 - b / 50, 0.004, 0.97, 1e-3, 0.31, 0.012, 600, 600))
         similarities.append(SimilarityHistogram(benchmark, FR, 0.31, edges, *counts))
+        draws = bootstrap_areas(
+            similarity, mated, qualities, fmrs=[1e-2], conventions=["paper", "dasec"], limits=[0.3], n_draws=n_draws
+        )
         for convention, limits in (("paper", (0.95,)), ("dasec", (1.0, 0.3))):
-            for name, quality in qualities.items():
-                curve = edc_curve(similarity, mated, *quality, fmr=1e-2, convention=convention)
-                lines.append(
-                    EdcLine(benchmark, FR, name, convention, 1e-2, curve.discard_fraction, curve.fnmr, curve.threshold)
+            cell = (convention, 1e-2)
+            for name in SCORERS:
+                c = draws.curves[name, cell]
+                lines.append(EdcLine(benchmark, FR, name, convention, 1e-2, c.discard_fraction, c.fnmr, c.threshold))
+                for limit in limits:
+                    i = draws.interval(name, cell, limit)
+                    numbers = (8.3e-3, limit, i.value, i.low, i.high, n_pairs // 2, n_pairs // 2, i.kind, i.reason)
+                    areas.append(AucRow(benchmark, FR, name, convention, 1e-2, *numbers, n_draws=n_draws))
+            d = draws.difference(NEW, OLD, cell)
+            differences.append(
+                DifferenceRow(
+                    benchmark, FR, convention, NEW, OLD, d.value, d.low, d.high, p_holm=d.p_value, reason=d.reason
                 )
-            for limit in limits:
-                draws = bootstrap_auc(
-                    similarity, mated, qualities, fmr=1e-2, convention=convention, limit=limit, n_draws=n_draws
-                )
-                for name in SCORERS:
-                    i = draws.interval(name)
-                    counts_of = (n_pairs // 2, n_pairs // 2)
-                    areas.append(
-                        AucRow(benchmark, FR, name, convention, 1e-2, 8.3e-3, limit, i.value, i.low, i.high, *counts_of)
-                    )
-            d = draws.difference(NEW, OLD)
-            differences.append(DifferenceRow(benchmark, FR, convention, NEW, OLD, d.value, d.low, d.high))
+            )
     labels = []
     for m, method in enumerate(("CR-FIQA", "SER-FIQ", "FaceQAN")):
         prior = np.clip(rng.beta(9 - m, 3, size=8000), 0, 1)
@@ -196,9 +195,10 @@ def test_page_is_whole_and_loads_nothing(html: str) -> None:
 
 def test_page_prints_the_numbers_given(html: str, data: ReportData) -> None:
     text = Page(html).text
+    assert {row.interval for row in data.auc} == {"interval"}
     for row in data.auc:
-        assert f"{1000 * row.auc:.1f}" in text
-        assert f"{1000 * row.auc_low:.1f} – {1000 * row.auc_high:.1f}" in text
+        assert f"{1000 * row.auc:.1f} {1000 * row.auc_low:.1f} – {1000 * row.auc_high:.1f}" in text
+    assert "Intervals: 95%, 8 draws of pairs, seed 0." in text
     for row in data.differences:
         signed = [f"{1000 * v:+.2f}".replace("-", "−") for v in (row.difference, row.low, row.high)]
         assert re.search(
@@ -251,46 +251,57 @@ def auc_row(scorer: str, auc: float, **changes: object) -> AucRow:
     return replace(AucRow("LFW", FR, scorer, "paper", 1e-3, 0.0, 0.95, auc, auc, auc, 300, 300), **changes)
 
 
-def best_scorers(rows: list[AucRow]) -> list[str]:
+def marked_scorers(rows: list[AucRow], mark: str) -> list[str]:
     html = render_report(ReportData("t", "v", auc=rows))
     return [
         re.search(r'<th scope="row">(.*?)</th>', line)[1]
         for line in html.splitlines()
-        if re.search(r'class="n best"', line)
+        if re.search(rf'class="n {mark}"', line)
     ]
 
 
-def test_best_is_marked_with_ties_as_printed_and_without_the_oracle() -> None:
-    rows = [auc_row("a", 0.01234), auc_row("b", 0.01229), auc_row("c", 0.0124), auc_row("Oracle", 0.001)]
-    assert best_scorers(rows) == ["a", "b"]
-    assert best_scorers([auc_row("a", float("nan")), auc_row("b", 0.5)]) == ["b"]
-    assert best_scorers([auc_row("a", float("nan"))]) == []
+def test_one_leader_is_the_best_and_several_are_tied() -> None:
+    rows = [auc_row("a", 0.012, is_leading=True), auc_row("b", 0.013), auc_row("oracle", 0.001)]
+    assert marked_scorers(rows, "best") == ["a"]
+    assert marked_scorers(rows, "tied") == []
+    rows[1] = replace(rows[1], is_leading=True)
+    assert marked_scorers(rows, "best") == []
+    assert marked_scorers(rows, "tied") == ["a", "b"]
+    # each benchmark on its own
+    elsewhere = [auc_row("b", 0.5, is_leading=True, benchmark="XQLFW")]
+    assert marked_scorers([auc_row("a", 0.1, is_leading=True), *elsewhere], "best") == ["a", "b"]
 
 
-def test_undefined_values_and_rates_below_one_pair_are_said() -> None:
-    rows = [auc_row("a", float("nan")), auc_row("b", 0.5, benchmark="XQLFW", fmr_achieved=1e-3)]
-    text = Page(render_report(ReportData("t", "v", auc=rows))).text
+def test_what_is_no_interval_is_said_with_its_reason() -> None:
+    few = auc_row("a", 0.001, auc_high=0.0042, interval="upper limit", reason="3 errors are too few", n_draws=2000)
+    none = auc_row("b", 0.5, benchmark="XQLFW", fmr_achieved=1e-3, reason="40 identities are too few", n_draws=2000)
+    undefined = auc_row("c", float("nan"), n_undefined=7, n_draws=2000)
+    text = Page(render_report(ReportData("t", "v", auc=[few, none, undefined]))).text
+    assert "a 1.0 at most 4.2 /" in text  # a has no row on XQLFW
+    assert "b / 500.0 no interval" in text
+    assert "c undefined no interval /" in text
+    assert "Intervals: 95%, 2,000 draws of pairs, seed 0. Up to 7 draws had no value" in text
+    assert "3 errors are too few. 40 identities are too few." in text
     assert "FMR 0 (below 1/300)" in text
-    assert "undefined undefined – undefined" in text
-    assert "a undefined undefined – undefined /" in text  # a has no row on XQLFW
     assert text.count("below 1/") == 1
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "verdict"),
+    ("difference", "low", "high", "p_holm", "verdict"),
     [
-        (-0.003, -0.001, "improves"),
-        (-0.001, 0.002, "no clear difference"),
-        (0.001, 0.002, "worsens"),
-        (-0.001, 0.0, "no clear difference"),
-        (float("nan"), float("nan"), "undefined"),
+        (-0.002, -0.003, -0.001, 0.01, "improves"),
+        (-0.002, -0.003, -0.001, 0.06, "no clear difference"),  # among many comparisons
+        (0.0005, -0.001, 0.002, 0.4, "no clear difference"),
+        (0.0015, 0.001, 0.002, 0.01, "worsens"),
+        (0.0015, float("nan"), float("nan"), float("nan"), "no interval"),
+        (float("nan"), float("nan"), float("nan"), float("nan"), "undefined"),
     ],
 )
-def test_difference_in_words(low: float, high: float, verdict: str) -> None:
-    row = DifferenceRow("LFW", FR, "paper", NEW, OLD, (low + high) / 2, low, high)
+def test_difference_in_words(difference: float, low: float, high: float, p_holm: float, verdict: str) -> None:
+    row = DifferenceRow("LFW", FR, "paper", NEW, OLD, difference, low, high, p_holm=p_holm)
     text = Page(render_report(ReportData("t", "v", differences=[row]))).text
     assert f"Convention paper, {FR}: {NEW} against {OLD}: {verdict} on LFW." in text
-    assert re.search(rf"LFW {verdict} \S+ \S+ to \S+ First minus second", text)
+    assert re.search(rf"LFW {verdict} \S+ (none|\S+ to \S+) \S+ First minus second", text)
 
 
 EVIL = "<script>alert('x')</script>\"&$\\frac{"

@@ -198,7 +198,7 @@ def test_damaged_records_keep_their_rows_and_identities(tmp_path):
         "00000013": ("2", "bad_record"),
     }
     assert "announces 2147483647 labels" in bad["00000012"][1][1]
-    assert bad["00000013"][1][1] == "its label is 1, its identity in the index 2"
+    assert bad["00000013"][1][1] == "its label is 1, its identity in the list 2"
 
 
 def test_index_and_file_must_agree(tmp_path):

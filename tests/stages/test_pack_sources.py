@@ -157,7 +157,7 @@ def test_bin_is_a_benchmark(tmp_path, samples):
     benchmark = {"name": "own", "source": {"kind": "bin", "uri": uri}, "pairs": {"kind": "bin", "uri": uri}}
     settings = smoke.settings(
         tmp_path, tmp_path, str(tmp_path / "run"), source=source, methods=[{"name": "embedding_norm"}],
-        benchmarks=[benchmark], train={"n_epochs": 1}, evaluate={"fmr": 0.1, "n_bootstrap": 0},
+        benchmarks=[benchmark], train={"n_epochs": 1}, evaluate={"fmr": 0.1, "draws": 0},
     )  # fmt: skip
     run_job(settings)
     job = Job(settings)

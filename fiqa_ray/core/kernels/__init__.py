@@ -7,6 +7,7 @@ kmeans.py        clusters of an identity
 mates.py         who is paired with whom, and how similar they are
 counting.py      ranks of equation 2 by counting
 owners.py        means of equation 2 by pair owner, and equation 3
+discard.py       wrong decisions at each discard level
 sorting.py       a stable argsort of scores
 accelerator.py   gram, kmeans and mates as torch operations
 threads.py       one thread for numerics

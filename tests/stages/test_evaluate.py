@@ -1,0 +1,122 @@
+"""The evaluate stage: rows that follow from pairs and scores alone, families of comparisons, persons."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from fiqa_ray.config import EvaluateSettings
+from fiqa_ray.datasets.results import AucRow, DifferenceRow
+from fiqa_ray.errors import FiqaRayError, UsageError
+from fiqa_ray.stages.evaluate import UsablePairs, _area_rows, _bootstrap, _comparisons, _difference_rows
+
+N_PERSONS, N_EACH = 120, 8
+
+
+def rows_of_benchmark(
+    order: np.ndarray, resample: str = "auto", identity_of=lambda name: name[:4], short: bool = False
+) -> tuple[list[AucRow], list[DifferenceRow]]:
+    """Rows of one benchmark whose images are listed in ``order``; its pairs always stand in the same order."""
+    rng = np.random.default_rng(2)
+    names = np.array([f"p{i // N_EACH:03d}/{i % N_EACH}" for i in range(N_PERSONS * N_EACH)])
+    utility = rng.beta(5, 2, size=names.size)
+    person, k = np.repeat(np.arange(N_PERSONS), 5), np.arange(600)
+    # mated: image 0 with images 1 to 5 of the person; non-mated: image 6 with image 7 of another person
+    a = np.concatenate([person * N_EACH, person * N_EACH + 6])
+    b = np.concatenate([person * N_EACH + 1 + k % 5, (person + 1 + k % 119) % N_PERSONS * N_EACH + 7])
+    mated = np.arange(1200) < 600
+    similarity = np.where(mated, 0.5 * np.minimum(utility[a], utility[b]), 0) + 0.1 * rng.normal(size=1200)
+    scores = {"sharp": utility + 0.05 * rng.normal(size=names.size), "blunt": utility + rng.normal(size=names.size)}
+    scores["oracle"] = utility
+    if short:  # images 6 and 7 are the worst, so that the non-mated pairs go first
+        scores["short"] = utility - 2 * (np.arange(names.size) % N_EACH >= 6)
+    place = np.argsort(order)
+    shard = SimpleNamespace(
+        benchmark=SimpleNamespace(name="bench"),
+        fr="r18",
+        seed=0,
+        settings=EvaluateSettings(fmr=0.05, draws=40, resample=resample, conventions=("paper", "dasec", "nearest")),
+        faces=SimpleNamespace(read_all=lambda _: pa.table({"identity": [identity_of(name) for name in names[order]]})),
+        compare={"random": [("sharp", "random"), ("blunt", "random")], "scorers": [("sharp", "blunt")]},
+    )
+    pairs = UsablePairs(place[a], place[b], mated, np.full(1200, -1), similarity, 0)
+    areas = _bootstrap(shard, pa.array(names[order]), pairs, {name: s[order] for name, s in scores.items()})
+    return _area_rows(shard, areas), _difference_rows(shard, areas)
+
+
+def test_the_order_of_images_changes_nothing() -> None:
+    forward = np.arange(N_PERSONS * N_EACH)
+    expected = rows_of_benchmark(forward)
+    assert repr(rows_of_benchmark(np.random.default_rng(1).permutation(forward))) == repr(expected)
+    areas, differences = expected
+    assert len(areas) == 3 * 3 * 4  # conventions, limits, scorers
+    assert len(differences) == 3 * 3
+    assert {row.unit for row in areas} == {"identities"}
+
+
+def test_references_never_lead() -> None:
+    areas, differences = rows_of_benchmark(np.arange(N_PERSONS * N_EACH))
+    whole = [row for row in areas if row.convention == "dasec" and row.discard_limit == 1]
+    assert min(whole, key=lambda row: row.auc).scorer == "oracle"
+    assert [row.scorer for row in whole if row.is_leading] == ["sharp"]
+    # dasec: random numbers leave FNMR as it is at every level
+    floor = next(row for row in whole if row.scorer == "random")
+    part = next(row for row in areas if (row.scorer, row.convention, row.discard_limit) == ("random", "dasec", 0.3))
+    assert part.auc == pytest.approx(0.3 * floor.auc)
+    clear = [row for row in differences if row.convention == "dasec"]
+    assert {(row.scorer_a, row.scorer_b): row.high < 0 for row in clear}[("sharp", "blunt")]
+    # two comparisons with random numbers: the smaller p-value is doubled, a single comparison is not
+    families = {f: [row for row in clear if row.family == f] for f in ("random", "scorers")}
+    smallest = min(families["random"], key=lambda row: row.p_value)
+    assert smallest.p_holm == pytest.approx(2 * smallest.p_value)
+    assert families["scorers"][0].p_holm == families["scorers"][0].p_value
+
+
+def test_a_score_that_runs_out_has_its_own_limit() -> None:
+    order = np.arange(N_PERSONS * N_EACH)
+    alone = {repr(row) for row in rows_of_benchmark(order)[0] if row.convention == "paper"}
+    areas = [row for row in rows_of_benchmark(order, short=True)[0] if row.convention == "paper"]
+    limits = {name: max(r.discard_limit for r in areas if r.scorer == name) for name in ("sharp", "blunt", "short")}
+    assert limits["sharp"] == limits["blunt"] == 0.95
+    assert limits["short"] == 0.45  # of 600 + 600 pairs
+    longest = [r for r in areas if r.discard_limit == 0.95]
+    assert {repr(row) for row in longest} <= alone
+
+
+def test_persons_are_resampled_where_the_faces_name_them() -> None:
+    order = np.arange(N_PERSONS * N_EACH)
+
+    def unit(resample: str, identity_of) -> set[str]:
+        return {row.unit for row in rows_of_benchmark(order, resample, identity_of)[0]}
+
+    assert unit("pairs", lambda name: name[:4]) == {"pairs"}
+    assert unit("auto", lambda name: name) == {"pairs"}  # a flat folder: each image its own identity
+    with pytest.raises(FiqaRayError, match="pair 0 is mated but joins identities p000/0 and p000/1"):
+        unit("identities", lambda name: name)
+
+
+def test_families_of_comparisons() -> None:
+    method = SimpleNamespace(label="m")
+    label_sets = [SimpleNamespace(method=method, is_prior=prior) for prior in (True, False)]
+
+    def families(scorers: list[str], **settings: object) -> dict:
+        job = SimpleNamespace(
+            settings=SimpleNamespace(evaluate=EvaluateSettings(**settings)),
+            label_sets=lambda: label_sets,
+            scorer_name=lambda t: "m, prior" if t.is_prior else "m, optimized",
+        )
+        return _comparisons(job, scorers)
+
+    trained = ["m, prior", "m, optimized"]
+    assert families(["m", *trained], compare_scorers=[("m", "oracle")]) == {
+        "baseline": [("m, optimized", "m")],
+        "unoptimized": [("m, optimized", "m, prior")],
+        "random": [("m", "random"), ("m, prior", "random"), ("m, optimized", "random")],
+        "scorers": [("m", "oracle")],
+    }
+    assert families(trained, compare=["baseline"]) == {"baseline": [], "scorers": []}
+    with pytest.raises(UsageError, match=r"compare_scorers: there is no scorer 'x'; choose from m, random, oracle"):
+        families(["m"], compare_scorers=[("m", "x")])
+    with pytest.raises(UsageError, match="may not be named 'oracle'"):
+        families(["m", "oracle"])
