@@ -123,6 +123,34 @@ def status(
 
 
 @app.command()
+def verify(
+    run_uri: Annotated[str, typer.Argument(metavar="RUN_URI", help="run_uri of a job")],
+    repair: Annotated[
+        bool, typer.Option("--repair", help="remove the damaged files, and no others; the next run makes them again")
+    ] = False,
+) -> None:
+    """Read all files of a run once, and name each damaged one and what was made from it.
+
+    Exit code 1 if a file is damaged or lost, 3 after a repair: run the job again.
+    """
+    from fiqa_ray.tools.verify import repair_run, verify_run
+
+    verification = repair_run(run_uri) if repair else verify_run(run_uri)
+    for damage in verification.damages:
+        print(damage.fault)
+        if damage.made_from_it:
+            print(f"  made from it while it was sound: {', '.join(damage.made_from_it)}")
+    n = len(verification.damages)
+    print(f"{verification.n_files:,} files, {verification.n_bytes:,} bytes: {n} damaged or lost")
+    if n and repair:
+        print("the damaged files are removed; run the same job again, it makes them again")
+    elif n:
+        print("fiqa-ray verify --repair removes the damaged files, and no others; the next run makes them again")
+    if n:
+        raise typer.Exit(3 if repair else 1)
+
+
+@app.command()
 def rejects(
     run_uri: Annotated[str, typer.Argument(metavar="RUN_URI", help="run_uri of a job")],
     output: Annotated[str | None, typer.Option("-o", "--output", help="write the list to this .csv")] = None,

@@ -174,6 +174,13 @@ def _write_local(path: str, data: bytes | pa.Buffer, name_it: Callable[[str, str
             os.unlink(temporary)
 
 
+def remove_file(uri: str) -> None:
+    """Remove one file."""
+    with storage_errors(uri):
+        fs, path = filesystem(uri)
+        fs.rm_file(path)
+
+
 def put_if_absent(uri: str, data: bytes) -> bool:
     """Create a small object unless it is there; return True to the one caller whose content it holds."""
     with storage_errors(uri):

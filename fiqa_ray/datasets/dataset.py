@@ -300,15 +300,25 @@ class Dataset:
 
     def manifest(self) -> Manifest | None:
         """Return the manifest, or None while the dataset is unfinished. Raise `FiqaRayError` if it is damaged."""
+        return self.manifest_beside(self.plan() or {})
+
+    def manifest_beside(self, plan: dict[str, Any]) -> Manifest | None:
+        """Return the manifest, checked against this plan, or None; raise `FiqaRayError` if it is damaged."""
         content = self._read("_manifest.json")
         if content is None:
             return None
-        plan = self.plan() or {}
         fault = fault_of_manifest(content, self.name, plan)
         if fault:
             raise damaged(self.at("_manifest.json"), fault, _REMEDIES["_manifest.json"])
         parts = [Part(**p) for p in content["parts"]]
         return Manifest(self.uri, plan, parts, add_stats([p.stats for p in parts]), sum(p.n_rows for p in parts))
+
+    def is_incomplete(self) -> bool:
+        """Return whether the dataset was begun and lacks its manifest or a part."""
+        if self.plan() is None:
+            return False
+        manifest = self.manifest()
+        return manifest is None or len(self.finished_parts(verify=True)) < len(manifest.parts)
 
     def require(self) -> Manifest:
         """Return the manifest of an input. Raise `IncompleteError` if the stage that writes it has not finished."""

@@ -266,7 +266,7 @@ def test_regressors_of_an_earlier_version_are_refused_with_what_to_do(tmp_path):
         ),
         ({**card, "schema_version": "3"}, r"earlier version .*schema_version '3'"),
         (moved, r"by an earlier version of fiqa_ray \(schema_version 1, .*train it again"),
-        ([card], r"card\.json: holds list, wanted a JSON object"),
+        ([card], r"card\.json is damaged: it holds list, wanted a JSON object"),
     ):
         uri = stored(str(tmp_path / "r"), {**files, "card.json": as_card(changed)})
         with pytest.raises(FiqaRayError, match=message):
