@@ -1,6 +1,7 @@
 """Damage at rest: after each fault of each kind of file of a run, an error that names the file, or an undisturbed result."""
 
 import json
+import os
 import random
 import re
 import shutil
@@ -18,6 +19,8 @@ from fiqa_ray.tools.run_job import run_job
 from fiqa_ray.tools.verify import repair_run, verify_run
 
 N_FLIPS = 40
+N_WAYS = int(os.environ.get("FIQA_RAY_TEST_DAMAGES", "2"))
+"""Ways of damage per kind of file, by lot; set it to 99 for all of them."""
 STAGES = ["pack", "embed", "score", "pair", "rank", "optimize", "train"]
 
 
@@ -48,8 +51,8 @@ class Run:
     root: Path
 
     def content(self) -> dict[str, bytes]:
-        """The files by name, but for the lock; of a plan not when it was made."""
-        return {n: _timeless(n, p.read_bytes()) for n, p in self.files().items()}
+        """The files by name, but for the lock and what only training needs; of a plan not when it was made."""
+        return {n: _timeless(n, p.read_bytes()) for n, p in self.files().items() if not n.startswith("_training/")}
 
     def files(self) -> dict[str, Path]:
         paths = [p for p in sorted(self.root.rglob("*")) if p.is_file() and "_lock" not in p.parts]
@@ -69,14 +72,19 @@ class Run:
         (damage,) = [d for d in verify_run(str(self.root)).damages if d.file == name] or [None]
         for folder in damage.made_from_it if damage else ():
             shutil.rmtree(self.root / folder)
+        if name.startswith("_training/"):
+            shutil.rmtree(self.root / "regressor")
 
 
 def _timeless(name: str, data: bytes) -> bytes:
     """The part of a file that does not tell when and how fast it was made."""
     if not name.endswith(".json"):
         return data
-    values = json.loads(data)
-    values.pop(SUM_KEY, None)
+    try:
+        values = json.loads(data)
+        values.pop(SUM_KEY, None)
+    except (ValueError, RecursionError, AttributeError):
+        return data
     return re.sub(rb'"(created_s|duration_s)": [0-9.e+-]+', b"", json.dumps(values, sort_keys=True).encode())
 
 
@@ -95,25 +103,26 @@ def flip(data: bytes, rng: random.Random) -> bytes:
     return data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :]
 
 
-def test_verify_finds_every_flip_of_every_kind_of_file(finished):
+@pytest.mark.slow
+def test_verify_finds_every_flip_of_every_kind_of_file(finished, tmp_path):
     """40 one-bit flips in each kind of file; each is named, alone, unless it changes white space of a document only."""
     rng = random.Random(16)
-    before, root = finished.content(), str(finished.root)
-    assert verify_run(root).damages == []
     for kind, name in kinds(finished).items():
-        path = finished.root / name
-        data = path.read_bytes()
+        root = tmp_path / kind.replace("/", "-")  # a run of this dataset alone: all of it is read for every flip
+        folder = name.rpartition("/")[0]
+        for part in {folder, str(next((finished.root / "quality_index").rglob("v=*")).relative_to(finished.root))}:
+            shutil.copytree(finished.root / part, root / part)
+        path, data = root / name, (root / name).read_bytes()
+        assert verify_run(str(root)).damages == []
         for _ in range(N_FLIPS):
             path.write_bytes(flip(data, rng))
-            damages = verify_run(root).damages
+            damages = verify_run(str(root)).damages
             if not damages:
                 assert name.endswith(".json"), kind
                 assert json.loads(path.read_bytes()) == json.loads(data), kind
             else:
                 assert [d.file for d in damages] == [name], kind
                 assert name in damages[0].fault
-        path.write_bytes(data)
-    assert finished.content() == before
 
 
 def faults(data: bytes, other: bytes | None, name: str, rng: random.Random) -> dict[str, Callable[[Path], object]]:
@@ -135,6 +144,7 @@ def faults(data: bytes, other: bytes | None, name: str, rng: random.Random) -> d
     return ways
 
 
+@pytest.mark.slow
 def test_every_damage_is_named_or_does_not_matter_and_the_remedy_works(finished):
     """What follows from the file is removed and made again: the bytes are those of the undisturbed run in the end."""
     rng = random.Random(4)
@@ -144,7 +154,8 @@ def test_every_damage_is_named_or_does_not_matter_and_the_remedy_works(finished)
         path = finished.root / name
         twins = [n for n in before if kind_of(n) == kind and n != name]
         other = originals[twins[0]] if twins else None
-        for way, damage in faults(originals[name], other, name, rng).items():
+        ways = list(faults(originals[name], other, name, rng).items())
+        for way, damage in rng.sample(ways, min(N_WAYS, len(ways))):
             damage(path)
             finished.without_what_follows(name)
             error = finished.run()
@@ -165,7 +176,6 @@ def test_every_damage_is_named_or_does_not_matter_and_the_remedy_works(finished)
 @pytest.mark.parametrize(
     ("kind", "change", "fault"),
     [
-        ("_plan.json", {"bounds": [0, 9, 20, 25]}, ""),
         ("_plan.json", {"bounds": [0, 20, 10, 25]}, "bounds do not rise from 0 to n_rows=25"),
         ("_plan.json", {"bounds": [0, 10, 20, 24]}, "bounds do not rise"),
         ("_plan.json", {"bounds": [0, 10, 25]}, "bounds do not rise"),
@@ -188,8 +198,6 @@ def test_documents_must_make_sense_even_if_their_sum_fits(finished, kind, change
     else:
         values |= change
     path.write_bytes(document_bytes(values, f"{path.parent.name}/{kind}"))
-    (finished.root / "faces").rglob("*")
     error = finished.run()
     path.write_bytes(data)
-    if fault:
-        assert re.search(rf"{re.escape(str(path))} is damaged: .*{fault}.*remove this file and run again", error), error
+    assert re.search(rf"{re.escape(str(path))} is damaged: .*{fault}.*remove this file and run again", error), error
