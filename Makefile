@@ -43,4 +43,5 @@ bench: $(BIN)/.ready  ## every benchmark, scaled down to a few minutes; docs/res
 	$(BIN)/python benchmarks/clustering.py --images 1024
 	$(BIN)/python benchmarks/ray_nodes.py --share 0.001 --nodes 1 2
 	$(BIN)/python benchmarks/cost_model.py
+	$(BIN)/python benchmarks/coverage.py --trials 20 --draws 200 --truth 200 --scenarios independent
 	$(BIN)/python benchmarks/inference.py --share 0.02

@@ -25,7 +25,7 @@ LADDER = {  # room -> the rooms that it may import, beside itself: never one abo
     "job": {"storage", "config", "datasets", "models", "sources"},
     "engine": {"core", "storage", "config", "datasets", "job"},
     "training": {"core", "storage", "documents", "images", "config", "models", "datasets", "synthetic", "job", "engine"},
-    "report": {"datasets"},
+    "report": {"core", "datasets"},
     "stages": {
         "core", "storage", "documents", "images", "config", "models", "datasets", "sources", "job", "engine", "training",
         "report",

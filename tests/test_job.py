@@ -1,5 +1,6 @@
 """The whole job: same labels for any number of workers and shards, on any storage, after any interruption."""
 
+import hashlib
 import os
 import random
 import signal
@@ -8,16 +9,21 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 import smoke
+from fiqa_ray import job
+from fiqa_ray.config import RecognizerSettings
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.engine.ray import RayMapper
 from fiqa_ray.engine.step import Step, stateless_worker
-from fiqa_ray.job import Job
+from fiqa_ray.job import Job, model_id
 from fiqa_ray.storage import list_files, read_bytes
 from fiqa_ray.tools.run_job import run_job
 from fiqa_ray.tools.status import run_status
+from onnx_files import graph, node
 
 TESTS = Path(__file__).parent / "helpers"
 
@@ -159,3 +165,29 @@ def test_killed_at_random_and_continued(faces, tmp_path, expected):
     for record, stamp in written.items():
         assert (record.stat().st_ino, record.stat().st_mtime_ns) == stamp, f"{record} was made twice"
     assert label_bytes(smoke.settings(tmp_path, faces, str(run_uri))) == expected
+
+
+def test_scores_of_onnx_networks_are_named_by_all_their_weights_and_how_they_are_computed(tmp_path, monkeypatch):
+    """A changed weight in a second file, or another arithmetic, is another model."""
+    model = graph(
+        [node("GlobalAveragePool", "x", out="g"), node("Mul", "g", "w")], {"w": np.ones((1, 3, 1, 1), np.float32)}
+    )
+    path = tmp_path / "net.onnx"
+    path.write_bytes(model.SerializeToString())
+    settings = RecognizerSettings(name=str(path))
+    whole = model_id(settings)
+    assert whole["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(job, "ONNX_VERSION", job.ONNX_VERSION + 1)
+    assert model_id(settings) != whole
+    identities = []
+    for weight in (1.0, 2.0):
+        model.graph.initializer[0].CopyFrom(
+            onnx.numpy_helper.from_array(np.full((1, 3, 1, 1), weight, np.float32), "w")
+        )
+        folder = tmp_path / str(weight)
+        folder.mkdir()
+        onnx.save_model(model, str(folder / "net.onnx"), save_as_external_data=True, location="w", size_threshold=0)
+        identities.append(model_id(RecognizerSettings(name=str(folder / "net.onnx"))))
+    assert (tmp_path / "1.0" / "net.onnx").read_bytes() == (tmp_path / "2.0" / "net.onnx").read_bytes()
+    assert identities[0]["name"] == identities[1]["name"]
+    assert identities[0] != identities[1]

@@ -37,8 +37,50 @@ from fiqa_ray.core.verification import (
 )
 from fiqa_ray.errors import FiqaRayError, UsageError
 
-CONVENTIONS = ("paper", "dasec", "nearest")
-"""Names of the conventions, as above."""
+
+@dataclass(frozen=True)
+class Convention:
+    """What a reader of a curve must know of its convention.
+
+    Attributes:
+        summary: The convention in a sentence.
+        end: Discard fraction at which the curve ends.
+        is_stepped: Whether the curve is drawn in steps that hold the left value, not in straight lines between levels.
+        discards: What is discarded.
+    """
+
+    summary: str
+    end: float
+    is_stepped: bool
+    discards: str
+
+
+_LAST_LEVEL = (N_LEVELS - 1) / N_LEVELS
+
+CONVENTIONS: dict[str, Convention] = {
+    "paper": Convention(
+        "“paper” discards from all pairs in steps of 5 % and sets a new threshold at every step, so that the FMR "
+        "stays below its target; straight lines, area over [0, 0.95].",
+        end=_LAST_LEVEL,
+        is_stepped=False,
+        discards="pairs",
+    ),
+    "dasec": Convention(
+        "“dasec” discards from the mated pairs only, keeps one threshold and lets equal qualities go together; "
+        "steps, area over [0, 1] unless a limit is given.",
+        end=1.0,
+        is_stepped=True,
+        discards="mated pairs",
+    ),
+    "nearest": Convention(
+        "“nearest” discards as “paper” does, but takes the threshold whose FMR is nearest to the target (CR-FIQA); "
+        "straight lines, area over [0, 0.95].",
+        end=_LAST_LEVEL,
+        is_stepped=False,
+        discards="pairs",
+    ),
+}
+"""The conventions above by name; `config.EvaluateSettings` lists the names that a job may ask for."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +150,7 @@ class EDC:
 
 def end_of(convention: str) -> float:
     """Return the discard fraction at which a convention's curve ends."""
-    return 1.0 if convention == "dasec" else (N_LEVELS - 1) / N_LEVELS
+    return CONVENTIONS[convention].end
 
 
 def check_limit(convention: str, limit: float) -> None:

@@ -169,13 +169,13 @@ def _onnx_preprocessing(name: str, model: Any, options: Mapping[str, Any]) -> tu
     given = {key: value for key, value in options.items() if key != "output"}
     if "mean" in given and "scale" in given:
         return Preprocessing(**given), ""
-    found = find_scaling(model)
-    if found is None or "mean" in given or "scale" in given:
+    scaling = find_scaling(model)
+    if scaling is None or "mean" in given or "scale" in given:
         raise UsageError(
             f"{name}: the file does not show how pixels are scaled; give mean and scale on 0..255, "
             "input = (v - mean) / scale. Common: 127.5 and 127.5; 0 and 1 where the graph scales by itself"
         )
-    preprocessing, source = replace(found[0], **given), found[1]
+    preprocessing, source = replace(scaling[0], **given), scaling[1]
     logger.warning("%s: %s (%s); if that is wrong, set mean, scale and colour", name, preprocessing, source)
     return preprocessing, source
 

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from fiqa_ray.core.edc import CONVENTIONS
 from fiqa_ray.datasets.results import EdcLine
 from fiqa_ray.report.data import LabelSummary, SimilarityHistogram
 
@@ -132,24 +133,23 @@ def similarity_figure(row: SimilarityHistogram) -> str:
 def edc_figure(lines: Sequence[EdcLine], styles: Mapping[str, LineStyle], limits: Sequence[float] = ()) -> str:
     """Draw FNMR against the discarded share, one line per scorer; all lines share benchmark, recogniser and convention.
 
-    Steps for "dasec", straight lines between the levels otherwise. The ends of partial areas, `limits`, are marked.
+    The ends of partial areas, `limits`, are marked.
     """
-    percent = lines[0].convention != "dasec"
-    scale = 100 if percent else 1
+    convention = CONVENTIONS.get(lines[0].convention, CONVENTIONS["paper"])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_INCH, 3.1), layout="constrained")
         axes = figure.subplots()
         highest = 0.0
         for line in lines:
             shown = line.discard_fraction <= X_END + 1e-9
-            x, y = line.discard_fraction[shown] * scale, line.fnmr[shown]
+            x, y = 100 * line.discard_fraction[shown], line.fnmr[shown]
             highest = max(highest, float(np.nanmax(y, initial=0.0)))
-            _draw_line(axes, x, y, styles[line.scorer], stepped=not percent)
+            _draw_line(axes, x, y, styles[line.scorer], stepped=convention.is_stepped)
         for limit in limits:
-            axes.axvline(limit * scale, color=GREY, linewidth=0.9, linestyle=":")
-        axes.set_xlabel("Discarded pairs [%]" if percent else "Discarded mated pairs, share")
+            axes.axvline(100 * limit, color=GREY, linewidth=0.9, linestyle=":")
+        axes.set_xlabel(f"Discarded {convention.discards} [%]")
         axes.set_ylabel("FNMR")
-        axes.set_xlim(0, X_END * scale)
+        axes.set_xlim(0, 100 * X_END)
         axes.set_ylim(0, 1.06 * highest if highest > 0 else 1e-3)
         return _data_uri(figure)
 

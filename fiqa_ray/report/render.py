@@ -15,27 +15,13 @@ from typing import Any, TypeVar
 import jinja2
 from markupsafe import Markup
 
+from fiqa_ray.core.edc import CONVENTIONS
 from fiqa_ray.datasets.results import AucRow, CorrelationRow, DifferenceRow
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.report import figures
 from fiqa_ray.report.data import ReportData
 
 FOLDER = Path(__file__).parent
-CONVENTIONS = {
-    "paper": (
-        "“paper” discards from all pairs in steps of 5 % and sets a new threshold at every step, so that the FMR "
-        "stays below its target; straight lines, area over [0, 0.95]."
-    ),
-    "nearest": (
-        "“nearest” discards as “paper” does, but takes the threshold whose FMR is nearest to the target (CR-FIQA); "
-        "straight lines, area over [0, 0.95]."
-    ),
-    "dasec": (
-        "“dasec” discards from the mated pairs only, keeps one threshold and lets equal qualities go together; "
-        "steps, area over [0, 1] unless a limit is given."
-    ),
-}
-CURVE_END = {"paper": 0.95, "nearest": 0.95, "dasec": 1.0}
 
 Item = TypeVar("Item")
 Key = TypeVar("Key")
@@ -75,7 +61,9 @@ def render_report(data: ReportData) -> str:
         similarity_figures=[(row, figures.similarity_figure(row)) for row in data.similarities],
         curves=curve_groups(data, styles),
         conventions=[
-            CONVENTIONS[name] for name in dict.fromkeys(line.convention for line in data.edc) if name in CONVENTIONS
+            CONVENTIONS[name].summary
+            for name in dict.fromkeys(line.convention for line in data.edc)
+            if name in CONVENTIONS
         ],
         auc_tables=auc_tables(data.auc),
         differences=difference_groups(data.differences),
@@ -232,7 +220,7 @@ def curve_groups(data: ReportData, styles: Mapping[str, figures.LineStyle]) -> l
                 row.discard_limit
                 for row in data.auc
                 if (row.fr, row.convention, row.fmr_target) == (fr, convention, fmr)
-                and row.discard_limit < min(figures.X_END, CURVE_END.get(convention, 1.0))
+                and row.discard_limit < min(figures.X_END, curve_end(convention))
             }
         )
         groups.append(
@@ -251,6 +239,11 @@ def curve_groups(data: ReportData, styles: Mapping[str, figures.LineStyle]) -> l
     return groups
 
 
+def curve_end(convention: str) -> float:
+    """Return the discard fraction at which a convention's curves end; 1 for one that this version does not know."""
+    return CONVENTIONS[convention].end if convention in CONVENTIONS else 1.0
+
+
 def auc_tables(rows: Sequence[AucRow]) -> list[dict[str, Any]]:
     """Return, per (recogniser, convention, FMR, limit), scorers by benchmarks, those that lead marked."""
     tables = []
@@ -266,7 +259,7 @@ def auc_tables(rows: Sequence[AucRow]) -> list[dict[str, Any]]:
                 "convention": convention,
                 "fmr": fmr,
                 "limit": limit,
-                "partial": limit < CURVE_END.get(convention, 1.0),
+                "partial": limit < curve_end(convention),
                 "how_made": how_made(members),
                 "columns": [(benchmark, column[0]) for benchmark, column in by_benchmark.items()],
                 "rows": [

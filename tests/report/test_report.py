@@ -233,7 +233,7 @@ def test_figures_carry_their_labels(html: str) -> None:
     joined = " ".join(svgs(html))
     for label in (
         "Discarded pairs [%]",
-        "Discarded mated pairs, share",
+        "Discarded mated pairs [%]",
         "FNMR",
         "Prior quality",
         "Optimized quality",

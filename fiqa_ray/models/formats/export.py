@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from fiqa_ray._version import __version__
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.models.formats.onnx_file import keep_output, parse_onnx, read_onnx
-from fiqa_ray.models.formats.onnx_network import OnnxNetwork, try_network
+from fiqa_ray.models.formats.onnx_network import FILE_ENTRY, OnnxNetwork, try_network
 from fiqa_ray.models.recognizer import FACE_SHAPE
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
 from fiqa_ray.models.regressor import QualityRegressor, check_score_table
@@ -110,15 +110,17 @@ def _run_onnx(data: bytes, faces: np.ndarray, batch_size: int) -> tuple[np.ndarr
     return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
 
 
-def _to_onnx(network: nn.Module) -> Any:
+def _to_onnx(network: _ScoreAndEmbedding) -> Any:
     """Return the `onnx.ModelProto` of a network from faces to (score, embedding)."""
-    example = torch.zeros(2, *FACE_SHAPE, dtype=torch.uint8)
+    example, model = torch.zeros(2, *FACE_SHAPE, dtype=torch.uint8), network.model
     disabled = logging.root.manager.disable
     try:
         # torch logs each package that is not there, and prints the whole graph of a network that it cannot trace
         logging.disable(logging.WARNING)
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
+            if FILE_ENTRY in model.base_model.state_dict():
+                return _by_tracing(network, example)
             program = torch.onnx.export(
                 network,
                 (example,),
@@ -136,6 +138,22 @@ def _to_onnx(network: nn.Module) -> Any:
         logging.disable(disabled)
     assert program is not None  # None only where torch writes a file itself
     return program.model_proto
+
+
+def _by_tracing(network: nn.Module, example: Tensor) -> Any:
+    """Return the `onnx.ModelProto` of a trained ONNX network, whose sizes are values that only a trace follows."""
+    buffer: Any = io.BytesIO()
+    torch.onnx.export(
+        network,
+        (example,),
+        buffer,
+        dynamo=False,
+        input_names=["faces"],
+        output_names=["score", "embedding"],
+        dynamic_axes={name: {0: "batch"} for name in ("faces", "score", "embedding")},
+        opset_version=OPSET,
+    )
+    return onnx.load_model_from_string(buffer.getvalue())
 
 
 def _metadata(card: Mapping[str, Any]) -> dict[str, str]:

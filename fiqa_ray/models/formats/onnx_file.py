@@ -238,9 +238,9 @@ def fixed_batch(model: ModelProto) -> int | None:
 
 def keep_output(model: ModelProto, output: str) -> None:
     """Leave one output of a network, and the nodes that lead to it."""
-    kept = [value for value in model.graph.output if value.name == output]
+    outputs = [value for value in model.graph.output if value.name == output]
     del model.graph.output[:]
-    model.graph.output.extend(kept)
+    model.graph.output.extend(outputs)
     needed, nodes = {output}, []
     for node in reversed(model.graph.node):
         if needed.intersection(node.output):

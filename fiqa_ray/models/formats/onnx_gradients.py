@@ -1,8 +1,7 @@
 """An ONNX network as a torch module with gradients, for FaceQAN and for training.
 
-onnx2pytorch converts it: of the two converters kept today it also knows `auto_pad`, pools with uneven padding, and operator
-sets after 13, and it has releases of 2026; onnx2torch's last is of 2024. A converted network counts only if it equals
-onnxruntime on faces.
+onnx2pytorch converts it: of the two converters tried (onnx2torch is the other) it alone knows `auto_pad`, pools with uneven
+padding, and operator sets after 13. A converted network counts only if it equals onnxruntime on faces.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto
+from onnx import GraphProto, ModelProto, TensorProto
 from torch import Tensor, nn
 
 from fiqa_ray.errors import FiqaRayError
@@ -93,6 +92,7 @@ class ConvertedNetwork(nn.Module):
 def _convert(model: ModelProto) -> nn.Module:
     """Return a network as a torch module whose weights are parameters, in the order in which the graph uses them."""
     _simplify(model)
+    _rename(model.graph, {})
     library = _import_converter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about settings that do not matter to inference
@@ -147,6 +147,25 @@ def _simplify(model: ModelProto) -> None:
             name = tensor.name
             values = onnx.numpy_helper.to_array(tensor).astype(np.float32)
             tensor.CopyFrom(onnx.numpy_helper.from_array(values, name))
+
+
+def _rename(graph: GraphProto, names: dict[str, str]) -> None:
+    """Name the values of a graph by their number: the converter names modules by them, and torch splits names at dots."""
+
+    def renamed(name: str) -> str:
+        return name and names.setdefault(name, f"v{len(names)}")
+
+    for value in (*graph.input, *graph.initializer, *graph.output):
+        value.name = renamed(value.name)
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                _rename(inner, names)
+        inputs, outputs = [renamed(name) for name in node.input], [renamed(name) for name in node.output]
+        del node.input[:], node.output[:]
+        node.input.extend(inputs)
+        node.output.extend(outputs)
+    del graph.value_info[:]
 
 
 def _import_converter() -> Any:

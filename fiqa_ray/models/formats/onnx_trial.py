@@ -43,8 +43,8 @@ def main() -> None:
     faces = np.full((n_faces, 3, 112, 112), 0.25, DTYPES[image.type])
     outputs = session.run(None, {image.name: faces})
     names = [output.name for output in session.get_outputs()]
-    found = {n: [list(np.shape(a)), str(np.asarray(a).dtype)] for n, a in zip(names, outputs, strict=True)}
-    print(json.dumps(found))
+    shapes = {n: [list(np.shape(a)), str(np.asarray(a).dtype)] for n, a in zip(names, outputs, strict=True)}
+    print(json.dumps(shapes))
 
 
 if __name__ == "__main__":
