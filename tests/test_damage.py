@@ -168,7 +168,8 @@ def test_every_damage_is_named_or_does_not_matter_and_the_remedy_works(finished)
                 repair_run(str(finished.root))
                 assert finished.run() == "", (kind, way)
             after = finished.content()
-            assert {n for n in before.keys() | after.keys() if before.get(n) != after.get(n)} == set(), (kind, way)
+            changed = {n for n in before.keys() | after.keys() if before.get(n) != after.get(n)}
+            assert changed == set(), (kind, way)
             for n, content in originals.items():
                 (finished.root / n).write_bytes(content)
 
