@@ -178,6 +178,18 @@ def test_lock_of_a_vanished_machine_goes_stale(root, monkeypatch):
         assert "000002.json" in list_files(join(root, "_lock"))
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "7", '{"pid": "x"}', "{}", "[" * 20000])
+def test_a_damaged_lock_is_named_and_its_remedy_works(tmp_path, content):
+    lock = tmp_path / "_lock" / "000001.json"
+    lock.parent.mkdir()
+    lock.write_text(content)
+    with pytest.raises(FiqaRayError, match=rf"{lock} is damaged.*remove this file and run again"):
+        RunLock(str(tmp_path)).__enter__()
+    lock.unlink()
+    with RunLock(str(tmp_path)):
+        pass
+
+
 def test_lock_of_a_living_machine_holds(tmp_path, monkeypatch):
     monkeypatch.setattr(RunLock, "stale_s", 1.0)
     uri = join(str(tmp_path), "_lock", "000001")

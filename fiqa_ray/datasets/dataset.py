@@ -314,11 +314,11 @@ class Dataset:
         return Manifest(self.uri, plan, parts, add_stats([p.stats for p in parts]), sum(p.n_rows for p in parts))
 
     def is_incomplete(self) -> bool:
-        """Return whether the dataset was begun and lacks its manifest or a part."""
-        if self.plan() is None:
-            return False
-        manifest = self.manifest()
-        return manifest is None or len(self.finished_parts(verify=True)) < len(manifest.parts)
+        """Return whether the dataset was begun and lacks its plan, its manifest or a part."""
+        plan, manifest = self.plan(), self.manifest()
+        if plan is None or manifest is None:
+            return plan is not None or manifest is not None
+        return len(self.finished_parts(verify=True)) < len(manifest.parts)
 
     def require(self) -> Manifest:
         """Return the manifest of an input. Raise `IncompleteError` if the stage that writes it has not finished."""

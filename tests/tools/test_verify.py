@@ -72,7 +72,8 @@ def test_lost_histograms_are_made_again_though_the_ranks_are_finished(finished, 
     before = {p: p.read_bytes() for p in run.rglob("*.parquet")}
     (counts,) = (run / "key_counts").rglob("part-00003*.parquet")
     (keys,) = (run / "sorted_keys").rglob("part-00000.repeat-00.parquet")
-    for path in (counts, keys):
+    (plan,) = (run / "key_counts").rglob("_plan.json")
+    for path in (counts, keys, plan):
         path.unlink()
     code, out = verify(capsys, run)
     assert code == 1
@@ -80,6 +81,9 @@ def test_lost_histograms_are_made_again_though_the_ranks_are_finished(finished, 
     assert verify(capsys, run, "--repair")[0] == 3
     run_job(load_settings(job, options), STAGES)
     assert {p: p.read_bytes() for p in run.rglob("*.parquet")} == before
+    plan.unlink()  # alone
+    run_job(load_settings(job, options), STAGES)
+    assert verify(capsys, run)[0] == 0
 
 
 def test_what_verify_refuses(finished, capsys):
