@@ -23,6 +23,12 @@ from fiqa_ray.report.data import ReportData
 
 FOLDER = Path(__file__).parent
 
+FAMILIES = {
+    "baseline": "regressors on optimized labels against the methods' own scores",
+    "unoptimized": "regressors on optimized labels against those on prior labels",
+}
+"""Comparisons that are told in one sentence, by `DifferenceRow.family`."""
+
 Item = TypeVar("Item")
 Key = TypeVar("Key")
 
@@ -175,20 +181,25 @@ def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[s
 
 
 def findings(data: ReportData) -> list[str]:
-    """Return the run in a few sentences, results first."""
+    """Return the run in a few sentences, results first; what beats random numbers is left to the tables."""
+    told = [row for row in data.differences if row.family != "random"]
+    groups = grouped(
+        told, lambda r: (r.fr, r.convention, r.family if r.family in FAMILIES else (r.scorer_a, r.scorer_b))
+    )
     sentences = []
-    for group in difference_groups(data.differences):
-        by_verdict = grouped(group["rows"], lambda item: item["verdict"])
+    for (fr, convention, family), members in groups.items():
+        by_verdict = grouped(members, verdict)
         parts = [
-            f"{word} on {', '.join(item['row'].benchmark for item in by_verdict[word])}"
+            f"{word}{_named(by_verdict[word], is_family=family in FAMILIES)}"
             for word in ("improves", "no clear difference", "worsens", "no interval", "undefined")
             if word in by_verdict
         ]
-        sentences.append(f"{group['where']}: {group['a']} against {group['b']}: {'; '.join(parts)}.")
-    for n_images, members in grouped(data.labels, lambda labels: labels.n_images).items():
-        methods = ", ".join(dict.fromkeys(labels.method for labels in members))
-        alone = percent_range([labels.n_without_pairs / max(1, n_images) for labels in members])
-        moved = percent_range([labels.mean_index_move for labels in members])
+        what = FAMILIES[family] if family in FAMILIES else f"{family[0]} against {family[1]}"
+        sentences.append(f"Convention {convention}, {fr}: {what}: {'; '.join(parts)}.")
+    for n_images, labels_of in grouped(data.labels, lambda labels: labels.n_images).items():
+        methods = ", ".join(dict.fromkeys(labels.method for labels in labels_of))
+        alone = percent_range([labels.n_without_pairs / max(1, n_images) for labels in labels_of])
+        moved = percent_range([labels.mean_index_move for labels in labels_of])
         sentences.append(
             f"Labels of {count(n_images)} images ({methods}): {alone} own no pair and keep their index; "
             f"the index moved by {moved} of the images on average."
@@ -198,6 +209,16 @@ def findings(data: ReportData) -> list[str]:
         failed = f"{count(n_failed)} row{'s' if n_failed != 1 else ''}" if n_failed else "no row"
         sentences.append(f"{len(data.stages)} stages ran; {failed} failed.")
     return sentences
+
+
+def _named(rows: Sequence[DifferenceRow], *, is_family: bool) -> str:
+    """Return what some rows of one verdict are about: benchmarks, within a family by the first scorer."""
+    if not is_family:
+        return f" on {', '.join(row.benchmark for row in rows)}"
+    by_scorer = grouped(rows, lambda row: row.scorer_a.replace(", regressor on optimized labels", ""))
+    return ": " + ", ".join(
+        f"{name} on {', '.join(r.benchmark for r in members)}" for name, members in by_scorer.items()
+    )
 
 
 # --- grouping ---------------------------------------------------------------------------------------------------------

@@ -174,7 +174,7 @@ def test_page_is_whole_and_loads_nothing(html: str) -> None:
     page = Page(html)
     assert html.startswith("<!DOCTYPE html>")
     assert page.open == []
-    assert page.ids == ["run", "flow", "labels", "recogniser", "curves", "areas", "degradation", "faces", "notes"]
+    assert page.ids == ["areas", "curves", "labels", "faces", "degradation", "recogniser", "notes", "run", "flow"]
     assert page.targets == [f"#{name}" for name in page.ids]
     assert all(value.startswith("data:image/") for value in page.loads)
     assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
@@ -362,3 +362,18 @@ def test_each_benchmark_has_its_correlations() -> None:
     rows = [CorrelationRow("LFW", "a", "all", 0.25, 9), CorrelationRow("CFP-FP", "a", "all", 0.75, 8)]
     text = Page(render_report(ReportData("t", "v", correlations=rows))).text
     assert re.search(r"LFW Scorer all a 0\.25 n = 9 CFP-FP Scorer all a 0\.75 n = 8", text)
+
+
+def test_findings_tell_a_family_in_one_sentence() -> None:
+    def row(benchmark: str, method: str, low: float, high: float, family: str = "baseline") -> DifferenceRow:
+        ends = {"difference": (low + high) / 2, "low": low, "high": high, "family": family, "p_holm": 0.01}
+        optimized = f"{method}, regressor on optimized labels"
+        return DifferenceRow(benchmark, FR, "paper", optimized, "random" if family == "random" else method, **ends)
+
+    rows = [row("LFW", "a", -0.2, -0.1), row("CFP", "a", -0.1, 0.1), row("LFW", "b", -0.3, -0.1)]
+    text = Page(render_report(ReportData("t", "v", differences=[*rows, row("LFW", "a", -0.9, -0.8, "random")]))).text
+    what = "regressors on optimized labels against the methods' own scores"
+    sentence = f"Convention paper, {FR}: {what}: improves: a on LFW, b on LFW; no clear difference: a on CFP."
+    assert text.count("Convention paper") >= 1
+    assert sentence in text
+    assert "against random: improves" not in text
