@@ -281,7 +281,9 @@ class Job:
             "inputs": {k: d.fingerprint for k, d in inputs.items()},
         }
         parts = [f"{k}={v}" for k, v in keys.items()]
-        return Dataset(join(self.settings.run_uri, name, *parts, f"v={fingerprint(content)}"), name)
+        run_uri = self.settings.run_uri
+        folders = tuple(d.uri[len(run_uri.rstrip("/")) + 1 :] for d in inputs.values())
+        return Dataset(join(run_uri, name, *parts, f"v={fingerprint(content)}"), name, folders)
 
 
 def model_id(model: RecognizerSettings | MethodSettings) -> dict[str, Any]:

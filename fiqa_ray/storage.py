@@ -135,14 +135,21 @@ def read_bytes(uri: str) -> bytes:
 
 def read_json(uri: str) -> Any | None:
     """Return parsed JSON, or None where there is no such file."""
+    data = read_if_there(uri)
+    try:
+        return None if data is None else json.loads(data)
+    except (ValueError, RecursionError) as exc:
+        raise FiqaRayError(f"{uri} is damaged ({exc}); remove this file and run again") from exc
+
+
+def read_if_there(uri: str) -> bytes | None:
+    """Return the content of a file, or None where there is no such file."""
     with storage_errors(uri):
         fs, path = filesystem(uri)
         try:
-            return json.loads(fs.cat_file(path))
+            return fs.cat_file(path)
         except FileNotFoundError:
             return None
-        except ValueError as exc:
-            raise FiqaRayError(f"{uri} is damaged ({exc}); remove this file and run again") from exc
 
 
 def exists(uri: str) -> bool:
@@ -173,6 +180,13 @@ def _write_local(path: str, data: bytes | pa.Buffer, name_it: Callable[[str, str
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def remove_file(uri: str) -> None:
+    """Remove one file."""
+    with storage_errors(uri):
+        fs, path = filesystem(uri)
+        fs.rm_file(path)
 
 
 def put_if_absent(uri: str, data: bytes) -> bool:

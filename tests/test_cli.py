@@ -21,6 +21,7 @@ from fiqa_ray._version import __version__
 from fiqa_ray.cli import main
 from fiqa_ray.config import load_settings
 from fiqa_ray.core.align import TEMPLATE
+from fiqa_ray.documents import document_bytes
 from fiqa_ray.engine.lock import RunLock
 from fiqa_ray.job import Job, LabelSet
 from fiqa_ray.models.formats import export
@@ -284,12 +285,12 @@ def test_percentiles_by_hand(cli, convolutional, faces, tmp_path):
     scores = sorted(job_scores(job, method, None))
     assert len(set(scores)) == 36
     card["validation_scores"] = {"n_images": 36, "quantiles": scores}
-    (model / "card.json").write_text(json.dumps(card))
+    (model / "card.json").write_bytes(document_bytes(card))
     assert cli("score", faces / "bench", "--model", model, "-o", tmp_path / "s.parquet")[0] == 0
     for row in pq.read_table(tmp_path / "s.parquet").to_pylist():
         assert row["percentile"] == pytest.approx(100 * scores.index(row["score"]) / 35)
     del card["validation_scores"]  # as in older cards
-    (model / "card.json").write_text(json.dumps(card))
+    (model / "card.json").write_bytes(document_bytes(card))
     assert cli("score", faces / "bench", "--model", model, "-o", tmp_path / "s.parquet")[0] == 0
     assert pq.read_table(tmp_path / "s.parquet")["percentile"].null_count == 36
 

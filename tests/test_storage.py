@@ -2,6 +2,7 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,9 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fiqa_ray import storage
-from fiqa_ray.datasets import dataset as dataset_module
-from fiqa_ray.datasets import parquet
+from fiqa_ray import documents, storage
+from fiqa_ray.datasets import parquet, sums
 from fiqa_ray.datasets.dataset import Dataset, add_stats
 from fiqa_ray.engine.lock import RunLock
 from fiqa_ray.errors import FiqaRayError, IncompleteError
@@ -34,7 +34,7 @@ def test_parts_manifest_and_reading(root):
     assert d.manifest() is None
     assert d.finished_parts() == {}
     d.write_plan({"n_parts": 2})
-    assert d.write_plan({"n_parts": 99}) == {"n_parts": 2}  # the first plan counts
+    assert d.write_plan({"n_parts": 99})["n_parts"] == 2  # the first plan counts
     d.write_part(1, {".parquet": table(3, 4), "extra.bin": b"abc"}, n_rows=3, stats={"status": {"ok": 2, "bad": 1}})
     with pytest.raises(IncompleteError, match=r"1 of 2 parts are missing .*part-00000"):
         d.commit(2)
@@ -178,6 +178,18 @@ def test_lock_of_a_vanished_machine_goes_stale(root, monkeypatch):
         assert "000002.json" in list_files(join(root, "_lock"))
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "7", '{"pid": "x"}', "{}", "[" * 20000])
+def test_a_damaged_lock_is_named_and_its_remedy_works(tmp_path, content):
+    lock = tmp_path / "_lock" / "000001.json"
+    lock.parent.mkdir()
+    lock.write_text(content)
+    with pytest.raises(FiqaRayError, match=rf"{lock} is damaged.*remove this file and run again"):
+        RunLock(str(tmp_path)).__enter__()
+    lock.unlink()
+    with RunLock(str(tmp_path)):
+        pass
+
+
 def test_lock_of_a_living_machine_holds(tmp_path, monkeypatch):
     monkeypatch.setattr(RunLock, "stale_s", 1.0)
     uri = join(str(tmp_path), "_lock", "000001")
@@ -223,20 +235,21 @@ def test_damage_anywhere_is_found(root, monkeypatch, how):
         )
     else:
         content = parquet.table_bytes(table(3000))
-    part = d.write_part(0, {".parquet": content}, n_rows=3000)
     columns = None
     whole = bytes(content)
     places = np.linspace(0, len(whole) - 1, 40).astype(int).tolist()
-    if how == "plain":  # large, and read as a whole: the footer must not decide whether sums are looked at
-        monkeypatch.setattr(dataset_module, "_SMALL_BYTES", 0)
+    if how != "encoded":  # as if large: each column and the footer have sums of their own
+        monkeypatch.setattr(sums, "SMALL_BYTES", 0)
         places += range(len(whole) - 400, len(whole), 9)
     if how == "little of it":
-        monkeypatch.setattr(dataset_module, "_SMALL_BYTES", 0)
         chunk = pq.read_metadata(pa.BufferReader(content)).row_group(0).column(1)
         columns = ["value"]
-        first = chunk.data_page_offset + 100  # beyond the page's header, which no sum covers
-        places = np.linspace(first, chunk.data_page_offset + chunk.total_compressed_size - 1, 10).astype(int).tolist()
-        monkeypatch.setattr(dataset_module, "_is_most", lambda *_: False)
+        first = chunk.dictionary_page_offset or chunk.data_page_offset  # the page's header is covered too
+        places = list(range(first, first + 60))
+        places += np.linspace(first, first + chunk.total_compressed_size - 1, 20).astype(int).tolist()
+        places += range(len(whole) - 400, len(whole), 9)
+        monkeypatch.setattr(sums, "_is_most", lambda *_: False)
+    part = d.write_part(0, {".parquet": content}, n_rows=3000)
     assert d.read(part, columns).num_rows == 3000
     for place in places:
         write_atomic(d.at("part-00000.parquet"), whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
@@ -245,3 +258,59 @@ def test_damage_anywhere_is_found(root, monkeypatch, how):
     write_atomic(d.at("part-00000.parquet"), whole[: len(whole) // 2])
     with pytest.raises(FiqaRayError, match="is damaged"):
         d.read(part, columns)
+
+
+@pytest.mark.parametrize("how", ["rows", "range"])
+def test_damage_in_row_groups_is_found(root, monkeypatch, how):
+    """One bit anywhere in a large part of which a few row groups are read: an error with the name, or the same rows."""
+    monkeypatch.setattr(sums, "SMALL_BYTES", 0)
+    d = dataset(root)
+    key = np.sort(np.random.default_rng(1).integers(0, 5000, 1000).astype(np.int32))
+    content = parquet.table_bytes(pa.table({"key": key, "value": np.arange(1000) / 3}), row_group_rows=64)
+    part = d.write_part(0, {".parquet": content}, n_rows=1000)
+
+    def read():
+        if how == "rows":
+            return d.read_rows(part, 130, 200, ["key"])["key"].to_numpy()
+        rows = d.read_range(part, 1000, 1100, ".parquet")["key"].to_numpy()
+        return rows[(rows >= 1000) & (rows < 1100)]
+
+    expected = key[130:200] if how == "rows" else key[(key >= 1000) & (key < 1100)]
+    assert read().tolist() == expected.tolist()
+    whole, errors = bytes(content), []
+    for place in range(3, len(whole), 211 if root.startswith("s3:") else 11):
+        write_atomic(d.at("part-00000.parquet"), whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        try:
+            assert read().tolist() == expected.tolist()
+        except FiqaRayError as exc:
+            errors.append(str(exc))
+    assert len(errors) > 10
+    assert all(re.search(r"part-00000\.parquet is damaged: .*remove this file and run again", e) for e in errors)
+    write_atomic(d.at("part-00000.parquet"), whole[:-1])
+    with pytest.raises(FiqaRayError, match=r"part-00000\.parquet is damaged"):
+        read()
+
+
+def test_documents_refuse_what_does_not_fit(root):
+    """Other digits, another document over it, cut, nested, no sum: one error with file and remedy each."""
+    uri = join(root, "a.json")
+    documents.write_document(uri, {"n": 120, "mean": 0.5}, "v=1/a.json")
+    whole = read_bytes(uri)
+    assert documents.read_document(uri, "mend it", "v=1/a.json") == {"n": 120, "mean": 0.5}
+    for content in (
+        whole.replace(b"120", b"121"),
+        whole.replace(b"0.5", b"NaN"),
+        whole.replace(b'"mean"', b'"maen"'),
+        whole.replace(b'"mean"', b'"\\ud800"'),
+        whole.replace(b"document_sha256", b"document_sha255"),
+        documents.document_bytes({"n": 120, "mean": 0.5}, "v=2/a.json"),
+        whole[:30],
+        b"",
+        b"[]",
+        b"\xff",
+        b"[" * 20000,
+        b"{" + b'"n": ' + b"1" * 10000 + b"}",
+    ):
+        write_atomic(uri, content)
+        with pytest.raises(FiqaRayError, match=r"a\.json is damaged: .*; mend it$"):
+            documents.read_document(uri, "mend it", "v=1/a.json")

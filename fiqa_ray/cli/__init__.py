@@ -148,7 +148,7 @@ def rejects(
         print(text.getvalue().decode(), end="")
 
 
-for _command in (results.labels, results.scores, results.embeddings):
+for _command in (results.labels, results.scores, results.embeddings, results.verify):
     app.command()(_command)
 
 

@@ -1,4 +1,4 @@
-"""The commands that write the results of a run as one file: labels, scores, embeddings."""
+"""The commands about what a run has stored: labels, scores and embeddings as one file each, and a check of all files."""
 
 from __future__ import annotations
 
@@ -125,3 +125,30 @@ def _short_warnings() -> Iterator[None]:
         yield
     for text in dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning):
         print(f"warning: {text}", file=sys.stderr)
+
+
+def verify(
+    run_uri: RunUri,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="remove the damaged files, and no others; the next run makes them again")
+    ] = False,
+) -> None:
+    """Read all files of a run once, and name each damaged one and what was made from it.
+
+    Exit code 1 if a file is damaged or lost, 3 after a repair: run the job again.
+    """
+    from fiqa_ray.tools.verify import repair_run, verify_run
+
+    verification = repair_run(run_uri) if repair else verify_run(run_uri)
+    for damage in verification.damages:
+        print(damage.fault)
+        if damage.made_from_it:
+            print(f"  made from it while it was sound: {', '.join(damage.made_from_it)}")
+    n = len(verification.damages)
+    print(f"{verification.n_files:,} files, {verification.n_bytes:,} bytes: {n} damaged or lost")
+    if n and repair:
+        print("the damaged files are removed; run the same job again, it makes them again")
+    elif n:
+        print("fiqa-ray verify --repair removes the damaged files, and no others; the next run makes them again")
+    if n:
+        raise typer.Exit(3 if repair else 1)

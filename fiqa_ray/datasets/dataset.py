@@ -13,34 +13,36 @@ work that makes one part; a group is several parts that one task reads.
 from __future__ import annotations
 
 import glob
-import json
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from isal.isal_zlib import crc32
 
 from fiqa_ray.datasets.parquet import table_bytes
+from fiqa_ray.datasets.records import fault_of_manifest, fault_of_part, fault_of_plan
+from fiqa_ray.datasets.sums import Choose, file_sums, read_table
+from fiqa_ray.documents import create_document, damaged, parse_document, read_document, write_document
 from fiqa_ray.errors import FiqaRayError, IncompleteError
 from fiqa_ray.storage import (
     _SLASH,
     _is_local,
     filesystem,
     join,
-    json_bytes,
     list_files,
-    put_if_absent,
-    read_json,
     storage_errors,
     write_atomic,
 )
 
 _READS_AT_ONCE = 8
-_SMALL_BYTES = 1 << 20
+_REMEDIES = {
+    "_plan.json": "remove this file and run again: it is written again",
+    "_manifest.json": "remove this file and run again: it is written again from the records of the parts",
+}
+_PART_REMEDY = "remove this file and run again: its part is then computed again"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Part:
     Attributes:
         index: Number of the part in its dataset, from 0.
         n_rows: Rows of the part; what a row is depends on the dataset.
-        files: File name to `n_bytes` and `crc32` (8 hex digits).
+        files: File name to its sums, see `fiqa_ray.datasets.sums`.
         stats: Numbers, or nested dicts of numbers, that are added over the parts.
         duration_s: Seconds of work.
     """
@@ -95,6 +97,11 @@ def record_name(index: int) -> str:
     return f"_{part_name(index)}.json"
 
 
+def is_record(name: str) -> bool:
+    """Return whether a file of a dataset is the record of a part."""
+    return name.startswith("_part-") and name.endswith(".json") and name[6:-5].isdigit()
+
+
 def add_stats(all_stats: Iterator[Mapping[str, Any]] | list[Mapping[str, Any]]) -> dict[str, Any]:
     """Add numbers key by key, also in nested dicts."""
     total: dict[str, Any] = {}
@@ -132,10 +139,12 @@ class Dataset:
     Attributes:
         uri: The folder; ends in `v=<fingerprint>`.
         name: Kind of dataset, a key of `MADE_BY`.
+        inputs: Folders, relative to the run, of the datasets that it is made from.
     """
 
     uri: str
     name: str
+    inputs: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def fingerprint(self) -> str:
@@ -150,10 +159,18 @@ class Dataset:
 
     def write_plan(self, plan: dict[str, Any]) -> dict[str, Any]:
         """Store what the dataset will hold, unless a plan is stored already; return the stored plan."""
-        put_if_absent(self.at("_plan.json"), json_bytes(plan))
-        stored = read_json(self.at("_plan.json"))
-        assert isinstance(stored, dict)
+        values = {**plan, "inputs": list(self.inputs)}
+        create_document(self.at("_plan.json"), values, self._place("_plan.json"))
+        stored = self.plan()
+        assert stored is not None
         return stored
+
+    def _place(self, name: str) -> str:
+        """Return the name that a document is bound to: the folder may be moved, its documents not exchanged."""
+        return join(self.uri.rsplit(_SLASH, 1)[-1], name)
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        return read_document(self.at(name), _REMEDIES[name], self._place(name))
 
     def write_part(
         self,
@@ -194,7 +211,10 @@ class Dataset:
             for file_name, content in contents.items()
         }
         part = Part(index, n_rows, written, stats or {}, round(duration_s, 3))
-        write_atomic(self.at(record_name(index)), json_bytes(asdict(part)))
+        if manifest is not None:  # the same bytes again, also of the record
+            part = manifest.parts[index]
+        document = record_name(index)
+        write_document(self.at(document), asdict(part), self._place(document))
         return part
 
     def _write_file(
@@ -204,7 +224,7 @@ class Dataset:
             data: bytes | pa.Buffer = table_bytes(content, **parquet)
         else:
             data = content() if callable(content) else content
-        sums = _sums(data)
+        sums = file_sums(name, data)
         if record is not None and record != sums:
             raise self._differs_from_record(part)
         write_atomic(self.at(name), data)
@@ -228,7 +248,8 @@ class Dataset:
                 "run the same command again to continue"
             )
         parts = [asdict(done[i]) for i in range(n_parts)]
-        put_if_absent(self.at("_manifest.json"), json_bytes({"dataset": self.name, "parts": parts}))
+        values = {"dataset": self.name, "parts": parts}
+        create_document(self.at("_manifest.json"), values, self._place("_manifest.json"))
         manifest = self.manifest()
         assert manifest is not None
         return manifest
@@ -236,41 +257,75 @@ class Dataset:
     # reading
 
     def plan(self) -> dict[str, Any] | None:
-        """Return the stored plan, or None."""
-        return read_json(self.at("_plan.json"))
+        """Return the stored plan, or None. Raise `FiqaRayError` if it is damaged."""
+        plan = self._read("_plan.json")
+        fault = fault_of_plan(plan) if plan is not None else ""
+        if fault:
+            raise damaged(self.at("_plan.json"), fault, _REMEDIES["_plan.json"])
+        return plan
 
     def finished_parts(self, verify: bool = False) -> dict[int, Part]:
-        """Return the records of the finished parts by number.
+        """Return the records of the finished parts by number; a part with a damaged record counts as unfinished.
 
         Args:
-            verify: Leave out parts with a file that is missing or has another size than its record says.
+            verify: Leave out parts with a file that is missing or has another size than its record says, and records
+                that differ from the manifest.
         """
         sizes = list_files(self.uri)
-        names = [n for n in sizes if n.startswith("_part-") and n.endswith(".json")]
-        with storage_errors(self.uri):
-            fs, path = filesystem(self.uri)
-            folder = glob.escape(path.rstrip(_SLASH))  # cat reads patterns, and a run's folder may hold brackets
-            contents = fs.cat([folder + _SLASH + n for n in names]) if names else {}
-        if isinstance(contents, bytes):
-            contents = {"": contents}
+        manifest = self.manifest() if verify and "_manifest.json" in sizes else None
         parts = {}
-        for content in contents.values():
+        for name, content in self._records(sizes).items():
             try:
-                part = Part(**json.loads(content))
-            except (ValueError, TypeError):
-                continue  # a damaged record: its part is computed again
-            if not verify or all(sizes.get(name) == f["n_bytes"] for name, f in part.files.items()):
+                part = self.parse_record(name, content)
+            except FiqaRayError as exc:
+                logging.getLogger("fiqa_ray").warning("%s", exc)
+                continue
+            if verify and any(sizes.get(name) != f["n_bytes"] for name, f in part.files.items()):
+                continue
+            if manifest is None or (part.index < len(manifest.parts) and manifest.parts[part.index] == part):
                 parts[part.index] = part
         return parts
 
+    def _records(self, names: Iterable[str]) -> dict[str, bytes]:
+        """Return the content of the parts' records by name."""
+        records = [n for n in names if is_record(n)]
+        with storage_errors(self.uri):
+            fs, path = filesystem(self.uri)
+            folder = glob.escape(path.rstrip(_SLASH))  # cat reads patterns, and a run's folder may hold brackets
+            contents = fs.cat([folder + _SLASH + n for n in records]) if records else {}
+        if isinstance(contents, bytes):
+            contents = {records[0]: contents}
+        return {path.rsplit(_SLASH, 1)[-1]: content for path, content in contents.items()}
+
+    def parse_record(self, name: str, content: bytes) -> Part:
+        """Return the record of a part from the content of its file `name`. Raise `FiqaRayError` if it is damaged."""
+        values = parse_document(content, self.at(name), _PART_REMEDY, self._place(name))
+        fault = fault_of_part(values, int(name.removeprefix("_part-").removesuffix(".json")))
+        if fault:
+            raise damaged(self.at(name), fault, _PART_REMEDY)
+        return Part(**values)
+
     def manifest(self) -> Manifest | None:
-        """Return the manifest, or None while the dataset is unfinished."""
-        content = read_json(self.at("_manifest.json"))
+        """Return the manifest, or None while the dataset is unfinished. Raise `FiqaRayError` if it is damaged."""
+        return self.manifest_beside(self.plan() or {})
+
+    def manifest_beside(self, plan: dict[str, Any]) -> Manifest | None:
+        """Return the manifest, checked against this plan, or None; raise `FiqaRayError` if it is damaged."""
+        content = self._read("_manifest.json")
         if content is None:
             return None
+        fault = fault_of_manifest(content, self.name, plan)
+        if fault:
+            raise damaged(self.at("_manifest.json"), fault, _REMEDIES["_manifest.json"])
         parts = [Part(**p) for p in content["parts"]]
-        stats = add_stats([p.stats for p in parts])
-        return Manifest(self.uri, self.plan() or {}, parts, stats, sum(p.n_rows for p in parts))
+        return Manifest(self.uri, plan, parts, add_stats([p.stats for p in parts]), sum(p.n_rows for p in parts))
+
+    def is_incomplete(self) -> bool:
+        """Return whether the dataset was begun and lacks its plan, its manifest or a part."""
+        plan, manifest = self.plan(), self.manifest()
+        if plan is None or manifest is None:
+            return plan is not None or manifest is not None
+        return len(self.finished_parts(verify=True)) < len(manifest.parts)
 
     def require(self) -> Manifest:
         """Return the manifest of an input. Raise `IncompleteError` if the stage that writes it has not finished."""
@@ -284,16 +339,12 @@ class Dataset:
         return manifest
 
     def read(self, part: Part, columns: list[str] | None = None, suffix: str = ".parquet") -> pa.Table:
-        """Read a part, or some of its columns, and verify it.
-
-        The file's CRC-32 is checked if most of the file is read, else Parquet's page checksums. On a local disk only
-        the wanted columns of a large file are read.
+        """Read a part, or some of its columns, after a check of the bytes; of a large local file only the wanted ones.
 
         Raises:
             FiqaRayError: The file is missing or damaged.
         """
-        with self._table(part, suffix, columns) as file:
-            return file.read(columns, use_threads=False)
+        return self._table(part, suffix, columns)
 
     def read_all(self, columns: list[str] | None = None, suffix: str = ".parquet") -> pa.Table:
         """Read all parts in order as one table. Memory: the table, so use it for small results and per-image vectors."""
@@ -306,74 +357,42 @@ class Dataset:
         return pa.concat_tables(tables)
 
     def read_rows(self, part: Part, first: int, last: int, columns: list[str]) -> pa.Table:
-        """Return the rows first:last of a large part; only the row groups that hold them are read."""
-        with self._table(part, ".parquet", whole=False) as file:
+        """Return the rows first:last of a large part; only the row groups that hold them are read and checked."""
+        skip = 0
+
+        def choose(metadata: pq.FileMetaData) -> list[int]:
+            nonlocal skip
             groups: list[int] = []
-            skip = start = 0
-            for g in range(file.num_row_groups):
-                n = file.metadata.row_group(g).num_rows
+            start = 0
+            for g in range(metadata.num_row_groups):
+                n = metadata.row_group(g).num_rows
                 if start < last and start + n > first:
                     skip = first - start if not groups else skip
                     groups.append(g)
                 start += n
-            return file.read_row_groups(groups, columns=columns).slice(skip, last - first)
+            return groups
+
+        table = self._table(part, ".parquet", columns, choose)
+        return table.slice(skip, last - first)
 
     def read_range(self, part: Part, low: int | None, high: int | None, suffix: str) -> pa.Table:
         """Read the row groups of a sorted table whose first column overlaps [low, high); None means unbounded."""
-        with self._table(part, suffix, whole=False) as file:
+
+        def choose(metadata: pq.FileMetaData) -> list[int]:
             groups = []
-            for g in range(file.num_row_groups):
-                extent = file.metadata.row_group(g).column(0).statistics
+            for g in range(metadata.num_row_groups):
+                extent = metadata.row_group(g).column(0).statistics
                 if (high is None or extent.min < high) and (low is None or extent.max >= low):
                     groups.append(g)
-            return file.read_row_groups(groups)
+            return groups
 
-    @contextmanager
+        return self._table(part, suffix, None, choose)
+
     def _table(
-        self, part: Part, suffix: str, columns: list[str] | None = None, whole: bool = True
-    ) -> Iterator[pq.ParquetFile]:
-        """Open a part's table. Damage that shows while it is open becomes an error with the remedy."""
+        self, part: Part, suffix: str, columns: list[str] | None = None, choose: Choose | None = None
+    ) -> pa.Table:
         name = part_name(part.index) + suffix
-        uri = self.at(name)
-        with storage_errors(uri):
-            fs, path = filesystem(uri)
-            if _is_local(fs):
-                source: Any = pa.memory_map(path)
-            else:  # one request, unless only a few rows are wanted
-                source = pa.BufferReader(fs.cat_file(path)) if whole else fs.open(path, "rb")
-        try:
-            with source:
-                check_file = whole and (not _is_local(fs) or source.size() <= _SMALL_BYTES or _is_most(columns, source))
-                if check_file:
-                    source.seek(0)
-                    if f"{crc32(source.read_buffer()):08x}" != part.files[name]["crc32"]:
-                        raise self._damaged(part, name, "its checksum differs from")
-                with pq.ParquetFile(source, page_checksum_verification=not check_file) as file:
-                    yield file
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as exc:
-            raise self._damaged(part, name, f"{' '.join(str(exc).split())[:120]}; see its record") from exc
-
-    def _damaged(self, part: Part, name: str, how: str) -> FiqaRayError:
-        return FiqaRayError(
-            f"{self.at(name)} is damaged: {how} {record_name(part.index)}; remove this file and run again: "
-            "its part is then computed again"
-        )
-
-
-def _is_most(columns: list[str] | None, source: pa.NativeFile) -> bool:
-    """Return whether the columns (None: all) hold more than half of the bytes of a Parquet file."""
-    if columns is None:
-        return True
-    metadata = pq.read_metadata(source)
-    wanted = total = 0
-    for g in range(metadata.num_row_groups):
-        for c in range(metadata.num_columns):
-            chunk = metadata.row_group(g).column(c)
-            wanted += chunk.total_compressed_size * (chunk.path_in_schema.split(".")[0] in columns)
-            total += chunk.total_compressed_size
-    return 2 * wanted > total
-
-
-def _sums(data: bytes | pa.Buffer) -> dict[str, Any]:
-    """Return a file's size and CRC-32 (isal computes it much faster than zlib; SHA-256 takes longer than the write)."""
-    return {"n_bytes": len(data), "crc32": f"{crc32(data):08x}"}
+        if name not in part.files:
+            remedy = "remove this folder and run again, or choose another run_uri"
+            raise damaged(self.at(record_name(part.index)), f"it names no file {name}", remedy)
+        return read_table(self.at(name), part.files[name], columns, choose)

@@ -66,7 +66,8 @@ class RunLock:
 
     def _is_mine(self) -> bool:
         """Whether the number is ours after all: the answer to a first try may have been lost."""
-        return (read_json(self._at("json")) or {}).get("token") == self._token
+        holder = read_json(self._at("json"))
+        return isinstance(holder, dict) and holder.get("token") == self._token
 
     def _at(self, suffix: str, number: int | None = None) -> str:
         return join(self.uri, f"{number or self._number:06d}.{suffix}")
@@ -86,8 +87,13 @@ class RunLock:
 
     def _refuse_unless_dead(self, number: int) -> None:
         holder = read_json(self._at("json", number)) or {}
+        if not isinstance(holder, dict) or not isinstance(holder.get("pid"), int):
+            raise FiqaRayError(
+                f"{self._at('json', number)} is damaged: it names no process; if no other run is at work, remove this file "
+                "and run again"
+            )
         here = holder.get("host") == socket.gethostname()
-        if here and _process_start(int(holder["pid"])) != holder["start"]:
+        if here and _process_start(holder["pid"]) != holder.get("start"):
             return  # its process is gone
         before = read_json(self._at("beat", number))
         if not here:

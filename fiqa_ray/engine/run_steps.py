@@ -41,12 +41,12 @@ def run_steps(steps: Sequence[Step], mapper: Mapper, max_bad_fraction: float = 1
         finished = step.finished_parts()
         missing = [s for i, s in enumerate(step.shards) if i not in finished]
         if missing or None in stored:
-            plan = {"stage": step.stage, "n_parts": len(step.shards), "n_rows": step.n_rows, "unit": step.unit}
-            for dataset in step.datasets:
-                dataset.write_plan({**plan, "created_s": time.time(), **step.plan})
+            _write_plans(step)
             items += [(step, s) for s in missing]
             done += [(step, p.n_rows) for p in finished.values()]
             unfinished.append(step)
+        elif any(not manifest.plan for manifest in stored if manifest):  # lost
+            _write_plans(step)
     if items:
         if steps[0].engine == "driver":  # shows its own progress
             _run_items(items, mapper, lambda *_: None)
@@ -64,6 +64,13 @@ def run_steps(steps: Sequence[Step], mapper: Mapper, max_bad_fraction: float = 1
             _reconcile(step, whole, max_bad_fraction)
             committed.append(whole)
     return committed
+
+
+def _write_plans(step: Step) -> None:
+    """Write the plan of each dataset of a step, unless it is there."""
+    plan = {"stage": step.stage, "n_parts": len(step.shards), "n_rows": step.n_rows, "unit": step.unit}
+    for dataset in step.datasets:
+        dataset.write_plan({**plan, "created_s": time.time(), **step.plan})
 
 
 def _run_items(items: list[Item], mapper: Mapper, advance: Callable[[Step, int], None]) -> None:

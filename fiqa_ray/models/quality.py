@@ -6,7 +6,6 @@ SDD-FIQA, the paper's regressor, SER-FIQ's released network). The methods themse
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fiqa_ray.documents import read_document
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.models.devices import find_device
 from fiqa_ray.models.formats.export import load_exported
@@ -26,7 +26,7 @@ from fiqa_ray.models.reference import CARD_FILE, ModelRef
 from fiqa_ray.models.regressor import load_regressor
 from fiqa_ray.models.scorer import ScoreFaces, Scorer
 from fiqa_ray.models.user_code import call_function
-from fiqa_ray.storage import exists, join, read_bytes
+from fiqa_ray.storage import content_hash, exists, join
 
 
 def load_scorer(
@@ -117,10 +117,14 @@ def _networks(
 
 def _check_trunk(name: str, recognizer: Recognizer, weights: str | None) -> None:
     """Check that a head of `fiqa-ray train-pcnet` was trained on this recogniser; the card beside the head names it."""
-    card_uri = f"{weights}.json"
-    if weights is None or weights.startswith("random:") or not exists(card_uri):
+    if weights is None or weights.startswith("random:"):
         return
-    trained_on = json.loads(read_bytes(card_uri)).get("recognizer_sha256")
+    card = read_document(f"{weights}.json", "copy head and card again or train the head again: fiqa-ray train-pcnet")
+    if card is None:
+        return
+    if card.get("weights_sha256") != content_hash(weights):
+        raise FiqaRayError(f"{name}: {weights} is not the head that {weights}.json belongs to; copy both again")
+    trained_on = card.get("recognizer_sha256")
     if trained_on != recognizer.weights_sha256:
         raise FiqaRayError(
             f"{name}: {weights} was trained on a recogniser with the SHA-256 {trained_on}, and {recognizer.name} has "

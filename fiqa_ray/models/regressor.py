@@ -7,7 +7,6 @@ A saved regressor is `weights.pt` and `card.json`; the card names the network, s
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fiqa_ray.documents import SUM_KEY, document_bytes, parse_document, parse_object
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.models.devices import find_device
 from fiqa_ray.models.formats.checkpoints import load_state_dict, load_strictly, sha256_of, state_bytes
@@ -31,10 +31,11 @@ from fiqa_ray.public_uri import public_uri, public_values
 from fiqa_ray.storage import join, read_bytes
 
 WEIGHTS_FILE = "weights.pt"
-CARD_VERSION = 2
+CARD_VERSION = 3
 """Version of the card's format; raise it when saved regressors change."""
 _TRUSTED = frozenset({"fiqa_ray.synthetic.compact:build"})
 """Every function that a card may name, beside the tables' networks. Other code runs only if allowed."""
+_CARD_REMEDY = "copy the regressor's folder again, or remove this file in its run and run again"
 N_QUANTILES = 1001
 """Quantiles in a card's table of scores: one per tenth of a percent."""
 
@@ -174,12 +175,12 @@ def save_regressor(model: QualityRegressor, card: Mapping[str, Any]) -> dict[str
     )
     network_entries = {**model.origin, "weights_sha256": sha256_of(weights), "schema_version": CARD_VERSION}
     try:
-        text = json.dumps({**card, **network_entries}, indent=1, sort_keys=True, allow_nan=False)
+        card_data = document_bytes({**card, **network_entries})
     except (TypeError, ValueError) as error:
         raise FiqaRayError(
             f"the regressor's card cannot be written as JSON: {error}; give plain values only"
         ) from error
-    return {WEIGHTS_FILE: weights, CARD_FILE: text.encode() + b"\n"}
+    return {WEIGHTS_FILE: weights, CARD_FILE: card_data}
 
 
 def load_regressor(
@@ -228,8 +229,8 @@ def _read_recorded(uri: str, record: Mapping[str, Any] | None) -> bytes:
     data = read_bytes(uri)
     if record is not None and f"{crc32(data):08x}" != record["crc32"]:
         raise FiqaRayError(
-            f"{uri}: not the file that the job wrote: its checksum differs from its record; remove {uri.rpartition('/')[0]} "
-            "and run again: the regressor is then trained again"
+            f"{uri}: not the file that the job wrote: its checksum differs from its record; remove this file and run again: "
+            "the regressor is then trained again"
         )
     return data
 
@@ -252,15 +253,11 @@ def _check_origin(card: Mapping[str, Any], expected: Mapping[str, Any], card_uri
 
 
 def _parse_card(data: bytes, card_uri: str) -> dict[str, Any]:
-    try:
-        card = json.loads(data)
-    except ValueError as error:
-        raise FiqaRayError(f"{card_uri}: not readable as JSON ({error}); the folder is no saved regressor") from error
-    if not isinstance(card, dict):
-        raise FiqaRayError(
-            f"{card_uri}: holds {type(card).__name__}, wanted a JSON object; the folder is no saved regressor"
-        )
+    card = parse_object(data, card_uri, _CARD_REMEDY)
+    if SUM_KEY in card:
+        card = parse_document(data, card_uri, _CARD_REMEDY)
     _check_version(card, card_uri)
+    card = parse_document(data, card_uri, _CARD_REMEDY)
     wanted = {
         "recognizer": str,
         "options": dict,

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,8 @@ from fiqa_ray.core.landmark_order import LandmarkOrder
 from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.dataset import Dataset, Manifest, Part
 from fiqa_ray.datasets.parquet import table_bytes
+from fiqa_ray.datasets.sums import file_sums
+from fiqa_ray.documents import damaged
 from fiqa_ray.engine.cost import FACE_BYTES, FACE_MEMORY, Cost, Workload
 from fiqa_ray.engine.progress import note
 from fiqa_ray.engine.step import Step, Worker
@@ -37,6 +40,8 @@ from fiqa_ray.sources.landmarks import LandmarkFit, arrange_landmarks
 from fiqa_ray.sources.private_uris import private_faces, public_faces
 from fiqa_ray.storage import exists, read_bytes, storage_errors, write_atomic
 
+SOURCE_LIST = "_source.parquet"
+"""The sorted list of a face set's images, beside its parts; its sums stand in the plan."""
 _ALIGNMENTS = {"landmarks": "by given landmarks", "as_is": "taken as they are"}
 
 
@@ -55,7 +60,8 @@ def pack_steps(job: Job) -> Iterator[list[Step]]:
     steps = []
     for face_set, source in job.face_sets.items():
         dataset = job.faces(face_set)
-        faces, bounds, account, has_secrets = _listed(dataset, face_set, source, job.settings.compute.rows_per_part)
+        listing = _listed(dataset, face_set, source, job.settings.compute.rows_per_part)
+        faces, bounds, account = listing.faces, listing.bounds, listing.account
         rows = identity_rows(faces["identity"])
         shards = [
             PackShard(i, first, int(rows[first]), faces.slice(first, end - first))
@@ -74,7 +80,8 @@ def pack_steps(job: Job) -> Iterator[list[Step]]:
                 "bounds": bounds,
                 "n_identities": account.n_people,
                 "account": account.to_json(),
-                "has_secrets": has_secrets,
+                "has_secrets": listing.has_secrets,
+                "source_list": listing.sums,
             },
         )
         steps.append(step)
@@ -98,33 +105,82 @@ def estimate(job: Job, workload: Workload) -> Iterator[Cost]:
         )
 
 
-def _listed(
-    dataset: Dataset, face_set: str, source: SourceSettings, rows_per_part: int
-) -> tuple[pa.Table, list[int], Account, bool]:
-    """Return the list of a face set, the bounds of its parts, its account, and whether its URIs hold secrets.
+@dataclass(frozen=True)
+class Listing:
+    """A face set as listed.
 
-    An earlier run's list is used again. It has no secrets; where there were some, the source is listed again to read it.
+    Attributes:
+        faces: Its images, with whole URIs.
+        bounds: Row bounds of its parts.
+        account: What became of the source's files.
+        sums: Sizes and sums of the stored list.
+        has_secrets: Whether URIs hold secrets, which are not stored.
     """
-    source_list, plan = dataset.at("_source.parquet"), dataset.plan()
-    if plan is not None and exists(source_list):
-        faces = pq.read_table(io.BytesIO(read_bytes(source_list)))
-        account = Account.from_json(plan["account"])
-        has_secrets = plan.get("has_secrets", False)
-        if has_secrets:
+
+    faces: pa.Table
+    bounds: list[int]
+    account: Account
+    sums: dict[str, Any]
+    has_secrets: bool
+
+
+def _listed(dataset: Dataset, face_set: str, source: SourceSettings, rows_per_part: int) -> Listing:
+    """Return the list of a face set: that of an earlier run, or a new one.
+
+    The stored list has no secrets; where the source's URIs do, it is listed again to read it.
+    """
+    uri, plan = dataset.at(SOURCE_LIST), dataset.plan()
+    if plan is not None and exists(uri):
+        account, faces = Account.from_json(plan["account"]), read_list(dataset)
+        if plan["has_secrets"]:
             faces = private_faces(faces, list_faces(face_set, source)[0], f"{_source_name(face_set)}: {source.uri}")
         else:
             check_account(face_set, source, account)
-        return faces, plan["bounds"], account, has_secrets
+        return Listing(faces, plan["bounds"], account, plan["source_list"], plan["has_secrets"])
     faces, account = list_faces(face_set, source)
     public, has_secrets = public_faces(faces)
-    write_atomic(source_list, table_bytes(public))
-    return faces, part_bounds(identity_rows(faces["identity"]), rows_per_part), account, has_secrets
+    data = table_bytes(public)
+    sums = file_sums(SOURCE_LIST, data)
+    if plan is not None and plan["source_list"] != sums:
+        raise FiqaRayError(
+            f"{_source_name(face_set)}: {source.uri} does not list the same images as when {dataset.uri} was begun, and the "
+            f"list of that time, {SOURCE_LIST}, is lost; choose another run_uri"
+        )
+    write_atomic(uri, data)
+    bounds = plan["bounds"] if plan is not None else _bounds(dataset, faces, rows_per_part)
+    return Listing(faces, bounds, account, sums, has_secrets)
+
+
+def _bounds(dataset: Dataset, faces: pa.Table, rows_per_part: int) -> list[int]:
+    """Return the row bounds of the parts; where the plan was lost, those of the parts that are there."""
+    manifest = dataset.manifest()
+    if manifest is not None and manifest.n_rows == len(faces):
+        return manifest.first_rows
+    bounds = part_bounds(identity_rows(faces["identity"]), rows_per_part)
+    for i, part in dataset.finished_parts().items():
+        if i + 1 >= len(bounds) or bounds[i + 1] - bounds[i] != part.n_rows:
+            raise FiqaRayError(
+                f"{dataset.uri}: its plan is lost and its parts do not fit the source and rows_per_part of now; remove this "
+                "folder and run again"
+            )
+    return bounds
+
+
+def read_list(dataset: Dataset, columns: list[str] | None = None) -> pa.Table:
+    """Return the stored list of a face set, or some of its columns, after a check of its bytes against the plan."""
+    plan, uri = dataset.plan(), dataset.at(SOURCE_LIST)
+    data = read_bytes(uri)
+    sums = file_sums("", data)  # of the whole: nothing is decoded before
+    if plan is not None and any(plan["source_list"][key] != sums[key] for key in sums):
+        raise damaged(
+            uri, "its checksum differs from the plan", "remove this file and run again: the source is listed again"
+        )
+    return pq.read_table(io.BytesIO(data), columns=columns)
 
 
 def listed_image_ids(dataset: Dataset) -> pa.Array:
     """Return the names of a listed face set's images, in their order."""
-    column = pq.read_table(io.BytesIO(read_bytes(dataset.at("_source.parquet"))), columns=["image_id"])["image_id"]
-    return column.combine_chunks()
+    return read_list(dataset, ["image_id"])["image_id"].combine_chunks()
 
 
 def list_faces(face_set: str, source: SourceSettings) -> tuple[pa.Table, Account]:

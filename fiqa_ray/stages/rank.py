@@ -68,7 +68,8 @@ def rank_steps(job: Job) -> Iterator[list[Step]]:
         yield [*indices, rank_step(ranks, groups, worker, needs_gpu=reader.needs_gpu)]
         return
     counts = job.key_counts()
-    if len(ranks.finished_parts(verify=True)) < n_repeats:  # finished ranks need no histograms
+    is_lost = counts.is_incomplete() or (engine == "sort" and job.sorted_keys().is_incomplete())
+    if is_lost or len(ranks.finished_parts(verify=True)) < n_repeats:  # finished ranks need no histograms
         if engine == "counting":
             worker = stateless_worker(count_group, counts, reader)
             yield [rank_step(counts, groups, worker, needs_gpu=reader.needs_gpu)]

@@ -1,9 +1,10 @@
 """train: the regressor H on M, with an L1 loss on labels scaled to [0, 1] (paper, section III-D; Ray Train).
 
-`head`: M is left unchanged; linear heads for all label sets are fitted together on the stored embeddings, with one pass
-over them per epoch. `finetune`: the released recipe (LSIbabnikz/Optimization-Based-Improvement-of-FIQA-Techniques,
-src/transfer_learning): H and the last layers of M, one network per label set. The weights with the lowest validation loss
-are saved. An interrupted training continues from its last validation.
+`head`: M is left unchanged; linear heads for all label sets are fitted side by side on the stored embeddings, with one pass
+over them per epoch. No head's bits depend on the others, so a lost one is made again alone. `finetune`: the released recipe
+(LSIbabnikz/Optimization-Based-Improvement-of-FIQA-Techniques, src/transfer_learning): H and the last layers of M, one
+network per label set. The weights with the lowest validation loss are saved. An interrupted training continues from its
+last validation.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import torch
 from fiqa_ray._version import __version__
 from fiqa_ray.core.kernels.threads import one_thread
 from fiqa_ray.datasets.dataset import Part
+from fiqa_ray.documents import read_document
 from fiqa_ray.engine.cost import FACE_BYTES, FACE_MEMORY, Cost, Workload
 from fiqa_ray.engine.progress import StepProgress
 from fiqa_ray.engine.ray_train import fit_with_ray
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.job import Job, LabelSet
 from fiqa_ray.models.devices import resolve_device
-from fiqa_ray.storage import fingerprint, join, public_uri, read_json, storage_quiet
+from fiqa_ray.storage import fingerprint, join, public_uri, storage_quiet
 from fiqa_ray.training.finetune import FinetuneTraining
 from fiqa_ray.training.head import CACHE_BYTES, HeadTraining
 from fiqa_ray.training.loop import PARTS_AT_ONCE, RECIPES, Plan, Recipe, Report, Task, TrainingLoop
@@ -164,7 +166,7 @@ def _next_progress(plan: Plan, thread: threading.Thread) -> dict[str, int] | Non
         thread.join(1.0)
         progress: dict[str, int] | None = None
         with storage_quiet():
-            progress = read_json(plan.progress_uri)
+            progress = read_document(plan.progress_uri, "remove this file; it only moves the progress bar")
         if progress is not None:
             return progress
     return None

@@ -15,9 +15,10 @@ import pyarrow as pa
 from fiqa_ray.datasets.columns import embedding_lists
 from fiqa_ray.datasets.dataset import MADE_BY, Dataset
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
+from fiqa_ray.documents import read_document, write_document
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.job import Job
-from fiqa_ray.storage import join, json_bytes, list_files, read_json, write_atomic
+from fiqa_ray.storage import join, list_files
 
 LABELS = pa.schema(
     [
@@ -41,7 +42,8 @@ SCORES = pa.schema(
     ]
 )
 
-_RESULTS = "_results.json"
+RESULTS = "_results.json"
+"""Note of a run's datasets, from which `open_run` finds them."""
 
 
 def open_run(run_uri: str) -> Run:
@@ -83,9 +85,17 @@ def record_results(job: Job) -> None:
             dataset = find()
             place = dataset.uri.removeprefix(s.run_uri.rstrip("/") + "/")
             record["datasets"].append({"dataset": dataset.name, **keys, "place": place})
-    uri = join(s.run_uri, _RESULTS)
-    if read_json(uri) != record:
-        write_atomic(uri, json_bytes(record))
+    try:
+        stored = read_results_record(s.run_uri)
+    except FiqaRayError:  # damaged: it follows from the settings, and is written again
+        stored = None
+    if stored != record:
+        write_document(join(s.run_uri, RESULTS), record, RESULTS)
+
+
+def read_results_record(run_uri: str) -> dict[str, Any] | None:
+    """Return what a run notes of its datasets, or None; raise `FiqaRayError` if the file is damaged."""
+    return read_document(join(run_uri, RESULTS), "remove this file and run the job again: it is written again", RESULTS)
 
 
 class Run:
@@ -99,7 +109,7 @@ class Run:
     def __init__(self, uri: str) -> None:
         """Open a run; see `open_run`."""
         self.uri = uri
-        record = read_json(join(uri, _RESULTS))
+        record = read_results_record(uri)
         if record is None:
             if list_files(join(uri, "_settings")):
                 raise FiqaRayError(

@@ -11,6 +11,7 @@ from typing import Any
 from fiqa_ray._version import __version__
 from fiqa_ray.config import Settings
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
+from fiqa_ray.documents import create_document
 from fiqa_ray.engine.local import local_map
 from fiqa_ray.engine.lock import RunLock
 from fiqa_ray.engine.ray import RayMapper, ray_session
@@ -18,10 +19,10 @@ from fiqa_ray.engine.run_steps import run_steps
 from fiqa_ray.errors import UsageError
 from fiqa_ray.job import Job
 from fiqa_ray.stages import STAGES, stage_steps
-from fiqa_ray.storage import fingerprint, join, list_files, put_if_absent, read_json
+from fiqa_ray.storage import fingerprint, join, list_files
 from fiqa_ray.tools.inputs import match_inputs, read_inputs
 from fiqa_ray.tools.open_run import record_results
-from fiqa_ray.tools.status import made_by_another_version
+from fiqa_ray.tools.status import read_settings_record
 
 
 def run_job(settings: Settings, stages: Iterable[str] = tuple(STAGES), *, new_settings: bool = False) -> Job:
@@ -70,10 +71,7 @@ def _checked(stages: Iterable[str]) -> list[str]:
 def _check_settings(settings: Settings, new_settings: bool) -> None:
     """Raise `UsageError` if the run has other settings or another schema version."""
     identity, folder, name = _record_of(settings)
-    records = {n: read_json(join(folder, n)) or {} for n in list_files(folder) if n.endswith(".json")}
-    for record in records.values():
-        if record.get("schema_version") != SCHEMA_VERSION:
-            raise UsageError(f"{settings.run_uri} was {made_by_another_version(record)}")
+    records = {n: read_settings_record(settings.run_uri, n) for n in list_files(folder) if n.endswith(".json")}
     if records and name not in records and not new_settings:
         before = max(records.values(), key=lambda r: r.get("created_s", 0.0))
         changes = "; ".join(_differences(before.get("settings", {}), identity))
@@ -99,7 +97,7 @@ def _record_settings(settings: Settings) -> None:
         "schema_version": SCHEMA_VERSION,
         "python": platform.python_version(),
     }
-    put_if_absent(join(folder, name), (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+    create_document(join(folder, name), record, name)
 
 
 def _differences(before: Any, now: Any, key: str = "") -> list[str]:

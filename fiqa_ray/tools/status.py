@@ -9,9 +9,10 @@ import pyarrow.compute as pc
 
 from fiqa_ray.datasets.dataset import Dataset, add_stats
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
-from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.documents import SUM_KEY, parse_document, parse_object
+from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.stages import STAGES
-from fiqa_ray.storage import join, list_files
+from fiqa_ray.storage import join, list_files, read_bytes
 
 REJECTS = pa.schema([(n, pa.string()) for n in ("dataset", "image_id", "identity", "status", "error")])
 
@@ -19,7 +20,7 @@ REJECTS = pa.schema([(n, pa.string()) for n in ("dataset", "image_id", "identity
 def run_status(run_uri: str) -> list[dict[str, Any]]:
     """Return one record per dataset of a run, in the order of the stages: parts and rows done, failures, bytes, seconds.
 
-    Reads one listing and the parts' records; works from any machine, also during the run and for runs of other versions.
+    Reads one listing and the parts' records; works from any machine, also during the run.
 
     Raises:
         FiqaRayError: There is no run.
@@ -71,6 +72,24 @@ def rejected_images(run_uri: str) -> pa.Table:
                 rows = rows.filter(pc.not_equal(rows["status"], "ok"))
                 tables.append(rows.add_column(0, "dataset", pa.repeat(folder, len(rows))).cast(REJECTS))
     return pa.concat_tables(tables)
+
+
+def read_settings_record(run_uri: str, name: str) -> dict[str, Any]:
+    """Return a settings record of a run.
+
+    Raises:
+        UsageError: Another version of fiqa_ray made the run.
+        FiqaRayError: The record is damaged.
+    """
+    uri = join(run_uri, "_settings", name)
+    remedy = "remove this file and run again with the settings that the run was made with: it is written again"
+    content = read_bytes(uri)
+    record = parse_object(content, uri, remedy)
+    if SUM_KEY in record or record.get("schema_version") == SCHEMA_VERSION:
+        record = parse_document(content, uri, remedy, name)
+    if record.get("schema_version") != SCHEMA_VERSION:
+        raise UsageError(f"{run_uri} was {made_by_another_version(record)}")
+    return record
 
 
 def made_by_another_version(record: dict[str, Any]) -> str:

@@ -27,13 +27,15 @@ CACHE_BYTES = 1 << 30
 """Memory for parts that stay loaded between epochs."""
 
 Loaded = tuple[NDArray[np.floating], NDArray[np.int64]]
-"""Embeddings `(n, D)` of a part's labelled images, and their rows `(n,)` in the face set."""
+"""A part's embeddings `(n, D)`, and their rows `(n,)` in the face set."""
 
 
 class HeadTraining:
-    """One linear head per task, all trained together on standardised embeddings (a `Trainable`).
+    """One linear head per task, trained side by side on standardised embeddings (a `Trainable`).
 
-    The saved weights work on raw embeddings: the standardisation is folded into them.
+    A head's bits do not depend on the other heads: batches and standardisation come from all images with an embedding,
+    whichever have labels, and each head has its own products. The saved weights work on raw embeddings: the
+    standardisation is folded into them.
     """
 
     def __init__(self, plan: Plan, device: str, rank: int, world: int) -> None:
@@ -45,14 +47,14 @@ class HeadTraining:
         self.cache: dict[int, Loaded] = {}
         self.mean, self.scale, self.n_train = self._moments()
         self.batch_size = worker_batch_size(plan.recipe.batch_size, self.n_train, world)
-        self.head = nn.Linear(len(self.mean), len(plan.tasks))
-        nn.init.zeros_(self.head.weight)
-        nn.init.constant_(self.head.bias, 0.5)
-        self.head.to(device)
-        self.optimizer = torch.optim.Adam(self.head.parameters(), lr=plan.recipe.learning_rate)
+        self.heads = nn.ModuleList([nn.Linear(len(self.mean), 1) for _ in plan.tasks])
+        for parameter in self.heads.parameters():
+            nn.init.constant_(parameter, 0.0 if parameter.ndim == 2 else 0.5)
+        self.heads.to(device)
+        self.optimizer = torch.optim.Adam(self.heads.parameters(), lr=plan.recipe.learning_rate)
 
     def batches(self, epoch: int, n_batches: int, skip: int) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Yield standardised embeddings `(b, D)`, labels `(b, K)` and a mask `(b, K)`: 1 for training images."""
+        """Yield standardised embeddings `(b, D)`, labels `(K, b)` and a mask `(K, b)`: 1 for training images."""
 
         def load(part: PartOfRows) -> tuple[NDArray[np.int64], Loaded]:
             values, rows = self._load(part)
@@ -67,13 +69,19 @@ class HeadTraining:
 
     def train_step(self, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Make one step of all heads and return their losses `(K,)`."""
-        x, label, use = batch
-        error = ((self.head(x) - label).abs() * use).sum(0) / use.sum(0).clamp(min=1)
+        losses = self._absolute_errors(*batch)
         self.optimizer.zero_grad()
-        error.sum().backward()  # Adam works element by element: each head trains as if alone
-        average_gradients(list(self.head.parameters()), self.world)
+        torch.stack(losses).sum().backward()  # Adam works element by element: each head trains as if alone
+        average_gradients(list(self.heads.parameters()), self.world)
         self.optimizer.step()
-        return error.detach().double().cpu()
+        return torch.stack(losses).detach().double().cpu()
+
+    def _absolute_errors(self, x: torch.Tensor, label: torch.Tensor, use: torch.Tensor) -> list[torch.Tensor]:
+        """Return each head's mean absolute error over the images that it uses."""
+        return [
+            ((head(x)[:, 0] - label[k]).abs() * use[k]).sum() / use[k].sum().clamp(min=1)
+            for k, head in enumerate(self.heads)
+        ]
 
     def buffers(self) -> Iterable[torch.Tensor]:
         """Return nothing: a linear head has no buffers."""
@@ -85,8 +93,9 @@ class HeadTraining:
         sums = torch.zeros(len(self.tasks), 2, dtype=torch.float64)
         for part in self.parts:
             x, label, use = self._tensors(*self._load(part), train=False)
-            sums[:, 0] += ((self.head(x) - label).abs() * use).sum(0).double().cpu()
-            sums[:, 1] += use.sum(0).double().cpu()
+            n_used = use.sum(1).double().cpu()
+            mean = torch.stack(self._absolute_errors(x, label, use)).double().cpu()
+            sums += torch.stack([mean * n_used, n_used], dim=1)
         return sums
 
     def validation_scores(self, best: list[dict[str, torch.Tensor]]) -> list[torch.Tensor]:
@@ -105,8 +114,10 @@ class HeadTraining:
 
     def weights(self, k: int) -> dict[str, torch.Tensor]:
         """Return head `k` on raw embeddings."""
-        w = self.head.weight[k].detach().double().cpu() / torch.from_numpy(self.scale)
-        b = self.head.bias[k].detach().double().cpu() - w @ torch.from_numpy(self.mean)
+        head = self.heads[k]
+        assert isinstance(head, nn.Linear)
+        w = head.weight[0].detach().double().cpu() / torch.from_numpy(self.scale)
+        b = head.bias[0].detach().double().cpu() - w @ torch.from_numpy(self.mean)
         return {"weight": w.float()[None], "bias": b.float()[None]}
 
     def regressor(self, best: dict[str, torch.Tensor]) -> QualityRegressor:
@@ -119,21 +130,19 @@ class HeadTraining:
 
     def save(self, state: State) -> None:
         """Put the heads and their optimizer into a state."""
-        state.model, state.optimizer = self.head.state_dict(), self.optimizer.state_dict()
+        state.model, state.optimizer = self.heads.state_dict(), self.optimizer.state_dict()
 
     def load(self, state: State) -> None:
         """Restore the heads and their optimizer from a state."""
         if state.model:
-            self.head.load_state_dict(state.model)
+            self.heads.load_state_dict(state.model)
             self.optimizer.load_state_dict(state.optimizer)
 
     def _load(self, part: PartOfRows) -> Loaded:
         """Read a part, or return it from memory; parts stay in memory while they fit into `CACHE_BYTES`."""
         if part[0].index not in self.cache:
             values, good = columns.embedding_values(self.plan.embeddings.read(part[0], ["embedding"]))
-            rows = good + part[1]
-            labelled = np.isfinite(self.label[rows]).any(axis=1)
-            loaded = values[labelled], rows[labelled]
+            loaded = values, good + part[1]
             if sum(v.nbytes for v, _ in self.cache.values()) + loaded[0].nbytes > CACHE_BYTES:
                 return loaded
             self.cache[part[0].index] = loaded
@@ -155,8 +164,8 @@ class HeadTraining:
         self, values: NDArray[np.floating], rows: NDArray[np.int64], train: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return standardised embeddings, labels and the mask of training or of validation images."""
-        label = self.label[rows]
-        use = np.isfinite(label) & (self.validation[rows] != train)
+        label = np.ascontiguousarray(self.label[rows].T)
+        use = np.isfinite(label) & (train != self.validation[rows].T)
         x = ((values - self.mean) / self.scale).astype(np.float32)
         x_tensor, label_tensor, mask = (
             torch.from_numpy(a).to(self.device) for a in (x, np.nan_to_num(label), use.astype(np.float32))

@@ -7,9 +7,8 @@
 from __future__ import annotations
 
 import io
-import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -22,11 +21,12 @@ from fiqa_ray.config import RecognizerSettings, TrainSettings
 from fiqa_ray.core.labels import scale_to_unit
 from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.dataset import Dataset, Part
+from fiqa_ray.documents import read_sealed, sealed, write_document
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import LabelSet
 from fiqa_ray.models.formats.checkpoints import state_bytes
 from fiqa_ray.models.regressor import QualityRegressor, save_regressor, score_table
-from fiqa_ray.storage import exists, fingerprint, join, read_bytes, write_atomic
+from fiqa_ray.storage import exists, fingerprint, join, write_atomic
 from fiqa_ray.training.distributed import broadcast, reduce_over
 
 VALIDATION_EVERY = 20
@@ -234,12 +234,12 @@ class TrainingLoop:
         k = len(self.tasks)
         if not exists(self.state_uri):
             return State(best=[{}] * k, best_loss=[float("inf")] * k, history=[[] for _ in range(k)])
-        return State(**torch.load(io.BytesIO(read_bytes(self.state_uri)), weights_only=True))
+        return State(**load_training_state(self.state_uri))
 
     def _save(self, state: State, n_done: int, n_steps: int) -> None:
         self.trainable.save(state)
-        write_atomic(self.state_uri, state_bytes(state.__dict__))
-        write_atomic(self.plan.progress_uri, json.dumps({"step": n_done, "n_steps": n_steps}).encode())
+        save_training_state(self.state_uri, state.__dict__)
+        write_document(self.plan.progress_uri, {"step": n_done, "n_steps": n_steps})
 
     def _finish(self, task: Task, state: State, k: int, scores: NDArray[np.float32], duration_s: float) -> None:
         rows = state.history[k]
@@ -255,6 +255,23 @@ class TrainingLoop:
         table = pa.Table.from_pylist(rows, schema=schemas.TRAINING)
         n_rows = self.plan.embeddings.require().n_rows
         task.regressor.write_part(0, {**files, ".parquet": table}, n_rows=n_rows, duration_s=duration_s)
+
+
+def save_training_state(uri: str, state: Mapping[str, Any]) -> None:
+    """Write what a restart continues from, with its SHA-256."""
+    write_atomic(uri, sealed(state_bytes(state), _name(uri)))
+
+
+def load_training_state(uri: str, device: str = "cpu") -> dict[str, Any]:
+    """Return what `save_training_state` wrote. Raise `FiqaRayError` if the file does not fit its SHA-256."""
+    data = read_sealed(uri, "remove this file and run again: training then starts from the beginning", _name(uri))
+    state = torch.load(io.BytesIO(data), weights_only=True, map_location=device)
+    assert isinstance(state, dict)
+    return state
+
+
+def _name(uri: str) -> str:
+    return uri.rsplit("/", 1)[-1]
 
 
 PartOfRows = tuple[Part, int]

@@ -11,8 +11,6 @@ The state is written beside the result; an interrupted training continues from t
 
 from __future__ import annotations
 
-import io
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,20 +26,21 @@ from fiqa_ray._version import __version__
 from fiqa_ray.config import RecognizerSettings
 from fiqa_ray.core.align import TEMPLATE
 from fiqa_ray.datasets.dataset import Dataset
+from fiqa_ray.documents import read_document, write_document
 from fiqa_ray.engine.progress import StepProgress
 from fiqa_ray.engine.ray_train import fit_with_ray
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.images import decode_packed_faces
 from fiqa_ray.job import Job, model_id
 from fiqa_ray.models.devices import resolve_device
-from fiqa_ray.models.formats.checkpoints import state_bytes
+from fiqa_ray.models.formats.checkpoints import sha256_of, state_bytes
 from fiqa_ray.models.methods.pcnet import PCNetHead, pc_loss
 from fiqa_ray.models.recognition import load_recognizer
 from fiqa_ray.models.recognizer import Recognizer
-from fiqa_ray.storage import exists, fingerprint, read_bytes, write_atomic
+from fiqa_ray.storage import exists, fingerprint, write_atomic
 from fiqa_ray.synthetic.damage import DEGRADATION_KINDS, Degradation, degrade
 from fiqa_ray.training.distributed import average_gradients, broadcast, reduce_over
-from fiqa_ray.training.loop import VALIDATION_EVERY, Report
+from fiqa_ray.training.loop import VALIDATION_EVERY, Report, load_training_state, save_training_state
 
 SAVE_EVERY_S = 30.0
 """Seconds between two writes of the state, at least."""
@@ -114,8 +113,8 @@ def train_pcnet(job: Job, output: str, n_steps: int = 2000) -> dict[str, Any]:
         fit_with_ray(pcnet_loop, plan, n_workers, plan.device)
     else:
         pcnet_loop(plan, 0, 1, lambda _: None)
-    card = json.loads(read_bytes(card_uri(output)))
-    assert isinstance(card, dict)
+    card = read_document(card_uri(output), "train the head again")
+    assert card is not None
     return card | {"recognizer": model_id(s.recognizer)}
 
 
@@ -161,8 +160,9 @@ def pcnet_loop(plan: PCNetPlan, rank: int, world: int, report: Report) -> None:
             "duration_s": round(time.monotonic() - started, 1),
             "code_version": __version__,
         }
-        write_atomic(plan.output, state_bytes(training.head.state_dict()))
-        write_atomic(card_uri(plan.output), (json.dumps(card, indent=1) + "\n").encode())
+        weights = state_bytes(training.head.state_dict())
+        write_atomic(plan.output, weights)
+        write_document(card_uri(plan.output), {**card, "weights_sha256": sha256_of(weights)})
 
 
 class _Training:
@@ -185,7 +185,7 @@ class _Training:
         content = [plan.faces.fingerprint, model_id(r), plan.seed, plan.n_steps, plan.n_people, plan.n_images, world]
         self.state_uri = f"{plan.output}.state-{fingerprint(content)}.pt"
         if exists(self.state_uri):
-            state = torch.load(io.BytesIO(read_bytes(self.state_uri)), weights_only=True, map_location=self.device)
+            state = load_training_state(self.state_uri, self.device)
             self.head.load_state_dict(state["head"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
@@ -200,7 +200,7 @@ class _Training:
             "step": self.step,
             "history": self.history,
         }
-        write_atomic(self.state_uri, state_bytes(state))
+        save_training_state(self.state_uri, state)
 
     def train_step(self, batch: Batch) -> None:
         """Make one step and record the loss where it is due."""

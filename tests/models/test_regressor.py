@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from fiqa_ray.documents import document_bytes
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.models.formats.checkpoints import sha256_of, state_bytes
 from fiqa_ray.models.preprocessing import Preprocessing
@@ -39,6 +40,11 @@ def some_faces(n: int, seed: int = 0) -> torch.Tensor:
 def made(recognizer: Recognizer) -> QualityRegressor:
     torch.manual_seed(0)
     return QualityRegressor(recognizer, QualityHead(recognizer.dim))
+
+
+def as_card(values: object) -> bytes:
+    """The file of a card, with a sum that fits."""
+    return document_bytes(values) if isinstance(values, dict) else json.dumps(values).encode()
 
 
 def stored(uri: str, files: dict[str, bytes]) -> str:
@@ -197,7 +203,7 @@ def test_a_regressor_on_an_onnx_file_needs_the_file_no_more(tmp_path):
     del state["base_model.onnx_file"]  # as before onnxruntime ran these networks
     weights_pt = state_bytes(state)
     card = json.loads(files["card.json"]) | {"weights_sha256": sha256_of(weights_pt)}
-    uri = stored(str(tmp_path / "old"), {"weights.pt": weights_pt, "card.json": json.dumps(card).encode()})
+    uri = stored(str(tmp_path / "old"), {"weights.pt": weights_pt, "card.json": as_card(card)})
     with pytest.raises(FiqaRayError, match=r"card\.json: the regressor on .*net\.onnx was saved by an earlier version"):
         load_regressor(uri)
 
@@ -250,19 +256,19 @@ def test_a_card_imports_code_only_when_allowed(tmp_path, monkeypatch):
 def test_regressors_of_an_earlier_version_are_refused_with_what_to_do(tmp_path):
     files = save_regressor(made(load_recognizer(SMALL, weights="random:0")), {})
     card = json.loads(files["card.json"])
-    assert card["schema_version"] == 2
+    assert card["schema_version"] == 3
     without_version = {k: v for k, v in card.items() if k != "schema_version"}
     moved = {**card, "schema_version": 1, "recognizer": "fiqa_ray.models.compact:build"}
     for changed, message in (
         (
             without_version,
-            r"card\.json: .* by an earlier version .*schema_version None, this one reads 2.*train it again",
+            r"card\.json: .* by an earlier version .*schema_version None, this one reads 3.*train it again",
         ),
-        ({**card, "schema_version": "2"}, r"earlier version .*schema_version '2'"),
+        ({**card, "schema_version": "3"}, r"earlier version .*schema_version '3'"),
         (moved, r"by an earlier version of fiqa_ray \(schema_version 1, .*train it again"),
-        ([card], r"card\.json: holds list, wanted a JSON object"),
+        ([card], r"card\.json is damaged: it holds list, wanted a JSON object"),
     ):
-        uri = stored(str(tmp_path / "r"), {**files, "card.json": json.dumps(changed).encode()})
+        uri = stored(str(tmp_path / "r"), {**files, "card.json": as_card(changed)})
         with pytest.raises(FiqaRayError, match=message):
             load_regressor(uri, allow_import=True)
 
@@ -277,7 +283,7 @@ def test_a_card_may_name_only_one_network_of_this_package_without_leave(tmp_path
     with pytest.raises(
         FiqaRayError, match=r"uses the network 'fiqa_ray\.cli:main', whose code would have to be imported"
     ):
-        load_regressor(stored(str(tmp_path / "other"), {**files, "card.json": json.dumps(card).encode()}))
+        load_regressor(stored(str(tmp_path / "other"), {**files, "card.json": as_card(card)}))
 
 
 def test_damaged_folders_are_refused(tmp_path):
@@ -286,16 +292,16 @@ def test_damaged_folders_are_refused(tmp_path):
 
     def broken(**changes: object) -> str:
         changed = {k: v for k, v in {**card, **changes}.items() if v is not None}
-        return stored(str(tmp_path / "r"), {**files, "card.json": json.dumps(changed).encode()})
+        return stored(str(tmp_path / "r"), {**files, "card.json": as_card(changed)})
 
     for changes, message in (
         (
             {"schema_version": 9},
-            r"card\.json: .* by a newer version .*schema_version 9, this one reads 2.*train it again",
+            r"card\.json: .* by a newer version .*schema_version 9, this one reads 3.*train it again",
         ),
         (
             {"schema_version": 1},
-            r"card\.json: .* by an earlier version .*schema_version 1, this one reads 2.*train it again",
+            r"card\.json: .* by an earlier version .*schema_version 1, this one reads 3.*train it again",
         ),
         ({"dim": None}, r"card\.json: dim is None, wanted int"),
         ({"dim": 7}, r"weights\.pt: does not fit .*1 of another shape \(regressor\.weight"),
@@ -308,7 +314,7 @@ def test_damaged_folders_are_refused(tmp_path):
         with pytest.raises(FiqaRayError, match=message):
             load_regressor(broken(**changes))
     (Path(tmp_path) / "r" / "card.json").write_text("{")
-    with pytest.raises(FiqaRayError, match="not readable as JSON"):
+    with pytest.raises(FiqaRayError, match="it is no JSON"):
         load_regressor(str(tmp_path / "r"))
     (Path(tmp_path) / "r" / "weights.pt").unlink()
     stored(str(tmp_path / "r"), {"card.json": files["card.json"]})
@@ -344,7 +350,7 @@ def test_no_card_runs_code_unasked(tmp_path, monkeypatch, name):
     records = {n: {"crc32": f"{zlib.crc32(data):08x}"} for n, data in files.items()}
     expected = {"recognizer": "fiqa_ray.synthetic.compact:build", "options": {}, "files": records}
     card = json.loads(files["card.json"]) | {"recognizer": name, "options": {"command": "true"}}
-    changed = json.dumps(card).encode()
+    changed = as_card(card)
     uri = stored(str(tmp_path / "r"), {**files, "card.json": changed})
     with pytest.raises(FiqaRayError, match="whose code would have to be imported and run"):
         load_scorer(uri)

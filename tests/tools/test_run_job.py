@@ -6,7 +6,7 @@ import pytest
 
 import smoke
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
-from fiqa_ray.errors import UsageError
+from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.storage import list_files
 from fiqa_ray.tools.run_job import run_job
 from fiqa_ray.tools.status import run_status
@@ -37,7 +37,13 @@ def test_the_record_holds_the_version_and_status_reads_the_run(tmp_path):
     (record,) = (run / "_settings").glob("*.json")
     content = json.loads(record.read_text())
     assert content["schema_version"] == SCHEMA_VERSION == 5
-    record.write_text(json.dumps({k: v for k, v in content.items() if k != "schema_version"}))
+    before = record.read_text()
+    record.write_text(before.replace('"schema_version": 5', '"schema_version": 4'))
+    with pytest.raises(FiqaRayError, match=rf"{record.name} is damaged.*does not fit its sum.*remove this file"):
+        run_job(settings, ["pack"])
+    record.unlink()
+    run_job(settings, ["pack"])
+    record.write_text(json.dumps({k: v for k, v in content.items() if k not in ("schema_version", "document_sha256")}))
     with pytest.raises(UsageError, match="an earlier version"):
         run_job(settings, ["pack"])
     assert all(r["finished"] for r in run_status(str(run)))
