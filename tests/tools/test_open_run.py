@@ -15,6 +15,7 @@ import pytest
 import smoke
 from fiqa_ray.cli import main
 from fiqa_ray.config import load_settings
+from fiqa_ray.documents import write_document
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.job import Job
 from fiqa_ray.models.recognition import load_recognizer
@@ -170,7 +171,7 @@ def test_faults_are_said(run, tmp_path):
     with pytest.raises(FiqaRayError, match="no optimized labels; stage optimize has not finished"):
         open_run(str(part)).labels()
     record = json.loads((part / "_results.json").read_text())
-    (part / "_results.json").write_text(json.dumps({**record, "schema_version": 4}))
+    write_document(str(part / "_results.json"), {**record, "schema_version": 4}, "_results.json")
     with pytest.raises(FiqaRayError, match="schema 4"):
         open_run(str(part))
     (part / "_results.json").unlink()
