@@ -115,6 +115,7 @@ def _check(code, printed, wanted=(0,)):
     assert _clean(printed), printed
 
 
+@pytest.mark.slow
 def test_a_run_with_presigned_urls_tells_no_secret(tmp_path, served, capfd):
     faces, host = served
     run = tmp_path / "run"

@@ -128,6 +128,7 @@ def test_noise_is_a_pure_function_of_seed_and_image_row():
     assert abs(noise.std() - 1 / np.sqrt(3)) < 0.01
 
 
+@pytest.mark.slow
 def test_faceqan_scores_do_not_depend_on_the_batch(small):
     faces, rows = some_faces(3), np.array([7, 0, 123456789])
     options = {"n_iterations": 2, "n_samples": 2}
@@ -148,6 +149,7 @@ def test_faceqan_scores_do_not_depend_on_the_batch(small):
     assert not np.array_equal(load_scorer("faceqan", small, seed=2, **options)(faces, rows), scores)
 
 
+@pytest.mark.slow
 def test_faceqan_through_a_recogniser_equals_the_pure_function(small):
     faces, row = some_faces(1), 42
     x = faces.float() / 255
@@ -211,6 +213,7 @@ def test_methods_on_one_recogniser_share_its_pass_and_give_what_they_give_alone(
     assert not np.array_equal(mixed[3], alone[2])
 
 
+@pytest.mark.slow
 def test_scores_are_the_same_for_every_batch_size(split):
     """To 1e-6 (relative) in float32; FaceQAN's attack exactly, as its passes have one shape whatever the batch."""
     faces, rows = some_faces(64) // 2, np.arange(64) * 7

@@ -54,6 +54,7 @@ def stored(uri: str, files: dict[str, bytes]) -> str:
     return uri
 
 
+@pytest.mark.slow
 def test_iresnet100_regressor_equals_the_released_one():
     model = made(load_recognizer("arcface_r100", weights="random:0"))
     wanted = golden("forward_checks")["transfer_regressor_iresnet100"]

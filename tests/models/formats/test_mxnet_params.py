@@ -139,6 +139,7 @@ def test_a_network_from_mxnet_computes_what_it_should():
     torch.testing.assert_close(output[:, :4], torch.tensor(wanted["first4"]).double(), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_file_of_the_released_size_loads_as_the_methods_own_network(tmp_path, caplog):
     shapes = golden("state_dicts/serfiq_lresnet100e_ir_mxnet")
     arrays = {name: np.broadcast_to(np.float32(0.5), shape) for name, shape in shapes.items()}

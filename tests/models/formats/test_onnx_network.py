@@ -143,7 +143,7 @@ def test_settings_count_with_and_without_gradients(tmp_path, faces, case):
 SMALL = [n for n in RECOGNIZERS if "mobilefacenet" in n]
 EXPORTS = [
     *[pytest.param(name, opset, id=f"{name}-{opset}") for name in SMALL for opset in (11, 13, 17, 20)],
-    pytest.param("arcface_r18", 17, id="arcface_r18-17"),
+    pytest.param("arcface_r18", 17, id="arcface_r18-17", marks=pytest.mark.slow),
     pytest.param("sddfiqa_r50_recognition", 20, marks=pytest.mark.slow, id="sddfiqa_r50-20"),
     pytest.param("curricularface_ir101", 13, marks=pytest.mark.slow, id="curricularface_ir101-13"),
 ]
@@ -215,6 +215,7 @@ def test_a_batch_size_that_cannot_be_freed_is_kept(tmp_path, faces):
     np.testing.assert_array_equal(recognizer(faces[:3]).numpy(), wanted[:3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["arcface_r18", "arcface_torch_mobilefacenet"])
 def test_bits_depend_on_neither_place_nor_thread(tmp_path, name):
     recognizer = load_recognizer(stored(tmp_path, exported(fill(RECOGNIZERS[name].build()))), **PIXELS)
@@ -267,6 +268,7 @@ def test_a_network_that_changes_when_converted_is_refused(tmp_path, faces):
         recognizer.embed_unit(torch.zeros(1, 3, 112, 112).requires_grad_())
 
 
+@pytest.mark.slow
 def test_faceqan_on_onnx_equals_faceqan_on_torch(tmp_path, faces):
     network = fill(RECOGNIZERS["arcface_torch_mobilefacenet"].build())
     with_gradients = load_recognizer(stored(tmp_path, exported(network)), mean=127.5, scale=127.5)
