@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import yaml
@@ -10,6 +11,8 @@ from fiqa_ray.errors import UsageError
 
 MAX_YAML_VALUES = 10_000
 """Settings of a job with a hundred methods and benchmarks have some thousand values."""
+MAX_DEPTH = 100
+"""Brackets within brackets; settings have some five."""
 
 
 def parse_yaml(text: str, name: str) -> Any:
@@ -18,8 +21,9 @@ def parse_yaml(text: str, name: str) -> Any:
     Raises:
         UsageError: no valid YAML, nested too deeply, or too large.
     """
-    if text.count("[") + text.count("{") > MAX_YAML_VALUES:  # which the parser would take long for
-        raise UsageError(f"{name} is not valid YAML: it has more than {MAX_YAML_VALUES:,} brackets; remove some")
+    steps = (1 if c in "[{" else -1 for c in text if c in "[]{}")
+    if max(accumulate(steps), default=0) > MAX_DEPTH:  # which the parser would take long for
+        raise UsageError(f"{name} is not valid YAML: it is nested too deeply for settings; remove brackets")
     try:
         values = yaml.safe_load(text)
         n_values = _count_values(values, {})

@@ -27,10 +27,10 @@ def job(tmp_path, text=GOOD):
     [
         ("a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 9}]\n" for i in range(1, 12)), "aliases"),
         ("a: &a [*a]", "aliases"),
-        ("[" * 20_000, "brackets"),
-        ("{a: " * 20_000, "brackets"),
+        ("[" * 20_000, "nested too deeply"),
+        ("{a: " * 20_000, "nested too deeply"),
         ("- " * 20_000, "nested too deeply"),
-        ("[" * 2_000 + "]" * 2_000, "nested too deeply"),
+        ("[" * 9_000 + "]" * 9_000, "nested too deeply"),
     ],
     ids=["alias bomb", "circle", "brackets", "braces", "dashes", "deep"],
 )
