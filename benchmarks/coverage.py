@@ -126,7 +126,7 @@ def areas(plan: Plan, seed: int) -> np.ndarray:
 
 
 def bounds(plan: Plan, n_draws: int, seed: int) -> np.ndarray:
-    """Ends of the intervals of one benchmark, (n_cells, 3, 2), NaN where there is none."""
+    """Return the ends of the intervals of one benchmark, (n_cells, 3, 2), NaN where there is none."""
     draws = plan.draw(2, seed, n_draws)
     rows = []
     for c, fmr, limit in plan.cells:

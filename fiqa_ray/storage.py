@@ -24,7 +24,7 @@ from fiqa_ray.errors import FiqaRayError, StorageError, UsageError
 from fiqa_ray.public_uri import private_parts, public_table, public_text
 from fiqa_ray.public_uri import public_uri as public_uri
 
-_SLASH = "/"
+SLASH = "/"
 
 
 _CHAINING = ("zip", "tar", "libarchive", "simplecache", "filecache", "blockcache", "cached", "reference", "dir")
@@ -123,7 +123,7 @@ def _storage_hint(exc: BaseException) -> str | None:
 
 def join(uri: str, *parts: str) -> str:
     """Join URI parts with single slashes."""
-    return _SLASH.join([uri.rstrip(_SLASH), *(p.strip(_SLASH) for p in parts)])
+    return SLASH.join([uri.rstrip(SLASH), *(p.strip(SLASH) for p in parts)])
 
 
 def read_bytes(uri: str) -> bytes:
@@ -163,7 +163,7 @@ def write_atomic(uri: str, data: bytes | pa.Buffer) -> None:
     """Write a whole object in one step: readers see all of it or nothing."""
     with storage_errors(uri):
         fs, path = filesystem(uri)
-        if _is_local(fs):
+        if is_local(fs):
             _write_local(path, data, os.replace)
         else:
             fs.pipe_file(path, bytes(data))
@@ -194,7 +194,7 @@ def put_if_absent(uri: str, data: bytes) -> bool:
     with storage_errors(uri):
         fs, path = filesystem(uri)
         try:
-            if _is_local(fs):
+            if is_local(fs):
                 _write_local(path, data, os.link)  # fails where the name is taken
             else:
                 fs.pipe_file(path, data, mode="create")
@@ -208,7 +208,8 @@ def put_if_absent(uri: str, data: bytes) -> bool:
         return True
 
 
-def _is_local(fs: fsspec.AbstractFileSystem) -> bool:
+def is_local(fs: fsspec.AbstractFileSystem) -> bool:
+    """Return whether a file system is this machine's disk."""
     protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
     return protocol in ("file", "local")
 
@@ -221,8 +222,8 @@ def list_files(uri: str) -> dict[str, int]:
             infos = fs.find(path, detail=True)
         except FileNotFoundError:
             return {}
-        root = fs._strip_protocol(path).rstrip(_SLASH)
-        return {p[len(root) :].lstrip(_SLASH): int(info["size"] or 0) for p, info in infos.items()}
+        root = fs._strip_protocol(path).rstrip(SLASH)
+        return {p[len(root) :].lstrip(SLASH): int(info["size"] or 0) for p, info in infos.items()}
 
 
 def fingerprint(content: Any) -> str:

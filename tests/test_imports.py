@@ -95,6 +95,14 @@ def test_the_ladder_has_no_circle_and_covers_every_room():
     assert {room_of(p) for p in files()} == set(LADDER) | EVERYWHERE | {"__init__"}
 
 
+def test_private_names_stay_in_their_file():
+    for path in files():
+        for name in imports(path):
+            private = [part for part in name.split(".")[1:] if part.startswith("_") and part != "_version"]
+            is_dunder = name.endswith("__")
+            assert not (name.startswith("fiqa_ray.") and private and not is_dunder), f"{path.name} imports {name}"
+
+
 @pytest.mark.parametrize("library", HOMES)
 def test_a_library_has_one_home(library):
     users = [p.relative_to(PACKAGE).as_posix() for p in files() if library in {n.split(".")[0] for n in imports(p)}]

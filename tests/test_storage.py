@@ -81,7 +81,7 @@ def test_a_cut_upload_leaves_nothing(root, monkeypatch):
         raise OSError(errno.EIO, "connection lost")
 
     with monkeypatch.context() as m:
-        if storage._is_local(fs):
+        if storage.is_local(fs):
             m.setattr(os, "replace", dies)
         else:
             m.setattr(fs, "pipe_file", dies)

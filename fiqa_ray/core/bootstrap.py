@@ -69,7 +69,7 @@ class AreaDraws:
         return self._curve(scorer, cell).defined_limit
 
     def interval(self, scorer: str, cell: Cell, limit: float | None = None) -> Interval:
-        """Return the area of ``scorer`` up to ``limit`` (None: its own limit) with its interval.
+        """Return the area of `scorer` up to `limit` (None: its own limit) with its interval.
 
         Raises:
             UsageError: an unknown scorer, cell or limit.
@@ -83,7 +83,7 @@ class AreaDraws:
         return min(self.own_limit(scorer_a, cell), self.own_limit(scorer_b, cell))
 
     def difference(self, scorer_a: str, scorer_b: str, cell: Cell, limit: float | None = None) -> Interval:
-        """Return the area of ``scorer_a`` minus that of ``scorer_b``, paired by draw; below zero: a is better.
+        """Return the area of `scorer_a` minus that of `scorer_b`, paired by draw; below zero: a is better.
 
         The limit None stands for the largest that both curves have.
 
@@ -96,9 +96,9 @@ class AreaDraws:
         return difference_interval(value, draws, self.errors[cell], self.settings)
 
     def leaders(self, scorers: Sequence[str], cell: Cell, limit: float) -> list[str]:
-        """Return the scorer with the smallest area up to ``limit`` and those that cannot be told apart from it.
+        """Return the scorer with the smallest area up to `limit` and those that cannot be told apart from it.
 
-        One of ``scorers`` alone leads nobody: the list is empty. Without draws, only equal areas cannot be told apart.
+        One of `scorers` alone leads nobody: the list is empty. Without draws, only equal areas cannot be told apart.
 
         Raises:
             UsageError: an unknown scorer, cell or limit.
@@ -138,7 +138,7 @@ def bootstrap_areas(
 ) -> AreaDraws:
     """Compute the areas of all scorers on one benchmark and on resamples of it.
 
-    The draws depend on ``seed``, the pairs, their order and ``identities`` alone: results repeat, and another scorer,
+    The draws depend on `seed`, the pairs, their order and `identities` alone: results repeat, and another scorer,
     convention, rate or limit changes none of the others. One pass over the draws serves them all.
 
     Args:
@@ -156,8 +156,8 @@ def bootstrap_areas(
         seed: any integer from 0.
 
     Raises:
-        UsageError: ``fmrs``, ``conventions``, ``limits``, ``n_draws`` or ``level`` out of range, or no scorer.
-        FiqaRayError: unusable arrays (see `edc_curve`), or identities that contradict ``mated``.
+        UsageError: `fmrs`, `conventions`, `limits`, `n_draws` or `level` out of range, or no scorer.
+        FiqaRayError: unusable arrays (see `edc_curve`), or identities that contradict `mated`.
     """
     cells = _checked_cells(fmrs, conventions, limits, n_draws, level)
     pairs = PairOrder.of(similarity, mated)

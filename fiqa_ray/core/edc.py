@@ -1,11 +1,11 @@
 """Error versus discard characteristic (EDC; the paper's ERC, section IV) and the area under it.
 
 A pair is as good as its worse image, Q = min(q_a, q_b). Pairs are discarded from the lowest Q upwards; FNMR(r) is the
-share of the mated pairs left at discard fraction r that are not accepted, acceptance being ``similarity > threshold``
+share of the mated pairs left at discard fraction r that are not accepted, acceptance being `similarity > threshold`
 at a target false match rate (FMR). AUC = integral of FNMR(r) dr; lower is better. Three conventions are in use:
 
     paper    Discards from all pairs, levels r = 0, 0.05, ..., 0.95 (floor(k*n/20) pairs go). At every level the
-             threshold is set anew: the (m+1)-th largest similarity of the non-mated pairs left, with
+             threshold is set again: the (m+1)-th largest similarity of the non-mated pairs left, with
              m = max(0, ceil(fmr * n_nonmated) - 1), so the FMR stays below the target. Trapezoid over [0, 0.95].
              Equals IrvingMeng/MagFace eval/eval_quality/eval_quality.py wherever that gives a value.
     nearest  As `paper`, but the threshold is the lowest of the similarities left whose FMR, counted with >=, is
@@ -85,7 +85,7 @@ CONVENTIONS: dict[str, Convention] = {
 
 @dataclass(frozen=True)
 class EDC:
-    """One curve; all arrays are (n_levels,), one entry per discard level, in rising order of ``discard_fraction``.
+    """One curve; all arrays are (n_levels,), one entry per discard level, in rising order of `discard_fraction`.
 
     Attributes:
         convention: "paper", "dasec" or "nearest".
@@ -111,17 +111,17 @@ class EDC:
 
     @property
     def fmr_achieved(self) -> float:
-        """False match rate before anything is discarded, in [0, 1]; 0 where the target is below one pair."""
+        """Return the false match rate before anything is discarded, in [0, 1]; 0 where the target is below one pair."""
         return float(self.n_false_matches[0] / self.n_nonmated[0])
 
     @property
     def end(self) -> float:
-        """Discard fraction at which the curve ends: 0.95 (paper, nearest) or 1 (dasec)."""
+        """Return the discard fraction at which the curve ends: 0.95 (paper, nearest) or 1 (dasec)."""
         return float(self.discard_fraction[-1])
 
     @property
     def defined_limit(self) -> float:
-        """Largest discard fraction up to which FNMR is defined everywhere: ``auc(defined_limit)`` is not NaN."""
+        """Return the largest discard fraction up to which FNMR is defined everywhere: `auc(defined_limit)` is not NaN."""
         undefined = np.flatnonzero(np.isnan(self.fnmr))
         return float(self.discard_fraction[max(0, undefined[0] - 1)]) if undefined.size else self.end
 
@@ -132,7 +132,7 @@ class EDC:
         undefined within the range; see `defined_limit`. A limit below `end` gives the partial area (pAUC).
 
         Raises:
-            UsageError: ``limit`` is not inside (0, end].
+            UsageError: `limit` is not inside (0, end].
         """
         limit = self.end if limit is None else limit
         check_limit(self.convention, limit)
@@ -154,7 +154,7 @@ def end_of(convention: str) -> float:
 
 
 def check_limit(convention: str, limit: float) -> None:
-    """Raise UsageError unless ``limit`` lies inside the range of the convention's curve."""
+    """Raise UsageError unless `limit` lies inside the range of the convention's curve."""
     if not 0 < limit <= end_of(convention):
         raise UsageError(
             f"limit={limit} is outside (0, {end_of(convention):g}], the range of the {convention!r} curve: "
@@ -163,7 +163,7 @@ def check_limit(convention: str, limit: float) -> None:
 
 
 def level_weights(limit: float) -> FloatArray:
-    """Return the weights of FNMR at the first levels whose sum is the area up to ``limit`` below straight lines."""
+    """Return the weights of FNMR at the first levels whose sum is the area up to `limit` below straight lines."""
     x = np.arange(N_LEVELS) / N_LEVELS
     beyond = int((x < limit).sum())
     edges = np.append(x[:beyond], limit)
@@ -201,7 +201,7 @@ def edc_curve(
         convention: "paper", "dasec" or "nearest", see the module's head.
 
     Raises:
-        UsageError: unknown convention, or ``fmr`` outside (0, 1).
+        UsageError: unknown convention, or `fmr` outside (0, 1).
         FiqaRayError: arrays of different lengths, values that are not finite, or no pair of one kind.
     """
     if convention not in CONVENTIONS:

@@ -53,7 +53,7 @@ class IntervalSettings:
 
 @dataclass(frozen=True)
 class Errors:
-    """What a curve stands on: at the rate ``fmr``, ``n_wrong`` units are decided wrongly before anything is discarded."""
+    """What a curve stands on: at the rate `fmr`, `n_wrong` units are decided wrongly before anything is discarded."""
 
     fmr: float
     n_wrong: int
@@ -66,7 +66,7 @@ class Interval:
     Attributes:
         value: NaN where undefined.
         low, high: NaN where there is no interval.
-        kind: "interval"; "upper limit": the binomial limit of the error rate times the discard limit, with ``low`` 0; or
+        kind: "interval"; "upper limit": the binomial limit of the error rate times the discard limit, with `low` 0; or
             "none".
         reason: why it is not an interval; empty where it is.
         p_value: two-sided, that the value is zero; NaN unless it is an interval.
@@ -159,7 +159,7 @@ def accelerated_percentiles(draws: FloatArray, level: float) -> tuple[float, flo
 
 
 def upper_rate(n_wrong: int, n: int, level: float) -> float:
-    """Return the upper Clopper-Pearson limit of an error rate: ``n_wrong`` of ``n`` independent decisions were wrong."""
+    """Return the upper Clopper-Pearson limit of an error rate: `n_wrong` of `n` independent decisions were wrong."""
     return float(beta.ppf((1 + level) / 2, n_wrong + 1, n - n_wrong)) if n_wrong < n else 1.0
 
 

@@ -44,7 +44,7 @@ class Persons:
 
     @classmethod
     def of(cls, mated: BoolArray, identities: tuple[ArrayLike, ArrayLike]) -> Persons:
-        """Number the persons by their names.
+        """Give the persons numbers by their names.
 
         Args:
             mated: (n_pairs,) bool.
@@ -110,7 +110,7 @@ def draw_counts(rng: np.random.Generator, pairs: PairOrder, persons: Persons | N
 
 
 def bandwidth(nonmated: FloatArray, n: float) -> float:
-    """Return Silverman's bandwidth for ``n`` of these similarities, 0.9 standard deviations times n^-0.2."""
+    """Return Silverman's bandwidth for `n` of these similarities, 0.9 standard deviations times n^-0.2."""
     return float(0.9 * nonmated.std() * n**-0.2)
 
 
@@ -145,7 +145,7 @@ def plain_units(pairs: PairOrder, counts: IntArray) -> NonmatedUnits:
 def smoothed_units(
     rng: np.random.Generator, pairs: PairOrder, counts: IntArray, widths: Sequence[float]
 ) -> list[NonmatedUnits]:
-    """Return the sample's non-mated copies, each with its Gaussian noise of a standard deviation, for each of ``widths``."""
+    """Return the sample's non-mated copies, each with its Gaussian noise of a standard deviation, for each of `widths`."""
     top, rest = pairs.nonmated_rows[:N_SMOOTHED], pairs.nonmated_rows[N_SMOOTHED:]
     n_copies = counts[top]
     rows = np.repeat(top, n_copies)

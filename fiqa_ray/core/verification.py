@@ -1,7 +1,7 @@
 """Face verification figures: threshold at a false match rate, ROC, equal error rate, k-fold accuracy.
 
 With pairs of known kind (mated: same person; non-mated: different persons) and a similarity that is larger for more
-alike faces, a pair is accepted when ``similarity > threshold`` and
+alike faces, a pair is accepted when `similarity > threshold` and
 
     FMR(t)  = accepted non-mated pairs / all non-mated pairs        (false match rate)
     FNMR(t) = rejected mated pairs / all mated pairs                (false non-match rate)
@@ -29,8 +29,8 @@ IntArray = NDArray[np.int64]
 class ROC:
     """Operating points of a recogniser, from accepting nothing to accepting every pair.
 
-    Point i accepts the pairs with ``similarity >= threshold[i]``; thresholds are the distinct similarities in falling
-    order, after a first ``inf``. All arrays are (n_points,) float64; rates lie in [0, 1].
+    Point i accepts the pairs with `similarity >= threshold[i]`; thresholds are the distinct similarities in falling
+    order, after a first `inf`. All arrays are (n_points,) float64; rates lie in [0, 1].
     """
 
     threshold: FloatArray
@@ -40,10 +40,13 @@ class ROC:
 
 @dataclass(frozen=True)
 class FoldAccuracy:
-    """k-fold verification accuracy: mean and population standard deviation over the folds, all in [0, 1].
+    """k-fold verification accuracy, in rising order of the fold number.
 
-    ``per_fold`` and ``threshold`` are (n_folds,), in rising order of the fold number; thresholds are squared
-    distances of unit vectors, in [0, 4).
+    Attributes:
+        mean: Mean over the folds, in [0, 1].
+        std: Population standard deviation over the folds.
+        per_fold: `(F,)` accuracies.
+        threshold: `(F,)` squared distances of unit vectors, in [0, 4).
     """
 
     mean: float
@@ -53,12 +56,12 @@ class FoldAccuracy:
 
 
 def allowed_false_matches(fmr: float, n_nonmated: int) -> int:
-    """Largest number of false matches among ``n_nonmated`` pairs whose rate is at most ``fmr``.
+    """Return the largest number of false matches among `n_nonmated` pairs whose rate is at most `fmr`.
 
     The product is exact in decimal (0.29 of 100 pairs is 29, where binary arithmetic gives 28.999...).
 
     Raises:
-        UsageError: ``fmr`` is not inside (0, 1).
+        UsageError: `fmr` is not inside (0, 1).
     """
     target = exact_fmr(fmr)
     return target.numerator * n_nonmated // target.denominator
@@ -76,7 +79,7 @@ def exact_fmr(fmr: float) -> Fraction:
 
 
 def check_pairs(similarity: ArrayLike, mated: ArrayLike) -> tuple[FloatArray, BoolArray]:
-    """Similarities as float64 and kinds as bool, both (n_pairs,), after checking that they can be evaluated.
+    """Return similarities `(L,) float64` and kinds `(L,) bool` after checking that they can be evaluated.
 
     Raises:
         FiqaRayError: lengths differ, a similarity is not finite, a kind is neither 0 nor 1, or one kind is absent.
@@ -98,7 +101,7 @@ def check_pairs(similarity: ArrayLike, mated: ArrayLike) -> tuple[FloatArray, Bo
 
 
 def check_finite(name: str, values: ArrayLike) -> FloatArray:
-    """``values`` as a (n,) float64 array; FiqaRayError names the first entry that is not finite."""
+    """Return values as an `(L,) float64` array; `FiqaRayError` names the first that is not finite."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1:
         raise FiqaRayError(f"{name} has shape {array.shape}: give a one-dimensional array, one value per pair")
@@ -112,7 +115,7 @@ def check_finite(name: str, values: ArrayLike) -> FloatArray:
 
 
 def threshold_at_fmr(similarity: ArrayLike, mated: ArrayLike, fmr: float = 1e-3) -> float:
-    """Lowest threshold that accepts at most ``fmr`` of the non-mated pairs by ``similarity > threshold``.
+    """Return the lowest threshold that accepts at most `fmr` of the non-mated pairs by `similarity > threshold`.
 
     It is the (k+1)-th largest non-mated similarity with k = floor(fmr * n_nonmated).
 
@@ -126,19 +129,19 @@ def threshold_at_fmr(similarity: ArrayLike, mated: ArrayLike, fmr: float = 1e-3)
     """
     scores, kinds = check_pairs(similarity, mated)
     nonmated = scores[~kinds]
-    place = nonmated.size - 1 - allowed_false_matches(fmr, nonmated.size)
-    return float(np.partition(nonmated, place)[place])
+    rank = nonmated.size - 1 - allowed_false_matches(fmr, nonmated.size)
+    return float(np.partition(nonmated, rank)[rank])
 
 
 def tar_at_fmr(similarity: ArrayLike, mated: ArrayLike, fmr: float = 1e-3) -> float:
-    """Share of the mated pairs that `threshold_at_fmr` accepts, in [0, 1]; arguments and errors as there."""
+    """Return the share of the mated pairs that `threshold_at_fmr` accepts, in [0, 1]; arguments and errors as there."""
     threshold = threshold_at_fmr(similarity, mated, fmr)
     scores, kinds = check_pairs(similarity, mated)
     return float(np.mean(scores[kinds] > threshold))
 
 
 def roc_curve(similarity: ArrayLike, mated: ArrayLike) -> ROC:
-    """Every operating point of ``similarity`` (n_pairs,) against ``mated`` (n_pairs,); errors as in `check_pairs`."""
+    """Return every operating point of `similarity` `(L,)` against `mated` `(L,)`; errors as in `check_pairs`."""
     scores, kinds = check_pairs(similarity, mated)
     order = np.argsort(-scores, kind="stable")
     scores, kinds = scores[order], kinds[order]
@@ -153,7 +156,7 @@ def roc_curve(similarity: ArrayLike, mated: ArrayLike) -> ROC:
 
 
 def equal_error_rate(similarity: ArrayLike, mated: ArrayLike) -> float:
-    """The rate in [0, 1] at which FMR equals FNMR, on the ROC with its points joined by straight lines.
+    """Return the rate in [0, 1] at which FMR equals FNMR, on the ROC with its points joined by straight lines.
 
     Arguments and errors as in `roc_curve`.
     """
@@ -166,7 +169,9 @@ def equal_error_rate(similarity: ArrayLike, mated: ArrayLike) -> float:
 
 
 def fold_accuracy(cosine: ArrayLike, mated: ArrayLike, fold: ArrayLike) -> FoldAccuracy:
-    """k-fold accuracy of the LFW protocol as the field computes it (deepinsight/insightface, eval/verification.py).
+    """Return the k-fold accuracy of the LFW protocol as the field computes it.
+
+    Source: deepinsight/insightface, eval/verification.py.
 
     A pair is accepted when the squared distance of the unit embeddings, 2 - 2 * cosine, is below a threshold out of
     0.00, 0.01, ..., 3.99. Each fold is judged with the first of the thresholds that are most accurate on all others.

@@ -28,9 +28,9 @@ from fiqa_ray.datasets.sums import Choose, file_sums, read_table
 from fiqa_ray.documents import create_document, damaged, parse_document, read_document, write_document
 from fiqa_ray.errors import FiqaRayError, IncompleteError
 from fiqa_ray.storage import (
-    _SLASH,
-    _is_local,
+    SLASH,
     filesystem,
+    is_local,
     join,
     list_files,
     storage_errors,
@@ -167,7 +167,7 @@ class Dataset:
 
     def _place(self, name: str) -> str:
         """Return the name that a document is bound to: the folder may be moved, its documents not exchanged."""
-        return join(self.uri.rsplit(_SLASH, 1)[-1], name)
+        return join(self.uri.rsplit(SLASH, 1)[-1], name)
 
     def _read(self, name: str) -> dict[str, Any] | None:
         return read_document(self.at(name), _REMEDIES[name], self._place(name))
@@ -291,11 +291,11 @@ class Dataset:
         records = [n for n in names if is_record(n)]
         with storage_errors(self.uri):
             fs, path = filesystem(self.uri)
-            folder = glob.escape(path.rstrip(_SLASH))  # cat reads patterns, and a run's folder may hold brackets
-            contents = fs.cat([folder + _SLASH + n for n in records]) if records else {}
+            folder = glob.escape(path.rstrip(SLASH))  # cat reads patterns, and a run's folder may hold brackets
+            contents = fs.cat([folder + SLASH + n for n in records]) if records else {}
         if isinstance(contents, bytes):
             contents = {records[0]: contents}
-        return {path.rsplit(_SLASH, 1)[-1]: content for path, content in contents.items()}
+        return {path.rsplit(SLASH, 1)[-1]: content for path, content in contents.items()}
 
     def parse_record(self, name: str, content: bytes) -> Part:
         """Return the record of a part from the content of its file `name`. Raise `FiqaRayError` if it is damaged."""
@@ -349,7 +349,7 @@ class Dataset:
     def read_all(self, columns: list[str] | None = None, suffix: str = ".parquet") -> pa.Table:
         """Read all parts in order as one table. Memory: the table, so use it for small results and per-image vectors."""
         parts = self.require().parts
-        if _is_local(filesystem(self.uri)[0]):  # threads do not speed up a local disk
+        if is_local(filesystem(self.uri)[0]):  # threads do not speed up a local disk
             tables = [self.read(p, columns, suffix) for p in parts]
         else:  # many small requests run in parallel
             with ThreadPoolExecutor(_READS_AT_ONCE) as pool:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from isal.isal_zlib import crc32
 
 from fiqa_ray.documents import damaged
-from fiqa_ray.storage import _is_local, filesystem, storage_errors
+from fiqa_ray.storage import filesystem, is_local, storage_errors
 
 SMALL_BYTES = 1 << 20
 """A smaller file is read and checked as a whole."""
@@ -91,7 +91,7 @@ class _Source:
         self.uri, self._open = uri, ExitStack()
         with storage_errors(uri):
             self.fs, self.path = filesystem(uri)
-        self.is_local = _is_local(self.fs)
+        self.is_local = is_local(self.fs)
         self._fetched: pa.Buffer | None = None
 
     def __enter__(self) -> _Source:

@@ -157,7 +157,7 @@ def embed_faces(recognizer: Recognizer, faces: Tensor, flip: str = "none") -> Te
         recognizer: the FR model.
         faces: on the model's device.
         flip: `none`; `sum`: add the embeddings of a face and of its mirror image, as many verification scripts do;
-            `concat`: one behind the other.
+            `concat`: join the two to one of twice the length.
 
     Returns:
         `(N, D) float32`, for `concat` `(N, 2 D)`.

@@ -141,7 +141,7 @@ def _read(uri: str) -> _Bin:
 
 # --- the pickle -------------------------------------------------------------------------------------------------------
 
-_OPCODES = re.compile(
+OPCODES = re.compile(
     "PROTO|FRAME|STOP|MARK|MEMOIZE|((LONG_)?BIN)?(PUT|GET)|EMPTY_(LIST|TUPLE)|APPENDS?|LIST|TUPLE[123]?"
     "|NEWTRUE|NEWFALSE|INT|BININT[12]?|LONG1?|STRING|(SHORT_)?BIN(STRING|BYTES|UNICODE)|BINBYTES8|BYTEARRAY8|UNICODE"
     "|GLOBAL|STACK_GLOBAL|REDUCE|BUILD|NONE"
@@ -150,14 +150,14 @@ _OPCODES = re.compile(
 
 def _load(data: bytes) -> Any:
     for n, (opcode, argument, at) in enumerate(pickletools.genops(data)):  # also finds lengths beyond the file
-        if not _OPCODES.fullmatch(opcode.name):
+        if not OPCODES.fullmatch(opcode.name):
             raise pickle.UnpicklingError(f"opcode {opcode.name} at byte {at}")
         if opcode.name.endswith("PUT") and int(argument or 0) > n:  # the unpickler makes room for all numbers below
             raise pickle.UnpicklingError(f"memo number {argument} at byte {at}")
-    return _Unpickler(data).load()
+    return PlainUnpickler(data).load()
 
 
-class _Unpickler(pickle.Unpickler):
+class PlainUnpickler(pickle.Unpickler):
     """Builds lists, tuples, numbers and bytes; of these, for each byte of the file at most two."""
 
     def __init__(self, data: bytes) -> None:
@@ -168,20 +168,21 @@ class _Unpickler(pickle.Unpickler):
             ("numpy.core.numeric", "_frombuffer"): lambda data, dtype, *_: self._uint8_bytes(data, dtype),
             ("numpy.core.multiarray", "scalar"): _scalar,
             ("numpy", "ndarray"): lambda: None,
-            ("numpy", "dtype"): lambda name, *_: _Type(name),
+            ("numpy", "dtype"): lambda name, *_: BuiltType(name),
             ("_codecs", "encode"): self._encode,  # bytes in pickles that Python 3 wrote for Python 2
             ("builtins", "bytes"): lambda: b"",
         }
 
     def find_class(self, module: str, name: str) -> Any:
+        """Return the stand-in of a name that a pickle may use; raise `UnpicklingError` for any other."""
         stand_in = self._stand_ins.get((module.replace("numpy._core", "numpy.core"), name))
         if stand_in is None:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return _Function(stand_in)
+        return BuiltByFunction(stand_in)
 
     def _uint8_bytes(self, data: Any, dtype: Any) -> bytes | None:
         """Return the bytes of an array of uint8; None for another array."""
-        is_uint8 = isinstance(dtype, _Type) and dtype.name in ("u1", "|u1", "uint8")
+        is_uint8 = isinstance(dtype, BuiltType) and dtype.name in ("u1", "|u1", "uint8")
         return self._counted(bytes(data)) if is_uint8 and isinstance(data, bytes | bytearray) else None
 
     def _encode(self, text: Any, encoding: Any) -> bytes:
@@ -196,7 +197,7 @@ class _Unpickler(pickle.Unpickler):
         return data
 
 
-class _Function:
+class BuiltByFunction:
     """What a pickle gets for a function or class that it names; cannot be changed by it."""
 
     __slots__ = ("_call",)
@@ -205,13 +206,14 @@ class _Function:
         self._call = call
 
     def __call__(self, *arguments: Any) -> Any:
+        """Return what the pickle may build with these arguments."""
         return self._call(*arguments)
 
     def __setstate__(self, state: Any) -> None:
         raise pickle.UnpicklingError("it changes what it was given")
 
 
-class _Type:
+class BuiltType:
     """Stands for a numpy dtype."""
 
     __slots__ = ("name",)
@@ -240,6 +242,6 @@ class _Array:
 
 
 def _scalar(dtype: Any, data: Any) -> int:
-    if not isinstance(dtype, _Type) or not isinstance(data, bytes) or len(data) > 8:
+    if not isinstance(dtype, BuiltType) or not isinstance(data, bytes) or len(data) > 8:
         raise pickle.UnpicklingError("a numpy number that is no truth value")
     return int.from_bytes(data, "little")

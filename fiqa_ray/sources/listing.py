@@ -24,13 +24,15 @@ def below(uri: str, names: pa.Array) -> pa.Array:
     return joined(head.rstrip("/") + "/", names, chain)
 
 
-def _first_file(uri: str, names: Sequence[str]) -> str | None:
+def first_file(uri: str, names: Sequence[str]) -> str | None:
+    """Return the URI of the first of some names that is a file in a folder, or None."""
     with storage_errors(uri):
         fs, path = filesystem(uri)
         return next((join(uri, n) for n in names if fs.isfile(join(path, n))), None)
 
 
-def _lines(uri: str) -> list[str]:
+def text_lines(uri: str) -> list[str]:
+    """Return the lines of a text file; raise `FiqaRayError` if it is not UTF-8."""
     try:
         return read_bytes(uri).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as exc:
@@ -56,7 +58,8 @@ def without_ending(names: pa.Array) -> pa.Array:
     return pc.replace_substring_regex(names, r"\.[^./]*$", "")
 
 
-def _leaves_root(names: pa.Array) -> pa.Array:
+def leaves_root(names: pa.Array) -> pa.Array:
+    """Return which names lead out of their folder by `..`."""
     return pc.match_substring_regex(names, r"(^|[/\\])\.\.([/\\]|$)")
 
 
@@ -101,7 +104,7 @@ def sorted_faces(table: pa.Table, schema: pa.Schema = SOURCE_FACES) -> pa.Table:
     return pa.concat_tables(pieces)
 
 
-def _column(table: pa.Table, name: str, uri: str) -> pa.Array:
+def checked_column(table: pa.Table, name: str, uri: str) -> pa.Array:
     """Return a text column without gaps; numbers become text."""
     values = table[name].cast(TEXT).combine_chunks()
     bad = pc.fill_null(pc.equal(values, ""), True)

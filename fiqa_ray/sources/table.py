@@ -8,9 +8,9 @@ import pyarrow.compute as pc
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.landmarks import COORDINATES, table_landmarks
 from fiqa_ray.sources.listing import (
-    _column,
-    _leaves_root,
     below,
+    checked_column,
+    leaves_root,
     refuse,
     refuse_duplicates,
     sorted_faces,
@@ -48,17 +48,17 @@ def list_table(uri: str) -> pa.Table:
     )
     if table.num_rows == 0:
         raise FiqaRayError(f"{uri}: the table has no rows")
-    written = _column(table, "uri", uri)
+    written = checked_column(table, "uri", uri)
     relative = pc.invert(pc.match_substring_regex(written, r"^(/|[A-Za-z][A-Za-z0-9+.\-]*:)"))
-    refuse(pc.and_(relative, _leaves_root(written)), written, f"{uri}: the uri leaves the table's folder")
+    refuse(pc.and_(relative, leaves_root(written)), written, f"{uri}: the uri leaves the table's folder")
     folder = uri.rpartition("/")[0]
     _refuse_windows_paths(written, folder, uri)
-    image_id = _column(table, "image_id", uri) if "image_id" in table.column_names else public_column(written)
+    image_id = checked_column(table, "image_id", uri) if "image_id" in table.column_names else public_column(written)
     refuse_duplicates(image_id, uri, "image_id")
     columns = {
         "uri": pc.if_else(relative, below(folder, written), written),
         "image_id": image_id,
-        "identity": _column(table, "identity", uri),
+        "identity": checked_column(table, "identity", uri),
         "landmarks": table_landmarks(table, uri),
     }
     return sorted_faces(pa.table(columns))

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.sources.insightface_bin import _OPCODES, _Function, _Type, _Unpickler
+from fiqa_ray.sources.insightface_bin import OPCODES, BuiltByFunction, BuiltType, PlainUnpickler
 from fiqa_ray.storage import read_bytes
 
 _MORE_OPCODES = ("EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "BINFLOAT", "FLOAT", "POP", "POP_MARK")
@@ -34,7 +34,7 @@ def read_pickle(uri: str) -> Any:
     data = read_bytes(uri)
     try:
         for n, (opcode, argument, at) in enumerate(pickletools.genops(data)):
-            if not _OPCODES.fullmatch(opcode.name) and opcode.name not in _MORE_OPCODES:
+            if not OPCODES.fullmatch(opcode.name) and opcode.name not in _MORE_OPCODES:
                 raise pickle.UnpicklingError(f"opcode {opcode.name} at byte {at}")
             if opcode.name.endswith("PUT") and int(argument or 0) > n:
                 raise pickle.UnpicklingError(f"memo number {argument} at byte {at}")
@@ -48,7 +48,7 @@ def read_pickle(uri: str) -> Any:
         ) from exc
 
 
-class _VectorUnpickler(_Unpickler):
+class _VectorUnpickler(PlainUnpickler):
     """Also builds numpy arrays of numbers; of bytes, for each byte of the file at most two."""
 
     def __init__(self, data: bytes) -> None:
@@ -77,11 +77,11 @@ class _VectorUnpickler(_Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Return the stand-in for a function or class; a type of numpy keeps its byte order."""
         if (module, name) == ("numpy", "dtype"):
-            return _Function(lambda name, *_: _NumberType(name))
+            return BuiltByFunction(lambda name, *_: _NumberType(name))
         return super().find_class(module, name)
 
 
-class _NumberType(_Type):
+class _NumberType(BuiltType):
     """Stands for a numpy dtype of numbers.
 
     Attributes:

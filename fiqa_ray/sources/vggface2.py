@@ -11,13 +11,13 @@ from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.landmarks import landmarks_of
 from fiqa_ray.sources.leftovers import EXTENSIONS
 from fiqa_ray.sources.listing import (
-    _first_file,
-    _lines,
     below,
+    first_file,
     identities_of,
     joined,
     sorted_faces,
     text_column,
+    text_lines,
     without_ending,
 )
 from fiqa_ray.sources.paths import absolute, image_names
@@ -54,7 +54,7 @@ def list_vggface2(
             for folder_of_lists in ("", "meta/", f"{split}/", f"{split}/meta/")
             for name in (f"{split}_list", split)
         ]
-        list_uri = _first_file(uri, lists)
+        list_uri = first_file(uri, lists)
         if list_uri is not None:
             names = text_column(_listed_names(list_uri, split), list_uri)
         else:
@@ -65,7 +65,7 @@ def list_vggface2(
                     f"{exc}. VGGFace2's {split} part needs its images in {folder} or a list {split}_list.txt; "
                     f"leave {split} out of the splits if you do not have it"
                 ) from exc
-        landmarks_uri = _first_file(uri, [f"bb_landmark/loose_landmark_{split}.csv", f"loose_landmark_{split}.csv"])
+        landmarks_uri = first_file(uri, [f"bb_landmark/loose_landmark_{split}.csv", f"loose_landmark_{split}.csv"])
         tables.append(
             pa.table(
                 {
@@ -81,7 +81,7 @@ def list_vggface2(
 
 def _listed_names(list_uri: str, split: str) -> list[str]:
     """Lines of a VGGFace2 list file, without the part's folder that some copies put in front."""
-    lines = _lines(list_uri)
+    lines = text_lines(list_uri)
     names = [line.strip().removeprefix(f"{split}/") for line in lines]
     for number, name in enumerate(names, 1):
         parts = name.split("/")

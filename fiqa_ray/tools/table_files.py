@@ -14,7 +14,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from fiqa_ray.errors import UsageError
-from fiqa_ray.storage import _is_local, filesystem, storage_errors
+from fiqa_ray.storage import filesystem, is_local, storage_errors
 
 PARQUET = (".parquet", ".pq")
 
@@ -81,7 +81,7 @@ def _write_file(uri: str, write: Callable[[str], None]) -> None:
     """Let `write` fill a temporary file, then give it its name in one step, or upload it."""
     with storage_errors(uri):
         fs, path = filesystem(uri)
-        if not _is_local(fs):
+        if not is_local(fs):
             with tempfile.TemporaryDirectory() as folder:
                 temporary = os.path.join(folder, "table")
                 write(temporary)

@@ -25,7 +25,7 @@ def number_copies(
     n_mated: np.ndarray,
     n_nonmated: np.ndarray,
 ) -> None:
-    """Number the copies of a sample by rising quality, and count what each level leaves.
+    """Count up the copies of a sample by rising quality, and count what each level leaves.
 
     In numpy:
 
@@ -165,7 +165,7 @@ def recomputed_levels(
     n_false_nonmatches: np.ndarray,
     n_false_matches: np.ndarray,
 ) -> None:
-    """Fill the three `(20,)` arrays at the end: the conventions whose threshold is set anew at each level.
+    """Fill the three `(20,)` arrays at the end: the conventions whose threshold is set again at each level.
 
     Args:
         units: last, count, similarity of the non-mated pairs by falling similarity, for levels below `LATE_LEVEL`.
