@@ -126,6 +126,22 @@ def ray_cluster(s3_server):
     ray.shutdown()
 
 
+@pytest.fixture
+def cli(capsys):
+    """Runs a command in this process and returns exit code, output and messages."""
+    from fiqa_ray.cli import main
+
+    def call(*argv):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(a) for a in argv])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return end.value.code, out, err
+
+    return call
+
+
 @pytest.fixture(params=["local", "memory", "s3"])
 def root(request, tmp_path):
     """A fresh place on each kind of storage."""

@@ -18,7 +18,6 @@ from rich.console import Console
 
 import smoke
 from fiqa_ray._version import __version__
-from fiqa_ray.cli import main
 from fiqa_ray.config import load_settings
 from fiqa_ray.core.align import TEMPLATE
 from fiqa_ray.documents import document_bytes
@@ -32,21 +31,6 @@ from fiqa_ray.stages import STAGES
 from fiqa_ray.storage import filesystem
 from fiqa_ray.tools.run_job import run_job
 from fiqa_ray.tools.score import score_images
-
-
-@pytest.fixture
-def cli(capsys):
-    """Runs a command and returns exit code, output and messages."""
-
-    def call(*argv):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main([str(a) for a in argv])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return end.value.code, out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")

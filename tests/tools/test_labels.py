@@ -10,26 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fiqa_ray.cli import main
 from fiqa_ray.core.labels import optimize_labels
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.vector_pickle import read_pickle
 from fiqa_ray.tools.labels import read_embeddings
 
 N = 60
-
-
-@pytest.fixture
-def cli(capsys):
-    def call(*argv):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main([str(a) for a in argv])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return end.value.code, out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")
