@@ -1,6 +1,6 @@
 """The tables of what can be read: kinds of face sources, and formats of pair lists.
 
-A new kind is a file of this folder and a row here; `config.py` names it.
+A new kind is a file of this folder and a row here; `config/faces.py` names it.
 
 Every source lists its images, without opening one, as a table (`fiqa_ray.datasets.schemas.SOURCE_FACES`, or SOURCE_RECORDS
 for images inside larger files), sorted by (identity, image_id), of the columns

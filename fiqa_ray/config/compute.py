@@ -1,0 +1,33 @@
+"""Settings of where a job runs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from fiqa_ray.config.section import Section
+
+
+class ComputeSettings(Section):
+    """Where the job runs and with how many workers; never part of a result."""
+
+    engine: Literal["ray", "local"] = Field("ray", description="local: in this process, without Ray")
+    address: str | None = Field(None, description="Ray cluster to join; default: RAY_ADDRESS, else a local one")
+    n_workers: int | None = Field(
+        None, ge=1, description="parallel tasks and actors; default: all CPUs, or all GPUs for models"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="device of the models; auto: cuda if available")
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="images per forward pass; default: 16 on a CPU (small batches stay in cache), 256 on CUDA",
+    )
+    rows_per_part: int = Field(4096, ge=1, description="faces per shard; an identity never crosses shards")
+    train_workers: int = Field(1, ge=0, description="Ray Train workers; 0: train in this process")
+    object_store_bytes: int | None = Field(None, ge=80_000_000, description="object store of a local Ray, in bytes")
+
+
+def default_batch_size(device: str) -> int:
+    """Return the images per forward pass if the job does not say; the last bits of results depend on it."""
+    return 256 if device.startswith("cuda") else 16

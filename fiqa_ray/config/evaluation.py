@@ -1,0 +1,52 @@
+"""Settings of the benchmarks and of the evaluation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from fiqa_ray.config.faces import SourceSettings
+from fiqa_ray.config.methods import KeyRule, ScoresFile
+from fiqa_ray.config.section import Section
+from fiqa_ray.setting_types import Name, Uri
+
+
+class PairListSettings(Section):
+    """The list of comparisons of a benchmark."""
+
+    kind: Literal["lfw", "cplfw", "calfw", "cfp", "table", "bin"] = Field(description="format of the list")
+    uri: Uri = Field(description="cfp: root of the data set; bin: the file that is also the source; else the list file")
+    part: Literal["FP", "FF"] = Field("FP", description="cfp: frontal-profile or frontal-frontal")
+    extension: str = Field(".jpg", description="lfw: file name extension of the images")
+    key_rule: tuple[KeyRule, ...] = Field((), description="what does not count when names of images are compared")
+
+
+class BenchmarkSettings(Section):
+    """A verification benchmark."""
+
+    name: Name = Field(description="name of the benchmark in results")
+    source: SourceSettings = Field(description="its faces")
+    pairs: PairListSettings = Field(description="its comparisons")
+    scores: dict[str, ScoresFile] = Field(
+        {}, description="label -> file of scores: further scores to compare, or a method's own on this set"
+    )
+    degradations: Uri | None = Field(None, description="CSV (image_id, kind, quality): what is known about the faces")
+
+
+class EvaluateSettings(Section):
+    """Error-versus-discard curves (EDC) and their confidence intervals."""
+
+    fmr: float = Field(1e-3, gt=0, lt=1, description="false match rate that sets the threshold")
+    conventions: tuple[Literal["paper", "dasec", "nearest"], ...] = Field(
+        ("paper", "dasec"), description="conventions for the curves"
+    )
+    resample: Literal["auto", "identities", "pairs"] = Field(
+        "auto", description="what bootstrap draws hold; auto: identities where the faces name them as the pairs do"
+    )
+    draws: int = Field(2000, ge=0, description="bootstrap draws; 0: no intervals")
+    compare: tuple[Literal["baseline", "unoptimized", "random"], ...] = Field(
+        ("baseline", "unoptimized", "random"),
+        description="optimized minus the method's scores, minus the regressor on prior labels; every score minus random",
+    )
+    compare_scorers: tuple[tuple[str, str], ...] = Field((), description="further differences of two scorers by name")

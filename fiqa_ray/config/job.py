@@ -1,0 +1,88 @@
+"""A whole job's settings, and the checks that span sections."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from fiqa_ray.config.compute import ComputeSettings
+from fiqa_ray.config.evaluation import BenchmarkSettings, EvaluateSettings
+from fiqa_ray.config.faces import RecognizerSettings, SourceSettings
+from fiqa_ray.config.labels import OptimizeSettings, PairSettings, RankSettings
+from fiqa_ray.config.methods import MethodSettings
+from fiqa_ray.config.section import Section, repeated
+from fiqa_ray.config.training import TrainSettings
+from fiqa_ray.setting_types import Fraction, Name, Uri
+
+
+class Settings(Section):
+    """A whole job."""
+
+    name: Name = Field(description="name of the job, shown in the report")
+    run_uri: Uri = Field(description="folder or URL for everything that the job writes")
+    seed: int = Field(0, ge=0, lt=2**62, description="seed of all random draws")
+    max_bad_fraction: Fraction = Field(0.01, description="stop if a larger share of images cannot be used")
+    source: SourceSettings = Field(description="the training faces")
+    recognizer: RecognizerSettings = Field(description="the FR model")
+    methods: tuple[MethodSettings, ...] = Field(min_length=1, description="the FIQA methods")
+    pair: PairSettings = Field(PairSettings(), description="clusters and mated pairs")
+    rank: RankSettings = Field(RankSettings(), description="ranks of similarities")
+    optimize: OptimizeSettings = Field(OptimizeSettings(), description="label optimization")
+    train: TrainSettings = Field(TrainSettings(), description="training of the regressors")
+    benchmarks: tuple[BenchmarkSettings, ...] = Field((), description="the benchmarks")
+    evaluate: EvaluateSettings = Field(EvaluateSettings(), description="evaluation on the benchmarks")
+    compute: ComputeSettings = Field(ComputeSettings(), description="where the job runs and with how many workers")
+
+    @field_validator("methods", "benchmarks")
+    @classmethod
+    def _check_names(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        names = [getattr(v, "label", "") or v.name for v in value]
+        if repeated(names):
+            raise ValueError(f"{', '.join(repeated(names))} is given twice; give each its own name or label")
+        reserved = sorted({"train", "random", "oracle"}.intersection(names))
+        if reserved:
+            raise ValueError(f"the name {reserved[0]!r} is taken; choose another name or label")
+        return value
+
+    @model_validator(mode="after")
+    def _check_flip(self) -> Settings:
+        if self.recognizer.flip != "none" and self.train.mode == "head":
+            raise ValueError(
+                "a regressor's one pass makes no flipped embeddings; with recognizer.flip set train.mode: finetune"
+            )
+        if any(m.recognizer is not None and m.recognizer.flip != "none" for m in self.methods):
+            raise ValueError("methods score faces as they are; leave out flip in their recognizers")
+        return self
+
+    @model_validator(mode="after")
+    def _check_scores(self) -> Settings:
+        fused = {m.label for m in self.methods if m.fuse is not None}
+        for benchmark in self.benchmarks:
+            for label in fused.intersection(benchmark.scores):
+                raise ValueError(
+                    f"benchmarks: {benchmark.name} has scores for {label}, which is fused of others; leave them out"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_fused(self) -> Settings:
+        labels = [m.label for m in self.methods if m.fuse is None]
+        for method in self.methods:
+            for label in method.fuse.of if method.fuse else ():
+                if label not in labels:
+                    near = difflib.get_close_matches(label, labels, n=1)
+                    hint = f"did you mean {near[0]!r}?" if near else f"methods here: {', '.join(labels) or 'none'}"
+                    raise ValueError(
+                        f"methods: {method.label} is fused of {label!r}, which is no method of the job ({hint})"
+                    )
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that decide results: without `compute`, `run_uri` and the limits on bad input."""
+        values = self.model_dump(mode="json", exclude={"compute", "max_bad_fraction", "run_uri"})
+        for source in (values["source"], *(b["source"] for b in values["benchmarks"])):
+            source.pop("allow_mixed_crops")
+            source.pop("allow_single_images")
+        return values

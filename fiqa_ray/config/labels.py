@@ -1,0 +1,60 @@
+"""Settings of label optimization: pairs, ranks, theta."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from fiqa_ray.config.section import Section, repeated
+from fiqa_ray.setting_types import Fraction
+
+
+class PairSettings(Section):
+    """Clusters and mated pairs (paper, section III-C)."""
+
+    n_clusters: int = Field(20, ge=1, description="clusters per identity, C")
+    n_repeats: int = Field(10, ge=1, le=100, description="repeats of the drawing of pairs, R")
+    recluster: bool = Field(False, description="fit new clusters in each repeat, as the paper's text describes it")
+    clustering: Literal["lloyd", "faiss"] = Field("lloyd", description="implementation of K-Means")
+    init: Literal["random", "k-means++"] = Field(
+        "random", description="images that K-Means starts from: random ones, as the paper reads, or spread by k-means++"
+    )
+    keep: bool = Field(True, description="store the pairs; false: compute them from the clusters whenever needed")
+    device: Literal["cpu", "cuda", "cpu:0"] = Field(
+        "cpu",
+        description="cpu: compiled loops; cuda: each task takes a GPU, and GPUs of one model give equal bits; "
+        "cpu:0: the GPU's operations on the processor, for tests",
+    )
+
+    @model_validator(mode="after")
+    def _check_init(self) -> PairSettings:
+        if self.init != "random" and self.clustering == "faiss":
+            raise ValueError("clustering: faiss starts from random images only; use init: random, or clustering: lloyd")
+        return self
+
+
+class RankSettings(Section):
+    """How the ranks of similarities are computed; both engines give identical ranks."""
+
+    engine: Literal["counting", "sort"] = Field("counting", description="count in a histogram, or sort all keys")
+    n_ranges: int = Field(8, ge=1, description="sort: key ranges per repeat, which are merged in parallel")
+
+
+class OptimizeSettings(Section):
+    """Label optimization (paper, equation 3)."""
+
+    theta: Annotated[
+        tuple[Fraction, ...], BeforeValidator(lambda v: v if isinstance(v, list | tuple) else (v,)), Field(min_length=1)
+    ] = Field((1e-3,), description="step size, or several; each gives one label set")
+    index_scale: Literal["raw", "normalized"] = Field(
+        "raw", description="ranks of pairs as they are, or scaled to the range of the quality indices"
+    )
+
+    @field_validator("theta")
+    @classmethod
+    def _check_unique(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        twice = repeated(f"{t:g}" for t in value)  # as in paths and tables
+        if twice:
+            raise ValueError(f"{', '.join(twice)} is given twice; give each theta once")
+        return value

@@ -1,0 +1,80 @@
+"""How settings are read from YAML and `key=value`; all mistakes are reported at once."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from fiqa_ray.config.job import Settings
+from fiqa_ray.errors import UsageError
+from fiqa_ray.safe_yaml import override, parse_yaml
+from fiqa_ray.storage import read_bytes
+
+
+def load_settings(job_uri: str, overrides: list[str] | tuple[str, ...] = ()) -> Settings:
+    """Read a job's settings from YAML and apply overrides.
+
+    Args:
+        job_uri: the YAML file: a path or any fsspec URL.
+        overrides: `key=value` texts with dotted keys and YAML values, such as `optimize.theta=0.01`.
+
+    Raises:
+        UsageError: lists every mistake with its key and value and, for an unknown key, the nearest valid one.
+    """
+    text = read_bytes(job_uri).decode("utf-8", errors="replace")
+    values = parse_yaml(text, job_uri)
+    if not isinstance(values, dict):
+        raise UsageError(f"{job_uri} must hold settings as 'key: value' lines, found {type(values).__name__}")
+    for assignment in overrides:
+        override(values, assignment)
+    return make_settings(values, Path(job_uri).name)
+
+
+def make_settings(values: dict[str, Any], origin: str = "settings") -> Settings:
+    """Return the settings that a nested dict holds.
+
+    Args:
+        values: as YAML gives them.
+        origin: name of the file, for error messages.
+
+    Raises:
+        UsageError: as `load_settings`.
+    """
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as exc:
+        lines = [_explain(error) for error in exc.errors()]
+        raise UsageError(
+            f"{origin}: {len(lines)} wrong setting(s)\n" + "\n".join(f"  {line}" for line in lines)
+        ) from None
+
+
+def _explain(error: Any) -> str:
+    """Return one line on one of pydantic's errors: the key, what is wrong, and the value or a hint."""
+    path = [p for p in error["loc"] if not str(p).startswith("function-")]
+    key = ".".join(str(p) for p in path)
+    if error["type"] == "extra_forbidden":
+        valid = _keys_at(path[:-1])
+        near = difflib.get_close_matches(str(path[-1]), valid, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(valid)}"
+        return f"{key}: unknown key ({hint})"
+    if error["type"] == "missing":
+        return f"{key}: is missing"
+    value = error.get("input")
+    shown = f" (found {value!r})" if not isinstance(value, dict | list) else ""
+    return f"{key}: {error['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _keys_at(path: list[Any]) -> list[str]:
+    """Return the valid keys of the section at a path of keys and list indices."""
+    model: Any = Settings
+    for step in path:
+        if isinstance(step, int):
+            continue
+        annotation = model.model_fields[step].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(model.model_fields)
