@@ -473,7 +473,7 @@ def test_export_refuses_and_leaves_no_file(cli, convolutional, done, faces, tmp_
 
 
 def test_models_version_help(cli, monkeypatch):
-    monkeypatch.setattr("fiqa_ray.cli.console", Console(width=120))
+    monkeypatch.setattr("fiqa_ray.cli.model.console", Console(width=120))
     code, out, _ = cli("models")
     assert code == 0
     assert max(map(len, out.splitlines())) <= 120
