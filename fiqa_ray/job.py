@@ -237,7 +237,11 @@ class Job:
         return f"{label_set.method.label}, regressor on {kind} labels{suffix}"
 
     def regressor_scores(self, face_set: str, label_set: LabelSet) -> Dataset:
-        """Return the scores that a label set's regressor gives to a face set."""
+        """Return the scores that a label set's regressor gives to a face set.
+
+        Its tables are `schemas.REGRESSOR_SCORES`: `score` is the mean over the training seeds, and
+        `datasets.columns.seed_scores(table)` gives the scores of each seed.
+        """
         keys = {"set": face_set, "scorer": f"{label_set.method.label}-regressor-{label_set.key}"}
         inputs = {"faces": self.faces(face_set), "regressor": self.regressor(label_set)}
         return self._dataset("quality_scores", keys, {}, inputs)
