@@ -2,8 +2,9 @@
 
 Stages find their inputs and outputs here and nowhere else. A dataset's fingerprint covers the settings of its stage, the
 schema version and the fingerprints of its inputs. Weights, score files, pair lists, detectors and listed sources count by
-their content hash; folders, containers and a user's own code count by name. Worker counts, batch sizes and shard sizes
-are left out, because they do not change a result.
+their content hash, and so do landmarks, model cards and lists of degradations; folders, containers, CFP's many small
+pair lists and a user's own code count by name. Nothing of `compute` is part of a fingerprint: labels do not depend on
+workers, batches and shards, and embeddings and scores do so in their last bits alone.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from fiqa_ray.datasets.pairs import PairReader
 
 DRAWS_VERSION = 5
-"""Raise it when the same seed gives other clusters or mates than before, or when pairs are stored in another layout."""
+"""Raise it when the same seed gives other clusters, mates or similarities, or when pairs are laid out otherwise."""
 ONNX_VERSION = 2
 """Raise it when embeddings or scores of ONNX networks are computed in another way. 2: by onnxruntime."""
 
@@ -45,7 +46,7 @@ class LabelSet:
 
     Attributes:
         method: the FIQA method whose scores are the labels.
-        theta: step size of the optimization; None for prior labels, which are not optimized.
+        theta: weight of the update; None for prior labels, which are not optimized.
     """
 
     method: MethodSettings
@@ -187,7 +188,7 @@ class Job:
         return self._dataset("sorted_keys", {"fr": self.fr}, {}, {"pairs": self.pairs()})
 
     def similarity_ranks(self) -> Dataset:
-        """Return the rank of every similarity, per repeat; both engines give the same ranks."""
+        """Return the histogram of the similarities of each repeat, for `RankTable`; both engines give the same."""
         return self._dataset("similarity_ranks", {"fr": self.fr}, {}, {"pairs": self.pairs()})
 
     def quality_index(self, method: MethodSettings) -> Dataset:
