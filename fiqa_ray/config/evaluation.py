@@ -15,11 +15,19 @@ from fiqa_ray.setting_types import Name, Uri
 class PairListSettings(Section):
     """The list of comparisons of a benchmark."""
 
-    kind: Literal["lfw", "cplfw", "calfw", "cfp", "table", "bin"] = Field(description="format of the list")
+    kind: Literal["lfw", "cplfw", "calfw", "cfp", "table", "bin", "agedb", "lines"] = Field(
+        description="format of the list"
+    )
     uri: Uri = Field(description="cfp: root of the data set; bin: the file that is also the source; else the list file")
     part: Literal["FP", "FF"] = Field("FP", description="cfp: frontal-profile or frontal-frontal")
-    extension: str = Field(".jpg", description="lfw: file name extension of the images")
+    extension: str = Field(".jpg", description="lfw, agedb: file name extension of the images")
     key_rule: tuple[KeyRule, ...] = Field((), description="what does not count when names of images are compared")
+    expect: Literal["lfw", "xqlfw", "cfp_fp", "cfp_ff", "cplfw", "calfw", "agedb_30"] | None = Field(
+        None, description="refuse a list whose counts of pairs, folds and images are not those of this published set"
+    )
+    allow_partial: bool = Field(
+        False, description="leave out, and count, the pairs of images that the source lacks, as in a partial copy"
+    )
 
 
 class BenchmarkSettings(Section):

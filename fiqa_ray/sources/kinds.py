@@ -20,10 +20,12 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from fiqa_ray.sources.agedb import read_agedb_pairs
 from fiqa_ray.sources.containers import Content, read_entries
 from fiqa_ray.sources.files import read_files
 from fiqa_ray.sources.folder import list_folder
 from fiqa_ray.sources.insightface_bin import list_bin, read_bin, read_bin_pairs
+from fiqa_ray.sources.pair_lines import read_pair_lines
 from fiqa_ray.sources.parquet_images import list_parquet_images, read_parquet_images
 from fiqa_ray.sources.protocols import (
     VerificationPairs,
@@ -90,4 +92,6 @@ PROTOCOLS: dict[str, PairList] = {
     "cfp": PairList(read_cfp_pairs, ("part",)),
     "table": PairList(read_pairs_table),
     "bin": PairList(read_bin_pairs),
+    "agedb": PairList(read_agedb_pairs, ("extension",)),
+    "lines": PairList(read_pair_lines),
 }

@@ -39,6 +39,7 @@ from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.job import Job, LabelSet
 from fiqa_ray.sources.degradations import read_degradations
 from fiqa_ray.sources.kinds import PROTOCOLS
+from fiqa_ray.sources.known_sets import check_expected
 from fiqa_ray.sources.protocols import VerificationPairs, pair_rows
 from fiqa_ray.sources.scores import scores_by_id
 from fiqa_ray.storage import storage_errors
@@ -130,7 +131,10 @@ def read_pairs(settings: PairListSettings) -> VerificationPairs:
     """Return the pairs of a benchmark."""
     protocol = PROTOCOLS[settings.kind]
     with storage_errors(settings.uri):
-        return protocol.read_pairs(settings.uri, **{name: getattr(settings, name) for name in protocol.options})
+        pairs = protocol.read_pairs(settings.uri, **{name: getattr(settings, name) for name in protocol.options})
+    if settings.expect is not None:
+        check_expected(settings.expect, pairs, settings.uri, are_images_merged=settings.kind == "bin")
+    return pairs
 
 
 def run_shard(dataset: Dataset, shard: BenchmarkShard) -> Part:
@@ -222,7 +226,12 @@ def _usable_pairs(shard: BenchmarkShard, image_id: pa.Array, scores: dict[str, n
     settings = shard.benchmark.pairs
     protocol = read_pairs(settings)
     row_a, row_b = pair_rows(
-        protocol, image_id, settings.key_rule, list_uri=settings.uri, source_uri=shard.benchmark.source.uri
+        protocol,
+        image_id,
+        settings.key_rule,
+        list_uri=settings.uri,
+        source_uri=shard.benchmark.source.uri,
+        allow_partial=settings.allow_partial,
     )
     embeddings = shard.embeddings.read_all(["image_row", "embedding"])
     values, rows = columns.embedding_values(embeddings)
@@ -230,14 +239,14 @@ def _usable_pairs(shard: BenchmarkShard, image_id: pa.Array, scores: dict[str, n
     position[rows] = np.arange(len(rows))
 
     is_usable = (position >= 0) & np.all([np.isfinite(s) for s in scores.values()], axis=0)
-    chosen = is_usable[row_a] & is_usable[row_b]
+    chosen = (row_a >= 0) & (row_b >= 0) & is_usable[row_a] & is_usable[row_b]
     a, b = row_a[chosen], row_b[chosen]
     mated = np.asarray(protocol.mated)[chosen]
     n_skipped = int((~chosen).sum())
     if not mated.any() or mated.all():
         raise FiqaRayError(
             f"benchmark {shard.benchmark.name}: {int(mated.sum())} mated and {int((~mated).sum())} non-mated pairs are "
-            f"usable ({n_skipped} skipped for bad images); both kinds are needed, see {shard.benchmark.pairs.uri}"
+            f"usable ({n_skipped} skipped for bad or absent images); both kinds are needed, see {shard.benchmark.pairs.uri}"
         )
     units = unit_vectors(values)
     similarity = np.einsum("ij,ij->i", units[position[a]], units[position[b]], dtype=np.float64).clip(-1, 1)

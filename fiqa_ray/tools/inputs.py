@@ -55,6 +55,13 @@ def _read_benchmark(benchmark: BenchmarkSettings) -> None:
     n_same = int((pairs.image_id_a == pairs.image_id_b).sum())
     if n_same:
         note(f"benchmark {benchmark.name}: {n_same:,} of {len(pairs):,} pairs compare an image with itself")
+    folds = np.unique(pairs.fold[pairs.fold >= 0])
+    one_kind = [fold for fold in folds if len(np.unique(pairs.mated[pairs.fold == fold])) == 1]
+    if one_kind:
+        note(
+            f"benchmark {benchmark.name}: {len(one_kind)} of {len(folds)} folds hold mated pairs only or non-mated pairs "
+            "only; the accuracy by folds says little then, areas are not affected"
+        )
     for file in benchmark.scores.values():
         read_scores(**file.model_dump(exclude={"key_rule"}))
     if benchmark.degradations is not None:
@@ -87,7 +94,20 @@ def match_inputs(job: Job, stages: Collection[str]) -> None:
 
 def _match_benchmark(benchmark: BenchmarkSettings, image_id: pa.Array) -> None:
     pairs, source_uri = benchmark.pairs, benchmark.source.uri
-    pair_rows(read_pairs(pairs), image_id, pairs.key_rule, list_uri=pairs.uri, source_uri=source_uri)
+    rows = pair_rows(
+        read_pairs(pairs),
+        image_id,
+        pairs.key_rule,
+        list_uri=pairs.uri,
+        source_uri=source_uri,
+        allow_partial=pairs.allow_partial,
+    )
+    n_partial = int((np.minimum(*rows) < 0).sum())
+    if n_partial:
+        note(
+            f"benchmark {benchmark.name}: {n_partial:,} of {len(rows[0]):,} pairs are left out, because {source_uri} lacks "
+            "their images; the figures are not those of the whole set"
+        )
     if benchmark.degradations is not None:
         keys = read_degradations(benchmark.degradations)["image_id"].combine_chunks()
         if (rows_of_keys(keys, image_id) < 0).all():
