@@ -12,10 +12,12 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from fiqa_ray.core.kernels.gram import unit_vectors
 from fiqa_ray.core.kernels.pair_cosines import pair_cosines
-from fiqa_ray.core.verification import BoolArray, FloatArray, IntArray
+from fiqa_ray.core.verification import FloatArray, IntArray
 from fiqa_ray.errors import FiqaRayError, UsageError
 
 TemplateQuality = Literal["min", "mean", "max"]
@@ -56,6 +58,12 @@ class Templates:
 
     def __len__(self) -> int:
         return len(self.name)
+
+    def renumbered(self, row_of_image: IntArray) -> Templates:
+        """Return the same templates with image i called `row_of_image[i]`, and without the images called -1."""
+        rows = row_of_image[self.image_row]
+        bounds = np.append(0, np.cumsum(rows >= 0))[self.bounds]
+        return Templates(self.name, rows[rows >= 0], bounds, self.medium[rows >= 0])
 
     def rows_of(self, names: IntArray) -> IntArray:
         """Return the row of each template by its number; -1 for an unknown one."""
@@ -161,11 +169,14 @@ def pair_similarities(embeddings: NDArray[np.floating], row_a: IntArray, row_b: 
     return similarity
 
 
-def subjects_of(n: int, row_a: IntArray, row_b: IntArray, mated: BoolArray) -> IntArray:
-    """Return the person of each template or image, `(n,) int64`, as mated pairs tell: what they link is one person."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+def subjects_of(n: int, mated_a: IntArray, mated_b: IntArray) -> IntArray:
+    """Return the person of each of `n` templates, `(n,) int64`, as mated pairs tell: what they link is one person.
 
-    a, b = row_a[mated], row_b[mated]
-    _, person = connected_components(coo_array((np.ones(len(a), np.int8), (a, b)), shape=(n, n)), directed=False)
-    return person.astype(np.int64)
+    Args:
+        n: templates.
+        mated_a: `(L,)` rows of the first templates of the mated pairs.
+        mated_b: `(L,)` rows of the second ones.
+    """
+    links = coo_array((np.ones(len(mated_a), np.int8), (mated_a, mated_b)), shape=(n, n))
+    _, person = connected_components(links, directed=False)
+    return np.asarray(person, np.int64)

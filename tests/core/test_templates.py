@@ -86,7 +86,6 @@ def test_similarities_of_listed_pairs(dim) -> None:
 
 
 def test_mated_pairs_link_a_person() -> None:
-    a, b = np.array([0, 1, 3, 0]), np.array([1, 2, 4, 3])
-    person = subjects_of(6, a, b, np.array([True, True, True, False]))
+    person = subjects_of(6, np.array([0, 1, 3]), np.array([1, 2, 4]))
     assert len(set(person[:3])) == len(set(person[3:5])) == 1
     assert len({person[0], person[3], person[5]}) == 3

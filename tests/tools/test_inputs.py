@@ -135,7 +135,9 @@ def test_a_partial_copy_without_folders_of_persons(tmp_path, faces, capsys):
     text = capsys.readouterr().err
     assert "benchmark bench: 2 of 6 pairs are left out, because" in text
     assert "benchmark bench: 1 of 2 folds hold mated pairs only or non-mated pairs only" in text
-    assert [part.n_rows for part in done.faces("bench").require().parts] == [5, 5, 2]
+    n_rows = [part.n_rows for part in done.faces("bench").require().parts]
+    assert set(n_rows[:-1]) == {5}
+    assert sum(n_rows) == len(list(flat.iterdir()))
     dataset = done.evaluation(settings.benchmarks[0])
     (part,) = dataset.require().parts
     assert part.stats == {"n_pairs_used": 4, "n_pairs_skipped": 2}
