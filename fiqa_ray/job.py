@@ -339,7 +339,9 @@ def _scores_id(scores: ScoresSettings) -> dict[str, Any]:
 
 
 def _pair_list_id(benchmark: BenchmarkSettings) -> dict[str, Any]:
-    values = benchmark.pairs.model_dump(mode="json")
-    if benchmark.pairs.kind != "cfp":  # a folder of many small lists is named, not hashed
-        values["uri"] = content_hash(benchmark.pairs.uri)
-    return values
+    values = benchmark.pairs.model_dump(mode="json", exclude={"expect"})
+    from fiqa_ray.sources.kinds import PROTOCOLS  # decoders and more, which `--help` does without
+
+    return values | {
+        k: content_hash(uri) for k, uri in PROTOCOLS[benchmark.pairs.kind].lists(benchmark.pairs.uri).items()
+    }
