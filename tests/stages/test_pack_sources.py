@@ -20,7 +20,7 @@ from fiqa_ray.job import Job
 from fiqa_ray.models.detector import FaceDetector
 from fiqa_ray.sources.kinds import SOURCES
 from fiqa_ray.sources.vggface2 import list_vggface2
-from fiqa_ray.stages.evaluate import read_pairs
+from fiqa_ray.stages.compare import read_pairs
 from fiqa_ray.stages.pack import list_faces
 from fiqa_ray.storage import read_bytes
 from fiqa_ray.synthetic.dataset import write_synthetic_faces
@@ -161,8 +161,7 @@ def test_bin_is_a_benchmark(tmp_path, samples):
     )  # fmt: skip
     run_job(settings)
     job = Job(settings)
-    result = job.evaluation(settings.benchmarks[0])
-    found = result.read(result.require().parts[0], suffix=".comparisons.parquet")
+    found = job.comparisons(settings.benchmarks[0], settings.recognizer).read_all()
     assert found["mated"].to_pylist() == same
     assert found["fold"].to_pylist() == [i // 6 for i in range(60)]
     faces = job.faces("own").read_all()
