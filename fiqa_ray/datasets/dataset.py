@@ -127,7 +127,10 @@ MADE_BY = {
     "optimized_index": "optimize",
     "optimized_labels": "optimize",
     "regressor": "train",
+    "comparisons": "evaluate",
+    "cells": "evaluate",
     "evaluation": "evaluate",
+    "results": "evaluate",
 }
 """Dataset name -> the stage that writes it, for error messages."""
 

@@ -96,8 +96,14 @@ STAGES: dict[str, Stage] = {
     "evaluate": Stage(
         "Score the benchmarks by the regressors, and compare all scorers on the same pairs (section IV).",
         reads=("faces", "embeddings", "quality_scores", "regressor"),
-        writes=("quality_scores", "evaluation"),
-        planned_by=("score_heads:head_score_steps", "infer:regressor_score_steps", "evaluate:evaluate_steps"),
+        writes=("quality_scores", "comparisons", "cells", "evaluation", "results"),
+        planned_by=(
+            "score_heads:head_score_steps",
+            "infer:regressor_score_steps",
+            "compare:compare_steps",
+            "cells:cell_steps",
+            "evaluate:evaluate_steps",
+        ),
         estimated_by="infer:estimate_regressor_scores",
     ),
     "report": Stage(
