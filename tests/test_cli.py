@@ -80,7 +80,10 @@ def test_run_prints_where_the_report_lies(cli, done, tmp_path, faces):
     assert "<html" in page.read_text()
     path = write_job(tmp_path, faces)
     assert cli("run", path, "--stages", "pack, embed")[:2] == (0, "")
-    assert {r["stage"] for r in json.loads(cli("status", tmp_path / "run", "--json")[1])} == {"pack", "embed"}
+    assert {r["stage"] for r in json.loads(cli("status", tmp_path / "run", "--json")[1])["datasets"]} == {
+        "pack",
+        "embed",
+    }
 
 
 def test_a_trial_has_few_faces_and_a_folder_of_its_own(cli, faces, tmp_path):
@@ -88,7 +91,7 @@ def test_a_trial_has_few_faces_and_a_folder_of_its_own(cli, faces, tmp_path):
     assert cli("run", path, "--limit=2", "--stages=pack")[0] == 0
     assert not (tmp_path / "run").exists()
     (folder,) = (p for p in tmp_path.iterdir() if p.is_dir())
-    sets = {r["dataset"].split("/")[1]: r for r in json.loads(cli("status", folder, "--json")[1])}
+    sets = {r["dataset"].split("/")[1]: r for r in json.loads(cli("status", folder, "--json")[1])["datasets"]}
     assert (sets["set=train"]["n_rows"], sets["set=bench"]["n_rows"]) == (10, 36)
 
 
@@ -134,7 +137,7 @@ def test_plan_of_a_finished_job(cli, done):
 def test_status(cli, done, tmp_path):
     code, out, _ = cli("status", run_uri(done), "--json")
     assert code == 0
-    records = json.loads(out)
+    records = json.loads(out)["datasets"]
     assert [r["stage"] for r in records] == sorted((r["stage"] for r in records), key=list(STAGES).index)
     assert {r["stage"] for r in records} == set(STAGES) - {"fuse"}  # this job fuses nothing
     for r in records:
@@ -157,7 +160,7 @@ def test_status(cli, done, tmp_path):
     assert "2/3" in out
     assert "20/30 images" in out
     assert "a run is at work" in out
-    (record,) = (r for r in json.loads(cli("status", part, "--json")[1]) if not r["finished"])
+    (record,) = (r for r in json.loads(cli("status", part, "--json")[1])["datasets"] if not r["finished"])
     assert (record["stage"], record["n_parts_done"], record["n_rows_done"]) == ("pair", 2, 20)
 
     (tmp_path / "empty").mkdir()

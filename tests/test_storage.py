@@ -18,7 +18,7 @@ from fiqa_ray.datasets import parquet, sums
 from fiqa_ray.datasets.dataset import Dataset, add_stats
 from fiqa_ray.engine.lock import RunLock
 from fiqa_ray.errors import FiqaRayError, IncompleteError
-from fiqa_ray.storage import join, list_files, put_if_absent, read_bytes, write_atomic
+from fiqa_ray.storage import join, list_files, patience, put_if_absent, read_bytes, write_atomic
 
 
 def dataset(root):
@@ -129,6 +129,7 @@ def test_bucket_errors_are_in_words(s3_server, bucket, monkeypatch):
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     s3fs.S3FileSystem.clear_instance_cache()
+    monkeypatch.setattr(patience, "FIRST_ANSWER_S", 0.1)
     with pytest.raises(FiqaRayError, match=r"cannot be reached.*AWS_ENDPOINT_URL"):
         read_bytes(f"{bucket}/x")
     s3fs.S3FileSystem.clear_instance_cache()

@@ -25,6 +25,11 @@ class ComputeSettings(Section):
     )
     rows_per_part: int = Field(4096, ge=1, description="faces per shard; an identity never crosses shards")
     train_workers: int = Field(1, ge=0, description="Ray Train workers; 0: train in this process")
+    storage_patience_s: float = Field(
+        600.0,
+        ge=0,
+        description="seconds for which storage that is away or overloaded is tried again, with growing pauses",
+    )
     object_store_bytes: int | None = Field(None, ge=80_000_000, description="object store of a local Ray, in bytes")
 
 

@@ -7,17 +7,25 @@ own part, so that a lost actor costs one part and a resumed run repeats none. Nu
 
 from __future__ import annotations
 
+import atexit
+import logging
 import os
+import re
 import socket
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from fiqa_ray.config import ComputeSettings
-from fiqa_ray.engine.local import Item, Outcome, WorkerSlot, call_and_catch, local_map
+from fiqa_ray.engine.head_watch import head_watch
+from fiqa_ray.engine.interrupts import catch_sigterm
+from fiqa_ray.engine.local import Item, LostProcessError, Outcome, WorkerSlot, call_and_catch, local_map
+from fiqa_ray.engine.progress import note
 from fiqa_ray.engine.step import Worker
 from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.storage.patience import set_patience
 
 LARGE_BYTES = 1 << 30
 """A process returns the memory of larger shards to the system; that of smaller ones serves its next shard."""
@@ -57,10 +65,11 @@ class RayMapper:
 def _ray_tasks(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tuple[Item | None, Outcome]]:
     import ray
 
-    def run_shard(make_worker: Any, shard: Any, is_large: bool) -> Outcome:
+    def run_shard(make_worker: Any, shard: Any, is_large: bool, patience_s: float) -> Outcome:
         from fiqa_ray.core.kernels.threads import one_thread
         from fiqa_ray.engine.memory import give_back_memory, reuse_memory
 
+        set_patience(patience_s, has_answered=True)
         reuse_memory()
         with one_thread():
             outcome = call_and_catch(lambda: make_worker()(shard))
@@ -78,7 +87,8 @@ def _ray_tasks(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tupl
             step, shard = item
             memory = _grantable(step.memory_bytes) if step.memory_bytes else 0
             options = task.options(memory=memory or None, num_gpus=1 if step.needs_gpu else None)
-            sent = options.remote(step.make_worker, shard, step.memory_bytes > LARGE_BYTES)
+            is_large = step.memory_bytes > LARGE_BYTES
+            sent = options.remote(step.make_worker, shard, is_large, compute.storage_patience_s)
             running[sent] = item
         if not running:
             return
@@ -87,8 +97,29 @@ def _ray_tasks(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tupl
         try:
             outcome: Outcome = ray.get(ready)
         except ray.exceptions.RayError as exc:
-            outcome = exc
+            outcome = lost_process(exc)
         yield item, outcome
+
+
+def lost_process(exc: Exception) -> Exception:
+    """Return what Ray says of a lost worker as one sentence; other faults of Ray stay as they are."""
+    import ray
+
+    text = " ".join(str(exc).split())
+    if isinstance(exc, ray.exceptions.OutOfMemoryError):
+        cause = "its machine ran out of memory; run fewer workers (compute.n_workers) or smaller parts (rows_per_part)"
+        return LostProcessError(cause)
+    is_node = isinstance(exc, ray.exceptions.NodeDiedError) or re.search(
+        r"node .{0,80}(died|dead|terminated|failed)", text
+    )
+    if is_node:
+        return LostProcessError("its machine was lost time after time", is_machine=True)
+    lost = (ray.exceptions.WorkerCrashedError, ray.exceptions.RayActorError, ray.exceptions.OwnerDiedError)
+    if not isinstance(exc, (*lost, ray.exceptions.ObjectLostError)):
+        return exc
+    code = re.search(r"exit code[:= ]*(-?\d+)", text)
+    how = f"exit code {code[1]}" if code else "killed, out of memory, or a crash in native code"
+    return LostProcessError(f"its process ended in the middle of the work, also when it was tried again ({how})")
 
 
 def _grantable(memory_bytes: int) -> int:
@@ -103,59 +134,131 @@ def _grantable(memory_bytes: int) -> int:
 class _ShardActor:
     """One worker of a Ray Data actor pool; loads a model when the first of its shards comes."""
 
-    def __init__(self, makers: list[Callable[[], Worker]], items: list[tuple[int, Any]]) -> None:
+    def __init__(self, makers: list[Callable[[], Worker]], chunks: _Chunks, patience_s: float) -> None:
         import torch
 
         torch.set_num_threads(1)
-        self._makers, self._items, self._workers = makers, items, WorkerSlot()
+        set_patience(patience_s, has_answered=True)
+        self._makers, self._chunks, self._workers = makers, chunks, WorkerSlot()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        import ray
         from ray import cloudpickle
 
         outcomes = []
-        for i in batch["item"]:
-            maker, shard = self._items[int(i)]
-            outcomes.append(call_and_catch(lambda m=maker, s=shard: self._workers.get(self._makers[m])(ray.get(s))))  # type: ignore[misc]
-        return {"item": list(batch["item"]), "outcome": [cloudpickle.dumps(o) for o in outcomes]}
+        for i in batch["id"]:
+            maker, shard = self._chunks.shard(int(i))
+            self._chunks.note_in_hand(int(i))
+            outcomes.append(call_and_catch(lambda m=maker, s=shard: self._workers.get(self._makers[m])(s)))  # type: ignore[misc]
+        return {"item": list(batch["id"]), "outcome": [cloudpickle.dumps(o) for o in outcomes]}
+
+
+class _Chunks:
+    """Shards by number, in a few objects of Ray's store; an actor holds the chunk that it works on."""
+
+    def __init__(self, shards: list[tuple[int, Any]], n_chunks: int) -> None:
+        import ray
+
+        self._size = max(1, -(-len(shards) // n_chunks))
+        self._refs = [ray.put(shards[i : i + self._size]) for i in range(0, len(shards), self._size)]
+        self._held: tuple[int, list[tuple[int, Any]]] = (-1, [])
+        self._key = f"fiqa_ray:{uuid.uuid4().hex}:"
+
+    def shard(self, number: int) -> tuple[int, Any]:
+        """Return the number of a shard's maker, and the shard."""
+        import ray
+
+        chunk, place = divmod(number, self._size)
+        if self._held[0] != chunk:
+            self._held = (chunk, ray.get(self._refs[chunk]))
+        return self._held[1][place]
+
+    def note_in_hand(self, number: int) -> None:
+        """Leave the number of the shard that this actor begins where the driver finds it if the process dies."""
+        import ray
+        from ray.experimental import internal_kv
+
+        key = f"{self._key}{ray.get_runtime_context().get_actor_id()}"
+        internal_kv._internal_kv_put(key.encode(), str(number).encode(), overwrite=True)
+
+    def in_hand(self, exc: Exception) -> int | None:
+        """Return the shard that a dead actor had begun last, if Ray says which actor died."""
+        from ray.experimental import internal_kv
+
+        actor = getattr(exc, "actor_id", None) or next(iter(re.findall(r"\b[0-9a-f]{32}\b", str(exc))), None)
+        number = internal_kv._internal_kv_get(f"{self._key}{actor}".encode())
+        return None if number is None else int(number)
+
+    def forget(self) -> None:
+        """Remove what the actors left."""
+        from ray.experimental import internal_kv
+
+        internal_kv._internal_kv_del(self._key.encode(), del_by_prefix=True)
 
 
 def _ray_data(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tuple[Item | None, Outcome]]:
-    import warnings
-
+    """Run shards in actor pools; a shard that ends its process time after time ends its pool, and the next does the rest."""
     import ray
-    from ray import cloudpickle
 
-    resources = ray.cluster_resources()
-    n_gpus = int(resources.get("GPU", 0))
-    on_gpu = items[0][0].uses_model and wants_gpus(compute.device, 1)
-    n_present = n_gpus if on_gpu else int(resources.get("CPU", 1))
-    size = min(compute.n_workers or max(1, n_present), len(items))
-    steps = list({id(step): step for step, _ in items}.values())
-    number = {id(step): i for i, step in enumerate(steps)}
-    shards = [(number[id(step)], ray.put(shard)) for step, shard in items]
-    data: ray.data.Dataset = ray.data.from_items(
-        [{"item": i} for i in range(len(items))], override_num_blocks=len(items)
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # max_restarts has no named parameter yet
-        data = data.map_batches(
-            _ShardActor,
-            batch_size=1,
-            batch_format="numpy",
-            compute=ray.data.ActorPoolStrategy(size=size),
-            fn_constructor_args=([s.make_worker for s in steps], shards),
-            num_gpus=1 if on_gpu else 0,
-            num_cpus=1,
-            # a worker that dies for good must end the step: by default Ray Data tries forever
-            max_restarts=3,
-            max_task_retries=3,
-        )
-    try:
+    pending = list(items)
+    while pending:
+        left = dict(enumerate(pending))
+        pool = _ActorPool(pending, compute)
+        try:
+            for number, outcome in pool.run():
+                yield left.pop(number), outcome
+        except ray.exceptions.RayError as exc:
+            culprit = pool.chunks.in_hand(exc)
+            outcome = lost_process(exc)
+            if culprit not in left:
+                yield None, outcome
+                return
+            yield left.pop(culprit), outcome
+        finally:
+            pool.chunks.forget()
+        pending = list(left.values())
+
+
+class _ActorPool:
+    """An actor pool of Ray Data for some shards."""
+
+    def __init__(self, items: Sequence[Item], compute: ComputeSettings) -> None:
+        import ray
+
+        resources = ray.cluster_resources()
+        n_gpus = int(resources.get("GPU", 0))
+        self.on_gpu = items[0][0].uses_model and wants_gpus(compute.device, 1)
+        n_present = n_gpus if self.on_gpu else int(resources.get("CPU", 1))
+        self.size = min(compute.n_workers or max(1, n_present), len(items))
+        self.patience_s = compute.storage_patience_s
+        steps = list({id(step): step for step, _ in items}.values())
+        number = {id(step): i for i, step in enumerate(steps)}
+        self.makers = [step.make_worker for step in steps]
+        self.n_items = len(items)
+        self.chunks = _Chunks([(number[id(step)], shard) for step, shard in items], 2 * self.size)
+
+    def run(self) -> Iterator[tuple[int, Outcome]]:
+        """Yield the number of each shard with its part, or with the exception that it raised."""
+        import warnings
+
+        import ray
+        from ray import cloudpickle
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # max_restarts has no named parameter yet
+            data = ray.data.range(self.n_items, override_num_blocks=self.n_items).map_batches(
+                _ShardActor,
+                batch_size=1,
+                batch_format="numpy",
+                compute=ray.data.ActorPoolStrategy(size=self.size),
+                fn_constructor_args=(self.makers, self.chunks, self.patience_s),
+                num_gpus=1 if self.on_gpu else 0,
+                num_cpus=1,
+                # a worker that dies for good must end the step: by default Ray Data tries forever
+                max_restarts=3,
+                max_task_retries=3,
+            )
         for row in data.iter_rows():
-            yield items[int(row["item"])], cloudpickle.loads(row["outcome"])
-    except ray.exceptions.RayError as exc:
-        yield None, exc
+            yield int(row["item"]), cloudpickle.loads(row["outcome"])
 
 
 def wants_gpus(device: str, n_workers: int) -> bool:
@@ -238,7 +341,6 @@ def ray_session(compute: ComputeSettings) -> Iterator[None]:
     os.environ.setdefault(
         "MIMALLOC_PURGE_DELAY", "2000"
     )  # ms that Arrow keeps freed memory: see fiqa_ray.engine.memory
-    import logging
     import warnings
 
     warnings.filterwarnings("ignore", module=r"ray(\.|$)")
@@ -266,11 +368,29 @@ def ray_session(compute: ComputeSettings) -> Iterator[None]:
     else:
         _check_token(address)
     with _loopback() if address == "local" else nullcontext():
+        _start(address, options)
+        try:
+            with head_watch() as watch:
+                yield
+        finally:
+            if watch.is_lost:  # nothing answers any more
+                atexit.unregister(ray.shutdown)
+            else:
+                ray.shutdown()
+
+
+def _start(address: str, options: dict[str, Any]) -> None:
+    """Start or join Ray; try once more if it does not start in time, as on a machine under load."""
+    import ray
+
+    for is_last in (False, True):
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            catch_sigterm()
+            return
         except (ConnectionError, OSError, ValueError, RuntimeError) as exc:
-            raise FiqaRayError(f"cannot start or join Ray at address {address!r}: {exc}") from exc
-        try:
-            yield
-        finally:
+            is_late = "timed out" in str(exc).lower() or "timeout" in str(exc).lower()
+            if is_last or not is_late:
+                raise FiqaRayError(f"cannot start or join Ray at address {address!r}: {exc}") from exc
+            note(f"Ray did not start in time ({' '.join(str(exc).split())[:120]}); trying once more")
             ray.shutdown()
