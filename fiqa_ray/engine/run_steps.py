@@ -45,7 +45,7 @@ def run_steps(steps: Sequence[Step], mapper: Mapper, max_bad_fraction: float = 1
     done: list[tuple[Step, int]] = []
     unfinished = []
     for step, stored in zip(steps, manifests, strict=True):
-        finished = step.finished_parts()
+        finished = step.finished_parts(stored)
         missing = [s for i, s in enumerate(step.shards) if i not in finished]
         if missing or None in stored:
             for dataset in step.datasets:
