@@ -7,14 +7,16 @@ own part, so that a lost actor costs one part and a resumed run repeats none. Nu
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from fiqa_ray.config import ComputeSettings
+from fiqa_ray.engine.late_shards import Announcer, LateShards, start_board
 from fiqa_ray.engine.local import Item, Outcome, WorkerSlot, call_and_catch, local_map
 from fiqa_ray.engine.step import Worker
 from fiqa_ray.errors import FiqaRayError
@@ -23,18 +25,31 @@ LARGE_BYTES = 1 << 30
 """A process returns the memory of larger shards to the system; that of smaller ones serves its next shard."""
 
 
-@dataclass(frozen=True)
 class RayMapper:
     """Runs shards on a Ray cluster: in actor pools of Ray Data for models and decoding, in plain tasks for numerics."""
 
-    compute: ComputeSettings
+    def __init__(self, compute: ComputeSettings) -> None:
+        self.compute = compute
+        self._groups = itertools.count()
 
     def __call__(self, items: Sequence[Item]) -> Iterator[tuple[Item | None, Outcome]]:
-        """Run shards."""
+        """Run shards, and name those that are late."""
         engine = items[0][0].engine
         if engine == "driver":
-            return local_map(items)
-        return _ray_data(items, self.compute) if engine == "data" else _ray_tasks(items, self.compute)
+            yield from local_map(items)
+            return
+        run = _ray_data if engine == "data" else _ray_tasks
+        announce = Announcer(self._board, next(self._groups))
+        with LateShards(items, announce, self.compute.late_after_s, lambda: self.waits_for(items)) as watch:
+            for number, outcome in run(items, self.compute, announce):
+                if number is not None:
+                    watch.finish(number, outcome)
+                yield None if number is None else items[number], outcome
+
+    @cached_property
+    def _board(self) -> Any:
+        """The board on which workers write which shards they run."""
+        return start_board()
 
     def waits_for(self, items: Sequence[Item]) -> str:
         """Return which resource the cluster lacks altogether, or an empty text."""
@@ -54,13 +69,17 @@ class RayMapper:
         )
 
 
-def _ray_tasks(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tuple[Item | None, Outcome]]:
+def _ray_tasks(
+    items: Sequence[Item], compute: ComputeSettings, announce: Announcer
+) -> Iterator[tuple[int | None, Outcome]]:
+    """Run shards as tasks; yield their numbers with what came of them."""
     import ray
 
-    def run_shard(make_worker: Any, shard: Any, is_large: bool) -> Outcome:
+    def run_shard(number: int, make_worker: Any, shard: Any, is_large: bool) -> Outcome:
         from fiqa_ray.core.kernels.threads import one_thread
         from fiqa_ray.engine.memory import give_back_memory, reuse_memory
 
+        announce(number)
         reuse_memory()
         with one_thread():
             outcome = call_and_catch(lambda: make_worker()(shard))
@@ -71,24 +90,24 @@ def _ray_tasks(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tupl
     # a lost machine is Ray's to retry; what the code raises comes back as a result
     task = ray.remote(num_cpus=1, max_retries=5)(run_shard)
     width = compute.n_workers or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    waiting = iter(items)
-    running: dict[Any, Item] = {}
+    waiting = iter(enumerate(items))
+    running: dict[Any, int] = {}
     while True:
         while len(running) < width and (item := next(waiting, None)) is not None:
-            step, shard = item
+            number, (step, shard) = item
             memory = _grantable(step.memory_bytes) if step.memory_bytes else 0
             options = task.options(memory=memory or None, num_gpus=1 if step.needs_gpu else None)
-            sent = options.remote(step.make_worker, shard, step.memory_bytes > LARGE_BYTES)
-            running[sent] = item
+            sent = options.remote(number, step.make_worker, shard, step.memory_bytes > LARGE_BYTES)
+            running[sent] = number
         if not running:
             return
         (ready,), _ = ray.wait(list(running), num_returns=1)
-        item = running.pop(ready)
+        number = running.pop(ready)
         try:
             outcome: Outcome = ray.get(ready)
         except ray.exceptions.RayError as exc:
             outcome = exc
-        yield item, outcome
+        yield number, outcome
 
 
 def _grantable(memory_bytes: int) -> int:
@@ -103,11 +122,11 @@ def _grantable(memory_bytes: int) -> int:
 class _ShardActor:
     """One worker of a Ray Data actor pool; loads a model when the first of its shards comes."""
 
-    def __init__(self, makers: list[Callable[[], Worker]], items: list[tuple[int, Any]]) -> None:
+    def __init__(self, makers: list[Callable[[], Worker]], items: list[tuple[int, Any]], announce: Announcer) -> None:
         import torch
 
         torch.set_num_threads(1)
-        self._makers, self._items, self._workers = makers, items, WorkerSlot()
+        self._makers, self._items, self._announce, self._workers = makers, items, announce, WorkerSlot()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         import ray
@@ -116,11 +135,15 @@ class _ShardActor:
         outcomes = []
         for i in batch["item"]:
             maker, shard = self._items[int(i)]
+            self._announce(int(i))
             outcomes.append(call_and_catch(lambda m=maker, s=shard: self._workers.get(self._makers[m])(ray.get(s))))  # type: ignore[misc]
         return {"item": list(batch["item"]), "outcome": [cloudpickle.dumps(o) for o in outcomes]}
 
 
-def _ray_data(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tuple[Item | None, Outcome]]:
+def _ray_data(
+    items: Sequence[Item], compute: ComputeSettings, announce: Announcer
+) -> Iterator[tuple[int | None, Outcome]]:
+    """Run shards in an actor pool; yield their numbers with what came of them."""
     import warnings
 
     import ray
@@ -144,7 +167,7 @@ def _ray_data(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tuple
             batch_size=1,
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(size=size),
-            fn_constructor_args=([s.make_worker for s in steps], shards),
+            fn_constructor_args=([s.make_worker for s in steps], shards, announce),
             num_gpus=1 if on_gpu else 0,
             num_cpus=1,
             # a worker that dies for good must end the step: by default Ray Data tries forever
@@ -153,7 +176,7 @@ def _ray_data(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tuple
         )
     try:
         for row in data.iter_rows():
-            yield items[int(row["item"])], cloudpickle.loads(row["outcome"])
+            yield int(row["item"]), cloudpickle.loads(row["outcome"])
     except ray.exceptions.RayError as exc:
         yield None, exc
 
