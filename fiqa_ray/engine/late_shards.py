@@ -1,7 +1,7 @@
 """Names shards on a Ray cluster that run much longer than their fellows; never ends the run. `LateShards` is the entry.
 
-Each worker tells the board, an actor without a processor, when it begins a shard and on which node. The driver knows which
-shards are finished, and looks at the board now and then.
+Each worker tells the board, an actor without a processor, which shards it begins and ends, and on which node. The driver
+looks at the board now and then.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import socket
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -28,24 +29,32 @@ _LONGEST_LOOK_S = 30.0
 
 
 class Board:
-    """Which shard began on which node; runs as a Ray actor, so that all times come from one clock."""
+    """Which shards run, since when and on which node; runs as a Ray actor, so that all times come from one clock."""
 
     def __init__(self) -> None:
         self._group = -1
-        self._begun: dict[int, tuple[float, str]] = {}
+        self._running: dict[int, tuple[float, str]] = {}
+        self._changed = time.monotonic()
 
     def begin(self, group: int, number: int, node: str) -> None:
         """Note that a shard of a group of steps begins; one that begins again, on another node, replaces its entry."""
         if group > self._group:
-            self._group, self._begun = group, {}
+            self._group, self._running = group, {}
         if group == self._group:
-            self._begun[number] = (time.monotonic(), node)
+            self._changed = time.monotonic()
+            self._running[number] = (self._changed, node)
 
-    def running(self, group: int, finished: set[int]) -> dict[int, tuple[float, str]]:
-        """Return for each shard of a group that has begun and is not finished how many seconds ago, and where."""
+    def end(self, group: int, number: int) -> None:
+        """Note that a shard has ended."""
+        if group == self._group:
+            self._changed = time.monotonic()
+            self._running.pop(number, None)
+
+    def look(self, group: int) -> tuple[dict[int, tuple[float, str]], float]:
+        """Return for each running shard of a group how many seconds ago it began, and where; and seconds without change."""
         now = time.monotonic()
-        shards = self._begun.items() if group == self._group else ()
-        return {number: (now - at, node) for number, (at, node) in shards if number not in finished}
+        shards = self._running.items() if group == self._group else ()
+        return {number: (now - at, node) for number, (at, node) in shards}, now - self._changed
 
 
 def start_board() -> Any:
@@ -59,18 +68,21 @@ def start_board() -> Any:
 
 @dataclass(frozen=True)
 class Announcer:
-    """Tells the board from a worker that a shard begins there."""
+    """Tells the board from a worker which shards run there; waits for no answer."""
 
     board: Any
     group: int
 
-    def __call__(self, number: int) -> None:
-        """Send the number of the shard within its group; do not wait for an answer."""
+    @contextmanager
+    def __call__(self, number: int) -> Iterator[None]:
+        """Announce the shard of this number within its group for the time of a block."""
         import ray
 
         node = ray.get_runtime_context().get_node_id()[:8]
-        address = ray.util.get_node_ip_address()
-        self.board.begin.remote(self.group, number, f"{socket.gethostname()} ({address}, Ray node {node})")
+        place = f"{socket.gethostname()} ({ray.util.get_node_ip_address()}, Ray node {node})"
+        self.board.begin.remote(self.group, number, place)
+        yield
+        self.board.end.remote(self.group, number)
 
 
 class LateShards:
@@ -87,10 +99,9 @@ class LateShards:
         self, items: Sequence[Item], announcer: Announcer, late_after_s: float, waits_for: Callable[[], str]
     ) -> None:
         self._items, self._announcer, self._late_after_s, self._waits_for = items, announcer, late_after_s, waits_for
-        self._finished: set[int] = set()
         self._seconds: dict[int, list[float]] = {}
         self._next_line: dict[int, float] = {}
-        self._idle_since = time.monotonic()
+        self._started = time.monotonic()
         self._next_idle_line = late_after_s
         self._ended = threading.Event()
 
@@ -102,9 +113,7 @@ class LateShards:
         self._ended.set()
 
     def finish(self, number: int, outcome: Outcome) -> None:
-        """Note that a shard came back."""
-        self._finished.add(number)
-        self._idle_since, self._next_idle_line = time.monotonic(), self._late_after_s
+        """Note how long a shard took."""
         if isinstance(outcome, Part):
             self._seconds.setdefault(id(self._items[number][0]), []).append(outcome.duration_s)
 
@@ -112,12 +121,13 @@ class LateShards:
         import ray
 
         while not self._ended.wait(min(_LONGEST_LOOK_S, self._late_after_s / 4)):
-            board, group = self._announcer.board, self._announcer.group
+            look = self._announcer.board.look.remote(self._announcer.group)
             try:
-                running = ray.get(board.running.remote(group, set(self._finished)), timeout=_LONGEST_LOOK_S)
+                running, unchanged_s = ray.get(look, timeout=_LONGEST_LOOK_S)
             except ray.exceptions.RayError:
                 continue  # the board is a help; without it the run goes on as well
-            text = self.late_line(running) if running else self.idle_line()
+            idle_s = min(unchanged_s, time.monotonic() - self._started)
+            text = self.late_line(running) if running else self.idle_line(idle_s)
             if text and not self._ended.is_set():
                 note(text)
 
@@ -139,16 +149,16 @@ class LateShards:
         more = f"; and {len(due) - MAX_NAMED} more parts" if len(due) > MAX_NAMED else ""
         return f"{step.stage}: late: {named}{more}; the run goes on"
 
-    def idle_line(self) -> str:
-        """Return a line if no shard runs and none came back for long, or an empty text."""
-        seconds = time.monotonic() - self._idle_since
+    def idle_line(self, seconds: float) -> str:
+        """Return a line if nothing has run for long, or an empty text; it comes again when the time has doubled."""
+        if seconds < self._late_after_s:
+            self._next_idle_line = self._late_after_s
         if seconds < self._next_idle_line or self._waits_for():
             return ""
         self._next_idle_line = 2 * seconds
-        n_waiting = len(self._items) - len(self._finished)
         return (
-            f"{self._items[0][0].stage}: {n_waiting} parts wait, and none has begun for {seconds:,.0f} s: "
-            "the cluster is busy, or its machines do not come; the run goes on"
+            f"{self._items[0][0].stage}: no part has run for {seconds:,.0f} s: the cluster is busy, or its machines do not "
+            "come; the run waits"
         )
 
     def _limit_s(self, number: int) -> float:

@@ -79,9 +79,8 @@ def _ray_tasks(
         from fiqa_ray.core.kernels.threads import one_thread
         from fiqa_ray.engine.memory import give_back_memory, reuse_memory
 
-        announce(number)
         reuse_memory()
-        with one_thread():
+        with announce(number), one_thread():
             outcome = call_and_catch(lambda: make_worker()(shard))
         if is_large:  # another process may get the next one
             give_back_memory()
@@ -135,8 +134,8 @@ class _ShardActor:
         outcomes = []
         for i in batch["item"]:
             maker, shard = self._items[int(i)]
-            self._announce(int(i))
-            outcomes.append(call_and_catch(lambda m=maker, s=shard: self._workers.get(self._makers[m])(ray.get(s))))  # type: ignore[misc]
+            with self._announce(int(i)):
+                outcomes.append(call_and_catch(lambda m=maker, s=shard: self._workers.get(self._makers[m])(ray.get(s))))  # type: ignore[misc]
         return {"item": list(batch["item"]), "outcome": [cloudpickle.dumps(o) for o in outcomes]}
 
 

@@ -61,15 +61,12 @@ def test_a_late_shard_is_named_again_when_its_time_has_doubled_and_one_line_name
     assert late.late_line({0: (61.0, "other")})
 
 
-def test_nothing_that_begins_is_said_unless_the_cluster_lacks_what_is_needed():
-    idle = watch(late_after_s=0.05)
-    assert idle.idle_line() == ""
-    time.sleep(0.06)
-    assert re.match(r"score: 6 parts wait, and none has begun for 0 s: the cluster is busy", idle.idle_line())
-    assert idle.idle_line() == ""
-    lacking = watch(late_after_s=0.01, waits_for=lambda: "no CPU")  # which the progress says
-    time.sleep(0.02)
-    assert lacking.idle_line() == ""
+def test_a_cluster_that_runs_nothing_is_said_unless_it_lacks_what_is_needed():
+    idle = watch()
+    assert [t for t in range(0, 500, 10) if idle.idle_line(float(t))] == [60, 120, 240, 480]
+    assert idle.idle_line(3.0) == ""  # something ran
+    assert idle.idle_line(61.0).startswith("score: no part has run for 61 s: the cluster is busy")
+    assert watch(waits_for=lambda: "no CPU").idle_line(100.0) == ""  # which the progress says
 
 
 @pytest.mark.parametrize("engine", ["tasks", "data"])
