@@ -80,10 +80,21 @@ def storage_errors(uri: str) -> Iterator[None]:
         raise StorageError(f"{uri}: {hint}") from exc
 
 
+_HINTS_BY_CODE = {  # S3's error codes that s3fs turns into other errors
+    "SlowDown": "the store asks for fewer requests; run the same command again, or with fewer workers (compute.n_workers)",
+    "RequestTimeTooSkewed": "the clock of this machine is wrong, so the store refuses its signatures; set the clock",
+    "InvalidObjectState": "the object is archived; restore it, or copy it to a storage class that can be read at once",
+    "InternalError": "the store itself failed; run the same command again later, it continues",
+    "ExpiredToken": "the credentials have expired; renew them and run the same command again, it continues",
+}
+
+
 def _storage_hint(exc: BaseException) -> str | None:
     code = str(getattr(exc, "response", {}).get("Error", {}).get("Code", ""))
     cause = getattr(exc.__cause__, "response", {}) if exc.__cause__ else {}
     code = code or str(cause.get("Error", {}).get("Code", ""))
+    if code in _HINTS_BY_CODE:
+        return f"{_HINTS_BY_CODE[code]} ({code})"
     name = type(exc).__name__
     number = getattr(exc, "errno", None)
     if number in (errno.ENOSPC, errno.EDQUOT):
