@@ -560,6 +560,41 @@ def test_train_pcnet_then_score(cli, faces, tmp_path):
     assert "pcnet: weights are missing" in err
 
 
+def test_score_takes_photos_as_the_user_says(cli, faces, tmp_path):
+    """EXIF ignored, crops of another size resized, JPEGs without an end mark read: each if its option is given."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    crop = cv2.imread(str(sorted((faces / "bench" / "Name_0").iterdir())[0]))
+    jpeg = cv2.imencode(".jpg", crop)[1].tobytes()
+    turned = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x03\0\0\0\0\0\0\0"  # orientation 3: upside down
+    exif = jpeg[:2] + b"\xff\xe1" + (len(turned) + 2).to_bytes(2, "big") + turned + jpeg[2:]
+    large = cv2.imencode(".png", cv2.resize(crop, (224, 224), interpolation=cv2.INTER_NEAREST))[1].tobytes()
+    upside_down = cv2.imencode(".png", cv2.imdecode(np.frombuffer(jpeg, np.uint8), 1)[::-1, ::-1])[1].tobytes()
+    contents = {
+        "exif.jpg": exif,
+        "large.png": large,
+        "plain.jpg": jpeg,
+        "short.jpg": jpeg[:-2],
+        "turned.png": upside_down,
+    }
+    for name, content in contents.items():
+        (pictures / name).write_bytes(content)
+    (pictures / "crop.png").write_bytes(cv2.imencode(".png", crop)[1].tobytes())
+    argv = ["score", pictures, "--model", "embedding_norm", "--recognizer", "smoke:tiny", "-o", tmp_path / "s.csv"]
+
+    def scores(*options):
+        assert cli(*argv, *options)[0] == 0
+        return {row["uri"].rpartition("/")[2]: row for row in pacsv.read_csv(tmp_path / "s.csv").to_pylist()}
+
+    before, after = scores(), scores("--ignore-exif", "--resize-crops", "--allow-missing-end")
+    assert before["exif.jpg"]["score"] == before["turned.png"]["score"] != before["plain.jpg"]["score"]
+    assert after["exif.jpg"]["score"] == before["plain.jpg"]["score"]
+    assert (before["large.png"]["status"], before["short.jpg"]["status"]) == ("no_landmarks", "truncated")
+    assert after["large.png"]["score"] == before["crop.png"]["score"]
+    assert after["short.jpg"]["score"] == before["plain.jpg"]["score"]
+    assert cli(*argv, "--resize-crops", "--detector", "yunet.onnx")[0] == 2
+
+
 def test_score_raw_images_with_a_detector(cli, faces, tmp_path, monkeypatch):
     """A raw picture whose face is found scores as the crop that its landmarks give; where none is found says so."""
     crop = cv2.imread(str(sorted((faces / "bench" / "Name_0").iterdir())[0]))

@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from botocore.exceptions import ClientError
+from s3fs.errors import translate_boto_error
 
 from fiqa_ray import documents, storage
 from fiqa_ray.datasets import parquet, sums
@@ -147,6 +149,25 @@ def test_denied_credentials_are_in_words(root, monkeypatch):
 
 
 # --- the lock ---
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("SlowDown", "the store asks for fewer requests; run the same command again, or with fewer workers"),
+        ("RequestTimeTooSkewed", "the clock of this machine is wrong, .*; set the clock"),
+        ("InvalidObjectState", "the object is archived; restore it"),
+        ("ExpiredToken", "the credentials have expired; renew them and run the same command again, it continues"),
+        ("InternalError", "the store itself failed; run the same command again"),
+    ],
+)
+def test_each_answer_of_a_store_has_its_own_remedy(code, words):
+    answer = ClientError({"Error": {"Code": code, "Message": "no"}}, "GetObject")
+    with (
+        pytest.raises(FiqaRayError, match=rf"^s3://faces/few: {words}.* \({code}\)$"),
+        storage.storage_errors("s3://faces/few"),
+    ):
+        raise translate_boto_error(answer)
 
 
 def test_second_run_is_refused_and_a_released_lock_is_free(root):

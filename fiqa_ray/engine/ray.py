@@ -8,19 +8,20 @@ a resumed run repeats none. Numerics run as plain tasks.
 from __future__ import annotations
 
 import atexit
+import itertools
 import logging
 import os
 import re
 import socket
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from fiqa_ray.config import ComputeSettings
 from fiqa_ray.engine.head_watch import head_watch
 from fiqa_ray.engine.interrupts import catch_sigterm
+from fiqa_ray.engine.late_shards import Announcer, LateShards, start_board
 from fiqa_ray.engine.local import Item, LostProcessError, Outcome, WorkerSlot, call_and_catch, local_map
 from fiqa_ray.engine.progress import note
 from fiqa_ray.engine.step import Worker
@@ -31,18 +32,31 @@ LARGE_BYTES = 1 << 30
 """A process returns the memory of larger shards to the system; that of smaller ones serves its next shard."""
 
 
-@dataclass(frozen=True)
 class RayMapper:
     """Runs shards on a Ray cluster: in actor pools of Ray Data for models and decoding, in plain tasks for numerics."""
 
-    compute: ComputeSettings
+    def __init__(self, compute: ComputeSettings) -> None:
+        self.compute = compute
+        self._groups = itertools.count()
 
     def __call__(self, items: Sequence[Item]) -> Iterator[tuple[Item | None, Outcome]]:
-        """Run shards."""
+        """Run shards, and name those that are late."""
         engine = items[0][0].engine
         if engine == "driver":
-            return local_map(items)
-        return _ray_data(items, self.compute) if engine == "data" else _ray_tasks(items, self.compute)
+            yield from local_map(items)
+            return
+        run = _ray_data if engine == "data" else _ray_tasks
+        announce = Announcer(self._board, next(self._groups))
+        with LateShards(items, announce, self.compute.late_after_s, lambda: self.waits_for(items)) as watch:
+            for number, outcome in run(items, self.compute, announce):
+                if number is not None:
+                    watch.finish(number, outcome)
+                yield None if number is None else items[number], outcome
+
+    @cached_property
+    def _board(self) -> Any:
+        """The board on which workers write which shards they run."""
+        return start_board()
 
     def waits_for(self, items: Sequence[Item]) -> str:
         """Return which resource the cluster lacks altogether, or an empty text."""
@@ -62,16 +76,19 @@ class RayMapper:
         )
 
 
-def _ray_tasks(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tuple[Item | None, Outcome]]:
+def _ray_tasks(
+    items: Sequence[Item], compute: ComputeSettings, announce: Announcer
+) -> Iterator[tuple[int | None, Outcome]]:
+    """Run shards as tasks; yield their numbers with what came of them."""
     import ray
 
-    def run_shard(make_worker: Any, shard: Any, is_large: bool, patience_s: float) -> Outcome:
+    def run_shard(number: int, make_worker: Any, shard: Any, is_large: bool, patience_s: float) -> Outcome:
         from fiqa_ray.core.kernels.threads import one_thread
         from fiqa_ray.engine.memory import give_back_memory, reuse_memory
 
         set_patience(patience_s, has_answered=True)
         reuse_memory()
-        with one_thread():
+        with announce(number), one_thread():
             outcome = call_and_catch(lambda: make_worker()(shard))
         if is_large:  # another process may get the next one
             give_back_memory()
@@ -80,25 +97,25 @@ def _ray_tasks(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tupl
     # a lost machine is Ray's to retry; what the code raises comes back as a result
     task = ray.remote(num_cpus=1, max_retries=5)(run_shard)
     width = compute.n_workers or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    waiting = iter(items)
-    running: dict[Any, Item] = {}
+    waiting = iter(enumerate(items))
+    running: dict[Any, int] = {}
     while True:
         while len(running) < width and (item := next(waiting, None)) is not None:
-            step, shard = item
+            number, (step, shard) = item
             memory = _grantable(step.memory_bytes) if step.memory_bytes else 0
             options = task.options(memory=memory or None, num_gpus=1 if step.needs_gpu else None)
             is_large = step.memory_bytes > LARGE_BYTES
-            sent = options.remote(step.make_worker, shard, is_large, compute.storage_patience_s)
-            running[sent] = item
+            sent = options.remote(number, step.make_worker, shard, is_large, compute.storage_patience_s)
+            running[sent] = number
         if not running:
             return
         (ready,), _ = ray.wait(list(running), num_returns=1)
-        item = running.pop(ready)
+        number = running.pop(ready)
         try:
             outcome: Outcome = ray.get(ready)
         except ray.exceptions.RayError as exc:
             outcome = lost_process(exc)
-        yield item, outcome
+        yield number, outcome
 
 
 def lost_process(exc: Exception) -> Exception:
@@ -134,131 +151,101 @@ def _grantable(memory_bytes: int) -> int:
 class _ShardActor:
     """One worker of a Ray Data actor pool; loads a model when the first of its shards comes."""
 
-    def __init__(self, makers: list[Callable[[], Worker]], chunks: _Chunks, patience_s: float) -> None:
+    def __init__(
+        self, makers: list[Callable[[], Worker]], chunks: _Chunks, announce: Announcer, patience_s: float
+    ) -> None:
         import torch
 
         torch.set_num_threads(1)
         set_patience(patience_s, has_answered=True)
-        self._makers, self._chunks, self._workers = makers, chunks, WorkerSlot()
+        self._makers, self._chunks, self._announce, self._workers = makers, chunks, announce, WorkerSlot()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         from ray import cloudpickle
 
-        outcomes = []
+        numbers, outcomes = [], []
         for i in batch["id"]:
-            maker, shard = self._chunks.shard(int(i))
-            self._chunks.note_in_hand(int(i))
-            outcomes.append(call_and_catch(lambda m=maker, s=shard: self._workers.get(self._makers[m])(s)))  # type: ignore[misc]
-        return {"item": list(batch["id"]), "outcome": [cloudpickle.dumps(o) for o in outcomes]}
+            number, maker, shard = self._chunks.get(int(i))
+            with self._announce(number):
+                outcomes.append(call_and_catch(lambda m=maker, s=shard: self._workers.get(self._makers[m])(s)))  # type: ignore[misc]
+            numbers.append(number)
+        return {"number": numbers, "outcome": [cloudpickle.dumps(o) for o in outcomes]}
 
 
 class _Chunks:
-    """Shards by number, in a few objects of Ray's store; an actor holds the chunk that it works on."""
+    """Shards in a few objects of Ray's store; an actor holds the chunk that it works on."""
 
-    def __init__(self, shards: list[tuple[int, Any]], n_chunks: int) -> None:
+    def __init__(self, shards: list[tuple[int, int, Any]], n_chunks: int) -> None:
         import ray
 
         self._size = max(1, -(-len(shards) // n_chunks))
         self._refs = [ray.put(shards[i : i + self._size]) for i in range(0, len(shards), self._size)]
-        self._held: tuple[int, list[tuple[int, Any]]] = (-1, [])
-        self._key = f"fiqa_ray:{uuid.uuid4().hex}:"
+        self._held: tuple[int, list[tuple[int, int, Any]]] = (-1, [])
 
-    def shard(self, number: int) -> tuple[int, Any]:
-        """Return the number of a shard's maker, and the shard."""
+    def get(self, index: int) -> tuple[int, int, Any]:
+        """Return a shard with its number and the number of its maker."""
         import ray
 
-        chunk, place = divmod(number, self._size)
+        chunk, place = divmod(index, self._size)
         if self._held[0] != chunk:
             self._held = (chunk, ray.get(self._refs[chunk]))
         return self._held[1][place]
 
-    def note_in_hand(self, number: int) -> None:
-        """Leave the number of the shard that this actor begins where the driver finds it if the process dies."""
-        import ray
-        from ray.experimental import internal_kv
 
-        key = f"{self._key}{ray.get_runtime_context().get_actor_id()}"
-        internal_kv._internal_kv_put(key.encode(), str(number).encode(), overwrite=True)
+def _ray_data(
+    items: Sequence[Item], compute: ComputeSettings, announce: Announcer
+) -> Iterator[tuple[int | None, Outcome]]:
+    """Run shards in an actor pool; yield their numbers with what came of them.
 
-    def in_hand(self, exc: Exception) -> int | None:
-        """Return the shard that a dead actor had begun last, if Ray says which actor died."""
-        from ray.experimental import internal_kv
-
-        actor = getattr(exc, "actor_id", None) or next(iter(re.findall(r"\b[0-9a-f]{32}\b", str(exc))), None)
-        number = internal_kv._internal_kv_get(f"{self._key}{actor}".encode())
-        return None if number is None else int(number)
-
-    def forget(self) -> None:
-        """Remove what the actors left."""
-        from ray.experimental import internal_kv
-
-        internal_kv._internal_kv_del(self._key.encode(), del_by_prefix=True)
-
-
-def _ray_data(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tuple[Item | None, Outcome]]:
-    """Run shards in actor pools; a shard that ends its process time after time ends its pool, and the next does the rest."""
+    A shard that ends its process time after time ends its pool; another pool runs the rest.
+    """
     import ray
 
-    pending = list(items)
-    while pending:
-        left = dict(enumerate(pending))
-        pool = _ActorPool(pending, compute)
+    left = dict(enumerate(items))
+    while left:
         try:
-            for number, outcome in pool.run():
-                yield left.pop(number), outcome
+            for number, outcome in _run_pool(left, compute, announce):
+                left.pop(number)
+                yield number, outcome
         except ray.exceptions.RayError as exc:
-            culprit = pool.chunks.in_hand(exc)
-            outcome = lost_process(exc)
-            if culprit not in left:
+            culprit, outcome = announce.in_hand(exc), lost_process(exc)
+            if culprit is None or left.pop(culprit, None) is None:
                 yield None, outcome
                 return
-            yield left.pop(culprit), outcome
-        finally:
-            pool.chunks.forget()
-        pending = list(left.values())
+            yield culprit, outcome
 
 
-class _ActorPool:
-    """An actor pool of Ray Data for some shards."""
+def _run_pool(items: dict[int, Item], compute: ComputeSettings, announce: Announcer) -> Iterator[tuple[int, Outcome]]:
+    """Run shards, given by number, in one actor pool of Ray Data."""
+    import warnings
 
-    def __init__(self, items: Sequence[Item], compute: ComputeSettings) -> None:
-        import ray
+    import ray
+    from ray import cloudpickle
 
-        resources = ray.cluster_resources()
-        n_gpus = int(resources.get("GPU", 0))
-        self.on_gpu = items[0][0].uses_model and wants_gpus(compute.device, 1)
-        n_present = n_gpus if self.on_gpu else int(resources.get("CPU", 1))
-        self.size = min(compute.n_workers or max(1, n_present), len(items))
-        self.patience_s = compute.storage_patience_s
-        steps = list({id(step): step for step, _ in items}.values())
-        number = {id(step): i for i, step in enumerate(steps)}
-        self.makers = [step.make_worker for step in steps]
-        self.n_items = len(items)
-        self.chunks = _Chunks([(number[id(step)], shard) for step, shard in items], 2 * self.size)
-
-    def run(self) -> Iterator[tuple[int, Outcome]]:
-        """Yield the number of each shard with its part, or with the exception that it raised."""
-        import warnings
-
-        import ray
-        from ray import cloudpickle
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # max_restarts has no named parameter yet
-            data = ray.data.range(self.n_items, override_num_blocks=self.n_items).map_batches(
-                _ShardActor,
-                batch_size=1,
-                batch_format="numpy",
-                compute=ray.data.ActorPoolStrategy(size=self.size),
-                fn_constructor_args=(self.makers, self.chunks, self.patience_s),
-                num_gpus=1 if self.on_gpu else 0,
-                num_cpus=1,
-                # a worker that dies for good must end the step: by default Ray Data tries forever
-                max_restarts=3,
-                max_task_retries=3,
-            )
-        for row in data.iter_rows():
-            yield int(row["item"]), cloudpickle.loads(row["outcome"])
+    resources = ray.cluster_resources()
+    n_gpus = int(resources.get("GPU", 0))
+    on_gpu = next(iter(items.values()))[0].uses_model and wants_gpus(compute.device, 1)
+    n_present = n_gpus if on_gpu else int(resources.get("CPU", 1))
+    size = min(compute.n_workers or max(1, n_present), len(items))
+    steps = list({id(step): step for step, _ in items.values()}.values())
+    maker = {id(step): i for i, step in enumerate(steps)}
+    chunks = _Chunks([(number, maker[id(step)], shard) for number, (step, shard) in items.items()], 2 * size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # max_restarts has no named parameter yet
+        data = ray.data.range(len(items), override_num_blocks=len(items)).map_batches(
+            _ShardActor,
+            batch_size=1,
+            batch_format="numpy",
+            compute=ray.data.ActorPoolStrategy(size=size),
+            fn_constructor_args=([s.make_worker for s in steps], chunks, announce, compute.storage_patience_s),
+            num_gpus=1 if on_gpu else 0,
+            num_cpus=1,
+            # a worker that dies for good must end the step: by default Ray Data tries forever
+            max_restarts=3,
+            max_task_retries=3,
+        )
+    for row in data.iter_rows():
+        yield int(row["number"]), cloudpickle.loads(row["outcome"])
 
 
 def wants_gpus(device: str, n_workers: int) -> bool:

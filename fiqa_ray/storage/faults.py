@@ -68,6 +68,14 @@ _PASSING_NUMBERS = frozenset(
 _FULL_CODES = frozenset(
     {"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "StorageFull", "InsufficientCapacity"}
 )
+_HINTS_BY_CODE = {
+    "SlowDown": "the store asks for fewer requests; run the same command again, or with fewer workers (compute.n_workers)",
+    "RequestTimeTooSkewed": "the clock of this machine is wrong, so the store refuses its signatures; set the clock",
+    "InvalidObjectState": "the object is archived; restore it, or copy it to a storage class that can be read at once",
+    "InternalError": "the store itself failed; run the same command again later, it continues",
+    "ExpiredToken": "the credentials have expired; renew them and run the same command again, it continues",
+}
+"""Of S3's error codes, which s3fs turns into other errors."""
 _NOT_THERE = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 
 
@@ -125,6 +133,8 @@ def is_refused(exc: BaseException) -> bool:
 def fault_text(exc: BaseException) -> str | None:
     """Return what went wrong and the remedy, or None if storage has nothing to do with it."""
     code, name = answer_code(exc), type(exc).__name__
+    if code in _HINTS_BY_CODE:
+        return f"{_HINTS_BY_CODE[code]} ({code})"
     if is_full(exc):
         return "the disk is full or over quota; free some space and run the same command again, it continues"
     if is_expired(exc):
