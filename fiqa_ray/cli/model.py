@@ -40,7 +40,16 @@ def doctor(
         typer.Argument(metavar="MODEL", help="an FR model, a FIQA method or a regressor, named as elsewhere"),
     ],
     images: Annotated[
-        str | None, typer.Option(help="folder of aligned crops, one folder per person (default: synthetic faces)")
+        str | None,
+        typer.Option(
+            help="folder of aligned crops, one folder per person, or a .csv or .parquet of faces (default: synthetic faces)"
+        ),
+    ] = None,
+    landmarks: Annotated[
+        str | None, typer.Option(help="landmarks of a folder of raw images: a CSV in VGGFace2's form")
+    ] = None,
+    landmark_order: Annotated[
+        str | None, typer.Option(help="order of the landmarks, as source.landmark_order names it")
     ] = None,
     people: Annotated[int, typer.Option(min=3, help="people to look at, four images each")] = 32,
     recognizer: Recognizer_ = None,
@@ -63,7 +72,11 @@ def doctor(
     from fiqa_ray.tools.show import findings_table, findings_total
 
     named = named_model(model, recognizer, weights, recognizer_weights, option, recognizer_option, allow_import, device)
-    findings = examine(named, images, people, as_recognizer=as_recognizer)
+    if images is None and (landmarks or landmark_order):
+        raise UsageError("--landmarks and --landmark-order belong to --images; name the images")
+    findings = examine(
+        named, images, people, landmarks=landmarks, landmark_order=landmark_order, as_recognizer=as_recognizer
+    )
     if as_json:
         print(json.dumps([vars(f) for f in findings], indent=1))
     else:
