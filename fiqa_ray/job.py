@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import nan
 from typing import TYPE_CHECKING, Any
 
 from fiqa_ray.config import (
@@ -24,6 +25,7 @@ from fiqa_ray.config import (
     label_of,
 )
 from fiqa_ray.datasets.dataset import Dataset
+from fiqa_ray.datasets.results import BASELINE, OPTIMIZED, UNOPTIMIZED, ScorerKey
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
 from fiqa_ray.models.reference import ModelRef
 from fiqa_ray.public_uri import public_values
@@ -257,8 +259,27 @@ class Job:
         suffix = f" (theta {label_set.theta:g})" if several else ""
         return f"{label_set.method.label}, regressor on {kind} labels{suffix}"
 
+    def scorer_keys(self) -> dict[str, ScorerKey]:
+        """Return what the methods and regressors are, by their names in tables."""
+        keys = [ScorerKey(m.label, self._quality_model(m), m.label, BASELINE, nan, None) for m in self.settings.methods]
+        for label_set in self.label_sets():
+            theta, variant = (nan, UNOPTIMIZED) if label_set.theta is None else (label_set.theta, OPTIMIZED)
+            name, method = self.scorer_name(label_set), label_set.method.label
+            keys.append(ScorerKey(name, self.fr, method, variant, theta, self.settings.seed))
+        return {key.scorer: key for key in keys}
+
+    def _quality_model(self, method: MethodSettings) -> str:
+        """Return the FR model that a method's scores come from, or ""."""
+        if method.fuse is not None or method.scores is not None or not ModelRef.parse(method.name).needs_recognizer:
+            return ""
+        return label_of((method.recognizer or self.settings.recognizer).name)
+
     def regressor_scores(self, face_set: str, label_set: LabelSet) -> Dataset:
-        """Return the scores that a label set's regressor gives to a face set."""
+        """Return the scores that a label set's regressor gives to a face set.
+
+        Its tables are `schemas.REGRESSOR_SCORES`: `score` is the mean over the training seeds, and
+        `datasets.columns.seed_scores(table)` gives the scores of each seed.
+        """
         keys = {"set": face_set, "scorer": f"{label_set.method.label}-regressor-{label_set.key}"}
         inputs = {"faces": self.faces(face_set), "regressor": self.regressor(label_set)}
         return self._dataset("quality_scores", keys, {}, inputs)
@@ -339,7 +360,9 @@ def _scores_id(scores: ScoresSettings) -> dict[str, Any]:
 
 
 def _pair_list_id(benchmark: BenchmarkSettings) -> dict[str, Any]:
-    values = benchmark.pairs.model_dump(mode="json")
-    if benchmark.pairs.kind != "cfp":  # a folder of many small lists is named, not hashed
-        values["uri"] = content_hash(benchmark.pairs.uri)
-    return values
+    values = benchmark.pairs.model_dump(mode="json", exclude={"expect"})
+    from fiqa_ray.sources.kinds import PROTOCOLS  # decoders and more, which `--help` does without
+
+    return values | {
+        k: content_hash(uri) for k, uri in PROTOCOLS[benchmark.pairs.kind].lists(benchmark.pairs.uri).items()
+    }

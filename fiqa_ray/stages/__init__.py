@@ -97,7 +97,7 @@ STAGES: dict[str, Stage] = {
         "Score the benchmarks by the regressors, and compare all scorers on the same pairs (section IV).",
         reads=("faces", "embeddings", "quality_scores", "regressor"),
         writes=("quality_scores", "evaluation"),
-        planned_by=("infer:regressor_score_steps", "evaluate:evaluate_steps"),
+        planned_by=("score_heads:head_score_steps", "infer:regressor_score_steps", "evaluate:evaluate_steps"),
         estimated_by="infer:estimate_regressor_scores",
     ),
     "report": Stage(
