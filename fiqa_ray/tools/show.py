@@ -118,18 +118,21 @@ def findings_total(findings: Sequence[Finding]) -> str:
 
 def recognizers_table() -> Table:
     """Return the table of FR models that have a name."""
-    table = _titled_table("recognizer.name", "FR model", "GMAC", "pixels", "released file", "licence")
+    table = _titled_table("recognizer.name", "FR model", "GMAC", "pixels", "released file", "fetch", "licence")
     for name, row in RECOGNIZERS.items():
         pixels = f"{row.preprocessing.colour} (v-{row.preprocessing.mean:g})/{row.preprocessing.scale:g}"
-        table.add_row(name, f"{row.macs / 1e9:.2f}", pixels, row.released_file, row.licence)
+        fetch = "yes" if row.fetch_uri else "by hand"
+        table.add_row(name, f"{row.macs / 1e9:.2f}", pixels, row.released_file, fetch, row.licence)
     return table
 
 
 def methods_table() -> Table:
     """Return the table of FIQA methods that have a name."""
-    table = _titled_table("methods[].name", "FIQA method", "needs", "cost per face", "usual range", "licence")
+    table = _titled_table(
+        "methods[].name", "FIQA method", "needs", "cost per face", "range", "usual", "better", "licence"
+    )
     for name, row in METHODS.items():
-        table.add_row(name, _needs(row), row.cost, row.usual_range, row.licence)
+        table.add_row(name, _needs(row), row.cost, row.range_text, row.usual_range, row.direction, row.licence)
     return table
 
 
