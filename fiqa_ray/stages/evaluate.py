@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,10 +27,12 @@ from fiqa_ray.core.verification import equal_error_rate, fold_accuracy, tar_at_f
 from fiqa_ray.datasets import columns, schemas
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.datasets.results import (
+    GIVEN,
     AucRow,
     CorrelationRow,
     DifferenceRow,
     EdcLine,
+    ScorerKey,
     VerificationRow,
     edc_table,
     table_of,
@@ -57,6 +60,7 @@ class BenchmarkShard:
 
     Attributes:
         scorers: Scores of the job by the scorer's name.
+        keys: What these are, by the same name.
         files: Files of further scores of the user by name.
         compare: Pairs of scorers whose areas are compared, by family.
     """
@@ -68,6 +72,7 @@ class BenchmarkShard:
     faces: Dataset
     embeddings: Dataset
     scorers: dict[str, Dataset]
+    keys: dict[str, ScorerKey]
     files: dict[str, ScoresSettings]
     compare: dict[str, list[tuple[str, str]]]
 
@@ -89,6 +94,7 @@ def evaluate_steps(job: Job) -> Iterator[list[Step]]:
             faces=job.faces(benchmark.name),
             embeddings=job.embeddings(benchmark.name),
             scorers=scorers,
+            keys=job.scorer_keys(),
             files=files,
             compare=_comparisons(job, [*scorers, *files]),
         )
@@ -253,6 +259,7 @@ def _bootstrap(shard: BenchmarkShard, names: pa.Array, pairs: UsablePairs, score
         random_orders=[(quality[rows_a], quality[rows_b]) for quality in random],
         fmrs=(settings.fmr,),
         conventions=settings.conventions,
+        images=(rows_a, rows_b),
         limits=PAUC_LIMITS,
         identities=_identities(shard, pairs),
         n_draws=settings.draws,
@@ -275,9 +282,32 @@ def _identities(shard: BenchmarkShard, pairs: UsablePairs) -> tuple[np.ndarray, 
 
 def _lines(shard: BenchmarkShard, areas: AreaDraws) -> list[EdcLine]:
     return [
-        EdcLine(shard.benchmark.name, shard.fr, scorer, c, fmr, e.discard_fraction, e.fnmr, e.threshold)
-        for (scorer, (c, fmr)), e in areas.curves.items()
+        EdcLine(
+            **_cell_key(shard, scorer, cell),
+            discard_fraction=e.discard_fraction,
+            fnmr=e.fnmr,
+            threshold=e.threshold,
+            n_mated=e.n_mated,
+            n_nonmated=e.n_nonmated,
+            n_false_nonmatches=e.n_false_nonmatches,
+            n_allowed=e.n_allowed,
+            n_false_matches=e.n_false_matches,
+        )
+        for (scorer, cell), e in areas.curves.items()
     ]
+
+
+def _cell_key(shard: BenchmarkShard, scorer: str, cell: Cell) -> dict[str, Any]:
+    """Return the columns of `CellKey`."""
+    key = shard.keys.get(scorer) or ScorerKey(
+        scorer, "", scorer, scorer if scorer in REFERENCES else GIVEN, np.nan, None
+    )
+    return vars(key) | {
+        "benchmark": shard.benchmark.name,
+        "recognizer": shard.fr,
+        "convention": cell[0],
+        "fmr": cell[1],
+    }
 
 
 def _area_rows(shard: BenchmarkShard, areas: AreaDraws) -> list[AucRow]:
@@ -299,17 +329,19 @@ def _area_row(
     shard: BenchmarkShard, areas: AreaDraws, scorer: str, cell: Cell, limit: float, is_leading: bool
 ) -> AucRow:
     curve, interval, settings = areas.curves[scorer, cell], areas.interval(scorer, cell, limit), areas.settings
+    fnmr_0 = float(curve.fnmr[0])
     return AucRow(
-        benchmark=shard.benchmark.name,
-        fr=shard.fr,
-        scorer=scorer,
-        convention=cell[0],
-        fmr_target=cell[1],
+        **_cell_key(shard, scorer, cell),
         fmr_achieved=curve.fmr_achieved,
+        fnmr_0=fnmr_0,
         discard_limit=limit,
+        is_own_limit=limit == areas.own_limit(scorer, cell),
         auc=interval.value,
         auc_low=interval.low,
         auc_high=interval.high,
+        auc_normalized=interval.value / (fnmr_0 * limit) if fnmr_0 > 0 else np.nan,
+        auc_above_best=interval.value - curve.best_auc(limit),
+        fnmr_at_limit=curve.at(limit),
         n_mated=int(curve.n_mated[0]),
         n_nonmated=int(curve.n_nonmated[0]),
         interval=interval.kind,
@@ -317,7 +349,7 @@ def _area_row(
         level=settings.level,
         unit=settings.unit,
         n_draws=settings.n_draws,
-        seed=settings.seed,
+        draws_seed=settings.seed,
         n_undefined=interval.n_undefined,
         is_leading=is_leading,
     )
@@ -346,9 +378,11 @@ def _difference_row(
 ) -> DifferenceRow:
     return DifferenceRow(
         benchmark=shard.benchmark.name,
-        fr=shard.fr,
+        recognizer=shard.fr,
         convention=cell[0],
-        fmr_target=cell[1],
+        fmr=np.nan if cell[1] is None else cell[1],
+        method=shard.keys[scorers[0]].method if scorers[0] in shard.keys else scorers[0],
+        theta=shard.keys[scorers[0]].theta if scorers[0] in shard.keys else np.nan,
         discard_limit=areas.common_limit(*scorers, cell),
         family=family,
         scorer_a=scorers[0],
@@ -362,7 +396,7 @@ def _difference_row(
         level=interval.settings.level,
         unit=interval.settings.unit,
         n_draws=interval.settings.n_draws,
-        seed=interval.settings.seed,
+        draws_seed=interval.settings.seed,
         n_undefined=interval.n_undefined,
     )
 
@@ -375,7 +409,7 @@ def _verification(shard: BenchmarkShard, pairs: UsablePairs) -> list[Verificatio
     return [
         VerificationRow(
             benchmark=shard.benchmark.name,
-            fr=shard.fr,
+            recognizer=shard.fr,
             accuracy_mean=accuracy.mean if accuracy else np.nan,
             accuracy_std=accuracy.std if accuracy else np.nan,
             tar_at_fmr=tar_at_fmr(similarity, mated, fmr),
