@@ -23,7 +23,7 @@ from fiqa_ray.core.templates import Templates, pair_similarities, subjects_of, t
 
 N_IMAGES, N_TEMPLATES, N_SUBJECTS, N_MATED, N_NONMATED, DIM = 469_375, 23_124, 3_531, 19_557, 15_638_932, 512
 FMRS = (1e-2, 1e-3, 1e-4)
-CONVENTIONS = ("paper", "nearest", "dasec")
+CONVENTIONS = ("paper", "nearest", "dasec", "pmf", "nist")
 
 
 def made_up_set(share: float, rng: np.random.Generator) -> dict[str, Any]:
@@ -98,7 +98,14 @@ def run_all(data: dict[str, Any], n_scorers: int, n_draws: int, timed: Any) -> N
         person = subjects_of(len(templates), row_a[mated], row_b[mated])
         identities = (person[row_a], person[row_b]) if draws else None
         bootstrap_areas(
-            similarity, mated, qualities, fmrs=FMRS, conventions=CONVENTIONS, identities=identities, n_draws=draws
+            similarity,
+            mated,
+            qualities,
+            fmrs=FMRS,
+            conventions=CONVENTIONS,
+            identities=identities,
+            images=(row_a, row_b),
+            n_draws=draws,
         )
 
     for k in range(1, n_scorers + 1):
