@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from fiqa_ray._version import __version__
-from fiqa_ray.cli import evaluate, faces, job, model, results, tables
+from fiqa_ray.cli import evaluate, faces, job, model, paper, results, tables
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.public_uri import public_text
 
@@ -33,6 +33,7 @@ COMMANDS = (
     results.scores,
     results.embeddings,
     results.verify,
+    paper.tables,
     faces.score,
     model.doctor,
     model.train_pcnet,

@@ -228,7 +228,15 @@ class Run:
         Raises:
             FiqaRayError: the run has no results yet, or the job has no benchmarks.
         """
-        return pa.concat_tables(d.read_all(suffix=".auc.parquet") for _, d in self._finished("results"))
+        return self.result_table("auc")
+
+    def result_table(self, name: str) -> pa.Table:
+        """Return one kind of results of all benchmarks, by the `TABLE` of its row class in `fiqa_ray.datasets.results`.
+
+        Raises:
+            FiqaRayError: the run has no results yet, or the job has no benchmarks.
+        """
+        return pa.concat_tables(d.read_all(suffix=f".{name}.parquet") for _, d in self._finished("results"))
 
     def _of(self, name: str) -> list[dict[str, Any]]:
         return [e for e in self._entries if e["dataset"] == name]
