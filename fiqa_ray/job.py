@@ -103,6 +103,14 @@ class Scorer:
         assert self.truth is not None
         return recorded_truth(self.truth, image_id).quality
 
+    def seed_scores(self) -> NDArray[np.float64]:
+        """Return the scores of all images by each training seed, `(I, S)`; S is 0 where there was no training."""
+        from fiqa_ray.datasets.columns import seed_scores
+
+        if self.dataset is None or self.key.seed is None:
+            return np.empty((0, 0))
+        return seed_scores(self.dataset.read_all(["seed_scores"]))
+
 
 @dataclass(frozen=True)
 class Job:
@@ -290,7 +298,11 @@ class Job:
         return f"{label_set.method.label}, regressor on {kind} labels{suffix}"
 
     def regressor_scores(self, face_set: str, label_set: LabelSet) -> Dataset:
-        """Return the scores that a label set's regressor gives to a face set."""
+        """Return the scores that a label set's regressor gives to a face set.
+
+        Its tables are `schemas.REGRESSOR_SCORES`: `score` is the mean over the training seeds, and
+        `datasets.columns.seed_scores(table)` gives the scores of each seed.
+        """
         keys = {"set": face_set, "scorer": f"{label_set.method.label}-regressor-{label_set.key}"}
         inputs = {"faces": self.faces(face_set), "regressor": self.regressor(label_set)}
         return self._dataset("quality_scores", keys, {}, inputs)
@@ -434,7 +446,9 @@ def _scores_id(scores: ScoresSettings) -> dict[str, Any]:
 
 
 def _pair_list_id(benchmark: BenchmarkSettings) -> dict[str, Any]:
-    values = benchmark.pairs.model_dump(mode="json")
-    if benchmark.pairs.kind != "cfp":  # a folder of many small lists is named, not hashed
-        values["uri"] = content_hash(benchmark.pairs.uri)
-    return values
+    values = benchmark.pairs.model_dump(mode="json", exclude={"expect"})
+    from fiqa_ray.sources.kinds import PROTOCOLS  # decoders and more, which `--help` does without
+
+    return values | {
+        k: content_hash(uri) for k, uri in PROTOCOLS[benchmark.pairs.kind].lists(benchmark.pairs.uri).items()
+    }

@@ -98,6 +98,7 @@ STAGES: dict[str, Stage] = {
         reads=("faces", "embeddings", "quality_scores", "regressor"),
         writes=("quality_scores", "comparisons", "cells", "evaluation", "results"),
         planned_by=(
+            "score_heads:head_score_steps",
             "infer:regressor_score_steps",
             "compare:compare_steps",
             "cells:cell_steps",

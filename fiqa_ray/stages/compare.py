@@ -9,20 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from fiqa_ray.config import BenchmarkSettings, EvaluateSettings, PairListSettings
-from fiqa_ray.core.kernels.gram import unit_vectors
-from fiqa_ray.core.verification import FloatArray, IntArray
+from fiqa_ray.config import BenchmarkSettings, EvaluateSettings
+from fiqa_ray.core.templates import pair_similarities
 from fiqa_ray.datasets import columns, schemas
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.job import Job
-from fiqa_ray.sources.kinds import PROTOCOLS
-from fiqa_ray.sources.protocols import VerificationPairs, pair_rows
-from fiqa_ray.storage import storage_errors
-
-BLOCK = 1 << 16
-"""Pairs whose embeddings are in memory at a time."""
+from fiqa_ray.sources.comparisons import match_pairs, read_pairs
 
 
 @dataclass(frozen=True)
@@ -39,7 +33,7 @@ def compare_steps(job: Job) -> Iterator[list[Step]]:
     """Yield one step per benchmark and recogniser."""
     steps = []
     for benchmark in job.settings.benchmarks:
-        n_pairs = len(read_pairs(benchmark.pairs).mated)
+        n_pairs = len(read_pairs(benchmark.pairs))
         for recognizer in job.judges:
             dataset = job.comparisons(benchmark, recognizer)
             embeddings = job.embeddings(benchmark.name, recognizer)
@@ -49,13 +43,6 @@ def compare_steps(job: Job) -> Iterator[list[Step]]:
             )
     if steps:
         yield steps
-
-
-def read_pairs(settings: PairListSettings) -> VerificationPairs:
-    """Return the pairs of a benchmark."""
-    protocol = PROTOCOLS[settings.kind]
-    with storage_errors(settings.uri):
-        return protocol.read_pairs(settings.uri, **{name: getattr(settings, name) for name in protocol.options})
 
 
 def check_rates(settings: EvaluateSettings, name: str, n_nonmated: int) -> None:
@@ -79,46 +66,35 @@ def check_rates(settings: EvaluateSettings, name: str, n_nonmated: int) -> None:
 def run_shard(dataset: Dataset, shard: CompareShard) -> Part:
     """Compare the pairs of a benchmark. Memory: its embeddings and its list of pairs."""
     started = time.monotonic()
-    settings, benchmark = shard.benchmark.pairs, shard.benchmark
+    benchmark = shard.benchmark
     image_id = shard.faces.read_all(["image_id"])["image_id"].combine_chunks()
-    protocol = read_pairs(settings)
-    row_a, row_b = pair_rows(
-        protocol, image_id, settings.key_rule, list_uri=settings.uri, source_uri=benchmark.source.uri
-    )
+    pairs = match_pairs(benchmark, image_id)
     values, rows = columns.embedding_values(shard.embeddings.read_all(["image_row", "embedding"]))
-    position = np.full(len(image_id), -1, np.int64)  # of an image's embedding in `values`
+    values, rows = pairs.embeddings(values, rows, len(image_id))
+    position = np.full(len(pairs.names(image_id)), -1, np.int64)  # of a unit's embedding in `values`
     position[rows] = np.arange(len(rows))
 
-    chosen = (position[row_a] >= 0) & (position[row_b] >= 0)
-    a, b = row_a[chosen], row_b[chosen]
-    mated = np.asarray(protocol.mated)[chosen]
+    row_a, row_b = pairs.row_a, pairs.row_b
+    chosen = (row_a >= 0) & (row_b >= 0) & (position[row_a] >= 0) & (position[row_b] >= 0)
+    a, b, mated = row_a[chosen], row_b[chosen], pairs.mated[chosen]
     n_skipped = int((~chosen).sum())
     if not mated.any() or mated.all():
         raise FiqaRayError(
             f"benchmark {benchmark.name}: {int(mated.sum())} mated and {int((~mated).sum())} non-mated pairs are "
-            f"usable ({n_skipped} skipped for bad images); both kinds are needed, see {benchmark.pairs.uri}"
+            f"usable ({n_skipped} skipped for bad or absent images); both kinds are needed, see {benchmark.pairs.uri}"
         )
     check_rates(shard.evaluate, benchmark.name, int((~mated).sum()))
     comparisons = {
         "image_row_a": a,
         "image_row_b": b,
         "mated": mated,
-        "fold": np.asarray(protocol.fold)[chosen].astype(np.int32),
-        "similarity": cosines(unit_vectors(values), position[a], position[b]),
+        "fold": pairs.fold[chosen].astype(np.int32),
+        "similarity": pair_similarities(values, position[a], position[b]),
     }
     return dataset.write_part(
         0,
         {".parquet": pa.table(comparisons, schema=schemas.COMPARISONS)},
-        n_rows=len(protocol.mated),
+        n_rows=len(chosen),
         stats={"n_pairs_used": len(mated), "n_pairs_skipped": n_skipped},
         duration_s=time.monotonic() - started,
     )
-
-
-def cosines(units: np.ndarray, rows_a: IntArray, rows_b: IntArray) -> FloatArray:
-    """Return the cosines `(L,) float64` of pairs of unit vectors, block by block."""
-    similarity = np.empty(len(rows_a))
-    for at in range(0, len(rows_a), BLOCK):
-        a, b = units[rows_a[at : at + BLOCK]], units[rows_b[at : at + BLOCK]]
-        similarity[at : at + BLOCK] = np.einsum("ij,ij->i", a, b, dtype=np.float64)
-    return similarity.clip(-1, 1)

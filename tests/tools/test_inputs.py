@@ -30,7 +30,9 @@ def job(tmp_path, faces, *, pairs=None, scores=None, methods=None, **bench):
         **bench,
     }
     methods = methods or [{"name": "embedding_norm"}]
-    return smoke.settings(tmp_path, faces, str(tmp_path / "run"), benchmarks=[benchmark], methods=methods)
+    evaluate = {"fmr": 0.1, "draws": 20, "allow_rare_fmr": True}
+    run_uri = str(tmp_path / "run")
+    return smoke.settings(tmp_path, faces, run_uri, benchmarks=[benchmark], methods=methods, evaluate=evaluate)
 
 
 def refused(settings, *words):
@@ -115,6 +117,38 @@ def test_constant_scores_and_pairs_of_one_image_are_said(tmp_path, faces, capsys
     usual = job(tmp_path, faces, methods=[{"name": "mine", "scores": str(faces / "scores.csv")}])
     run_job(usual.model_copy(update={"run_uri": str(tmp_path / "usual")}), ["pack", "embed", "score", "pair", "rank"])
     assert "are equal" not in capsys.readouterr().err
+
+
+def test_a_partial_copy_without_folders_of_persons(tmp_path, faces, capsys):
+    """Images of a flat set lie in several parts; pairs of absent ones are counted, folds of one kind are said."""
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for image in (faces / "bench").rglob("*.jpg"):
+        (flat / image.name).write_bytes(image.read_bytes())
+    names = [line.replace(",", "\n").split() for line in (SAME + OTHERS).splitlines()]
+    rows = [(*(name.split("/")[1] for name in row[:2]), row[2], int(row[2])) for row in names]
+    rows += [("gone.jpg", "Name_0_0001.jpg", "0", 0), ("Name_0_0002.jpg", "gone.jpg", "1", 0)]
+    text = PAIRS.replace("mated", "mated,fold") + "".join(f"{a},{b},{m},{f}\n" for a, b, m, f in rows)
+    pairs = {"kind": "table", "uri": table(tmp_path / "partial.csv", text), "allow_partial": True}
+    source = {"kind": "folder", "uri": str(flat), "identity_level": None}
+    settings = job(tmp_path, faces, pairs=pairs, source=source)
+    strict = settings.evaluate.model_copy(update={"allow_rare_fmr": False})
+    refused(
+        settings.model_copy(update={"evaluate": strict}), "evaluate.fmr=0.1 is below 3 / 3, the number of non-mated"
+    )
+    compute = settings.compute.model_copy(update={"rows_per_part": 5})
+    done = run_job(settings.model_copy(update={"compute": compute}))
+    text = capsys.readouterr().err
+    assert "benchmark bench: 2 of 6 pairs are left out, because" in text
+    assert "benchmark bench: 1 of 2 folds hold mated pairs only or non-mated pairs only" in text
+    n_rows = [part.n_rows for part in done.faces("bench").require().parts]
+    assert set(n_rows[:-1]) == {5}
+    assert sum(n_rows) == len(list(flat.iterdir()))
+    dataset = done.evaluation(settings.benchmarks[0])
+    (part,) = dataset.require().parts
+    assert part.stats == {"n_pairs_used": 4, "n_pairs_skipped": 2}
+    compared = done.comparisons(settings.benchmarks[0], settings.recognizer)
+    assert compared.read_all()["mated"].to_pylist() == [True, True, False, False]
 
 
 def test_accents_composed_in_another_way_meet_by_the_rule(tmp_path):
