@@ -25,8 +25,9 @@ from fiqa_ray.datasets.results import ORACLE, RANDOM
 from fiqa_ray.engine.progress import note
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.job import Job, Scorer
+from fiqa_ray.job import Job
 from fiqa_ray.sources.comparisons import Comparisons, match_pairs
+from fiqa_ray.sources.scorer import Scorer
 
 
 @dataclass(frozen=True)
