@@ -36,7 +36,7 @@ from fiqa_ray.storage import content_hash, exists, fingerprint, join, list_hash
 if TYPE_CHECKING:
     from fiqa_ray.datasets.pairs import PairReader
 
-DRAWS_VERSION = 5
+DRAWS_VERSION = 6
 """Raise it when the same seed gives other clusters, mates or similarities, or when pairs are laid out otherwise."""
 ONNX_VERSION = 2
 """Raise it when embeddings or scores of ONNX networks are computed in another way. 2: by onnxruntime."""
@@ -206,6 +206,16 @@ class Job:
         """Return the histogram of the similarities of each repeat, for `RankTable`; both engines give the same."""
         return self._dataset("similarity_ranks", {"fr": self.fr}, {}, {"pairs": self.pairs()})
 
+    def score_runs(self, method: MethodSettings) -> Dataset:
+        """Return the sorted prior scores of each span of images (where one task does not sort all of them)."""
+        inputs = {"prior_scores": self.prior_scores("train", method)}
+        return self._dataset("score_runs", {"fiqa": method.label}, {}, inputs)
+
+    def sorted_scores(self, method: MethodSettings) -> Dataset:
+        """Return all prior scores in ascending order, a part per range (where one task does not sort all of them)."""
+        inputs = {"prior_scores": self.prior_scores("train", method)}
+        return self._dataset("sorted_scores", {"fiqa": method.label}, {}, inputs)
+
     def quality_index(self, method: MethodSettings) -> Dataset:
         """Return the quality index of every image: the rank of its prior score."""
         inputs = {"prior_scores": self.prior_scores("train", method)}
@@ -218,12 +228,23 @@ class Job:
         config = self.settings.optimize.model_dump(mode="json")
         return self._dataset("optimized_index", {"fr": self.fr}, config, inputs)
 
+    def index_runs(self, method: MethodSettings, theta: float) -> Dataset:
+        """Return the sorted optimized indices of each span of images (where one task does not sort all of them)."""
+        return self._of_labels("index_runs", method, theta)
+
+    def sorted_indices(self, method: MethodSettings, theta: float) -> Dataset:
+        """Return the new scores, by range of optimized indices (where one task does not sort all of them)."""
+        return self._of_labels("sorted_indices", method, theta)
+
     def optimized_labels(self, method: MethodSettings, theta: float) -> Dataset:
         """Return the optimized labels of one method at one theta."""
+        return self._of_labels("optimized_labels", method, theta)
+
+    def _of_labels(self, name: str, method: MethodSettings, theta: float) -> Dataset:
         keys = {"fr": self.fr, "fiqa": method.label, "theta": f"{theta:g}"}
         config = {"theta": theta, "index_scale": self.settings.optimize.index_scale}
         inputs = {"ranks": self.similarity_ranks(), "prior_scores": self.prior_scores("train", method)}
-        return self._dataset("optimized_labels", keys, config, inputs)
+        return self._dataset(name, keys, config, inputs)
 
     # regressors
 

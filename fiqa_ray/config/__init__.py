@@ -10,7 +10,7 @@ from fiqa_ray.config.evaluation import BenchmarkSettings, EvaluateSettings, Pair
 from fiqa_ray.config.faces import RecognizerSettings, SourceSettings, label_of
 from fiqa_ray.config.job import Settings
 from fiqa_ray.config.labels import OptimizeSettings, PairSettings, RankSettings
-from fiqa_ray.config.load import load_settings, make_settings
+from fiqa_ray.config.load import load_settings, make_settings, settings_values
 from fiqa_ray.config.methods import FuseSettings, KeyRule, MethodSettings, ScoresFile, ScoresSettings
 from fiqa_ray.config.training import TrainSettings
 
@@ -35,4 +35,5 @@ __all__ = [
     "label_of",
     "load_settings",
     "make_settings",
+    "settings_values",
 ]

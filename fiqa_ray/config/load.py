@@ -25,13 +25,22 @@ def load_settings(job_uri: str, overrides: list[str] | tuple[str, ...] = (), *, 
     Raises:
         UsageError: lists every mistake with its key and value and, for an unknown key, the nearest valid one.
     """
+    return make_settings(settings_values(job_uri, overrides), Path(job_uri).name, with_training=with_training)
+
+
+def settings_values(job_uri: str, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the values of a job's YAML with overrides, as nested dicts; nothing but their form is checked.
+
+    Raises:
+        UsageError: The file or an override is no settings.
+    """
     text = read_bytes(job_uri).decode("utf-8", errors="replace")
     values = parse_yaml(text, job_uri)
     if not isinstance(values, dict):
         raise UsageError(f"{job_uri} must hold settings as 'key: value' lines, found {type(values).__name__}")
     for assignment in overrides:
         override(values, assignment)
-    return make_settings(values, Path(job_uri).name, with_training=with_training)
+    return values
 
 
 def make_settings(values: dict[str, Any], origin: str = "settings", *, with_training: bool = True) -> Settings:
