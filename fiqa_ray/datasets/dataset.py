@@ -16,7 +16,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -48,6 +48,7 @@ from fiqa_ray.storage import (
 )
 from fiqa_ray.storage.patience import take_retries
 
+_Wanted = TypeVar("_Wanted")
 _last_manifest: dict[tuple[str, int], Manifest] = {}
 """The manifest that `write_part` read last, by URI and content: a finished dataset may lack many parts."""
 _REMEDIES = {
@@ -128,11 +129,18 @@ MADE_BY = {
     "key_counts": "rank",
     "sorted_keys": "rank",
     "similarity_ranks": "rank",
+    "score_runs": "rank",
+    "sorted_scores": "rank",
     "quality_index": "rank",
     "optimized_index": "optimize",
+    "index_runs": "optimize",
+    "sorted_indices": "optimize",
     "optimized_labels": "optimize",
     "regressor": "train",
+    "comparisons": "evaluate",
+    "cells": "evaluate",
     "evaluation": "evaluate",
+    "results": "evaluate",
 }
 """Dataset name -> the stage that writes it, for error messages."""
 
@@ -398,10 +406,15 @@ class Dataset:
 
     def read_all(self, columns: list[str] | None = None, suffix: str = ".parquet") -> pa.Table:
         """Read all parts in order as one table. Memory: the table, so use it for small results and per-image vectors."""
-        parts = self.require().parts
-        return pa.concat_tables(in_parallel(lambda p: self.read(p, columns, suffix), parts, filesystem(self.uri)[0]))
+        return pa.concat_tables(self.read_each(self.require().parts, lambda p: self.read(p, columns, suffix)))
 
-    def read_rows(self, part: Part, first: int, last: int, columns: list[str]) -> pa.Table:
+    def read_each(self, wanted: Iterable[_Wanted], read: Callable[[_Wanted], pa.Table]) -> list[pa.Table]:
+        """Return what `read` returns for each item, in order; reads from a bucket run side by side."""
+        return in_parallel(read, list(wanted), filesystem(self.uri)[0])
+
+    def read_rows(
+        self, part: Part, first: int, last: int, columns: list[str] | None, suffix: str = ".parquet"
+    ) -> pa.Table:
         """Return the rows first:last of a large part; only the row groups that hold them are read and checked."""
         skip = 0
 
@@ -417,21 +430,19 @@ class Dataset:
                 start += n
             return groups
 
-        table = self._table(part, ".parquet", columns, choose)
+        table = self._table(part, suffix, columns, choose)
         return table.slice(skip, last - first)
 
-    def read_range(self, part: Part, low: int | None, high: int | None, suffix: str) -> pa.Table:
-        """Read the row groups of a sorted table whose first column overlaps [low, high); None means unbounded."""
+    def read_range(self, part: Part, low: int, high: int, suffix: str, columns: list[str] | None = None) -> pa.Table:
+        """Read the row groups of a table whose first column, of whole numbers, has some in [low, high)."""
 
         def choose(metadata: pq.FileMetaData) -> list[int]:
-            groups = []
-            for g in range(metadata.num_row_groups):
-                extent = metadata.row_group(g).column(0).statistics
-                if (high is None or extent.min < high) and (low is None or extent.max >= low):
-                    groups.append(g)
-            return groups
+            extents = [metadata.row_group(g).column(0).statistics for g in range(metadata.num_row_groups)]
+            return [
+                g for g, e in enumerate(extents) if e is not None and e.has_min_max and e.min < high and e.max >= low
+            ]
 
-        return self._table(part, suffix, None, choose)
+        return self._table(part, suffix, columns, choose)
 
     def _table(
         self, part: Part, suffix: str, columns: list[str] | None = None, choose: Choose | None = None

@@ -16,6 +16,7 @@ import fsspec
 import pyarrow as pa
 
 from fiqa_ray.errors import FiqaRayError, StorageError, UsageError
+from fiqa_ray.hub import PROTOCOL, read_hub_file
 from fiqa_ray.public_uri import private_parts, public_table, public_text
 from fiqa_ray.storage.faults import answer_code, fault_text, is_refused, may_pass
 from fiqa_ray.storage.patience import PatientFileSystem, one_try, patiently, shown
@@ -98,6 +99,8 @@ def join(uri: str, *parts: str) -> str:
 
 def read_bytes(uri: str) -> bytes:
     """Return the content of a file; raise `FiqaRayError` where it cannot be read."""
+    if uri.startswith(PROTOCOL):
+        return read_hub_file(uri)
     with storage_errors(uri):
         fs, path = filesystem(uri)
         return fs.cat_file(path)

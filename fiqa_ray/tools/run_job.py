@@ -41,8 +41,12 @@ def run_job(settings: Settings, stages: Iterable[str] = tuple(STAGES), *, new_se
         UsageError: An unknown stage, or a run with other settings or from another version.
         FiqaRayError: A stage failed; the message says how to continue.
     """
-    wanted = [s for s in STAGES if s in set(_checked(stages))]
-    job = Job(settings)
+    return run_stages(Job(settings), stages, new_settings=new_settings)
+
+
+def run_stages(job: Job, stages: Iterable[str], *, new_settings: bool = False) -> Job:
+    """Run stages of a job; arguments and errors as in `run_job`."""
+    settings, wanted = job.settings, [s for s in STAGES if s in set(_checked(stages))]
     if settings.compute.engine == "ray" and settings.run_uri.startswith("memory://"):
         raise UsageError(
             f"run_uri={settings.run_uri}: memory:// lives in one process, Ray has many; use compute.engine=local"

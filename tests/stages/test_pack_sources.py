@@ -161,8 +161,7 @@ def test_bin_is_a_benchmark(tmp_path, samples):
     )  # fmt: skip
     run_job(settings)
     job = Job(settings)
-    result = job.evaluation(settings.benchmarks[0])
-    found = result.read(result.require().parts[0], suffix=".comparisons.parquet")
+    found = job.comparisons(settings.benchmarks[0], settings.recognizer).read_all()
     assert found["mated"].to_pylist() == same
     assert found["fold"].to_pylist() == [i // 6 for i in range(60)]
     faces = job.faces("own").read_all()
