@@ -15,10 +15,12 @@ import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from fiqa_ray.config import ComputeSettings
+from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.engine.head_watch import head_watch
 from fiqa_ray.engine.interrupts import catch_sigterm
 from fiqa_ray.engine.late_shards import Announcer, LateShards, start_board
@@ -148,12 +150,38 @@ def _grantable(memory_bytes: int) -> int:
     return int(min(memory_bytes, largest))  # 0 before the first machine is there: it then asks for a processor alone
 
 
+BLOCKS_PER_WORKER = 64
+"""Shards of a step with more per worker come in blocks of several, so that Ray's store holds few objects."""
+
+
+@dataclass(frozen=True)
+class _Makers:
+    """What an actor needs of the steps: a factory of workers and the datasets of each."""
+
+    make_worker: list[Callable[[], Worker]]
+    datasets: list[tuple[Dataset, ...]]
+
+
+class _Entry(NamedTuple):
+    """A shard on its way to an actor.
+
+    Attributes:
+        number: Among the shards that run together.
+        step: Number of its step.
+        part: Number of its part, or None if that is not known.
+        shard: The shard.
+    """
+
+    number: int
+    step: int
+    part: int | None
+    shard: Any
+
+
 class _ShardActor:
     """One worker of a Ray Data actor pool; loads a model when the first of its shards comes."""
 
-    def __init__(
-        self, makers: list[Callable[[], Worker]], chunks: _Chunks, announce: Announcer, patience_s: float
-    ) -> None:
+    def __init__(self, makers: _Makers, chunks: _Chunks, announce: Announcer, patience_s: float) -> None:
         import torch
 
         torch.set_num_threads(1)
@@ -163,27 +191,37 @@ class _ShardActor:
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         from ray import cloudpickle
 
-        numbers, outcomes = [], []
-        for i in batch["id"]:
-            number, maker, shard = self._chunks.get(int(i))
-            with self._announce(number):
-                outcomes.append(call_and_catch(lambda m=maker, s=shard: self._workers.get(self._makers[m])(s)))  # type: ignore[misc]
-            numbers.append(number)
-        return {"number": numbers, "outcome": [cloudpickle.dumps(o) for o in outcomes]}
+        (index,) = batch["item"]
+        entry = self._chunks.get(int(index))
+        outcome: Outcome | None = self._part_from_before(entry)
+        if outcome is None:
+            with self._announce(entry.number):
+                make_worker = self._makers.make_worker[entry.step]
+                outcome = call_and_catch(lambda: self._workers.get(make_worker)(entry.shard))
+        return {"number": [entry.number], "outcome": [cloudpickle.dumps(outcome)]}
+
+    def _part_from_before(self, entry: _Entry) -> Part | None:
+        """Return the part of a shard that this actor finished before it died: all shards of its block come again."""
+        import ray
+
+        if entry.part is None or not ray.get_runtime_context().was_current_actor_reconstructed:
+            return None
+        parts = [dataset.recorded_part(entry.part) for dataset in self._makers.datasets[entry.step]]
+        return parts[0] if all(parts) else None
 
 
 class _Chunks:
     """Shards in a few objects of Ray's store; an actor holds the chunk that it works on."""
 
-    def __init__(self, shards: list[tuple[int, int, Any]], n_chunks: int) -> None:
+    def __init__(self, entries: list[_Entry], n_chunks: int) -> None:
         import ray
 
-        self._size = max(1, -(-len(shards) // n_chunks))
-        self._refs = [ray.put(shards[i : i + self._size]) for i in range(0, len(shards), self._size)]
-        self._held: tuple[int, list[tuple[int, int, Any]]] = (-1, [])
+        self._size = max(1, -(-len(entries) // n_chunks))
+        self._refs = [ray.put(entries[i : i + self._size]) for i in range(0, len(entries), self._size)]
+        self._held: tuple[int, list[_Entry]] = (-1, [])
 
-    def get(self, index: int) -> tuple[int, int, Any]:
-        """Return a shard with its number and the number of its maker."""
+    def get(self, index: int) -> _Entry:
+        """Return a shard by its place."""
         import ray
 
         chunk, place = divmod(index, self._size)
@@ -228,16 +266,20 @@ def _run_pool(items: dict[int, Item], compute: ComputeSettings, announce: Announ
     n_present = n_gpus if on_gpu else int(resources.get("CPU", 1))
     size = min(compute.n_workers or max(1, n_present), len(items))
     steps = list({id(step): step for step, _ in items.values()}.values())
-    maker = {id(step): i for i, step in enumerate(steps)}
-    chunks = _Chunks([(number, maker[id(step)], shard) for number, (step, shard) in items.items()], 2 * size)
+    number_of = {id(step): i for i, step in enumerate(steps)}
+    part_of = {id(shard): i for step in steps for i, shard in enumerate(step.shards)}
+    entries = [_Entry(n, number_of[id(step)], part_of.get(id(shard)), shard) for n, (step, shard) in items.items()]
+    makers = _Makers([step.make_worker for step in steps], [step.datasets for step in steps])
+    n_blocks = min(len(items), BLOCKS_PER_WORKER * size)
+    data: ray.data.Dataset = ray.data.from_items([{"item": i} for i in range(len(items))], override_num_blocks=n_blocks)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # max_restarts has no named parameter yet
-        data = ray.data.range(len(items), override_num_blocks=len(items)).map_batches(
+        data = data.map_batches(
             _ShardActor,
             batch_size=1,
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(size=size),
-            fn_constructor_args=([s.make_worker for s in steps], chunks, announce, compute.storage_patience_s),
+            fn_constructor_args=(makers, _Chunks(entries, 2 * size), announce, compute.storage_patience_s),
             num_gpus=1 if on_gpu else 0,
             num_cpus=1,
             # a worker that dies for good must end the step: by default Ray Data tries forever
