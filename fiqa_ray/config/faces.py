@@ -16,10 +16,11 @@ class SourceSettings(Section):
 
     Kinds: `folder`: one folder per identity; `vggface2`: the data set as distributed; `table`: CSV or Parquet that names
     image files; `recordio`: MXNet's `train.rec` with its `.idx`; `webdataset`: tar shards, by braces or glob;
-    `parquet_images`: images inside Parquet, as Hugging Face stores them; `bin`: InsightFace's verification file.
+    `parquet_images`: images inside Parquet, as Hugging Face stores them; `bin`: InsightFace's verification file;
+    `ijb`: the root of IJB-B or IJB-C, with `loose_crop` and `meta`.
     """
 
-    kind: Literal["folder", "vggface2", "table", "recordio", "webdataset", "parquet_images", "bin"] = Field(
+    kind: Literal["folder", "vggface2", "table", "recordio", "webdataset", "parquet_images", "bin", "ijb"] = Field(
         description="format of the source"
     )
     uri: Uri = Field(description="path or URL of the folder or file")
