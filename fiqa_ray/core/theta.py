@@ -10,6 +10,7 @@ The head is fitted by least squares on the standardised embedding and its norm, 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,14 +20,10 @@ from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
 from fiqa_ray.core.bootstrap import AreaDraws, bootstrap_areas
+from fiqa_ray.core.candidates import CANDIDATES
 from fiqa_ray.core.kernels.gram import unit_vectors
+from fiqa_ray.core.labels import optimize_labels
 from fiqa_ray.errors import UsageError
-
-HELDOUT = "heldout"
-"""Stands for a theta that is chosen so."""
-
-CANDIDATES = (0.01, 0.03, 0.1, 0.3, 0.6)
-"""Thetas to choose from, on the index scale `normalized`, beside 0."""
 
 N_FOLDS = 5
 N_DRAWS = 400
@@ -100,6 +97,44 @@ class ThetaCurve:
 
 def _permille(value: float) -> str:
     return f"{1e3 * value:+.1f}"
+
+
+def choose_theta(
+    embeddings: NDArray[np.float32],
+    identities: Sequence[Any] | NDArray[Any],
+    prior_scores: NDArray[np.floating[Any]],
+    *,
+    n_clusters: int = 20,
+    n_repeats: int = 10,
+    fmr: float = 1e-3,
+    seed: int = 0,
+) -> ThetaCurve:
+    """Optimize labels at every candidate theta, and choose one on held-out people.
+
+    Args:
+        embeddings: `(I, D) float32`, raw.
+        identities: `(I,)` person of each image.
+        prior_scores: `(I,)` finite, larger is better.
+        n_clusters: C.
+        n_repeats: R.
+        fmr: as in `compare_thetas`.
+        seed: of all random draws.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="theta=")  # small candidates move little, as they should
+        labels = optimize_labels(
+            embeddings,
+            identities,
+            prior_scores,
+            n_clusters=n_clusters,
+            theta=list(CANDIDATES),
+            n_repeats=n_repeats,
+            seed=seed,
+            index_scale="normalized",
+        )
+    _, person = np.unique(np.asarray(identities), return_inverse=True)
+    targets = {theta: result.label for theta, result in labels.items()}
+    return compare_thetas(np.asarray(embeddings, np.float32), person, targets, fmr=fmr, seed=seed)
 
 
 def compare_thetas(

@@ -125,6 +125,7 @@ MADE_BY = {
     "similarity_ranks": "rank",
     "quality_index": "rank",
     "optimized_index": "optimize",
+    "theta_choice": "optimize",
     "optimized_labels": "optimize",
     "regressor": "train",
     "evaluation": "evaluate",

@@ -135,6 +135,11 @@ OPTIMIZED_INDEX = pa.schema(  # rows of images with a score
 )
 
 
+def index_suffix(method: str, theta: float) -> str:
+    """Return the suffix of the file with one method's and theta's optimized indices."""
+    return f".{method}.theta-{theta!r}.parquet"
+
+
 OPTIMIZED_LABELS = pa.schema(  # every image; null if it has no prior score
     [
         ROW,

@@ -80,10 +80,10 @@ STAGES: dict[str, Stage] = {
         estimated_by="rank:estimate",
     ),
     "optimize": Stage(
-        "Move quality indices towards similarity ranks, and reassign the prior scores (Ray tasks; equations 2 and 3).",
-        reads=("faces", "pairs", "similarity_ranks", "quality_index"),
-        writes=("optimized_index", "optimized_labels"),
-        planned_by=("optimize:optimize_steps",),
+        "Move quality indices towards similarity ranks, choose theta, and reassign the prior scores (equations 2 and 3).",
+        reads=("faces", "embeddings", "pairs", "similarity_ranks", "quality_index"),
+        writes=("optimized_index", "theta_choice", "optimized_labels"),
+        planned_by=("optimize:index_steps", "choose_theta:theta_steps", "optimize:label_steps"),
         estimated_by="optimize:estimate",
     ),
     "train": Stage(

@@ -1,7 +1,7 @@
 """optimize: equations 2 and 3 for all FIQA methods and thetas in one pass over the pairs, then the prior scores reassigned.
 
-Two steps: the optimized index of every image (one task per part of pairs; a pair's owner is always in its own part), the
-final sort and labels (one task per method and theta).
+The optimized index of every image comes first (one task per part of pairs; a pair's owner is always in its own part), the
+final sort and labels last (one task per method and theta). `choose_theta.py` chooses theta in between where it is not given.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fiqa_ray.core.candidates import CANDIDATES, HELDOUT
 from fiqa_ray.core.labels import IndexUpdate, rank_scale, reassign_scores, sum_owned_ranks
 from fiqa_ray.core.ranking import RankTable
+from fiqa_ray.core.theta import MAX_IMAGES
 from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.datasets.histograms import HISTOGRAM_S, KEY_SPAN, histogram_bytes, read_histogram
@@ -31,12 +33,14 @@ N_TABLES = 10
 """Repeats whose ranks a worker keeps for its next shards."""
 NAME_BYTES = 12
 """Stored bytes of an image's name: compressed, neighbours share most of theirs."""
+CHOICE_S = 10.0
+"""Seconds of choosing theta for a method on `MAX_IMAGES` images of 512 numbers, on a core; they fall with the images."""
 LABEL_BYTES = 260
 """Memory per image, as measured, of the final sort, which takes a method's images all at once."""
 
 
-def optimize_steps(job: Job) -> Iterator[list[Step]]:
-    """Yield the step of the optimized indices, then the steps of the labels, one per method and theta."""
+def index_steps(job: Job) -> Iterator[list[Step]]:
+    """Yield the step of the optimized indices."""
     settings = job.settings
     faces = job.faces("train")
     n_images = faces.require().n_rows
@@ -44,20 +48,27 @@ def optimize_steps(job: Job) -> Iterator[list[Step]]:
     ranks, dataset, reader = job.similarity_ranks(), job.optimized_index(), job.pair_reader()
     for needed in (ranks, *indices.values()):
         needed.require()
-    thetas = settings.optimize.theta
+    thetas = job.index_thetas()
     worker = stateless_worker(update_shard, dataset, reader, ranks, indices, thetas, settings.optimize.index_scale)
     step = Step("optimize", dataset, reader.stored(), worker, n_images, unit="images", needs_gpu=reader.needs_gpu)
     yield [step]
 
+
+def label_steps(job: Job) -> Iterator[list[Step]]:
+    """Yield the steps of the labels, one per method and theta."""
+    updates, ranks, faces = job.optimized_index(), job.similarity_ranks(), job.faces("train")
+    n_images, scale = faces.require().n_rows, job.settings.optimize.index_scale
     steps = []
-    for method in settings.methods:
-        for theta in thetas:
-            labels = job.optimized_labels(method, theta)
-            scale = settings.optimize.index_scale
-            label_worker = stateless_worker(label_shard, labels, dataset, faces, theta, scale, ranks)
-            shard = LabelShard(method.label, indices[method.label])
-            memory = LABEL_BYTES * n_images
-            steps.append(Step("optimize", labels, [shard], label_worker, n_images, unit="images", memory_bytes=memory))
+    for label_set in job.label_sets():
+        if label_set.is_prior:
+            continue
+        if label_set.theta == HELDOUT:
+            job.theta_choice(label_set.method).require()
+        labels = job.labels(label_set)
+        worker = stateless_worker(label_shard, labels, updates, faces, job.theta_of(label_set), scale, ranks)
+        shard = LabelShard(label_set.method.label, job.quality_index(label_set.method))
+        memory = LABEL_BYTES * n_images
+        steps.append(Step("optimize", labels, [shard], worker, n_images, unit="images", memory_bytes=memory))
     yield steps
 
 
@@ -67,7 +78,34 @@ def estimate(job: Job, workload: Workload) -> Iterator[Cost]:
     indices, labels = step_costs(workload.scale, workload.units)
     yield replace(indices, datasets=(job.optimized_index(),))
     thetas = settings.optimize.theta
-    yield replace(labels, datasets=tuple(job.optimized_labels(m, t) for m in settings.methods for t in thetas))
+    if HELDOUT in thetas:
+        yield choice_cost(job, workload)
+    share = len(thetas) / workload.scale.n_thetas  # fewer labels than indices where theta is chosen
+    yield replace(
+        labels,
+        n_shards=round(share * labels.n_shards),
+        work_s=share * labels.work_s,
+        read_bytes=share * labels.read_bytes,
+        written_bytes=share * labels.written_bytes,
+        datasets=tuple(job.optimized_labels(m, t) for m in settings.methods for t in thetas),
+    )
+
+
+def choice_cost(job: Job, workload: Workload) -> Cost:
+    """Return the cost of choosing theta for all methods."""
+    scale, methods = workload.scale, job.settings.methods
+    n = min(scale.n_images, MAX_IMAGES)
+    return Cost(
+        "optimize",
+        "choice of theta",
+        scale.n_images,
+        len(methods),
+        work_s=len(methods) * (1 + CHOICE_S * n / MAX_IMAGES),
+        memory_bytes=40.0 * scale.dim * n + 40.0 * scale.n_images,
+        read_bytes=len(methods) * (4.0 * scale.dim * n + 17.0 * scale.n_images * len(CANDIDATES)),
+        written_bytes=0.0,
+        datasets=tuple(job.theta_choice(m) for m in methods),
+    )
 
 
 def step_costs(s: Scale, units: Units) -> tuple[Cost, Cost]:
@@ -116,11 +154,6 @@ class LabelShard:
     quality_index: Dataset
 
 
-def index_suffix(method: str, theta: float) -> str:
-    """Return the suffix of the file with one method's and theta's optimized indices."""
-    return f".{method}.theta-{theta!r}.parquet"
-
-
 @lru_cache(maxsize=N_TABLES)
 def _rank_table(ranks: Dataset, repeat: int) -> RankTable:
     """Return a repeat's ranks, and keep them for the worker's next shards.
@@ -165,7 +198,7 @@ def update_shard(
         mean = update.mean_similarity_rank[rows]
         without[method] = int((update.n_owned_pairs[rows] == 0).sum())
         for theta in thetas:
-            files[index_suffix(method, theta)] = pa.table(
+            files[schemas.index_suffix(method, theta)] = pa.table(
                 {
                     "image_row": rows + first,
                     "optimized_index": update.optimized_index(theta)[rows],
@@ -205,6 +238,7 @@ def label_shard(
         "n_scored": n_scored,
         "n_without_pairs": pc.sum(pc.equal(table["n_owned_pairs"], 0)).as_py() or 0,
         "n_pairs_per_repeat": n_pairs,
+        "theta": theta,
         "theta_effective": theta * (n_pairs / n_scored if raw and n_scored else 1.0),
         "mean_move_fraction": mean_ranks_moved / max(n_scored, 1),
     }
@@ -218,7 +252,7 @@ def _label_columns(optimized_index: Dataset, theta: float, shard: LabelShard) ->
     source = shard.quality_index.read_all(["quality_index", "prior_score"])
     index, prior = source["quality_index"].to_numpy(), source["prior_score"].to_numpy()
     del source
-    table = optimized_index.read_all(suffix=index_suffix(shard.method, theta))
+    table = optimized_index.read_all(suffix=schemas.index_suffix(shard.method, theta))
     rows, optimized = table["image_row"].to_numpy(), table["optimized_index"].to_numpy()
     table = table.select(["n_owned_pairs", "mean_similarity_rank"])
     n_images, n_scored = len(index), len(rows)

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from fiqa_ray._version import __version__
-from fiqa_ray.config import MethodSettings
+from fiqa_ray.config import MethodSettings, Theta, theta_name
+from fiqa_ray.core.candidates import HELDOUT
 from fiqa_ray.core.kernels.draws import counter_draws
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.datasets.results import (
@@ -19,6 +20,7 @@ from fiqa_ray.datasets.results import (
     DifferenceRow,
     EdcLine,
     Row,
+    ThetaRow,
     VerificationRow,
     edc_lines,
     rows_of,
@@ -99,7 +101,7 @@ def _settings(job: Job) -> dict[str, Any]:
         "FIQA methods": ", ".join(_method(job, m) for m in s.methods),
         "clusters C": s.pair.n_clusters,
         "repeats R": s.pair.n_repeats,
-        "theta": ", ".join(f"{t:g}" for t in s.optimize.theta),
+        "theta": ", ".join(theta_name(t) for t in s.optimize.theta),
         "index scale": s.optimize.index_scale,
         "clusters fitted": "in each repeat" if s.pair.recluster else "once per identity",
         "ranking engine": s.rank.engine,
@@ -157,7 +159,7 @@ def _models(job: Job) -> list[ModelRow]:
     ]
 
 
-def _labels(job: Job, method: Any, theta: float) -> LabelSummary:
+def _labels(job: Job, method: Any, theta: Theta) -> LabelSummary:
     dataset = job.optimized_labels(method, theta)
     stats = dataset.require().stats
     table = dataset.read_all(["prior_score", "optimized_score"]).drop_null()
@@ -168,7 +170,7 @@ def _labels(job: Job, method: Any, theta: float) -> LabelSummary:
         chosen = np.sort(np.argsort(counter_draws(job.settings.seed, chosen))[:N_SCATTER])
     return LabelSummary(
         method=method.label,
-        theta=theta,
+        theta=stats["theta"],
         theta_effective=stats["theta_effective"],
         prior_score=prior[chosen],
         optimized_score=optimized[chosen],
@@ -247,6 +249,8 @@ def _notes(job: Job) -> list[str]:
             notes.append(
                 f"{b.name}: {stats['n_pairs_skipped']} pairs were skipped for images without embedding or score."
             )
+    if HELDOUT in s.optimize.theta:
+        notes += [rows_of(ThetaRow, job.theta_choice(m).read_all())[0].summary for m in s.methods]
     if s.optimize.index_scale == "raw":
         notes.append(
             "Similarity ranks run over pairs and quality indices over images, unscaled, as published; the effective "

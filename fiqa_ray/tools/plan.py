@@ -69,7 +69,7 @@ def _workload(job: Job) -> Any:
         n_clusters=settings.pair.n_clusters,
         n_repeats=settings.pair.n_repeats,
         n_methods=len(settings.methods),
-        n_thetas=len(settings.optimize.theta),
+        n_thetas=len(job.index_thetas()),
         engine=settings.rank.engine,
         n_ranges=settings.rank.n_ranges,
         keep=settings.pair.keep,
