@@ -13,6 +13,7 @@ from fiqa_ray._version import __version__
 from fiqa_ray.config import MethodSettings, Theta, theta_name
 from fiqa_ray.core.candidates import HELDOUT
 from fiqa_ray.core.kernels.draws import counter_draws
+from fiqa_ray.core.label_result import LARGEST_RAW_THETA, LEAST_MOVE, move_advice, raw_scale_advice
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.datasets.results import (
     AucRow,
@@ -232,6 +233,22 @@ def _pictures(faces: Dataset, rows: list[int]) -> dict[int, tuple[bytes, str]]:
     return pictures
 
 
+def _theta_notes(job: Job) -> Iterator[str]:
+    """Yield what speaks against the thetas of the job."""
+    index_scale = job.settings.optimize.index_scale
+    for label_set in job.label_sets():
+        theta = job.theta_of(label_set)
+        if label_set.is_prior or theta == 0:
+            continue
+        stats = job.labels(label_set).require().stats
+        move, n = stats["mean_move_fraction"], max(int(stats["n_scored"]), 1)
+        if move < LEAST_MOVE:
+            text = move_advice(theta, move, stats["n_pairs_per_repeat"] / n, n, index_scale)
+            yield f"{label_set.method.label}: {text}."
+        if index_scale == "raw" and theta > LARGEST_RAW_THETA:
+            yield f"{label_set.method.label}: {raw_scale_advice(theta)}."
+
+
 def _notes(job: Job) -> list[str]:
     s = job.settings
     pairs = job.pairs().require().stats
@@ -251,6 +268,7 @@ def _notes(job: Job) -> list[str]:
             )
     if HELDOUT in s.optimize.theta:
         notes += [rows_of(ThetaRow, job.theta_choice(m).read_all())[0].summary for m in s.methods]
+    notes += _theta_notes(job)
     if s.optimize.index_scale == "raw":
         notes.append(
             "Similarity ranks run over pairs and quality indices over images, unscaled, as published; the effective "
