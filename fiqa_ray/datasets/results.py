@@ -14,10 +14,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from fiqa_ray.datasets.theta_row import ThetaRow as ThetaRow
 from fiqa_ray.errors import FiqaRayError
 
 BASELINE, UNOPTIMIZED, OPTIMIZED, GIVEN = "baseline", "unoptimized", "optimized", "given"
 """Variants of scores: a method's own, a regressor's on prior and on optimized labels, and further ones of the user."""
+RANDOM, ORACLE = "random", "oracle"
+"""References, which never compete for the best: random numbers, and the recorded truth."""
 
 
 @dataclass(frozen=True)
@@ -39,45 +42,6 @@ class ScorerKey:
     variant: str
     theta: float
     seed: int | None
-
-
-@dataclass(frozen=True)
-class ThetaRow:
-    """What one candidate theta is worth for one FIQA method on held-out training people, see `fiqa_ray.core.theta`.
-
-    Attributes:
-        method: FIQA method of the prior scores.
-        theta: The candidate; 0 stands for the prior labels.
-        area: Area under the error-versus-discard curve of the held-out people; smaller is better. NaN where there is none.
-        gain: Area minus that of theta 0; below 0 the candidate is better.
-        low: Lower end of the gain's 95 % interval over people; NaN where there is none.
-        high: Upper end.
-        is_chosen: Whether this theta is chosen.
-        summary: In one sentence, whether the prior gains, and by how much; the same in all rows of a method.
-        n_people: People with mated pairs.
-        n_images: Images.
-        n_mated: Mated pairs.
-        n_nonmated: Non-mated pairs.
-        fmr: False match rate of the threshold.
-        fnmr: False non-match rate before anything is discarded.
-    """
-
-    TABLE: ClassVar = "theta"
-
-    method: str
-    theta: float
-    area: float
-    gain: float
-    low: float
-    high: float
-    is_chosen: bool
-    summary: str
-    n_people: int
-    n_images: int
-    n_mated: int
-    n_nonmated: int
-    fmr: float
-    fnmr: float
 
 
 @dataclass(frozen=True)

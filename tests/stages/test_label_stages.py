@@ -19,7 +19,7 @@ from fiqa_ray.engine.local import LocalMapper, local_map
 from fiqa_ray.engine.run_steps import run_steps
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
-from fiqa_ray.stages import choose_theta, rank, stage_steps
+from fiqa_ray.stages import optimize_theta, rank, stage_steps
 from fiqa_ray.storage import read_bytes
 
 SIZES = [1, 3, 30, 12, 25, 2, 41]
@@ -144,7 +144,7 @@ def test_heldout_theta_gives_the_labels_of_the_chosen_candidate(tmp_path, monkey
         nan = (np.nan,) * len(CANDIDATES)
         return ThetaCurve(CANDIDATES, nan, nan, nan, nan, 0.3, "", 5, len(person), 6, 7, 0.001, 0.5)
 
-    monkeypatch.setattr(choose_theta, "compare_thetas", choose)
+    monkeypatch.setattr(optimize_theta, "compare_thetas", choose)
     monkeypatch.setattr(ThetaCurve, "sentence", lambda self, method: f"{method} gains")
     job = Job(settings(str(tmp_path), optimize={"theta": ["heldout", 0.2]}, methods=[{"name": "one"}]))
     assert job.settings.optimize.index_scale == "normalized"

@@ -21,8 +21,12 @@ from fiqa_ray.datasets.columns import embedding_values
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.datasets.results import ThetaRow, table_of
 from fiqa_ray.datasets.schemas import index_suffix
+from fiqa_ray.engine.cost import Cost, Workload
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.job import Job
+
+CHOICE_S = 10.0
+"""Seconds per method, on a core, with `MAX_IMAGES` images of 512 numbers; they fall with the images."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,23 @@ def theta_steps(job: Job) -> Iterator[list[Step]]:
         shard = ThetaShard(method.label, job.quality_index(method))
         steps.append(Step("optimize", dataset, [shard], worker, len(CANDIDATES), unit="thetas"))
     yield steps
+
+
+def theta_cost(job: Job, workload: Workload) -> Cost:
+    """Return the cost of choosing theta for all methods."""
+    scale, methods = workload.scale, job.settings.methods
+    n = min(scale.n_images, MAX_IMAGES)
+    return Cost(
+        "optimize",
+        "choice of theta",
+        scale.n_images,
+        len(methods),
+        work_s=len(methods) * (1 + CHOICE_S * n / MAX_IMAGES),
+        memory_bytes=40.0 * scale.dim * n + 40.0 * scale.n_images,
+        read_bytes=len(methods) * (4.0 * scale.dim * n + 17.0 * scale.n_images * len(CANDIDATES)),
+        written_bytes=0.0,
+        datasets=tuple(job.theta_choice(m) for m in methods),
+    )
 
 
 def choose_shard(dataset: Dataset, embeddings: Dataset, updates: Dataset, seed: int, shard: ThetaShard) -> Part:
