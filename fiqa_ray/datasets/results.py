@@ -171,7 +171,7 @@ class DifferenceRow:
         method: FIQA method of the first scorer.
         theta: Step size of the first scorer's label optimization, or null.
         seed: Seed of the first scorer's training, or null.
-        family: Name of the comparisons that are corrected together: "baseline", "unoptimized", "random" or "scorers".
+        family: Name of the comparisons that are corrected together: one of `evaluate.compare`, or "scorers".
         n_family: Comparisons with an interval in the family, over all benchmarks of the recogniser at this operating point.
         p_value: Two-sided bootstrap p-value of no difference; NaN without an interval.
         p_holm: The same after Holm's correction within the family.

@@ -37,7 +37,7 @@ def plan_job(job: Job, n_workers: int = 1, bandwidth: float | None = None) -> li
     from fiqa_ray.stages import STAGES, stage_costs
 
     workload = _workload(job)
-    for line in _theta_notes(job, workload.scale):
+    for line in theta_notes(job, workload.scale):
         note(line)
     rows = []
     for cost in (cost for stage in STAGES for cost in stage_costs(stage, job, workload)):
@@ -63,7 +63,7 @@ def plan_job(job: Job, n_workers: int = 1, bandwidth: float | None = None) -> li
     return rows
 
 
-def _theta_notes(job: Job, scale: Scale) -> Iterator[str]:
+def theta_notes(job: Job, scale: Scale) -> Iterator[str]:
     """Yield how far each theta is expected to move images, and what speaks against it."""
     index_scale = job.settings.optimize.index_scale
     for theta in job.settings.optimize.theta:
