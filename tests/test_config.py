@@ -147,6 +147,35 @@ def test_what_a_run_accepts_is_part_of_no_result(tmp_path):
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "theta", "scale"),
+    [
+        ([], ("heldout",), "normalized"),
+        (["optimize.theta=0.001"], (0.001,), "raw"),
+        (["optimize.theta=[0.001, 0.1]"], (0.001, 0.1), "normalized"),
+        (["optimize.theta=0.1", "optimize.index_scale=raw"], (0.1,), "raw"),
+        (["optimize.theta=[heldout, 0.1]"], ("heldout", 0.1), "normalized"),
+    ],
+)
+def test_the_scale_is_raw_only_for_the_papers_theta(tmp_path, overrides, theta, scale):
+    optimize = load_settings(job(tmp_path), ["recognizer.weights=null", *overrides]).optimize
+    assert (optimize.theta, optimize.index_scale) == (theta, scale)
+
+
+def test_heldout_has_its_own_names_and_scale(tmp_path):
+    made = Job(load_settings(job(tmp_path), ["recognizer.weights=null"]))
+    assert [s.key for s in made.label_sets()] == ["prior", "theta-heldout"]
+    assert made.scorer_name(made.label_sets()[1]) == "faceqan, regressor on optimized labels"
+    with pytest.raises(UsageError, match=r"theta: heldout chooses on the scale normalized"):
+        load_settings(job(tmp_path), ["optimize.theta=heldout", "optimize.index_scale=raw"])
+
+
+def test_finetune_has_one_seed_and_the_published_head(tmp_path):
+    for wrong, message in (("seeds=3", "trains one network per label set, not 3"), ("head=norm", "published head")):
+        with pytest.raises(UsageError, match=message):
+            load_settings(job(tmp_path), ["train.mode=finetune", f"train.{wrong}"])
+
+
 def test_label_sets_and_their_names(tmp_path):
     made = Job(load_settings(job(tmp_path), ["recognizer.weights=null", "optimize.theta=[0.001, 0.03]"]))
     sets = made.label_sets()

@@ -66,7 +66,7 @@ def make_settings(values: dict[str, Any], origin: str = "settings", *, with_trai
 
 def _explain(error: Any) -> str:
     """Return one line on one of pydantic's errors: the key, what is wrong, and the value or a hint."""
-    path = [p for p in error["loc"] if not str(p).startswith("function-")]
+    path = [p for p in error["loc"] if not str(p).startswith("function-") and p != "number"]  # of unions
     key = ".".join(str(p) for p in path)
     if error["type"] == "extra_forbidden":
         valid = _keys_at(path[:-1])

@@ -31,6 +31,9 @@ from fiqa_ray.errors import UsageError
 
 INDEX_SCALES = ("raw", "normalized")
 
+PAPER_THETA = 1e-3
+"""The paper's theta, on the scale `raw`."""
+
 
 Theta: TypeAlias = "float | Sequence[float]"
 
@@ -41,10 +44,10 @@ def optimize_labels(
     prior_scores: ArrayLike | Mapping[str, ArrayLike],
     *,
     n_clusters: int = 20,
-    theta: Theta = 1e-3,
+    theta: Theta = PAPER_THETA,
     n_repeats: int = 10,
     seed: int = 0,
-    index_scale: str = "raw",
+    index_scale: str | None = None,
     init: str = "random",
     device: str = "cpu",
 ) -> Any:
@@ -60,7 +63,7 @@ def optimize_labels(
         theta: weight of the update, in [0, 1], or several.
         n_repeats: R.
         seed: of all random draws.
-        index_scale: `raw` or `normalized`.
+        index_scale: `raw` as published, or `normalized`; None: `raw` where theta is the paper's 0.001 alone.
         init: images that K-Means starts from: `random` ones, or spread by `k-means++`.
         device: `cpu` for the compiled loops, else a torch device such as `cuda`.
 
@@ -71,7 +74,8 @@ def optimize_labels(
         UsageError: arrays that do not fit together, or values that are not finite.
 
     Warns:
-        UserWarning: people without pairs, more clusters than images, a theta that moves almost nothing.
+        UserWarning: people without pairs, more clusters than images, a theta that moves almost nothing, or one that is too
+            large for the scale `raw`.
 
     Memory: the sum of
         - the pairs of all repeats, 8 bytes each: 1.5 kB per image at the defaults;
@@ -84,6 +88,7 @@ def optimize_labels(
     if init not in ("random", "k-means++"):
         raise UsageError(f"init={init!r} must be random or k-means++")
     thetas = _thetas(theta)
+    index_scale = index_scale or default_scale(thetas)
     for value in thetas:
         check_theta(value, index_scale)
     methods = prior_scores if isinstance(prior_scores, Mapping) else {"": prior_scores}
@@ -152,8 +157,8 @@ def optimize_from_pairs(
     prior_scores: ArrayLike,
     repeats: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]],
     *,
-    theta: float = 1e-3,
-    index_scale: str = "raw",
+    theta: float = PAPER_THETA,
+    index_scale: str | None = None,
 ) -> OptimizedLabels:
     """Run label optimization on the caller's own pairs.
 
@@ -162,12 +167,13 @@ def optimize_from_pairs(
         repeats: per repeat `image_row` and `mate_row`, `(L,)` integers, and `similarity`, `(L,)` in [-1, 1], which is
             rounded to multiples of 2^-23.
         theta: weight of the update, in [0, 1].
-        index_scale: `raw` or `normalized`.
+        index_scale: as in `optimize_labels`.
 
     Raises:
         UsageError: scores that are not finite, rows out of range, theta outside [0, 1], or an unknown index scale.
     """
     prior = checked_scores(prior_scores)
+    index_scale = index_scale or default_scale([theta])
     check_theta(theta, index_scale)
     index = quality_index(prior)
     update = IndexUpdate(index)
@@ -310,6 +316,11 @@ def scale_to_unit(score: NDArray[np.float64], extremes: tuple[float, float] | No
 def rank_scale(index_scale: str, n_images: int, n_pairs: int) -> float:
     """Return the factor on similarity ranks: 1 for `raw`, I / L for `normalized`."""
     return 1.0 if index_scale == "raw" or n_pairs == 0 else n_images / n_pairs
+
+
+def default_scale(thetas: Sequence[float]) -> str:
+    """Return the index scale where none is given: the published one for the paper's theta alone."""
+    return "raw" if list(thetas) == [PAPER_THETA] else "normalized"
 
 
 def check_theta(theta: float, index_scale: str) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from fiqa_ray.config import theta_name
+from fiqa_ray.core.candidates import HELDOUT
 from fiqa_ray.datasets.columns import embedding_lists
 from fiqa_ray.datasets.dataset import MADE_BY, Dataset
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
@@ -77,6 +79,10 @@ def record_results(job: Job) -> None:
             for m in (s.methods if job.with_training else ())
             for t in s.optimize.theta
         ),
+        *(
+            ({"method": m.label}, partial(job.theta_choice, m))
+            for m in (s.methods if job.with_training and HELDOUT in s.optimize.theta else ())
+        ),
         *([({}, job.results)] if benchmarks else []),
     ]
     record: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "name": s.name, "datasets": []}
@@ -132,7 +138,7 @@ class Run:
     def __repr__(self) -> str:
         labels = self._of("optimized_labels")
         methods = ", ".join(dict.fromkeys(e["method"] for e in labels))
-        thetas = ", ".join(f"{t:g}" for t in sorted({e["theta"] for e in labels}))
+        thetas = ", ".join(dict.fromkeys(theta_name(e["theta"]) for e in labels))
         return f"<Run {self.uri}: methods {methods}; theta {thetas}; sets {', '.join(self.sets)}>"
 
     @property
@@ -161,11 +167,22 @@ class Run:
                 table["image_id"],
                 self._names("train")["identity"],
                 pa.repeat(e["method"], n),
-                pa.repeat(float(e["theta"]), n),
+                pa.repeat(float(dataset.require().stats["theta"]), n),
                 table["prior_score"],
                 table["label"],
             ]
             yield pa.table(columns, schema=LABELS)
+
+    def thetas(self) -> pa.Table:
+        """Return what each candidate theta is worth on held-out people, where the job chose theta so.
+
+        Returns:
+            The rows of `fiqa_ray.datasets.results.ThetaRow`: one per method and candidate.
+
+        Raises:
+            FiqaRayError: the choice has not been made, or the job gave thetas.
+        """
+        return pa.concat_tables(d.read_all() for _, d in self._finished("theta_choice"))
 
     def scores(self, face_set: str | None = None) -> pa.Table:
         """Return the scores of all methods and regressors.
