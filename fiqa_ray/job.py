@@ -210,7 +210,12 @@ class Job:
     # regressors
 
     def label_sets(self) -> list[LabelSet]:
-        """Return the label sets that regressors are trained on: for every method the prior one and one per theta."""
+        """Return the label sets that regressors are trained on: for every method the prior one and one per theta.
+
+        Without images there is no network to train on, and so no regressor.
+        """
+        if self.settings.source.kind == "embeddings":
+            return []
         return [LabelSet(m, t) for m in self.settings.methods for t in (None, *self.settings.optimize.theta)]
 
     def labels(self, label_set: LabelSet) -> Dataset:

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from fiqa_ray.config.compute import ComputeSettings
 from fiqa_ray.config.evaluation import BenchmarkSettings, EvaluateSettings
-from fiqa_ray.config.faces import RecognizerSettings, SourceSettings
+from fiqa_ray.config.faces import STORED, RecognizerSettings, SourceSettings
 from fiqa_ray.config.labels import OptimizeSettings, PairSettings, RankSettings
 from fiqa_ray.config.methods import MethodSettings
 from fiqa_ray.config.section import Section, repeated
@@ -34,6 +34,33 @@ class Settings(Section):
     benchmarks: tuple[BenchmarkSettings, ...] = Field((), description="the benchmarks")
     evaluate: EvaluateSettings = Field(EvaluateSettings(), description="evaluation on the benchmarks")
     compute: ComputeSettings = Field(ComputeSettings(), description="where the job runs and with how many workers")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_embeddings(cls, value: Any) -> Any:
+        source = value.get("source") if isinstance(value, dict) else None
+        if isinstance(source, dict) and source.get("kind") == "embeddings" and "recognizer" not in value:
+            return {**value, "recognizer": {"name": STORED}}
+        return value
+
+    @model_validator(mode="after")
+    def _check_embeddings(self) -> Settings:
+        sources = {"source": self.source, **{f"benchmarks: {b.name}": b.source for b in self.benchmarks}}
+        has_images = [place for place, source in sources.items() if source.kind != "embeddings"]
+        if len(has_images) not in (0, len(sources)):
+            raise ValueError(
+                f"{has_images[0]} has images and others have embeddings alone; give embeddings of one recogniser for all"
+            )
+        if has_images:
+            return self
+        if self.recognizer.name != STORED:
+            raise ValueError("the source holds embeddings, and no recogniser runs; leave out recognizer")
+        for m in self.methods:
+            if m.scores is None and m.fuse is None and m.name != "embedding_norm":
+                raise ValueError(
+                    f"methods: {m.label} needs images, and the source holds embeddings alone; give its scores: FILE.csv"
+                )
+        return self
 
     @field_validator("methods", "benchmarks")
     @classmethod

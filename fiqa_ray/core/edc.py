@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -36,6 +37,9 @@ from fiqa_ray.core.verification import (
     exact_fmr,
 )
 from fiqa_ray.errors import FiqaRayError, UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ CONVENTIONS: dict[str, Convention] = {
 """The conventions above by name; `config.EvaluateSettings` lists the names that a job may ask for."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EDC:
     """One curve; all arrays are (n_levels,), one entry per discard level, in rising order of `discard_fraction`.
 
@@ -108,6 +112,38 @@ class EDC:
     n_false_nonmatches: IntArray
     n_false_matches: IntArray
     n_tied: int
+
+    def __repr__(self) -> str:
+        limit = self.defined_limit
+        area = f"area {self.auc(limit):.4g} up to {limit:g}" if limit > 0 else "no area"
+        return (
+            f"<EDC {self.convention}, FMR {self.fmr:g}: {area}, FNMR {self.fnmr[0]:.4g} before anything is discarded, "
+            f"{int(self.n_mated[0]):,} mated and {int(self.n_nonmated[0]):,} non-mated pairs>"
+        )
+
+    def plot(self, axes: Axes | None = None, *, label: str | None = None) -> Axes:
+        """Draw the curve.
+
+        Args:
+            axes: matplotlib's, to draw several curves together; default: new ones.
+            label: name of the score in the legend; its area is added.
+
+        Returns:
+            The axes.
+        """
+        import matplotlib.pyplot as plt
+
+        if axes is None:
+            axes = plt.subplots(figsize=(5, 3.5), layout="constrained")[1]
+        area = 1000 * self.auc(self.defined_limit) if self.defined_limit > 0 else float("nan")
+        style = "steps-post" if CONVENTIONS[self.convention].is_stepped else "default"
+        text = f"{label}: {area:.1f}" if label else f"area x 1000: {area:.1f}"
+        axes.plot(self.discard_fraction, self.fnmr, drawstyle=style, label=text)
+        discards = CONVENTIONS[self.convention].discards
+        axes.set(xlabel=f"share of {discards} discarded", ylabel=f"false non-match rate at FMR {self.fmr:g}")
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False)
+        return axes
 
     @property
     def fmr_achieved(self) -> float:

@@ -128,6 +128,7 @@ MADE_BY = {
     "optimized_labels": "optimize",
     "regressor": "train",
     "evaluation": "evaluate",
+    "report": "report",
 }
 """Dataset name -> the stage that writes it, for error messages."""
 

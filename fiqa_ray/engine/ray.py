@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from fiqa_ray.config import ComputeSettings
-from fiqa_ray.engine.local import Item, Outcome, WorkerSlot, call_and_catch, local_map
+from fiqa_ray.engine.local import Item, Mapper, Outcome, WorkerSlot, call_and_catch, local_map
+from fiqa_ray.engine.progress import note
 from fiqa_ray.engine.step import Worker
 from fiqa_ray.errors import FiqaRayError
 
+N_STARTS = 3
+"""Times that a Ray of our own is started before the run gives up."""
 LARGE_BYTES = 1 << 30
 """A process returns the memory of larger shards to the system; that of smaller ones serves its next shard."""
 
@@ -225,6 +229,31 @@ def _loopback() -> Iterator[None]:
 
 
 @contextmanager
+def ray_when_needed(compute: ComputeSettings) -> Iterator[Mapper]:
+    """Yield a mapper that joins or starts Ray when the first shard is to run; a run with nothing to do needs none."""
+    with ExitStack() as stack:
+        yield _LateRay(compute, stack)
+
+
+class _LateRay:
+    """Runs shards as `RayMapper` does, on a Ray that is there from the first of them on."""
+
+    def __init__(self, compute: ComputeSettings, stack: ExitStack) -> None:
+        self._mapper, self._stack, self._has_ray = RayMapper(compute), stack, False
+
+    def __call__(self, items: Sequence[Item]) -> Iterator[tuple[Item | None, Outcome]]:
+        """Run shards."""
+        if not self._has_ray:
+            self._stack.enter_context(ray_session(self._mapper.compute))
+            self._has_ray = True
+        return self._mapper(items)
+
+    def waits_for(self, items: Sequence[Item]) -> str:
+        """Return which resource the cluster lacks altogether, or an empty text."""
+        return self._mapper.waits_for(items) if self._has_ray else ""
+
+
+@contextmanager
 def ray_session(compute: ComputeSettings) -> Iterator[None]:
     """Join or start Ray for the time of a run; do nothing where the engine is local or Ray is up already."""
     if compute.engine != "ray":
@@ -266,11 +295,57 @@ def ray_session(compute: ComputeSettings) -> Iterator[None]:
     else:
         _check_token(address)
     with _loopback() if address == "local" else nullcontext():
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
-        except (ConnectionError, OSError, ValueError, RuntimeError) as exc:
-            raise FiqaRayError(f"cannot start or join Ray at address {address!r}: {exc}") from exc
+        _init({"address": address, "log_to_driver": False, "logging_level": logging.ERROR, **options})
         try:
             yield
         finally:
-            ray.shutdown()
+            with _without_stderr():
+                ray.shutdown()
+
+
+def _init(options: dict[str, Any]) -> None:
+    """Join or start Ray; a Ray of our own that does not come up is started a second time.
+
+    Raises:
+        FiqaRayError: one line on what failed and what to do.
+    """
+    import ray
+
+    address = options["address"]
+    for trial in range(N_STARTS if address == "local" else 1):
+        if trial:
+            note("Ray did not start; trying again")
+        try:
+            with _without_stderr():
+                ray.init(**options)
+            return
+        except Exception as exc:  # Ray raises what it likes, a bare Exception where its processes come too late
+            fault = exc
+            with _without_stderr(), suppress(Exception):
+                ray.shutdown()
+    reason = next((line.strip() for line in str(fault).splitlines() if line.strip()), type(fault).__name__)
+    if address != "local":
+        raise FiqaRayError(f"cannot join Ray at address {address!r}: {reason}") from fault
+    raise FiqaRayError(
+        f"Ray did not start in {N_STARTS} trials ({reason[:200]}). Is the machine busy? Run the same command again, or work "
+        "without Ray, in one process: compute.engine=local"
+    ) from fault
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Send what Ray's C++ parts write to this process's stderr nowhere: they say how they set up their own logs."""
+    sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # a process without stderr
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -52,6 +52,8 @@ Models = Callable[[torch.Tensor, NDArray[np.int64]], list[NDArray[np.float32]]]
 
 def embed_steps(job: Job) -> Iterator[list[Step]]:
     """Yield the steps that embed every face set."""
+    if job.settings.source.kind == "embeddings":
+        return  # they are given: fiqa_ray.stages.given
     call = ModelCall(job.settings.recognizer, None, None, {}, job.settings.seed, job.settings.compute.device)
     yield [_model_step("embed", [job.embeddings(s)], job.faces(s), [call], job) for s in job.face_sets]
 
@@ -104,6 +106,7 @@ def regressor_score_steps(job: Job) -> Iterator[list[Step]]:
 def estimate_embed(job: Job, workload: Workload) -> Iterator[Cost]:
     """Yield the cost of embedding each face set."""
     for face_set in job.face_sets:
+        # where embeddings are given, embed_s is 0 and their bytes are read
         cost = _model_cost("embed", face_set, face_set, workload, workload.embed_s, 4.0 * workload.scale.dim)
         yield replace(cost, datasets=(job.embeddings(face_set),))
 

@@ -197,6 +197,8 @@ def _similarities(job: Job, name: str) -> SimilarityHistogram:
 
 def _faces(job: Job, name: str) -> list[FaceStrip]:
     """Return the best and the worst faces of a benchmark by every scorer but the random one."""
+    if job.face_sets[name].kind == "embeddings":  # there is nothing to show
+        return []
     scores = _result(job, name, "scores")
     picks: dict[str, tuple[list[int], list[int]]] = {}  # scorer -> rows of the best and of the worst faces
     for scorer in scores.column_names[1:]:

@@ -71,30 +71,27 @@ def examine(
         model: the model that the command names.
         images: folder of faces, see `load_trial_faces`.
         n_people: people to look at.
-        as_recognizer: whether the model is an FR model, where its name could be either (`.onnx`, `module:function`).
+        as_recognizer: whether the model is an FR model; `.onnx` and `module:function` could be either.
 
     Raises:
         UsageError: the name or an option is wrong.
     """
-    is_recognizer = as_recognizer or (model.name in RECOGNIZERS and model.name not in METHODS)
-    if is_recognizer and (
-        model.recognizer or model.recognizer_weights or model.recognizer_options or model.allow_import
-    ):
-        raise UsageError(f"{model.name} is an FR model itself: give its own --weights and --option only")
+    if not as_recognizer and model.name in RECOGNIZERS and model.name not in METHODS:
+        raise UsageError(f"{model.name} is an FR model: fiqa-ray doctor --recognizer {model.name}")
     find_device(model.device)
     trial = load_trial_faces(images, n_people)
     kind = ModelRef.parse(model.name).kind
     loaded: Recognizer | Scorer
     try:
         loaded = (
-            load_recognizer(model.name, model.weights, model.device, **model.options) if is_recognizer else model.load()
+            load_recognizer(model.name, model.weights, model.device, **model.options) if as_recognizer else model.load()
         )
     except UsageError as error:
-        if not is_recognizer and kind in ("onnx", "function"):
-            raise UsageError(f"{error}. If {model.name} is an FR model, add --as-recognizer") from error
+        if not as_recognizer and kind in ("onnx", "function"):
+            raise UsageError(f"{error}. If {model.name} is an FR model, name it by --recognizer") from error
         raise
     except FiqaRayError as error:
-        hint = ". If it is an FR model, add --as-recognizer" if kind == "onnx" and not is_recognizer else ""
+        hint = ". If it is an FR model, name it by --recognizer" if kind == "onnx" and not as_recognizer else ""
         return [Finding("file", "fault", f"{error}{hint}")]
     if isinstance(loaded, Recognizer):
         return [check_file(loaded, RECOGNIZERS.get(model.name)), *check_recognizer(loaded, trial)]
@@ -139,7 +136,7 @@ def check_recognizer(recognizer: Recognizer, trial: TrialFaces) -> list[Finding]
             f"{n_bad} of {len(embeddings)} embeddings are NaN or infinite; the file is damaged or the scaling is wrong"
         )
         return [Finding("output", "fault", message)]
-    base = _separations(embeddings, trial.person)
+    base = person_separations(embeddings, trial.person)
     message = f"d' {base[0]:.2f} between mated and non-mated pairs of {len(embeddings)} faces ({trial.source})"
     return [
         Finding("people", "ok" if base[0] >= _SMALLEST_D else "open", message),
@@ -180,11 +177,11 @@ def _input_findings(
         recognizer: the network.
         faces: `(I, 3, 112, 112) float32` in [0, 1].
         person: `(I,)` number of each face's person.
-        base: separations of the faces as they are, from `_separations`.
+        base: separations of the faces as they are, from `person_separations`.
     """
 
     def separations(x: torch.Tensor) -> NDArray[np.float64]:
-        return _separations(_embed(recognizer, x), person)
+        return person_separations(_embed(recognizer, x), person)
 
     colour, mean, scale = (getattr(recognizer.preprocessing, name) for name in ("colour", "mean", "scale"))
     source = recognizer.scaling_source
@@ -229,12 +226,12 @@ def _compare(
     Args:
         check: name of the check.
         current: the current input, in words.
-        base: d' of the current input, from `_separations`.
+        base: d' of the current input, from `person_separations`.
         variants: d' of each alternative, by its name.
         remedy: what to do if an alternative is better.
     """
     name, best = max(variants.items(), key=lambda item: float(item[1][0]))
-    gain, error = _difference(best, base)
+    gain, error = jackknife_difference(best, base)
     if best[0] >= _SMALLEST_D and gain > _STANDARD_ERRORS * error and gain > _LEAST_GAIN * abs(base[0]):
         better = f"{name}: {best[0]:.2f}, which is better (by {gain:.2f} +- {error:.2f})"
         return Finding(check, "fault", f"{current}: d' {base[0]:.2f}; {better}: {remedy}")
@@ -243,7 +240,7 @@ def _compare(
         return Finding(check, "open", f"{current}; the model hardly tells these people apart: {advice}")
     worse = []
     for other, values in variants.items():
-        loss, error = _difference(base, values)
+        loss, error = jackknife_difference(base, values)
         if loss > _STANDARD_ERRORS * error:
             worse.append(f"{other} {values[0]:.2f}")
     if worse:
@@ -273,7 +270,7 @@ def _sign(scorer: Scorer, trial: TrialFaces, clean: NDArray[np.float64], damaged
         similarity, lower = np.einsum("ij,ij->i", units[i], units[j]), np.minimum(score[i], score[j])
         left_out = [person[i] != k for k in range(-1, n_people)]
         rho = np.array([spearmanr(lower[mask], similarity[mask]).statistic for mask in left_out])
-        _, error = _difference(rho, np.zeros_like(rho))
+        _, error = jackknife_difference(rho, np.zeros_like(rho))
         messages.append(f"similarity of mated pairs against the lower score: Spearman {rho[0]:+.2f}")
         evidence.append(float(rho[0] / max(error, 1e-12)))
     message = f"{'; '.join(messages)} ({trial.source})"
@@ -334,7 +331,7 @@ def _half_precision(recognizer: Recognizer, faces: torch.Tensor, embeddings: NDA
 # --- numbers ---
 
 
-def _separations(embeddings: NDArray[Any], person: NDArray[Any]) -> NDArray[Any]:
+def person_separations(embeddings: NDArray[Any], person: NDArray[Any]) -> NDArray[Any]:
     """Return the separation d' of all people, then with each person left out: `(1 + n_people,)`."""
     units = unit_vectors(embeddings)
     i, j = np.triu_indices(len(units), 1)
@@ -350,7 +347,7 @@ def _separations(embeddings: NDArray[Any], person: NDArray[Any]) -> NDArray[Any]
     return np.array([d_prime(mask) for mask in [everybody, *left_out]])
 
 
-def _difference(a: NDArray[Any], b: NDArray[Any]) -> tuple[float, float]:
+def jackknife_difference(a: NDArray[Any], b: NDArray[Any]) -> tuple[float, float]:
     """Return a - b and its standard error: a jackknife over the values from the second on."""
     difference = a - b
     left_out = difference[1:]

@@ -6,6 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 from fiqa_ray._version import __version__
@@ -14,7 +15,7 @@ from fiqa_ray.datasets.schemas import SCHEMA_VERSION
 from fiqa_ray.documents import create_document
 from fiqa_ray.engine.local import local_map
 from fiqa_ray.engine.lock import RunLock
-from fiqa_ray.engine.ray import RayMapper, ray_session
+from fiqa_ray.engine.ray import ray_when_needed
 from fiqa_ray.engine.run_steps import run_steps
 from fiqa_ray.errors import UsageError
 from fiqa_ray.job import Job
@@ -43,10 +44,10 @@ def run_job(settings: Settings, stages: Iterable[str] = tuple(STAGES), *, new_se
         raise UsageError(
             f"run_uri={settings.run_uri}: memory:// lives in one process, Ray has many; use compute.engine=local"
         )
-    with RunLock(settings.run_uri), ray_session(settings.compute):
+    is_local = settings.compute.engine == "local"
+    with RunLock(settings.run_uri), nullcontext(local_map) if is_local else ray_when_needed(settings.compute) as mapper:
         _check_settings(settings, new_settings)
         read_inputs(job, wanted)
-        mapper = RayMapper(settings.compute) if settings.compute.engine == "ray" else local_map
         is_recorded = False
         for stage in wanted:
             for steps in stage_steps(stage, job):
