@@ -2,14 +2,16 @@
 
 Stages find their inputs and outputs here and nowhere else. A dataset's fingerprint covers the settings of its stage, the
 schema version and the fingerprints of its inputs. Weights, score files, pair lists, detectors and listed sources count by
-their content hash; folders, containers and a user's own code count by name. Worker counts, batch sizes and shard sizes
-are left out, because they do not change a result.
+their content hash, and so do landmarks, model cards and lists of degradations; folders, containers, CFP's many small
+pair lists and a user's own code count by name. Nothing of `compute` is part of a fingerprint: labels do not depend on
+workers, batches and shards, and embeddings and scores do so in their last bits alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import nan
 from typing import TYPE_CHECKING, Any
 
 from fiqa_ray.config import (
@@ -23,6 +25,7 @@ from fiqa_ray.config import (
     label_of,
 )
 from fiqa_ray.datasets.dataset import Dataset
+from fiqa_ray.datasets.results import BASELINE, OPTIMIZED, UNOPTIMIZED, ScorerKey
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
 from fiqa_ray.models.reference import ModelRef
 from fiqa_ray.public_uri import public_values
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from fiqa_ray.datasets.pairs import PairReader
 
 DRAWS_VERSION = 5
-"""Raise it when the same seed gives other clusters or mates than before, or when pairs are stored in another layout."""
+"""Raise it when the same seed gives other clusters, mates or similarities, or when pairs are laid out otherwise."""
 ONNX_VERSION = 2
 """Raise it when embeddings or scores of ONNX networks are computed in another way. 2: by onnxruntime."""
 
@@ -43,7 +46,7 @@ class LabelSet:
 
     Attributes:
         method: the FIQA method whose scores are the labels.
-        theta: step size of the optimization; None for prior labels, which are not optimized.
+        theta: weight of the update; None for prior labels, which are not optimized.
     """
 
     method: MethodSettings
@@ -185,7 +188,7 @@ class Job:
         return self._dataset("sorted_keys", {"fr": self.fr}, {}, {"pairs": self.pairs()})
 
     def similarity_ranks(self) -> Dataset:
-        """Return the rank of every similarity, per repeat; both engines give the same ranks."""
+        """Return the histogram of the similarities of each repeat, for `RankTable`; both engines give the same."""
         return self._dataset("similarity_ranks", {"fr": self.fr}, {}, {"pairs": self.pairs()})
 
     def quality_index(self, method: MethodSettings) -> Dataset:
@@ -240,8 +243,27 @@ class Job:
         suffix = f" (theta {label_set.theta:g})" if several else ""
         return f"{label_set.method.label}, regressor on {kind} labels{suffix}"
 
+    def scorer_keys(self) -> dict[str, ScorerKey]:
+        """Return what the methods and regressors are, by their names in tables."""
+        keys = [ScorerKey(m.label, self._quality_model(m), m.label, BASELINE, nan, None) for m in self.settings.methods]
+        for label_set in self.label_sets():
+            theta, variant = (nan, UNOPTIMIZED) if label_set.theta is None else (label_set.theta, OPTIMIZED)
+            name, method = self.scorer_name(label_set), label_set.method.label
+            keys.append(ScorerKey(name, self.fr, method, variant, theta, self.settings.seed))
+        return {key.scorer: key for key in keys}
+
+    def _quality_model(self, method: MethodSettings) -> str:
+        """Return the FR model that a method's scores come from, or ""."""
+        if method.fuse is not None or method.scores is not None or not ModelRef.parse(method.name).needs_recognizer:
+            return ""
+        return label_of((method.recognizer or self.settings.recognizer).name)
+
     def regressor_scores(self, face_set: str, label_set: LabelSet) -> Dataset:
-        """Return the scores that a label set's regressor gives to a face set."""
+        """Return the scores that a label set's regressor gives to a face set.
+
+        Its tables are `schemas.REGRESSOR_SCORES`: `score` is the mean over the training seeds, and
+        `datasets.columns.seed_scores(table)` gives the scores of each seed.
+        """
         keys = {"set": face_set, "scorer": f"{label_set.method.label}-regressor-{label_set.key}"}
         inputs = {"faces": self.faces(face_set), "regressor": self.regressor(label_set)}
         return self._dataset("quality_scores", keys, {}, inputs)
@@ -322,7 +344,9 @@ def _scores_id(scores: ScoresSettings) -> dict[str, Any]:
 
 
 def _pair_list_id(benchmark: BenchmarkSettings) -> dict[str, Any]:
-    values = benchmark.pairs.model_dump(mode="json")
-    if benchmark.pairs.kind != "cfp":  # a folder of many small lists is named, not hashed
-        values["uri"] = content_hash(benchmark.pairs.uri)
-    return values
+    values = benchmark.pairs.model_dump(mode="json", exclude={"expect"})
+    from fiqa_ray.sources.kinds import PROTOCOLS  # decoders and more, which `--help` does without
+
+    return values | {
+        k: content_hash(uri) for k, uri in PROTOCOLS[benchmark.pairs.kind].lists(benchmark.pairs.uri).items()
+    }

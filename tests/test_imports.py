@@ -23,7 +23,7 @@ LADDER = {  # room -> the rooms that it may import, beside itself: never one abo
     "models": {"core", "storage", "documents"},
     "datasets": {"core", "storage", "documents", "config"},
     "synthetic": {"core", "storage", "images", "models"},
-    "sources": {"core", "storage", "datasets"},
+    "sources": {"core", "storage", "config", "datasets"},
     "job": {"storage", "config", "datasets", "models", "sources"},
     "engine": {"core", "storage", "config", "datasets", "job"},
     "training": {"core", "storage", "documents", "images", "config", "models", "datasets", "synthetic", "job", "engine"},

@@ -64,8 +64,10 @@ def columns_page() -> str:
         text += _section(name.lower(), comment or "", schema, meanings)
     for row_class in vars(results).values():
         if hasattr(row_class, "TABLE"):
-            purpose, _, attributes = inspect.cleandoc(row_class.__doc__).partition("Attributes:")
-            meanings = dict(re.findall(r"^ +(\w+): (?:`\(L,\)` )?(.*)$", attributes, re.M))
+            purpose, meanings = "", {}
+            for declared in reversed(row_class.__mro__[:-1]):  # a class repeats no column of the one it extends
+                purpose, _, attributes = inspect.cleandoc(declared.__doc__).partition("Attributes:")
+                meanings |= dict(re.findall(r"^ +(\w+): (?:`\(L,\)` )?(.*)$", attributes, re.M))
             title = f"{row_class.TABLE} (evaluation)"
             text += _section(title, purpose.strip(), results.schema_of(row_class), meanings)
     return text.replace("``", "`")

@@ -15,11 +15,28 @@ from fiqa_ray.setting_types import Name, Uri
 class PairListSettings(Section):
     """The list of comparisons of a benchmark."""
 
-    kind: Literal["lfw", "cplfw", "calfw", "cfp", "table", "bin"] = Field(description="format of the list")
-    uri: Uri = Field(description="cfp: root of the data set; bin: the file that is also the source; else the list file")
+    kind: Literal["lfw", "cplfw", "calfw", "cfp", "table", "bin", "agedb", "lines", "ijb"] = Field(
+        description="format of the list"
+    )
+    uri: Uri = Field(
+        description="cfp, ijb: root of the data set; bin: the file that is also the source; else the list file"
+    )
     part: Literal["FP", "FF"] = Field("FP", description="cfp: frontal-profile or frontal-frontal")
-    extension: str = Field(".jpg", description="lfw: file name extension of the images")
+    extension: str = Field(".jpg", description="lfw, agedb: file name extension of the images")
     key_rule: tuple[KeyRule, ...] = Field((), description="what does not count when names of images are compared")
+    template_quality: Literal["min", "mean", "max"] = Field(
+        "min", description="ijb: quality of a template from those of its images; CR-FIQA takes the lowest"
+    )
+    template_norm: Literal["keep", "unit"] = Field(
+        "keep", description="ijb: unit scales each image's embedding to length 1 before images are pooled"
+    )
+    detector_weight: bool = Field(True, description="ijb: an image weighs as much as the detector's score of it")
+    expect: Literal["lfw", "xqlfw", "cfp_fp", "cfp_ff", "cplfw", "calfw", "agedb_30"] | None = Field(
+        None, description="refuse a list whose counts of pairs, folds and images are not those of this published set"
+    )
+    allow_partial: bool = Field(
+        False, description="leave out, and count, the pairs of images that the source lacks, as in a partial copy"
+    )
 
 
 class BenchmarkSettings(Section):

@@ -8,24 +8,19 @@ sample. `intervals.py` turns draws into intervals.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fiqa_ray.core.edc import (
-    CONVENTIONS,
-    EDC,
-    PairOrder,
-    QualityOrder,
-    check_limit,
-    end_of,
-    level_weights,
-    pair_curve,
-)
+from fiqa_ray.core.conventions import Convention, convention_of
+from fiqa_ray.core.edc import EDC, line_weights, pair_curve, step_weights
 from fiqa_ray.core.floor import RANDOM, expected_curve, flat_order
 from fiqa_ray.core.intervals import Errors, Interval, IntervalSettings, area_interval, difference_interval
-from fiqa_ray.core.kernels.discard import N_LEVELS, number_copies, recomputed_levels, step_areas, threshold_below
+from fiqa_ray.core.kernels.discard import step_areas
+from fiqa_ray.core.levels import Levels, Numbers, Units, fixed_levels, fixed_threshold, moving_levels, upper_wrong
+from fiqa_ray.core.orders import PairOrder, Qualities, QualityOrder
 from fiqa_ray.core.resampling import (
     NonmatedUnits,
     Persons,
@@ -36,12 +31,12 @@ from fiqa_ray.core.resampling import (
     smoothed_units,
 )
 from fiqa_ray.core.verdicts import leading_group
-from fiqa_ray.core.verification import FloatArray, IntArray, allowed_false_matches, exact_fmr
+from fiqa_ray.core.verification import FloatArray, IntArray, exact_fmr
 from fiqa_ray.errors import UsageError
 
-Cell = tuple[str, float]
-"""A convention and a false match rate."""
-Qualities = tuple[ArrayLike, ArrayLike]
+Cell = tuple[str, float | None]
+"""The name of a convention and a false match rate; None where a starting FNMR sets the threshold."""
+QualityPair = tuple[ArrayLike, ArrayLike]
 """quality_a and quality_b, each (n_pairs,)."""
 
 ORDERS_PER_DRAW = 8
@@ -56,12 +51,14 @@ class AreaDraws:
         curves: per scorer and cell the curve of the benchmark itself.
         draws: per scorer, cell and limit (n_draws,) float64, NaN where undefined; entry j is the same sample everywhere.
         errors: per cell the wrong decisions before anything is discarded, which all scorers share.
+        n_units: per cell what the pairs were drawn from whose errors it counts: their number, or that of their persons.
         settings: level, unit, draws and seed of the intervals.
     """
 
     curves: Mapping[tuple[str, Cell], EDC]
     draws: Mapping[tuple[str, Cell, float], FloatArray]
     errors: Mapping[Cell, Errors]
+    n_units: Mapping[Cell, int]
     settings: IntervalSettings
 
     def own_limit(self, scorer: str, cell: Cell) -> float:
@@ -76,7 +73,7 @@ class AreaDraws:
         """
         limit = self.own_limit(scorer, cell) if limit is None else limit
         value, draws = self._curve(scorer, cell).auc(limit), self._draws(scorer, cell, limit)
-        return area_interval(value, draws, limit, self.errors[cell], self.settings)
+        return area_interval(value, draws, limit, self.errors[cell], self._settings(cell))
 
     def common_limit(self, scorer_a: str, scorer_b: str, cell: Cell) -> float:
         """Return the discard fraction up to which both curves are defined."""
@@ -93,7 +90,7 @@ class AreaDraws:
         limit = self.common_limit(scorer_a, scorer_b, cell) if limit is None else limit
         value = self._curve(scorer_a, cell).auc(limit) - self._curve(scorer_b, cell).auc(limit)
         draws = self._draws(scorer_a, cell, limit) - self._draws(scorer_b, cell, limit)
-        return difference_interval(value, draws, self.errors[cell], self.settings)
+        return difference_interval(value, draws, self.errors[cell], self._settings(cell))
 
     def leaders(self, scorers: Sequence[str], cell: Cell, limit: float) -> list[str]:
         """Return the scorer with the smallest area up to `limit` and those that cannot be told apart from it.
@@ -110,6 +107,9 @@ class AreaDraws:
             return [scorer for scorer, area in areas.items() if area == np.nanmin(list(areas.values()))]
         return leading_group(areas, lambda a, b: self.difference(a, b, cell, limit), self.settings.level)
 
+    def _settings(self, cell: Cell) -> IntervalSettings:
+        return replace(self.settings, n_units=self.n_units[cell])
+
     def _curve(self, scorer: str, cell: Cell) -> EDC:
         if (scorer, cell) not in self.curves:
             names = ", ".join(dict.fromkeys(name for name, _ in self.curves))
@@ -125,13 +125,14 @@ class AreaDraws:
 def bootstrap_areas(
     similarity: ArrayLike,
     mated: ArrayLike,
-    qualities: Mapping[str, Qualities],
+    qualities: Mapping[str, QualityPair],
     *,
-    random_orders: Sequence[Qualities] = (),
+    random_orders: Sequence[QualityPair] = (),
     fmrs: Sequence[float] = (1e-3,),
-    conventions: Sequence[str] = ("paper",),
+    conventions: Sequence[str | Convention] = ("paper",),
     limits: Sequence[float] = (),
     identities: tuple[ArrayLike, ArrayLike] | None = None,
+    images: tuple[ArrayLike, ArrayLike] | None = None,
     n_draws: int = 2000,
     level: float = 0.95,
     seed: int = 0,
@@ -147,10 +148,11 @@ def bootstrap_areas(
         qualities: per scorer its (quality_a, quality_b), each (n_pairs,) float, larger is better.
         random_orders: qualities of random orders of the images: adds the scorer `floor.RANDOM`, their expectation.
         fmrs: false match rates of the threshold, each inside (0, 1).
-        conventions: of `fiqa_ray.core.edc`: `paper`, `nearest`, `dasec`.
+        conventions: names of `fiqa_ray.core.conventions`, or conventions of your own.
         limits: discard fractions up to which areas are wanted, beside each curve's own limit. A convention whose curve
             ends before a limit goes without it.
         identities: (identity_a, identity_b), each (n_pairs,): resample persons instead of pairs.
+        images: (image_a, image_b), each (n_pairs,), for conventions that discard images.
         n_draws: number of resamples, from 0.
         level: confidence of the intervals, inside (0, 1).
         seed: any integer from 0.
@@ -159,10 +161,35 @@ def bootstrap_areas(
         UsageError: `fmrs`, `conventions`, `limits`, `n_draws` or `level` out of range, or no scorer.
         FiqaRayError: unusable arrays (see `edc_curve`), or identities that contradict `mated`.
     """
-    cells = _checked_cells(fmrs, conventions, limits, n_draws, level)
+    choices = [convention_of(c) for c in conventions]
+    cells = cells_of(choices, fmrs)
+    _check_numbers(limits, n_draws, level)
     pairs = PairOrder.of(similarity, mated)
     persons = None if identities is None else Persons.of(pairs.mated, identities)
+    scorers = {
+        name: _Scorer([Qualities.of(pairs, *quality, images)], is_expectation=False)
+        for name, quality in qualities.items()
+    }
+    if random_orders:
+        orders = [Qualities.of(pairs, *quality, images) for quality in random_orders]
+        scorers[RANDOM] = _Scorer(orders, is_expectation=True)
+    if not scorers:
+        raise UsageError("no scorer was given: name at least one pair of quality arrays")
+    curves = {(n, cell): s.curve(pairs, cell[1], c) for n, s in scorers.items() for cell, c in cells.items()}
+    wanted = {cell: _limits(c, limits, [curves[name, cell] for name in scorers]) for cell, c in cells.items()}
+    outputs = {key: np.full((n_draws, _width(c, wanted[cell])), np.nan) for key, cell, c in _keys(scorers, cells)}
+    for j, sample in zip(range(n_draws), _samples(pairs, persons, fmrs, seed), strict=False):
+        for name, scorer in scorers.items():
+            scorer.draw(sample, j, {(c, cell[1]): (outputs[name, cell][j], wanted[cell]) for cell, c in cells.items()})
+    draws = {
+        (*key, limit): areas
+        for key, cell, c in _keys(scorers, cells)
+        for limit, areas in zip(wanted[cell], _areas(c, outputs[key], wanted[cell]), strict=True)
+    }
     unit = np.arange(pairs.mated.size) if persons is None else persons.row_a
+    first = next(iter(scorers))
+    errors = {cell: _errors(pairs, unit, curves[first, cell]) for cell in cells}
+    n_units = {cell: np.unique(unit[_counted_rows(pairs, c)]).size for cell, c in cells.items()}
     settings = IntervalSettings(
         level=level,
         unit="pairs" if persons is None else "identities",
@@ -171,59 +198,72 @@ def bootstrap_areas(
         n_draws=n_draws,
         seed=seed,
     )
-    scorers = {}
-    for name, quality in qualities.items():
-        order = QualityOrder.of(pairs, *quality)
-        scorers[name] = _Scorer([order], order)
-    if random_orders:
-        orders = [QualityOrder.of(pairs, *quality) for quality in random_orders]
-        scorers[RANDOM] = _Scorer(orders, flat_order(pairs))
-    if not scorers:
-        raise UsageError("no scorer was given: name at least one pair of quality arrays")
-    curves = {(name, cell): s.curve(pairs, cell) for name, s in scorers.items() for cell in cells}
-    wanted = {cell: _limits(cell, limits, [curves[name, cell] for name in scorers]) for cell in cells}
-    draws = {
-        (name, cell, limit): np.full(n_draws, np.nan) for name in scorers for cell in cells for limit in wanted[cell]
-    }
-    for j, sample in zip(range(n_draws), _samples(pairs, persons, fmrs, seed), strict=False):
-        for name, scorer in scorers.items():
-            for cell, areas in scorer.areas(sample, wanted, j).items():
-                for limit, area in zip(wanted[cell], areas, strict=True):
-                    draws[name, cell, limit][j] = area
-    errors = {cell: _errors(pairs, unit, curves[next(iter(scorers)), cell]) for cell in cells}
-    return AreaDraws(curves, draws, errors, settings)
+    return AreaDraws(curves, draws, errors, n_units, settings)
 
 
-def _checked_cells(
-    fmrs: Sequence[float], conventions: Sequence[str], limits: Sequence[float], n_draws: int, level: float
-) -> list[Cell]:
-    """Return every convention with every rate; UsageError for what is out of range."""
-    for convention in conventions:
-        if convention not in CONVENTIONS:
-            raise UsageError(f"convention={convention!r} is unknown: choose one of {', '.join(CONVENTIONS)}")
+def cells_of(conventions: Sequence[Convention], fmrs: Sequence[float]) -> dict[Cell, Convention]:
+    """Return every convention with every rate; one with a starting FNMR has one cell.
+
+    Raises:
+        UsageError: two conventions have one name, or a rate is outside (0, 1).
+    """
+    names = [c.name for c in conventions]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UsageError(f"two conventions are named {twice[0]!r}: give each its own name")
     for fmr in fmrs:
         exact_fmr(fmr)
+    return {(c.name, fmr): c for c in conventions for fmr in (fmrs if c.starting_fnmr is None else (None,))}
+
+
+def _check_numbers(limits: Sequence[float], n_draws: int, level: float) -> None:
     for limit in limits:
-        check_limit("dasec", limit)  # the longest of the curves
+        if not 0 < limit <= 1:
+            raise UsageError(f"limit={limit} is outside (0, 1]: give a discarded share such as 0.3")
     if n_draws < 0:
         raise UsageError(f"n_draws={n_draws} is negative: give the number of resamples, 0 for no intervals")
     if not 0 < level < 1:
         raise UsageError(f"level={level} is outside (0, 1): give a share such as 0.95")
-    return [(convention, fmr) for convention in conventions for fmr in fmrs]
 
 
-def _limits(cell: Cell, limits: Sequence[float], curves: Sequence[EDC]) -> list[float]:
+def _keys(
+    scorers: Mapping[str, _Scorer], cells: Mapping[Cell, Convention]
+) -> Iterator[tuple[tuple[str, Cell], Cell, Convention]]:
+    for name in scorers:
+        for cell, convention in cells.items():
+            yield (name, cell), cell, convention
+
+
+def _limits(convention: Convention, limits: Sequence[float], curves: Sequence[EDC]) -> list[float]:
     """Return the limits of a cell, rising: the wanted ones that its curve has, and the curves' own."""
-    end = end_of(cell[0])
-    return sorted(
-        {limit for limit in limits if limit <= end} | {c.defined_limit for c in curves if c.defined_limit > 0}
-    )
+    asked = {limit for limit in (*limits, *convention.limits) if limit <= convention.end}
+    return sorted(asked | {c.defined_limit for c in curves if c.defined_limit > 0})
+
+
+def _width(convention: Convention, limits: Sequence[float]) -> int:
+    """Return how many numbers of a draw are kept: the rate at each level, or the area up to each limit."""
+    return convention.n_levels or len(limits)
+
+
+def _areas(convention: Convention, output: FloatArray, limits: Sequence[float]) -> list[FloatArray]:
+    """Return the areas of all draws, (n_draws,) per limit, from what the draws gave."""
+    if convention.step is None:
+        return list(output.T)
+    weigh = step_weights if convention.is_stepped else line_weights
+    weights = [weigh(limit, convention.n_levels) for limit in limits]
+    return [output[:, : w.size] @ w for w in weights]
+
+
+def _counted_rows(pairs: PairOrder, convention: Convention) -> IntArray:
+    """Return the rows of the pairs whose errors a convention counts."""
+    return pairs.nonmated_rows if convention.error == "fmr" else pairs.mated_rows
 
 
 def _errors(pairs: PairOrder, unit: IntArray, curve: EDC) -> Errors:
     """Count the units with a wrong decision before anything is discarded; no scorer's order matters to them."""
-    rows = pairs.mated_rows
-    return Errors(curve.fmr, np.unique(unit[rows[pairs.similarity[rows] <= curve.threshold[0]]]).size)
+    rows = _counted_rows(pairs, curve.convention)
+    is_accepted = pairs.similarity[rows] > upper_wrong(curve.convention, float(curve.threshold[0]))
+    return Errors(curve.fmr, np.unique(unit[rows[is_accepted != pairs.mated[rows]]]).size)
 
 
 @dataclass(frozen=True)
@@ -239,13 +279,19 @@ class _Sample:
 
     pairs: PairOrder
     counts: IntArray
-    units: Mapping[float, tuple[NonmatedUnits, NonmatedUnits]]
+    units: Mapping[float | None, tuple[NonmatedUnits, NonmatedUnits]]
 
-    def step_threshold(self, fmr: float) -> float:
-        """Return the threshold of `dasec`; NaN where no non-mated pair was drawn."""
-        units, _ = self.units[fmr]
-        n_allowed = allowed_false_matches(fmr, int(units.count.sum()))
-        return threshold_below(units.count, units.count, units.similarity, 0, n_allowed)[0]
+    @cached_property
+    def _thresholds(self) -> dict[tuple[Convention, float | None], float]:
+        return {}
+
+    def threshold(self, convention: Convention, fmr: float | None) -> float:
+        """Return the threshold that the whole sample sets; NaN where it lacks a kind of pair."""
+        if (convention, fmr) not in self._thresholds:
+            early, _ = self.units[fmr]
+            units = early.count, early.count, early.similarity
+            self._thresholds[convention, fmr] = fixed_threshold(convention, fmr, self.pairs, self.counts, units)[0]
+        return self._thresholds[convention, fmr]
 
 
 def _samples(pairs: PairOrder, persons: Persons | None, fmrs: Sequence[float], seed: int) -> Iterator[_Sample]:
@@ -253,86 +299,77 @@ def _samples(pairs: PairOrder, persons: Persons | None, fmrs: Sequence[float], s
     noise = np.random.default_rng([seed, 1])
     nonmated = pairs.similarity[pairs.nonmated_rows]
     widths = [bandwidth(nonmated, n) for n in (nonmated.size, nonmated.size / 4)]
-    smoothed = {fmr: is_smoothed(fmr, nonmated.size) for fmr in fmrs}
+    smoothed: dict[float | None, bool] = {fmr: is_smoothed(fmr, nonmated.size) for fmr in fmrs}
+    smoothed[None] = False
     for counts in draw_counts(np.random.default_rng(seed), pairs, persons):
-        units = {}
-        if not all(smoothed.values()):
-            plain = plain_units(pairs, counts)
-            units[False] = plain, plain
+        plain = plain_units(pairs, counts)
+        units = {False: (plain, plain)}
         if any(smoothed.values()):
             early, late = smoothed_units(noise, pairs, counts, widths)
             units[True] = early, late
         yield _Sample(pairs, counts, {fmr: units[is_smooth] for fmr, is_smooth in smoothed.items()})
 
 
+Wanted = Mapping[tuple[Convention, float | None], tuple[FloatArray, Sequence[float]]]
+"""Per convention and rate the row to fill, and its limits."""
+
+
 @dataclass(frozen=True)
 class _Scorer:
-    """A scorer's order of the pairs; several for the expectation over random orders.
+    """A scorer's qualities of the pairs; several random ones for their expectation."""
 
-    Attributes:
-        orders: for the conventions with 20 levels: the mean over these.
-        step_order: for `dasec`.
-    """
+    qualities: Sequence[Qualities]
+    is_expectation: bool
 
-    orders: Sequence[QualityOrder]
-    step_order: QualityOrder
-
-    def curve(self, pairs: PairOrder, cell: Cell) -> EDC:
+    def curve(self, pairs: PairOrder, fmr: float | None, convention: Convention) -> EDC:
         """Return the curve of the benchmark itself."""
-        convention, fmr = cell
-        if convention == "dasec":
-            return pair_curve(pairs, self.step_order, fmr, convention)
-        return expected_curve([pair_curve(pairs, order, fmr, convention) for order in self.orders])
+        return expected_curve([pair_curve(pairs, o, fmr, convention) for o in self._orders(pairs, convention)])
 
-    def areas(self, sample: _Sample, limits: Mapping[Cell, Sequence[float]], draw: int) -> dict[Cell, FloatArray]:
-        """Return the sample's areas per cell, one per limit."""
+    def _orders(self, pairs: PairOrder, convention: Convention) -> list[QualityOrder]:
+        """Return the orders whose mean is the scorer's curve; random ones are exact where equal qualities stay as one."""
+        if self.is_expectation and convention.step is None:
+            return [flat_order(pairs, convention.pool)]
+        return [quality.order(convention.pool) for quality in self.qualities]
+
+    def draw(self, sample: _Sample, draw: int, wanted: Wanted) -> None:
+        """Fill the rows of a sample: the rates at each level, or the areas of a curve that has a level at each quality."""
         if not sample.counts.any():
-            return {}
-        n = min(ORDERS_PER_DRAW, len(self.orders))
-        orders = [self.orders[(draw * n + i) % len(self.orders)] for i in range(n)]
-        levels = [c for c in limits if c[0] != "dasec"]
-        fnmr = np.mean([_sample_fnmr(sample, order, levels) for order in orders], axis=0) if levels else ()
-        areas = {
-            cell: np.array([w @ row[: w.size] for w in map(level_weights, limits[cell])])
-            for cell, row in zip(levels, fnmr, strict=True)
-        }
-        return areas | {c: self._step_areas(sample, c[1], limits[c]) for c in limits if c[0] == "dasec"}
-
-    def _step_areas(self, sample: _Sample, fmr: float, limits: Sequence[float]) -> FloatArray:
-        rows = self.step_order.order[self.step_order.mated]
-        threshold, area = sample.step_threshold(fmr), np.full(len(limits), np.nan)
-        if not np.isnan(threshold):
-            quality = self.step_order.quality[self.step_order.mated]
-            similarity, counts = sample.pairs.similarity[rows], sample.counts[rows]
-            step_areas(quality, similarity, counts, threshold, np.asarray(limits), area)
-        return area
+            return
+        numbers: dict[int, Numbers] = {}  # of the copies, which all rates share
+        for (convention, fmr), (row, limits) in wanted.items():
+            if convention.step is None:
+                order = self._orders(sample.pairs, convention)[0]
+                row[:] = _step_areas(sample, order, fmr, convention, limits)
+                continue
+            orders = self._orders(sample.pairs, convention)
+            n = min(ORDERS_PER_DRAW, len(orders))
+            chosen = [orders[(draw * n + i) % len(orders)] for i in range(n)]
+            row[:] = np.mean([_rates(sample, order, fmr, convention, numbers) for order in chosen], axis=0)
 
 
-def _sample_fnmr(sample: _Sample, scorer: QualityOrder, cells: Sequence[Cell]) -> FloatArray:
-    """Return FNMR of `paper` and `nearest` at the 20 levels, (n_cells, 20)."""
-    pairs, counts = sample.pairs, sample.counts
-    n_mated, n_nonmated, n_false_nonmatches, n_false_matches = np.empty((4, N_LEVELS), dtype=np.int64)
-    last = np.empty_like(counts)
-    number_copies(scorer.order, scorer.mated, counts, last, n_mated, n_nonmated)
-    rows = pairs.mated_rows
-    mated_pairs = last[rows], counts[rows], pairs.similarity[rows]
-    fnmr, threshold = np.empty((len(cells), N_LEVELS)), np.empty(N_LEVELS)
-    numbered = {id(u): (last[u.rows] - u.back, u.count, u.similarity) for both in sample.units.values() for u in both}
-    for i, (convention, fmr) in enumerate(cells):
-        target = exact_fmr(fmr)
-        early, late = sample.units[fmr]
-        recomputed_levels(
-            numbered[id(early)],
-            numbered[id(late)],
-            mated_pairs,
-            int(last[scorer.order[-1]]),
-            n_mated,
-            n_nonmated,
-            (target.numerator, target.denominator),
-            convention == "nearest",
-            threshold,
-            n_false_nonmatches,
-            n_false_matches,
-        )
-        fnmr[i] = np.where(np.isnan(threshold), np.nan, n_false_nonmatches / np.maximum(n_mated, 1))
-    return fnmr
+def _rates(
+    sample: _Sample, order: QualityOrder, fmr: float | None, convention: Convention, numbers: dict[int, Numbers]
+) -> FloatArray:
+    """Return a sample's rates at each level, (n_levels,)."""
+    early, late = sample.units[fmr]
+    if convention.threshold == "fixed":
+        units = early.count, early.count, early.similarity
+        levels: Levels = fixed_levels(sample.pairs, order, sample.counts, fmr, convention, units)
+        return levels.rate(convention)
+    if id(order) not in numbers:
+        numbers[id(order)] = Numbers.of(sample.pairs, order, sample.counts)
+    n = numbers[id(order)]
+    both: list[Units] = [(n.last[u.rows] - u.back, u.count, u.similarity) for u in (early, late)]
+    return moving_levels(sample.pairs, order, n, fmr, convention, (both[0], both[1])).rate(convention)
+
+
+def _step_areas(
+    sample: _Sample, order: QualityOrder, fmr: float | None, convention: Convention, limits: Sequence[float]
+) -> FloatArray:
+    """Return a sample's areas up to each limit, below a curve with a level at each quality."""
+    area = np.full(len(limits), np.nan)
+    threshold = sample.threshold(convention, fmr)
+    if not np.isnan(threshold):
+        is_accepted = sample.pairs.similarity[order.order] > upper_wrong(convention, threshold)
+        step_areas(order.quality, is_accepted != order.mated, sample.counts[order.order], np.asarray(limits), area)
+    return area

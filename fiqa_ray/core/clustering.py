@@ -1,6 +1,6 @@
 """Clusters of one identity's images (paper III-C, "Selecting mated image pairs"): K-Means in the embedding space.
 
-Lloyd's algorithm runs on the Gram matrix of the identity's unit vectors; centroids are never formed. With members j, l of
+Lloyd's algorithm runs on the Gram matrix of the identity's unit vectors; centroids are never formed. With members j of
 cluster c, its size m and T_ic = sum_j G_ij, the squared distance of image i to the cluster's mean is, up to G_ii,
 
     1/m^2 * sum_j T_jc  -  2/m * T_ic .
@@ -9,7 +9,7 @@ For the sums T the matrix is rounded to whole numbers small enough that float32 
 depend on the identity's own embeddings alone: not on its batch, on threads or on the order of summing. When images change
 their cluster, T is updated by their rows, and no error accumulates.
 
-`core.paper.cluster_identity` is the specification; the loops are `kernels.kmeans`.
+`core.paper.cluster_identity` is the specification, this rounding included; the loops are `kernels.kmeans`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def lloyd_clusters(
     Args:
         keys: flat `cosine_keys` of the identities.
         bounds: `(K + 1,)`; identity k holds images bounds[k]:bounds[k+1] of `cluster`.
-        states: `(K,)` of `start_states`.
+        states: `(K,)`, one row of `start_states`.
         n_clusters: C; an identity of fewer images starts from all of them.
         cluster: `(I,) int32`, filled with cluster numbers from 0 within each identity, without gaps.
         cluster_counts: `(K,) int32`, filled with the number of clusters.
@@ -52,11 +52,12 @@ def lloyd_clusters(
 
 
 def faiss_clusters(
-    units: NDArray[np.float32], identity_row: int, n_clusters: int, *, seed: int, repeat: int = 0
+    units: NDArray[np.float32], identity_row: int, n_clusters: int, *, seed: int, clustering: int = 0
 ) -> NDArray[np.int32]:
     """Cluster one identity by faiss: for identities too large for a Gram matrix, and where a run asks for it.
 
-    It starts from the same images as `lloyd_clusters`. Takes `(N, D) float32`, returns `(N,) int32`, dense from 0.
+    It starts from the same random images as `lloyd_clusters` with `init="random"`. Takes `(N, D) float32`; returns
+    `(N,) int32`, dense from 0.
 
     Memory: linear in N.
     """
@@ -64,7 +65,7 @@ def faiss_clusters(
 
     n = len(units)
     k = min(n_clusters, n)
-    states = start_states(np.array([identity_row]), [repeat], seed=seed)[0]
+    states = start_states(np.array([identity_row]), [clustering], seed=seed)[0]
     start = start_images(np.array([n]), states, k)[0]
     kmeans = faiss.Kmeans(
         units.shape[1], k, niter=MAX_ITERATIONS, seed=1, min_points_per_centroid=1, max_points_per_centroid=n
@@ -75,7 +76,7 @@ def faiss_clusters(
 
 
 def start_states(identity_rows: NDArray[np.int64], clusterings: Sequence[int], *, seed: int) -> NDArray[np.uint64]:
-    """Return random states `(R, K)`; mixing in an image's position gives the draw that orders candidates for a start."""
+    """Return random states `(G, K)` of G clusterings; an image's draw is its position mixed in."""
     return counter_draws(seed, START_STREAM, np.asarray(clusterings)[:, None], identity_rows)
 
 

@@ -3,10 +3,10 @@
 One random order is itself a draw: on a hard benchmark its area differs from that of the next order by more than many methods
 differ. So the floor is the expectation.
 
-    dasec           exact: every order of the pairs being equally likely, FNMR is expected to stay what it is before
-                    anything is discarded, at every level.
-    paper, nearest  the mean over `N_ORDERS` random orders of the images. An image's place depends on its id alone, so
-                    it is the same in whatever order images are listed.
+    levels at each quality  exact: every order of the pairs being equally likely, FNMR is expected to stay what it is
+                            before anything is discarded, at every level.
+    other conventions       the mean over `N_ORDERS` random orders of the images. An image's rank depends on its id alone,
+                            so it is the same in whatever order images are listed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from fiqa_ray.core.edc import EDC, PairOrder, QualityOrder
+from fiqa_ray.core.conventions import Pool
+from fiqa_ray.core.edc import EDC
 from fiqa_ray.core.kernels.draws import counter_draws
+from fiqa_ray.core.orders import PairOrder, QualityOrder
 from fiqa_ray.core.verification import FloatArray
 
 RANDOM = "random"
@@ -49,7 +51,7 @@ def expected_curve(curves: Sequence[EDC]) -> EDC:
         return curves[0]
     mean = {
         name: np.rint(np.mean([getattr(curve, name) for curve in curves], axis=0)).astype(np.int64)
-        for name in ("n_mated", "n_nonmated", "n_false_nonmatches", "n_false_matches")
+        for name in ("n_mated", "n_nonmated", "n_false_nonmatches", "n_false_matches", "n_allowed")
     }
     fnmr = np.mean([curve.fnmr for curve in curves], axis=0)
     thresholds = np.array([curve.threshold for curve in curves])
@@ -57,7 +59,6 @@ def expected_curve(curves: Sequence[EDC]) -> EDC:
     return replace(curves[0], fnmr=fnmr, threshold=threshold, **mean)
 
 
-def flat_order(pairs: PairOrder) -> QualityOrder:
-    """Return the order in which all pairs have one quality: `dasec` discards equal qualities together, so FNMR stays."""
-    n = pairs.mated.size
-    return QualityOrder(np.arange(n), np.zeros(n), pairs.mated, n)
+def flat_order(pairs: PairOrder, pool: Pool) -> QualityOrder:
+    """Return the order in which all pairs of a pool have one quality: equal qualities go together, so the rate stays."""
+    return QualityOrder.of(np.zeros(pairs.mated.size), pairs.mated, pool)

@@ -53,9 +53,12 @@ class IntervalSettings:
 
 @dataclass(frozen=True)
 class Errors:
-    """What a curve stands on: at the rate `fmr`, `n_wrong` units are decided wrongly before anything is discarded."""
+    """What a curve stands on: `n_wrong` units are decided wrongly before anything is discarded.
 
-    fmr: float
+    The rate `fmr` sets the threshold, or without one a starting FNMR.
+    """
+
+    fmr: float | None
     n_wrong: int
 
 
@@ -125,7 +128,8 @@ def _interval(value: float, draws: FloatArray, reason: str, settings: IntervalSe
 
 def few_errors(errors: Errors) -> str:
     """Say that there are few errors."""
-    return f"{errors.n_wrong} errors at FMR {errors.fmr:g} are too few for an interval: {MIN_ERRORS} are needed"
+    where = "" if errors.fmr is None else f" at FMR {errors.fmr:g}"
+    return f"{errors.n_wrong} errors{where} are too few for an interval: {MIN_ERRORS} are needed"
 
 
 def reason_for_none(value: float, draws: FloatArray, errors: Errors, settings: IntervalSettings) -> str:
@@ -134,7 +138,7 @@ def reason_for_none(value: float, draws: FloatArray, errors: Errors, settings: I
         return "no draws were asked for"
     if math.isnan(value):
         return "the curve is undefined within the limit"
-    if exact_fmr(errors.fmr) * settings.n_nonmated < 1:
+    if errors.fmr is not None and exact_fmr(errors.fmr) * settings.n_nonmated < 1:
         return f"FMR {errors.fmr:g} allows no false match among {settings.n_nonmated} non-mated pairs"
     if settings.n_units < MIN_UNITS:
         return f"{settings.n_units} {settings.unit} are too few for an interval: {MIN_UNITS} are needed"

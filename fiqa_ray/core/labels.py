@@ -77,8 +77,10 @@ def optimize_labels(
     Warns:
         UserWarning: people without pairs, more clusters than images, a theta that moves almost nothing.
 
-    Memory: the pairs of all repeats, 8 bytes each (1.5 kB per image at the defaults), 40 bytes more per pair of one repeat
-    and thread, and one copy of the embeddings where the images of an identity are not neighbours.
+    Memory: the sum of
+        - the pairs of all repeats, 8 bytes each: 1.5 kB per image at the defaults;
+        - in each thread, 40 bytes per pair of one repeat;
+        - where the images of an identity are not neighbours, a copy of the embeddings.
     """
     embeddings = _checked_embeddings(embeddings, len(identities))
     if n_clusters < 1 or n_repeats < 1:
@@ -91,15 +93,15 @@ def optimize_labels(
     methods = prior_scores if isinstance(prior_scores, Mapping) else {"": prior_scores}
     priors = {name: _checked_prior(name, scores, len(embeddings)) for name, scores in methods.items()}
 
-    # identities as neighbours: row order[i] of the caller is row i here
-    row, n_identities = _identity_rows(identities)  # (I,)
-    order = np.argsort(row, kind="stable")  # (I,)
-    images_of_people = np.bincount(row, minlength=n_identities)  # (K,)
-    is_sorted = bool((np.diff(row) >= 0).all())
+    # images of an identity as neighbours: image order[i] of the caller is image i of the pairs
+    identity_row, n_identities = _identity_rows(identities)  # (I,)
+    order = np.argsort(identity_row, kind="stable")  # (I,)
+    n_images_of = np.bincount(identity_row, minlength=n_identities)  # (K,)
+    is_sorted = bool((np.diff(identity_row) >= 0).all())
     n_threads = available_threads()
     repeats = mated_pairs(
         embeddings if is_sorted else embeddings[order],
-        np.concatenate([[0], np.cumsum(images_of_people)]),
+        np.concatenate([[0], np.cumsum(n_images_of)]),
         np.arange(n_identities),
         n_clusters=n_clusters,
         n_repeats=n_repeats,
@@ -115,7 +117,7 @@ def optimize_labels(
             progress(_PAIRS_SHARE + (1 - _PAIRS_SHARE) * n_done / n_repeats)
     labels = {name: {t: _labels(priors[name], u, t) for t in thetas} for name, u in updates.items()}
     results = [result for by_theta in labels.values() for result in by_theta.values()]
-    for text in advice(images_of_people, n_clusters, len(repeats[0].mate), index_scale, results):
+    for text in advice(n_images_of, n_clusters, len(repeats[0].mate), index_scale, results):
         warnings.warn(text, stacklevel=2)
     shown = labels if isinstance(theta, Sequence | np.ndarray) else {n: v[thetas[0]] for n, v in labels.items()}
     return shown if isinstance(prior_scores, Mapping) else shown[""]
@@ -259,8 +261,8 @@ class IndexUpdate:
         """Start from the quality indices `(I,)`."""
         self.index = index
         self.n_owned_pairs = np.zeros(len(index), np.int64)
-        self._shift = np.zeros(len(index))
-        self._mean_rank = np.zeros(len(index))
+        self._shift_sum = np.zeros(len(index))
+        self._mean_rank_sum = np.zeros(len(index))
         self._n_owning_repeats = np.zeros(len(index), np.int64)
         self._n_repeats = 0
 
@@ -268,19 +270,19 @@ class IndexUpdate:
         """Add one repeat: its `sum_owned_ranks` and its `rank_scale`."""
         if not len(rank_sum) == len(n_owned) == len(self.index):
             raise ValueError(f"{len(rank_sum)} rank sums and {len(n_owned)} counts for {len(self.index)} images")
-        sums = self._shift, self._mean_rank, self._n_owning_repeats, self.n_owned_pairs
+        sums = self._shift_sum, self._mean_rank_sum, self._n_owning_repeats, self.n_owned_pairs
         add_repeat(self.index, rank_sum, n_owned, scale, *sums)
         self._n_repeats += 1
 
     def optimized_index(self, theta: float) -> NDArray[np.float64]:
         """Return `(I,)` equation 3: the mean over the repeats of id + theta * (mean rank - id)."""
-        return self.index + theta * (self._shift / max(self._n_repeats, 1))
+        return self.index + theta * (self._shift_sum / max(self._n_repeats, 1))
 
     @property
     def mean_similarity_rank(self) -> NDArray[np.float64]:
         """Mean rank `(I,)` of owned pairs, NaN where no repeat gave the image a pair."""
         n = self._n_owning_repeats
-        return np.where(n > 0, self._mean_rank / np.maximum(n, 1), np.nan)
+        return np.where(n > 0, self._mean_rank_sum / np.maximum(n, 1), np.nan)
 
 
 def reassign_scores(
@@ -300,8 +302,8 @@ def reassign_scores(
     prior = np.asarray(prior_scores, np.float64)
     order = stable_order(optimized_index, index)
     ascending, score = np.empty_like(prior), np.empty_like(prior)
-    n_moves = assign_sorted_scores(prior, np.asarray(index, np.int64), order, ascending, score)
-    return score, scale_to_unit(score), n_moves / max(len(prior), 1)
+    total_move = assign_sorted_scores(prior, np.asarray(index, np.int64), order, ascending, score)
+    return score, scale_to_unit(score), total_move / max(len(prior), 1)
 
 
 def scale_to_unit(score: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -371,7 +373,7 @@ def _reordered(values: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[n
 
 def _labels(prior: NDArray[np.float64], update: IndexUpdate, theta: float) -> OptimizedLabels:
     optimized = update.optimized_index(theta)
-    score, label, mean_move = reassign_scores(prior, update.index, optimized)
+    score, label, mean_ranks_moved = reassign_scores(prior, update.index, optimized)
     return OptimizedLabels(
         label,
         score,
@@ -380,5 +382,5 @@ def _labels(prior: NDArray[np.float64], update: IndexUpdate, theta: float) -> Op
         update.mean_similarity_rank,
         update.n_owned_pairs,
         theta,
-        mean_move / max(len(prior), 1),
+        mean_ranks_moved / max(len(prior), 1),
     )

@@ -98,8 +98,8 @@ def mated_pairs(
         ValueError: `clusters` do not fit the identities.
         UsageError: this machine does not have the device, or k-means++ is asked for where faiss clusters.
 
-    Memory: the pairs, 8 bytes each, and per thread 4 bytes per Gram entry of up to 131,072 or of one identity of up to
-    `MAX_GRAM_IMAGES`; on a device 12 bytes per entry of up to 2 million.
+    Memory: the pairs, 8 bytes each, and in each thread one Gram matrix buffer: 0.5 MB, or 4 N^2 bytes for a larger identity
+    (67 MB at `MAX_GRAM_IMAGES`). On a device 12 bytes per entry of up to 2 million.
     """
     buffers = _PairBuffers.allocate(
         np.asarray(bounds, np.int64),
@@ -286,7 +286,7 @@ class _PairBuffers:
 
 
 def _pair_blocks(
-    buffers: _PairBuffers, embeddings: NDArray[np.float32], method: str | None, device: str, blocks: list[slice]
+    buffers: _PairBuffers, embeddings: NDArray[np.float32], clustering: str | None, device: str, blocks: list[slice]
 ) -> None:
     """Pair some blocks of identities, each in the way that its size and the device ask for."""
     n_entries = max((int((buffers.sizes[b] ** 2).sum()) for b in blocks if not _is_large(buffers, b)), default=0)
@@ -294,11 +294,11 @@ def _pair_blocks(
     for block in blocks:
         x = embeddings[buffers.bounds[block.start] : buffers.bounds[block.stop]]
         if _is_large(buffers, block):
-            _pair_large_identity(buffers, block, unit_vectors(x), method is not None)
+            _pair_large_identity(buffers, block, unit_vectors(x), clustering is not None)
         elif device == "cpu":
-            _pair_block(buffers, block, x, method, keys)
+            _pair_block(buffers, block, x, clustering, keys)
         else:
-            _pair_on_device(buffers, block, unit_vectors(x), method, device)
+            _pair_on_device(buffers, block, unit_vectors(x), clustering, device)
 
 
 def _is_large(buffers: _PairBuffers, block: slice) -> bool:
@@ -306,18 +306,18 @@ def _is_large(buffers: _PairBuffers, block: slice) -> bool:
 
 
 def _pair_block(
-    buffers: _PairBuffers, block: slice, x: NDArray[np.float32], method: str | None, keys: NDArray[np.float32]
+    buffers: _PairBuffers, block: slice, x: NDArray[np.float32], clustering: str | None, keys: NDArray[np.float32]
 ) -> None:
     """Pair the identities of a block by compiled loops; `keys` is space for their Gram matrices."""
     bounds, first_pair = buffers.bounds[block.start : block.stop + 1], buffers.first_pair[block]
     cosine_keys(x, bounds, keys)
     for g, repeats in buffers.clusterings():
         cluster, counts = buffers.cluster[g], buffers.cluster_counts[g, block]
-        if method == "lloyd":
+        if clustering == "lloyd":
             lloyd_clusters(
                 keys, bounds, buffers.start_states[g, block], buffers.n_clusters, cluster, counts, buffers.init
             )
-        elif method == "faiss":
+        elif clustering == "faiss":
             _cluster_by_faiss(buffers, block, unit_vectors(x), g)
         states = np.ascontiguousarray(buffers.mate_states[repeats, block])
         draw_mates(cluster, bounds, counts, states, first_pair, buffers.mate[repeats])
@@ -325,7 +325,7 @@ def _pair_block(
 
 
 def _pair_large_identity(buffers: _PairBuffers, block: slice, units: NDArray[np.float32], to_cluster: bool) -> None:
-    """Pair an identity without a Gram matrix: similarities are computed pair by pair, 32 MB at a time."""
+    """Pair an identity without a Gram matrix: similarities are computed pair by pair, 8,192 pairs at a time."""
     bounds, first_pair = buffers.bounds[block.start : block.stop + 1], buffers.first_pair[block]
     for g, repeats in buffers.clusterings():
         if to_cluster:
@@ -346,7 +346,7 @@ def _cluster_by_faiss(buffers: _PairBuffers, block: slice, units: NDArray[np.flo
     for k in range(block.start, block.stop):
         low, high = buffers.bounds[k], buffers.bounds[k + 1]
         identity = units[low - first : high - first]  # (N, D)
-        cluster = faiss_clusters(identity, int(buffers.rows[k]), buffers.n_clusters, seed=buffers.seed, repeat=g)
+        cluster = faiss_clusters(identity, int(buffers.rows[k]), buffers.n_clusters, seed=buffers.seed, clustering=g)
         buffers.cluster[g, low:high] = cluster
         buffers.cluster_counts[g, k] = cluster.max() + 1
 
@@ -357,8 +357,8 @@ def _refuse_faiss(buffers: _PairBuffers, clustering: str) -> None:
     if clustering != "lloyd" or largest > MAX_GRAM_IMAGES:
         what = "clustering is faiss" if clustering != "lloyd" else f"a person has {largest:,} images"
         raise UsageError(
-            f"pair.init: {buffers.init} works on Gram matrices of up to {MAX_GRAM_IMAGES:,} images, and {what}; use "
-            "pair.init: random"
+            f"init {buffers.init} works on Gram matrices of up to {MAX_GRAM_IMAGES:,} images, and {what}; use "
+            "init random"
         )
 
 
@@ -369,7 +369,7 @@ def _check_device(device: str) -> None:
 
 
 def _pair_on_device(
-    buffers: _PairBuffers, block: slice, units: NDArray[np.float32], method: str | None, device: str
+    buffers: _PairBuffers, block: slice, units: NDArray[np.float32], clustering: str | None, device: str
 ) -> None:
     """Pair the identities of a block by torch operations on a device."""
     from fiqa_ray.core.kernels import accelerator  # torch is for accelerators alone
@@ -380,11 +380,11 @@ def _pair_on_device(
     keys, grams = accelerator.gram_matrices(units, bounds, device)
     for g, repeats in buffers.clusterings():
         cluster, counts = buffers.cluster[g, first:last], buffers.cluster_counts[g, block]
-        if method == "lloyd":
+        if clustering == "lloyd":
             starts = start_states(rows, [g], seed=buffers.seed)[0]
             cluster[:] = accelerator.cluster_all(grams, starts, buffers.n_clusters, buffers.init)
             counts[:] = np.maximum.reduceat(cluster, bounds[:-1]) + 1
-        elif method == "faiss":
+        elif clustering == "faiss":
             _cluster_by_faiss(buffers, block, units, g)
         candidates = accelerator.list_candidates(cluster, bounds, counts, device)
         row_start = accelerator.gram_rows(candidates, bounds)  # (L,)

@@ -1,7 +1,8 @@
 """Label optimization (section III-C of the paper) on one page: the specification, in plain numpy.
 
-Read this file first. `core.labels.optimize_labels` gives the same labels some 300 times as fast, and the job gives them for
-any number of machines; tests hold all of them equal. The steps, in the paper's order:
+Read this file first. `core.labels.optimize_labels` and the job do the same, much faster and for any number of machines. They
+compute cosines in float32, so a similarity can differ from this file's by a step of 2^-23; where cosines are exact, as in
+the tests, all of them give equal labels. The steps, in the paper's order:
 
     1. Cluster the images of each identity.                                 `cluster_identity`
     2. Draw mated pairs: each image with one image of each other cluster.   `draw_mates`
@@ -12,10 +13,10 @@ any number of machines; tests hold all of them equal. The steps, in the paper's 
     7. Give the prior scores, in ascending order, to the images by index.   `reassign_scores`
 
 CONTRIBUTING.md names the fast version of each step. Random numbers come from the functions that the fast path uses:
-`counter_draws` gives 64 random bits, `uniform_below` makes a whole number of them.
+`counter_draws` gives 64 random bits, `uniform_below` turns these bits into a whole number below a limit.
 
-Symbols: I images, K identities, N images of one identity, C clusters, R repeats, L pairs of one repeat, D numbers of an
-embedding. Where the paper leaves a choice open, the docstring of the step says what is done.
+Symbols: I images, K identities, N images of one identity, C clusters, R repeats, L pairs of one repeat (of all identities),
+D numbers of an embedding. Where the paper leaves a choice open, the docstring of the step says what is done.
 """
 
 from __future__ import annotations
@@ -76,18 +77,22 @@ def cluster_identity(unit: FloatArray, identity: int, n_clusters: int, seed: int
     """Return the cluster `(N,)` of each image of one identity, by K-Means from random images or `spread_starts`.
 
     An identity of fewer than C images starts from all of them. With m images in cluster c, and T_ic the sum of image i's
-    cosines to them, the squared distance of i to their mean is T_ic * (-2 / m) + sum_j T_jc / m^2, up to a constant.
+    cosines to them, the squared distance of i to their mean is T_ic * (-2 / m) + sum_j T_jc / m^2, up to a term that is the
+    same for all clusters. The cosines in these sums are rounded so far that float32 holds every sum of N of them exactly.
     """
     cosine = cosine_similarity(unit[:, None], unit[None])  # (N, N)
-    draws = counter_draws(seed, START_STREAM, 0, identity, np.arange(len(unit)))
-    start = np.argsort(draws, kind="stable")[:n_clusters]
     if init == "k-means++":
         start = spread_starts(cosine, identity, n_clusters, seed)
+    else:
+        draws = counter_draws(seed, START_STREAM, 0, identity, np.arange(len(unit)))
+        start = np.argsort(draws, kind="stable")[:n_clusters]
+    step = 2.0 ** max((len(unit) - 1).bit_length() - 1, 0) / SIMILARITY_STEPS
+    rounded = np.rint(cosine / step) * step  # (N, N)
     member = np.zeros((len(unit), len(start)))  # (N, C): 1 where image i is in cluster c
     member[start, np.arange(len(start))] = 1
     for _ in range(MAX_ITERATIONS):
         size = member.sum(axis=0)  # (C,)
-        total = cosine @ member  # (N, C): T
+        total = rounded @ member  # (N, C): T
         with np.errstate(divide="ignore", invalid="ignore"):
             offset = np.where(size > 0, (total * member).sum(axis=0) / size**2, np.inf)
             slope = np.where(size > 0, -2 / size, 0)
@@ -113,7 +118,7 @@ def spread_starts(cosine: FloatArray, identity: int, n_clusters: int, seed: int)
         nearest = gap[start].min(axis=0)  # (N,)
         first_word = n + len(start) * n_trials
         target = np.floor((words[first_word : first_word + n_trials] >> np.uint64(11)) * 2.0**-53 * nearest.sum())
-        drawn = np.searchsorted(nearest.cumsum(), target, side="right")  # (T,)
+        drawn = np.searchsorted(nearest.cumsum(), target, side="right")  # (n_trials,) images
         if nearest.any():
             start.append(int(drawn[np.minimum(nearest, gap[drawn]).sum(axis=1).argmin()]))
         else:  # all images coincide with starts: the first that is none
@@ -122,7 +127,7 @@ def spread_starts(cosine: FloatArray, identity: int, n_clusters: int, seed: int)
 
 
 def draw_mates(cluster: IntArray, identity: int, repeat: int, seed: int) -> IntArray:
-    """Return the pairs `(2, L)` of one identity: each image, and a random image of each other cluster."""
+    """Return the pairs `(2, N * (C - 1))` of one identity: each image, and a random image of each other cluster."""
     words = counter_draws(seed, MATE_STREAM, repeat, identity, np.arange(len(cluster)))  # (N,) random bits
     members_of = [np.flatnonzero(cluster == c) for c in range(cluster.max() + 1)]  # C arrays of images
     pairs = [
@@ -135,7 +140,7 @@ def draw_mates(cluster: IntArray, identity: int, repeat: int, seed: int) -> IntA
 
 
 def cosine_similarity(unit_a: FloatArray, unit_b: FloatArray) -> FloatArray:
-    """Return the cosines of unit vectors (equation 1), rounded to multiples of 2^-23: float32's own resolution below 1."""
+    """Return the cosines of unit vectors (equation 1), rounded to multiples of 2^-23: float32's step from 1 upwards."""
     cosine: FloatArray = (unit_a * unit_b).sum(axis=-1)
     return np.rint(cosine * SIMILARITY_STEPS) / SIMILARITY_STEPS
 
@@ -165,7 +170,7 @@ def mean_owned_rank(index: IntArray, image: IntArray, mate: IntArray, rank: Floa
 
 
 def index_shift(index: IntArray, mean_rank: FloatArray) -> FloatArray:
-    """Return `(I,)` what equation 3 adds to each index, before theta; an image that owns no pair keeps its index."""
+    """Return the difference `(I,)` that equation 3 multiplies by theta; 0 where an image owns no pair."""
     return np.where(np.isnan(mean_rank), 0.0, mean_rank - index)
 
 

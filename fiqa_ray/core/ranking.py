@@ -48,8 +48,8 @@ class RankTable:
         block_rank: `(B,) uint32`, or int64 for ranks beyond it: twice the pairs before each block of 64 keys.
         key_rank: `(64 B,)`, the key's doubled rank within its block, plus 1.
 
-    Memory: 2 bytes for each key between the lowest and the highest, at most 36 MB; twice that where 64 neighbouring keys
-    hold more than 32,000 pairs (many near-copies of images do that), four times beyond 2^31.
+    Memory: 2 bytes for each key between the lowest and the highest, at most 36 MB. It is twice as much if a block of 64 keys
+    holds more than 32,000 pairs, as with many near-copies of images, and four times as much if one holds more than 2^31.
     """
 
     first_key: int
@@ -192,9 +192,9 @@ def add_histograms(histograms: Iterable[Histogram]) -> Histogram:
 
 
 def range_cuts(samples: NDArray[np.int32], n_ranges: int) -> NDArray[np.int32]:
-    """Return the upper bounds (exclusive) of the first n_ranges - 1 key ranges, from sampled keys.
+    """Return the upper bounds (exclusive) of all key ranges but the last, from sampled keys.
 
-    Equal keys share a range.
+    Equal keys share a range, so there may be fewer than n_ranges.
     """
     if len(samples) == 0 or n_ranges <= 1:
         return np.empty(0, np.int32)

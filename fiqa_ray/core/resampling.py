@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fiqa_ray.core.edc import PairOrder
+from fiqa_ray.core.orders import PairOrder
 from fiqa_ray.core.verification import BoolArray, FloatArray, IntArray, allowed_false_matches
 from fiqa_ray.errors import FiqaRayError
 

@@ -40,6 +40,36 @@ def embedding_values(table: pa.Table) -> tuple[NDArray[np.float32], NDArray[np.i
     return values.reshape(len(present), dim).astype(np.float32, copy=False), rows
 
 
+def seed_score_column(values: NDArray[np.floating], rows: NDArray[np.int64], n_rows: int) -> pa.Array:
+    """Return the scores of a regressor's training seeds as a column of lists; rows without scores are null.
+
+    Args:
+        values: `(N, S)` scores of S seeds.
+        rows: `(N,)` row of each, ascending.
+        n_rows: Rows of the column.
+    """
+    n_seeds = values.shape[1]
+    has_scores = np.zeros(n_rows, bool)
+    has_scores[rows] = True
+    offsets = np.concatenate([[0], np.cumsum(has_scores * n_seeds)]).astype(np.int32)
+    flat = pa.array(values.astype(np.float32).ravel())
+    return pa.ListArray.from_arrays(pa.array(offsets), flat, mask=pa.array(~has_scores))
+
+
+def seed_scores(table: pa.Table) -> NDArray[np.float64]:
+    """Return the `(I, S) float64` scores of a regressor's S training seeds, NaN in rows without; see `REGRESSOR_SCORES`.
+
+    The column `score` of the same table is their mean.
+    """
+    column = table["seed_scores"].combine_chunks()
+    rows = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
+    values = column.drop_null().flatten().to_numpy().astype(np.float64)
+    n_seeds = len(values) // len(rows) if len(rows) else 1
+    scores = np.full((len(column), n_seeds), np.nan)
+    scores[rows] = values.reshape(len(rows), n_seeds)
+    return scores
+
+
 def embedding_lists(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return a column of fixed-size binaries as one of lists of D float32, for readers outside this package."""
     dim = column.type.byte_width // 4

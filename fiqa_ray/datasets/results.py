@@ -1,6 +1,7 @@
 """Results of an evaluation, each kind declared once: the row classes here are also the schemas of the stored tables.
 
-An undefined number is NaN in memory and null in Parquet.
+A result has the key (benchmark, recognizer, scorer, convention, fmr): a cell. An undefined number is NaN in memory and null
+in Parquet.
 """
 
 from __future__ import annotations
@@ -15,84 +16,136 @@ from numpy.typing import NDArray
 
 from fiqa_ray.errors import FiqaRayError
 
+BASELINE, UNOPTIMIZED, OPTIMIZED, GIVEN = "baseline", "unoptimized", "optimized", "given"
+"""Variants of scores: a method's own, a regressor's on prior and on optimized labels, and further ones of the user."""
+
 
 @dataclass(frozen=True)
-class EdcLine:
+class ScorerKey:
+    """What a quality score is. Tables of a paper select by these columns.
+
+    Attributes:
+        scorer: Name of the quality score; no two of a job are alike.
+        quality_model: Recogniser that the quality comes from, or empty: a method may use none.
+        method: FIQA method; of random numbers and recorded truth the variant.
+        variant: "baseline", "unoptimized", "optimized", "given", "random" or "oracle".
+        theta: Step size of the label optimization; null unless the variant is "optimized".
+        seed: Seed of the training; null unless there was one.
+    """
+
+    scorer: str
+    quality_model: str
+    method: str
+    variant: str
+    theta: float
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class CellKey(ScorerKey):
+    """One cell of the matrix: a score, judged by one recogniser on one benchmark at one operating point.
+
+    Attributes:
+        benchmark: Name of the benchmark.
+        recognizer: Recogniser whose errors are counted.
+        convention: Name of the convention; the table `conventions` says what it means.
+        fmr: False match rate that sets the threshold; null where a starting FNMR sets it.
+    """
+
+    benchmark: str
+    recognizer: str
+    convention: str
+    fmr: float
+
+
+@dataclass(frozen=True)
+class EdcLine(CellKey):
     """One error-versus-discard curve, stored as one row per level.
 
     Attributes:
-        benchmark: Name of the benchmark.
-        fr: Name of the recogniser.
-        scorer: Name of the quality score.
-        convention: "paper", "nearest" or "dasec", see `fiqa_ray.core.edc`.
-        fmr_target: False match rate that sets the threshold.
-        discard_fraction: `(L,)` discarded share of the pairs, rising.
-        fnmr: `(L,)` false non-match rate of the pairs left; NaN where undefined.
+        discard_fraction: `(L,)` discarded share, rising; the convention says of what.
+        fnmr: `(L,)` false non-match rate of the pairs left (FMR-EDC: false match rate); NaN where undefined.
         threshold: `(L,)` similarity threshold; NaN where undefined.
+        n_mated: `(L,)` mated pairs left.
+        n_nonmated: `(L,)` non-mated pairs left.
+        n_false_nonmatches: `(L,)` mated pairs left that are rejected.
+        n_allowed: `(L,)` false matches that the operating point allows among the pairs that set the threshold.
+        n_false_matches: `(L,)` false matches among them that the threshold makes.
     """
 
     TABLE: ClassVar = "edc"
-    LEVELS: ClassVar = ("discard_fraction", "fnmr", "threshold")
+    LEVELS: ClassVar = (
+        "discard_fraction",
+        "fnmr",
+        "threshold",
+        "n_mated",
+        "n_nonmated",
+        "n_false_nonmatches",
+        "n_allowed",
+        "n_false_matches",
+    )
 
-    benchmark: str
-    fr: str
-    scorer: str
-    convention: str
-    fmr_target: float
     discard_fraction: NDArray[np.float64]
     fnmr: NDArray[np.float64]
     threshold: NDArray[np.float64]
+    n_mated: NDArray[np.int64]
+    n_nonmated: NDArray[np.int64]
+    n_false_nonmatches: NDArray[np.int64]
+    n_allowed: NDArray[np.int64]
+    n_false_matches: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class AucRow:
+class AucRow(CellKey):
     """Area under one curve up to a discard limit, with its bootstrap interval.
 
-    The limits are those of the partial areas, and each curve's own: 0.95 or 1, or less where its pairs run out before.
+    The limits are those of the partial areas, and each curve's own: its end, or less where its pairs run out before.
 
     Attributes:
-        benchmark: Name of the benchmark.
-        fr: Name of the recogniser.
-        scorer: Name of the quality score.
-        convention: Convention of the curve.
-        fmr_target: False match rate that sets the threshold.
         fmr_achieved: False match rate before anything is discarded.
-        discard_limit: End of the area, a share of the pairs.
+        fnmr_0: The rate that the curve shows, before anything is discarded.
+        discard_limit: End of the area, a discarded share.
+        is_own_limit: The limit is the curve's own.
         auc: The area; smaller is better.
         auc_low: Lower end of the interval; NaN where there is none.
         auc_high: Upper end.
+        auc_normalized: The area divided by `fnmr_0` times the limit: 1 for a score that is worth nothing.
+        auc_above_best: The area minus the smallest that these errors allow under a fixed threshold.
+        fnmr_at_limit: The rate at the last level up to the limit.
         n_mated: Mated pairs.
         n_nonmated: Non-mated pairs.
+        n_unscored: Images without a score, which count as the worst.
         interval: "interval", "upper limit" or "none", see `fiqa_ray.core.intervals`.
         reason: Why it is no interval; empty where it is one.
         level: Confidence of the interval.
         unit: What was resampled: "pairs" or "identities".
         n_draws: Bootstrap draws.
-        seed: Seed of the draws.
+        draws_seed: Seed of the draws.
         n_undefined: Draws without a value, left out.
         is_leading: The area is the smallest of its column, or cannot be told apart from it.
     """
 
     TABLE: ClassVar = "auc"
 
-    benchmark: str
-    fr: str
-    scorer: str
-    convention: str
-    fmr_target: float
     fmr_achieved: float
+    fnmr_0: float
     discard_limit: float
+    is_own_limit: bool
     auc: float
     auc_low: float
     auc_high: float
+    auc_normalized: float
+    auc_above_best: float
+    fnmr_at_limit: float
     n_mated: int
     n_nonmated: int
+    n_unscored: int = 0
     interval: str = "none"
     reason: str = ""
     level: float = 0.95
     unit: str = "pairs"
     n_draws: int = 0
-    seed: int = 0
+    draws_seed: int = 0
     n_undefined: int = 0
     is_leading: bool = False
 
@@ -103,47 +156,142 @@ class DifferenceRow:
 
     Attributes:
         benchmark: Name of the benchmark.
-        fr: Name of the recogniser.
+        recognizer: Recogniser whose errors are counted.
         convention: Convention of both curves.
         scorer_a: The first scorer, such as the regressor trained on optimized labels.
         scorer_b: The second, such as the regressor trained on prior labels.
         difference: The difference.
         low: Lower end of the interval; NaN where there is none.
         high: Upper end.
-        fmr_target: False match rate that sets the threshold.
+        fmr: False match rate that sets the threshold; null where a starting FNMR sets it.
         discard_limit: End of both areas: the largest that both curves have.
+        method: FIQA method of the first scorer.
+        theta: Step size of the first scorer's label optimization, or null.
+        seed: Seed of the first scorer's training, or null.
         family: Name of the comparisons that are corrected together: "baseline", "unoptimized", "random" or "scorers".
+        n_family: Comparisons with an interval in the family, over all benchmarks of the recogniser at this operating point.
         p_value: Two-sided bootstrap p-value of no difference; NaN without an interval.
-        p_holm: The same after Holm's correction within the family on this benchmark.
+        p_holm: The same after Holm's correction within the family.
         reason: Why there is no interval; empty where there is one.
         level: Confidence of the interval.
         unit: What was resampled: "pairs" or "identities".
         n_draws: Bootstrap draws.
-        seed: Seed of the draws.
+        draws_seed: Seed of the draws.
         n_undefined: Draws without a value, left out.
+        n_seeds: Trainings of each regressor that the row is the mean of; 0 where no training took part.
+        pairs_sd: Standard deviation of the difference over the bootstrap draws, of the mean over the seeds.
+        training_sd: Standard deviation of the difference over the seeds; NaN with fewer than two.
+        p_training: Two-sided p-value of Student's t over the seeds; NaN with fewer than two.
     """
 
     TABLE: ClassVar = "differences"
 
     benchmark: str
-    fr: str
+    recognizer: str
     convention: str
     scorer_a: str
     scorer_b: str
     difference: float
     low: float
     high: float
-    fmr_target: float = np.nan
+    fmr: float = np.nan
     discard_limit: float = np.nan
+    method: str = ""
+    theta: float = np.nan
+    seed: int | None = None
     family: str = "scorers"
+    n_family: int = 0
     p_value: float = np.nan
     p_holm: float = np.nan
     reason: str = ""
     level: float = 0.95
     unit: str = "pairs"
     n_draws: int = 0
-    seed: int = 0
+    draws_seed: int = 0
     n_undefined: int = 0
+    n_seeds: int = 0
+    pairs_sd: float = np.nan
+    training_sd: float = np.nan
+    p_training: float = np.nan
+
+
+@dataclass(frozen=True)
+class ConventionRow:
+    """What a convention of the curves means, in the terms of `evaluate.conventions`.
+
+    Attributes:
+        convention: Its name.
+        pool: What is discarded: "all" pairs, "mated" or "nonmated" pairs alone, or "images".
+        threshold: "fixed", "recomputed" at each level, or "nearest_left": the similarity left nearest to the fixed one.
+        count: Number of false matches: "below" the rate, "at_most" the rate, or "nearest" to it.
+        step: Discarded share from level to level; null: each distinct quality is a level.
+        ties: How equal qualities go: "cut" where the level falls, or "together".
+        curve: "line" between levels, or "step": the left value is held.
+        end: Discarded share at which the curve ends.
+        starting_fnmr: FNMR before any discard that sets the threshold in place of an FMR, or null.
+        error: Rate that is drawn: "fnmr", or "fmr" (FMR-EDC).
+        summary: The convention in a sentence.
+    """
+
+    TABLE: ClassVar = "conventions"
+
+    convention: str
+    pool: str
+    threshold: str
+    count: str
+    step: float
+    ties: str
+    curve: str
+    end: float
+    starting_fnmr: float
+    error: str
+    summary: str
+
+
+@dataclass(frozen=True)
+class RankingRow:
+    """How far two conventions, or two rates of one, agree on which scores are better.
+
+    Attributes:
+        benchmark: Name of the benchmark.
+        recognizer: Recogniser whose errors are counted.
+        convention_a: The first convention.
+        fmr_a: Its false match rate, or null.
+        convention_b: The second convention.
+        fmr_b: Its false match rate, or null.
+        tau: Kendall's tau-b of the areas up to the curves' own ends; 1: the same order, -1: the reverse.
+        n_scorers: Scores that have both areas; random numbers and recorded truth are not among them.
+        same_best: Whether the same score has the smallest area.
+    """
+
+    TABLE: ClassVar = "rankings"
+
+    benchmark: str
+    recognizer: str
+    convention_a: str
+    fmr_a: float
+    convention_b: str
+    fmr_b: float
+    tau: float
+    n_scorers: int
+    same_best: bool
+
+
+@dataclass(frozen=True)
+class ExclusionRow:
+    """A score that a benchmark leaves out on purpose; tables print "/".
+
+    Attributes:
+        benchmark: Name of the benchmark.
+        method: Label of the method, or name of the score.
+        reason: Why, in the user's words.
+    """
+
+    TABLE: ClassVar = "exclusions"
+
+    benchmark: str
+    method: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -152,7 +300,7 @@ class VerificationRow:
 
     Attributes:
         benchmark: Name of the benchmark.
-        fr: Name of the recogniser.
+        recognizer: Name of the recogniser.
         accuracy_mean: Mean accuracy over the folds; NaN where the protocol has none.
         accuracy_std: Standard deviation over the folds.
         tar_at_fmr: True accept rate at `fmr`.
@@ -166,7 +314,7 @@ class VerificationRow:
     TABLE: ClassVar = "verification"
 
     benchmark: str
-    fr: str
+    recognizer: str
     accuracy_mean: float
     accuracy_std: float
     tar_at_fmr: float
@@ -198,9 +346,18 @@ class CorrelationRow:
     n: int
 
 
-Row = TypeVar("Row", AucRow, DifferenceRow, VerificationRow, CorrelationRow)
+Row = TypeVar("Row", AucRow, DifferenceRow, ConventionRow, RankingRow, ExclusionRow, VerificationRow, CorrelationRow)
 
-_ARROW = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64(), NDArray[np.float64]: pa.float64()}
+_INTEGER = int | None
+_ARROW = {
+    str: pa.string(),
+    bool: pa.bool_(),
+    int: pa.int64(),
+    _INTEGER: pa.int64(),
+    float: pa.float64(),
+    NDArray[np.float64]: pa.float64(),
+    NDArray[np.int64]: pa.int64(),
+}
 
 
 def schema_of(row_class: type) -> pa.Schema:
@@ -222,10 +379,11 @@ def rows_of(row_class: type[Row], table: pa.Table) -> list[Row]:
     Raises:
         FiqaRayError: The table lacks a column.
     """
+    columns = _columns(row_class, table)
+    floats = [f.name for f in columns.schema if f.type == pa.float64()]
     rows = []
-    for record in _columns(row_class, table).to_pylist():
-        values: dict[str, Any] = {k: np.nan if v is None else v for k, v in record.items()}
-        rows.append(row_class(**values))
+    for record in columns.to_pylist():
+        rows.append(row_class(**record | {name: np.nan for name in floats if record[name] is None}))
     return rows
 
 
@@ -234,15 +392,15 @@ def edc_table(lines: Sequence[EdcLine]) -> pa.Table:
     schema = schema_of(EdcLine)
     if not lines:
         return schema.empty_table()
-    n_levels = [len(line.fnmr) for line in lines]
+    n_levels = np.array([len(line.fnmr) for line in lines])
     columns = []
     for field in schema:
         values: list[Any] = [getattr(line, field.name) for line in lines]
         if field.name in EdcLine.LEVELS:
-            column = np.concatenate(values)
+            columns.append(pa.array(np.concatenate(values), field.type, from_pandas=True))
         else:
-            column = np.repeat(np.array(values, dtype=object), n_levels)
-        columns.append(pa.array(column, field.type, from_pandas=True))
+            rows = pa.array(np.repeat(np.arange(len(lines)), n_levels))
+            columns.append(pa.array(values, field.type, from_pandas=True).take(rows))
     return pa.table(columns, schema)
 
 
@@ -255,15 +413,16 @@ def edc_lines(table: pa.Table) -> list[EdcLine]:
         FiqaRayError: The table lacks a column.
     """
     columns = _columns(EdcLine, table)
-    keys = columns.select([n for n in columns.column_names if n not in EdcLine.LEVELS])
-    values = [columns[n].to_numpy() for n in EdcLine.LEVELS]
-    rows_of_curve: dict[tuple[Any, ...], list[int]] = {}
-    for i, record in enumerate(keys.to_pylist()):
-        rows_of_curve.setdefault(tuple(record.values()), []).append(i)
+    keys = [name for name in columns.column_names if name not in EdcLine.LEVELS]
+    numbered = columns.select(keys).append_column("row", pa.array(np.arange(len(columns))))
+    groups = numbered.group_by(keys, use_threads=False).aggregate([("row", "list")])
+    values = [columns[name].to_numpy() for name in EdcLine.LEVELS]
     lines = []
-    for key, rows in rows_of_curve.items():
-        order = np.array(rows)[np.argsort(values[0][rows], kind="stable")]
-        lines.append(EdcLine(*key, *(v[order] for v in values)))
+    for key in groups.to_pylist():
+        rows = np.array(key.pop("row_list"))
+        order = rows[np.argsort(values[0][rows], kind="stable")]
+        key |= {name: np.nan for name in ("theta", "fmr") if key[name] is None}
+        lines.append(EdcLine(**key, **{n: v[order] for n, v in zip(EdcLine.LEVELS, values, strict=True)}))
     return lines
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Part of every fingerprint and of a run's settings record: raise it when a column or its meaning changes."""
 
 
@@ -59,8 +59,21 @@ def embeddings(dim: int) -> pa.Schema:
     return pa.schema([ROW, ("identity_row", pa.int32()), ("embedding", pa.binary(4 * dim)), *STATUS])
 
 
-QUALITY_SCORES = pa.schema(  # prior scores, and scores of regressors
+QUALITY_SCORES = pa.schema(  # prior scores
     [ROW, ("score", pa.float64()), *STATUS]  # larger is better, the method's own range
+)
+
+
+REGRESSOR_SCORES = (
+    pa.schema(  # scores of a benchmark by a regressor that the job trained; read by `columns.seed_scores`
+        [
+            *QUALITY_SCORES,  # here score is the mean of seed_scores
+            (
+                "seed_scores",
+                pa.list_(pa.float32()),
+            ),  # the score of each training seed, in the order of the seeds; null if bad
+        ]
+    )
 )
 
 

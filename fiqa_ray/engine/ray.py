@@ -1,8 +1,8 @@
-"""Runs the shards of a step on a Ray cluster, and joins or starts one.
+"""Runs the shards of a step on a Ray cluster, and joins or starts the cluster.
 
-Steps that load a model or decode images run in an actor pool of Ray Data, which adds and removes actors, replaces dead ones
-and keeps their number within the cluster's. Its rows are the numbers of shards, one per block: a shard reads and writes its
-own part, so that a lost actor costs one part and a resumed run repeats none. Numerics run as plain tasks.
+Steps that load a model or decode images run in an actor pool of Ray Data, of a fixed size; it replaces actors that die. Its
+rows are the numbers of shards, one per block: a shard reads and writes its own part, so that a lost actor costs one part and
+a resumed run repeats none. Numerics run as plain tasks.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ def _check_token(address: str) -> None:
 
 
 _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Ray's switch between all interfaces and loopback, on every system."""
+"""Despite its name, Ray reads this on every system: 0 makes it listen on the loopback interface alone."""
 
 
 @contextmanager
@@ -255,7 +255,7 @@ class _LateRay:
 
 @contextmanager
 def ray_session(compute: ComputeSettings) -> Iterator[None]:
-    """Join or start Ray for the time of a run; do nothing where the engine is local or Ray is up already."""
+    """Join or start Ray for the time of a run; where Ray is up already, only set its options."""
     if compute.engine != "ray":
         yield
         return

@@ -175,9 +175,7 @@ def _load_folder(name: str, weights: str | None, device: torch.device, options: 
     if weights is not None:
         raise UsageError(f"{name}: a regressor's folder holds its weights; leave out weights={weights!r}")
     model, card = load_regressor(name, str(device), **options)
-    network = Recognizer(
-        name, model.base_model, model.preprocessing, model.regressor.in_features, card["weights_sha256"]
-    )
+    network = Recognizer(name, model.base_model, model.preprocessing, model.regressor.dim, card["weights_sha256"])
     return Scorer(name, _score_by_module(model), device, network=network, card=card)
 
 

@@ -1,6 +1,7 @@
-"""The quality regressor H on M (paper III-D): a linear head on a recogniser's raw embedding.
+"""The quality regressor H on M (paper III-D): a linear head on a recogniser's raw embedding, or on it and its norm.
 
-Recipe and saved names follow `LSIbabnikz/Optimization-Based-Improvement-of-FIQA-Techniques src/transfer_learning`.
+The groups of parameters and the saved names follow
+`LSIbabnikz/Optimization-Based-Improvement-of-FIQA-Techniques src/transfer_learning`.
 A saved regressor is `weights.pt` and `card.json`; the card names the network, so that loading needs nothing else.
 """
 
@@ -31,7 +32,7 @@ from fiqa_ray.public_uri import public_uri, public_values
 from fiqa_ray.storage import join, read_bytes
 
 WEIGHTS_FILE = "weights.pt"
-CARD_VERSION = 3
+CARD_VERSION = 4
 """Version of the card's format; raise it when saved regressors change."""
 _TRUSTED = frozenset({"fiqa_ray.synthetic.compact:build"})
 """Every function that a card may name, beside the tables' networks. Other code runs only if allowed."""
@@ -44,17 +45,38 @@ RELEASED_GROUPS = (("last_10", 10, 1e-3, 1e-5), ("40_before", 40, 1e-4, 1e-6), (
 HEAD_RATE, HEAD_DECAY = 1e-3, 1e-4
 
 
-class QualityHead(nn.Linear):
-    """H: a linear map of the raw embedding to one number; no sigmoid, no normalisation."""
+HEADS = ("linear", "norm")
+"""Kinds of `QualityHead`."""
 
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim, 1)
+
+class QualityHead(nn.Linear):
+    """H: linear maps of the raw embedding, one per training seed; no sigmoid. A face's score is the mean over the seeds.
+
+    A linear map cannot see the length of an embedding, which many networks make longer for better faces.
+
+    Args:
+        dim: numbers of an embedding.
+        kind: `linear`, the paper's; `norm`: the embedding's length is one more input.
+        n_seeds: trainings that the head holds.
+    """
+
+    def __init__(self, dim: int, kind: str = "linear", n_seeds: int = 1) -> None:
+        super().__init__(dim + (kind == "norm"), n_seeds)
+        self.dim, self.kind = dim, kind
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Map `(N, D)` embeddings to `(N, n_seeds)` scores."""
+        if self.kind == "norm":
+            norm = torch.linalg.vector_norm(embedding, dim=1, keepdim=True)
+            embedding = torch.cat([embedding, norm], dim=1)
+        return super().forward(embedding)
 
 
 class QualityRegressor(nn.Module):
     """A trainable copy of a recogniser's network with a quality head.
 
-    State dict: `base_model.<name in the backbone>` and `regressor.{weight,bias}`; 927 entries for IResNet-100.
+    State dict: `base_model.<name in the backbone>` and `regressor.{weight,bias}`; 927 entries for IResNet-100. Weight and
+    bias have one row per training seed.
 
     Args:
         recognizer: is not changed. The copy's parameters are trainable where the recogniser's were before freezing.
@@ -72,6 +94,7 @@ class QualityRegressor(nn.Module):
             "recognizer": public_uri(recognizer.name),
             "options": public_values(recognizer.options),
             "dim": recognizer.dim,
+            "head": head.kind,
             "preprocessing": asdict(recognizer.preprocessing),
             "recognizer_sha256": recognizer.weights_sha256,
         }
@@ -92,7 +115,7 @@ class QualityRegressor(nn.Module):
         check_faces(faces)
         x = (faces.to(torch.float32) / 255).to(self.regressor.weight.dtype)
         embedding = self.base_model(self.preprocessing(x)).to(self.regressor.weight.dtype)
-        return self.regressor(embedding)[:, 0], embedding
+        return self.regressor(embedding).mean(dim=1), embedding
 
 
 def parameter_groups(model: QualityRegressor, *, freeze_rest: bool = True) -> list[dict[str, Any]]:
@@ -201,15 +224,10 @@ def load_regressor(
     """
     torch_device = find_device(device)
     card_uri, weights_uri = join(uri, CARD_FILE), join(uri, WEIGHTS_FILE)
-    records = expected["files"] if expected else {}
-    card = _parse_card(_read_recorded(card_uri, records.get(CARD_FILE)), card_uri)
+    card, state = _read_files(uri, expected["files"] if expected else {})
     if expected is not None:
         _check_origin(card, expected, card_uri)
         allow_import = True
-    data = _read_recorded(weights_uri, records.get(WEIGHTS_FILE))
-    if sha256_of(data) != card["weights_sha256"]:
-        raise FiqaRayError(f"{weights_uri}: not the file that {card_uri} belongs to (SHA-256 differs); copy both again")
-    state = load_state_dict(data, name=weights_uri)
     backbone = _backbone(card, state, card_uri, allow_import)
     recognizer = Recognizer(
         card["recognizer"],
@@ -219,9 +237,42 @@ def load_regressor(
         card["recognizer_sha256"],
         options=card["options"],
     )
-    model = QualityRegressor(recognizer, QualityHead(card["dim"]))
+    model = QualityRegressor(recognizer, _empty_head(card, state))
     load_strictly(model, state, weights_uri)
     return model.requires_grad_(False).eval().to(torch_device), card
+
+
+def load_head(uri: str, files: Mapping[str, Any]) -> QualityHead:
+    """Load the head of a saved regressor alone, to score embeddings that were stored before.
+
+    Args:
+        uri: folder of the regressor.
+        files: the records of its files, `n_bytes` and `crc32` by name.
+
+    Raises:
+        FiqaRayError: a file is missing, damaged or of another version.
+    """
+    card, state = _read_files(uri, files)
+    head = _empty_head(card, state)
+    weights = {k.removeprefix("regressor."): v for k, v in state.items() if k.startswith("regressor.")}
+    load_strictly(head, weights, join(uri, WEIGHTS_FILE))
+    return head.requires_grad_(False).eval()
+
+
+def _read_files(uri: str, records: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return a regressor's card and its state, both checked."""
+    card_uri, weights_uri = join(uri, CARD_FILE), join(uri, WEIGHTS_FILE)
+    card = _parse_card(_read_recorded(card_uri, records.get(CARD_FILE)), card_uri)
+    data = _read_recorded(weights_uri, records.get(WEIGHTS_FILE))
+    if sha256_of(data) != card["weights_sha256"]:
+        raise FiqaRayError(f"{weights_uri}: not the file that {card_uri} belongs to (SHA-256 differs); copy both again")
+    return card, load_state_dict(data, name=weights_uri)
+
+
+def _empty_head(card: Mapping[str, Any], state: Mapping[str, Tensor]) -> QualityHead:
+    """Return a head of the card's kind with as many seeds as the state has."""
+    weight = state.get("regressor.weight")
+    return QualityHead(card["dim"], card["head"], 1 if weight is None or weight.ndim == 0 else len(weight))
 
 
 def _read_recorded(uri: str, record: Mapping[str, Any] | None) -> bytes:
@@ -262,6 +313,7 @@ def _parse_card(data: bytes, card_uri: str) -> dict[str, Any]:
         "recognizer": str,
         "options": dict,
         "dim": int,
+        "head": str,
         "preprocessing": dict,
         "recognizer_sha256": str,
         "weights_sha256": str,
@@ -270,6 +322,8 @@ def _parse_card(data: bytes, card_uri: str) -> dict[str, Any]:
         if not isinstance(card.get(key), kind):
             raise FiqaRayError(f"{card_uri}: {key} is {card.get(key)!r}, wanted {kind.__name__}; copy the card again")
     check_score_table(card.get("validation_scores"), card_uri)
+    if card["head"] not in HEADS:
+        raise FiqaRayError(f"{card_uri}: head is {card['head']!r}, wanted {' or '.join(HEADS)}; copy the card again")
     if set(card["preprocessing"]) != {"colour", "mean", "scale"}:
         raise FiqaRayError(f"{card_uri}: preprocessing {card['preprocessing']!r} must have colour, mean and scale")
     return card

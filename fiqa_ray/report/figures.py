@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from fiqa_ray.core.edc import CONVENTIONS
+from fiqa_ray.core.conventions import CONVENTIONS
 from fiqa_ray.datasets.results import EdcLine
 from fiqa_ray.report.data import LabelSummary, SimilarityHistogram
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import jinja2
 from markupsafe import Markup
 
-from fiqa_ray.core.edc import CONVENTIONS
+from fiqa_ray.core.conventions import CONVENTIONS
 from fiqa_ray.datasets.results import AucRow, CorrelationRow, DifferenceRow
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.report import figures
@@ -158,7 +158,7 @@ def difference_interval(row: DifferenceRow) -> str:
 
 def how_made(rows: Sequence[AucRow | DifferenceRow]) -> str:
     """Say how the intervals of some rows were made, and why some rows have none."""
-    made = dict.fromkeys((r.level, r.n_draws, r.unit, r.seed) for r in rows if r.n_draws)
+    made = dict.fromkeys((r.level, r.n_draws, r.unit, r.draws_seed) for r in rows if r.n_draws)
     text = [f"Intervals: {level:.0%}, {count(n)} draws of {unit}, seed {seed}." for level, n, unit, seed in made]
     undefined = [r.n_undefined for r in rows if r.n_undefined]
     if undefined:
@@ -184,7 +184,7 @@ def findings(data: ReportData) -> list[str]:
     """Return the run in a few sentences, results first; what beats random numbers is left to the tables."""
     told = [row for row in data.differences if row.family != "random"]
     groups = grouped(
-        told, lambda r: (r.fr, r.convention, r.family if r.family in FAMILIES else (r.scorer_a, r.scorer_b))
+        told, lambda r: (r.recognizer, r.convention, r.family if r.family in FAMILIES else (r.scorer_a, r.scorer_b))
     )
     sentences = []
     for (fr, convention, family), members in groups.items():
@@ -235,12 +235,12 @@ def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list
 def curve_groups(data: ReportData, styles: Mapping[str, figures.LineStyle]) -> list[dict[str, Any]]:
     """Return, per (recogniser, convention, FMR), legend and one figure per benchmark."""
     groups = []
-    for (fr, convention, fmr), lines in grouped(data.edc, lambda c: (c.fr, c.convention, c.fmr_target)).items():
+    for (fr, convention, fmr), lines in grouped(data.edc, lambda c: (c.recognizer, c.convention, c.fmr)).items():
         limits = sorted(
             {
                 row.discard_limit
                 for row in data.auc
-                if (row.fr, row.convention, row.fmr_target) == (fr, convention, fmr)
+                if (row.recognizer, row.convention, row.fmr) == (fr, convention, fmr)
                 and row.discard_limit < min(figures.X_END, curve_end(convention))
             }
         )
@@ -269,7 +269,7 @@ def auc_tables(rows: Sequence[AucRow]) -> list[dict[str, Any]]:
     """Return, per (recogniser, convention, FMR, limit), scorers by benchmarks, those that lead marked."""
     tables = []
     for (fr, convention, fmr, limit), members in grouped(
-        rows, lambda r: (r.fr, r.convention, r.fmr_target, r.discard_limit)
+        rows, lambda r: (r.recognizer, r.convention, r.fmr, r.discard_limit)
     ).items():
         cells = {(row.scorer, row.benchmark): row for row in members}
         by_benchmark = grouped(members, lambda row: row.benchmark)
@@ -315,7 +315,7 @@ def difference_groups(rows: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
             "rows": [{"row": row, "verdict": verdict(row)} for row in members],
         }
         for (fr, convention, a, b), members in grouped(
-            rows, lambda r: (r.fr, r.convention, r.scorer_a, r.scorer_b)
+            rows, lambda r: (r.recognizer, r.convention, r.scorer_a, r.scorer_b)
         ).items()
     ]
 

@@ -20,10 +20,13 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from fiqa_ray.sources.agedb import read_agedb_pairs
 from fiqa_ray.sources.containers import Content, read_entries
 from fiqa_ray.sources.files import read_files
 from fiqa_ray.sources.folder import list_folder
+from fiqa_ray.sources.ijb import TemplatePairs, ijb_lists, list_ijb, read_ijb_pairs
 from fiqa_ray.sources.insightface_bin import list_bin, read_bin, read_bin_pairs
+from fiqa_ray.sources.pair_lines import read_pair_lines
 from fiqa_ray.sources.parquet_images import list_parquet_images, read_parquet_images
 from fiqa_ray.sources.protocols import (
     VerificationPairs,
@@ -70,10 +73,13 @@ class PairList:
     Attributes:
         read_pairs: called with the URI and the options.
         options: settings of `PairListSettings` that it takes.
+        lists: called with the URI, returns the files that decide the pairs, by name; a folder of many small lists is named,
+            not read.
     """
 
-    read_pairs: Callable[..., VerificationPairs]
+    read_pairs: Callable[..., VerificationPairs | TemplatePairs]
     options: tuple[str, ...] = ()
+    lists: Callable[[str], dict[str, str]] = lambda uri: {"uri": uri}
 
 
 SOURCES: dict[str, Source] = {
@@ -85,13 +91,17 @@ SOURCES: dict[str, Source] = {
     "parquet_images": Source(list_parquet_images, read_parquet_images, ("identity_key",), True),
     "bin": Source(list_bin, read_bin, lists=lambda uri: {"list": uri}),
     "embeddings": Source(list_embeddings, read_files, (), True, has_images=False),
+    "ijb": Source(list_ijb, read_files, lists=lambda uri: {"list": ijb_lists(uri)["images"]}),
 }
 
 PROTOCOLS: dict[str, PairList] = {
     "lfw": PairList(read_lfw_pairs, ("extension",)),
     "cplfw": PairList(read_cplfw_pairs),
     "calfw": PairList(read_calfw_pairs),
-    "cfp": PairList(read_cfp_pairs, ("part",)),
+    "cfp": PairList(read_cfp_pairs, ("part",), lists=lambda _: {}),
     "table": PairList(read_pairs_table),
     "bin": PairList(read_bin_pairs),
+    "agedb": PairList(read_agedb_pairs, ("extension",)),
+    "lines": PairList(read_pair_lines),
+    "ijb": PairList(read_ijb_pairs, lists=ijb_lists),
 }

@@ -51,10 +51,10 @@ def read_lfw_pairs(uri: str, *, extension: str = ".jpg") -> VerificationPairs:
     Raises:
         FiqaRayError: names line and text of a fault.
     """
-    lines = _lines(uri)
+    lines = list_lines(uri)
     header = lines[0][1].split()
     if not 1 <= len(header) <= 2 or not all(h.isdecimal() and int(h) > 0 for h in header):
-        raise _fault(uri, *lines[0], "the first line must be '<folds> <pairs>' such as '10 300'")
+        raise line_fault(uri, *lines[0], "the first line must be '<folds> <pairs>' such as '10 300'")
     n_folds, n_each = (int(header[0]), int(header[1])) if len(header) == 2 else (1, int(header[0]))
     if len(lines) - 1 != 2 * n_folds * n_each:
         raise FiqaRayError(
@@ -67,10 +67,12 @@ def read_lfw_pairs(uri: str, *, extension: str = ".jpg") -> VerificationPairs:
     for at, (number, line) in enumerate(lines[1:]):
         fields = line.split()
         if len(fields) not in (3, 4) or not (fields[1] + fields[-1]).isdecimal():
-            raise _fault(uri, number, line, "a pair is 'name i j' or 'name i name j'")
+            raise line_fault(uri, number, line, "a pair is 'name i j' or 'name i name j'")
         same = len(fields) == 3
         if same != (at % (2 * n_each) < n_each):
-            raise _fault(uri, number, line, f"each fold has {n_each} lines 'name i j', then {n_each} 'name i name j'")
+            raise line_fault(
+                uri, number, line, f"each fold has {n_each} lines 'name i j', then {n_each} 'name i name j'"
+            )
         for names, name, index in ((a, fields[0], fields[1]), (b, fields[0 if same else 2], fields[-1])):
             _check_name(name, uri, number, line)
             names.append(f"{name}/{name}_{int(index):04d}{extension}")
@@ -97,25 +99,31 @@ def read_calfw_pairs(uri: str) -> VerificationPairs:
     skipped.
 
     Raises:
-        FiqaRayError: names line and text of a fault.
+        FiqaRayError: names line and text of a fault, or that the file is CPLFW's.
     """
-    return _read_two_line_pairs(uri, last_token=10)
+    pairs = _read_two_line_pairs(uri, last_token=10)
+    if pairs.mated.any() and not pairs.fold[pairs.mated].any():
+        raise FiqaRayError(
+            f"{uri}: all mated pairs have the label 1, as in CPLFW's list; in CALFW's the label is the fold, 1 to 10. Set "
+            "pairs.kind: cplfw"
+        )
+    return pairs
 
 
 def _read_two_line_pairs(uri: str, last_token: int) -> VerificationPairs:
-    lines = [(number, line, line.rsplit(None, 1)) for number, line in _lines(uri)]
+    lines = [(number, line, line.rsplit(None, 1)) for number, line in list_lines(uri)]
     if not _is_image_line(lines[0][2]):
         lines = lines[1:]
     for number, line, fields in lines:
         if not _is_image_line(fields) or int(fields[1]) > last_token:
-            raise _fault(uri, number, line, f"a line is '<image> <label>' with a label from 0 to {last_token}")
+            raise line_fault(uri, number, line, f"a line is '<image> <label>' with a label from 0 to {last_token}")
         _check_name(fields[0], uri, number, line)
     if len(lines) % 2 or not lines:
         raise FiqaRayError(f"{uri}: {len(lines)} image lines; two make a pair, so the file is incomplete")
     first, second = lines[::2], lines[1::2]
     for (_, _, fields), (number, line, others) in zip(first, second, strict=True):
         if fields[1] != others[1]:
-            raise _fault(uri, number, line, f"its label differs from the line above ({' '.join(fields)!r})")
+            raise line_fault(uri, number, line, f"its label differs from the line above ({' '.join(fields)!r})")
     token = np.array([int(fields[1]) for _, _, fields in first])
     mated = token > 0
     fold = np.empty(len(token), np.int64)
@@ -158,13 +166,13 @@ def read_cfp_pairs(root_uri: str, part: Literal["FP", "FF"] = "FP") -> Verificat
     for i, folder in enumerate(folds):
         for file, same in (("same.txt", True), ("diff.txt", False)):
             uri = join(split_uri, folder, file)
-            for number, line in _lines(uri):
+            for number, line in list_lines(uri):
                 match = re.fullmatch(r"\s*(\d+)\s*,\s*(\d+)\s*", line)
                 if match is None:
-                    raise _fault(uri, number, line, "a pair is two image numbers with a comma, such as '1,7'")
+                    raise line_fault(uri, number, line, "a pair is two image numbers with a comma, such as '1,7'")
                 for images, index, names_of in ((list_a, match[1], a), (list_b, match[2], b)):
                     if int(index) not in images:
-                        raise _fault(uri, number, line, f"image {index} is not in the list of {len(images)} images")
+                        raise line_fault(uri, number, line, f"image {index} is not in the list of {len(images)} images")
                     names_of.append(images[int(index)])
                 mated.append(same)
                 fold.append(i)
@@ -174,10 +182,10 @@ def read_cfp_pairs(root_uri: str, part: Literal["FP", "FF"] = "FP") -> Verificat
 def _read_cfp_images(uri: str) -> dict[int, str]:
     """Return lines `1 ../Data/Images/001/frontal/01.jpg` as number -> image id."""
     images = {}
-    for number, line in _lines(uri):
+    for number, line in list_lines(uri):
         match = re.fullmatch(r"\s*(\d+)\s+\S*Data/Images/(\S+)\s*", line)
         if match is None or ".." in match[2].split("/"):
-            raise _fault(uri, number, line, "an image is '<number> ../Data/Images/<path>'")
+            raise line_fault(uri, number, line, "an image is '<number> ../Data/Images/<path>'")
         images[int(match[1])] = match[2]
     return images
 
@@ -202,7 +210,7 @@ def read_pairs_table(uri: str) -> VerificationPairs:
             try:
                 values.append(parse((text or "").strip()))
             except (ValueError, KeyError) as exc:
-                raise _fault(uri, row + 2, text or "", f"the column {column} must be {wanted}") from exc
+                raise line_fault(uri, row + 2, text or "", f"the column {column} must be {wanted}") from exc
         return values
 
     truth = {"1": True, "0": False, "true": True, "false": False}
@@ -213,7 +221,13 @@ def read_pairs_table(uri: str) -> VerificationPairs:
 
 
 def pair_rows(
-    pairs: VerificationPairs, image_id: pa.Array, key_rule: Sequence[str], *, list_uri: str, source_uri: str
+    pairs: VerificationPairs,
+    image_id: pa.Array,
+    key_rule: Sequence[str],
+    *,
+    list_uri: str,
+    source_uri: str,
+    allow_partial: bool = False,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the rows of the images of each pair.
 
@@ -223,9 +237,10 @@ def pair_rows(
         key_rule: rules of `fiqa_ray.sources.keys.KEY_RULES` by which names are compared.
         list_uri: the list, for errors.
         source_uri: the images, for errors.
+        allow_partial: an image of the list may be absent, but not all of them.
 
     Returns:
-        `(L,) int64` rows of the first and of the second images.
+        `(L,) int64` rows of the first and of the second images; -1 for an absent one.
 
     Raises:
         FiqaRayError: an image of the list is not there; the message shows one name of each side.
@@ -234,11 +249,11 @@ def pair_rows(
     setting = "pairs.key_rule"
     rows = rows_of_keys(names, image_id, key_rule)
     missing = names.filter(pa.array(rows < 0))
-    if len(missing):
+    if len(missing) and not (allow_partial and len(missing) < len(names)):
         raise FiqaRayError(
             f"{list_uri}: {len(missing.unique()):,} image(s) of the pair list are not in {source_uri}, such as {missing[0]} "
             f"(the data set has {image_id[0]} and others){remedy_of(names, image_id, key_rule, setting)}; correct "
-            "source.uri, pairs.extension or the list"
+            "source.uri, pairs.extension or the list, or set pairs.allow_partial: true to leave out their pairs"
         )
     return rows[: len(pairs)], rows[len(pairs) :]
 
@@ -258,8 +273,8 @@ def _count(text: str) -> int:
 # --- helpers ----------------------------------------------------------------------------------------------------------
 
 
-def _lines(uri: str) -> list[tuple[int, str]]:
-    """Return the lines that are not blank, with their numbers from 1."""
+def list_lines(uri: str) -> list[tuple[int, str]]:
+    """Return the lines of a list that are not blank, with their numbers from 1; `FiqaRayError` if there is none."""
     data = read_bytes(uri)
     refuse_foreign(uri, data)
     try:
@@ -272,13 +287,19 @@ def _lines(uri: str) -> list[tuple[int, str]]:
     return lines
 
 
-def _fault(uri: str, number: int, line: str, remedy: str) -> FiqaRayError:
+def line_fault(uri: str, number: int, line: str, remedy: str) -> FiqaRayError:
+    """Return the error about a line of a list."""
     return FiqaRayError(f"{uri}, line {number}: {line.strip()[:100]!r}: {remedy}")
 
 
+def is_plain_name(name: str) -> bool:
+    """Say whether a name is that of a file or folder and leads nowhere else."""
+    return not (name.startswith(".") or "/" in name or "\\" in name)
+
+
 def _check_name(name: str, uri: str, number: int, line: str) -> None:
-    if name.startswith(".") or "/" in name or "\\" in name:
-        raise _fault(uri, number, line, f"{name!r} is not a plain name")
+    if not is_plain_name(name):
+        raise line_fault(uri, number, line, f"{name!r} is not a plain name")
 
 
 def _pairs(a: list[str], b: list[str], mated: Any, fold: Any) -> VerificationPairs:

@@ -22,7 +22,8 @@ class Stage:
 
     Attributes:
         purpose: What it does.
-        reads: Names, on disk, of the datasets that it reads.
+        reads: Names, on disk, of the datasets that it reads. `pairs` stands for `embeddings` too: pairs that are not
+            kept are made from them again.
         writes: Names of those that it writes.
         planned_by: Functions `module:function` of this folder that plan its steps.
         estimated_by: The function that estimates their costs.
@@ -80,7 +81,7 @@ STAGES: dict[str, Stage] = {
     ),
     "optimize": Stage(
         "Move quality indices towards similarity ranks, and reassign the prior scores (Ray tasks; equations 2 and 3).",
-        reads=("pairs", "similarity_ranks", "quality_index"),
+        reads=("faces", "pairs", "similarity_ranks", "quality_index"),
         writes=("optimized_index", "optimized_labels"),
         planned_by=("optimize:optimize_steps",),
         estimated_by="optimize:estimate",
@@ -96,12 +97,12 @@ STAGES: dict[str, Stage] = {
         "Score the benchmarks by the regressors, and compare all scorers on the same pairs (section IV).",
         reads=("faces", "embeddings", "quality_scores", "regressor"),
         writes=("quality_scores", "evaluation"),
-        planned_by=("infer:regressor_score_steps", "evaluate:evaluate_steps"),
+        planned_by=("score_heads:head_score_steps", "infer:regressor_score_steps", "evaluate:evaluate_steps"),
         estimated_by="infer:estimate_regressor_scores",
     ),
     "report": Stage(
         "Write the page that shows the results.",
-        reads=("evaluation", "optimized_labels", "regressor"),
+        reads=("faces", "quality_scores", "pairs", "optimized_labels", "regressor", "evaluation"),
         writes=("report",),
         planned_by=("report:report_steps",),
         estimated_by="",
@@ -116,7 +117,7 @@ def stage_steps(stage: str, job: Job) -> Iterator[list[Step]]:
 
 
 def stage_costs(stage: str, job: Job, workload: Workload) -> Iterator[Cost]:
-    """Yield the estimated cost of each step of a stage."""
+    """Yield the estimated cost of each step of a stage; evaluate's own step and report cost too little to be estimated."""
     estimator = STAGES[stage].estimated_by
     if estimator:
         yield from _function(estimator)(job, workload)

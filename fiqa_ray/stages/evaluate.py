@@ -10,26 +10,29 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.stats import spearmanr
 
-from fiqa_ray.config import BenchmarkSettings, EvaluateSettings, PairListSettings, ScoresSettings
+from fiqa_ray.config import BenchmarkSettings, EvaluateSettings, ScoresSettings
 from fiqa_ray.core.bootstrap import AreaDraws, Cell, bootstrap_areas
 from fiqa_ray.core.floor import RANDOM, n_random_orders, random_qualities
 from fiqa_ray.core.intervals import Interval
-from fiqa_ray.core.kernels.gram import unit_vectors
+from fiqa_ray.core.templates import pair_similarities
 from fiqa_ray.core.verdicts import holm
 from fiqa_ray.core.verification import equal_error_rate, fold_accuracy, tar_at_fmr, threshold_at_fmr
 from fiqa_ray.datasets import columns, schemas
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.datasets.results import (
+    GIVEN,
     AucRow,
     CorrelationRow,
     DifferenceRow,
     EdcLine,
+    ScorerKey,
     VerificationRow,
     edc_table,
     table_of,
@@ -37,11 +40,9 @@ from fiqa_ray.datasets.results import (
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.job import Job, LabelSet
+from fiqa_ray.sources.comparisons import Comparisons, match_pairs, read_pairs
 from fiqa_ray.sources.degradations import read_degradations
-from fiqa_ray.sources.kinds import PROTOCOLS
-from fiqa_ray.sources.protocols import VerificationPairs, pair_rows
 from fiqa_ray.sources.scores import scores_by_id
-from fiqa_ray.storage import storage_errors
 
 ORACLE = "oracle"
 """Name of the recorded truth, which is a scorer where it covers all images."""
@@ -59,6 +60,7 @@ class BenchmarkShard:
 
     Attributes:
         scorers: Scores of the job by the scorer's name.
+        keys: What these are, by the same name.
         files: Files of further scores of the user by name.
         compare: Pairs of scorers whose areas are compared, by family.
     """
@@ -70,6 +72,7 @@ class BenchmarkShard:
     faces: Dataset
     embeddings: Dataset
     scorers: dict[str, Dataset]
+    keys: dict[str, ScorerKey]
     files: dict[str, ScoresSettings]
     compare: dict[str, list[tuple[str, str]]]
 
@@ -91,6 +94,7 @@ def evaluate_steps(job: Job) -> Iterator[list[Step]]:
             faces=job.faces(benchmark.name),
             embeddings=job.embeddings(benchmark.name),
             scorers=scorers,
+            keys=job.scorer_keys(),
             files=files,
             compare=_comparisons(job, [*scorers, *files]),
         )
@@ -126,13 +130,6 @@ def _comparisons(job: Job, scorers: list[str]) -> dict[str, list[tuple[str, str]
     return chosen | {"scorers": list(settings.compare_scorers)}
 
 
-def read_pairs(settings: PairListSettings) -> VerificationPairs:
-    """Return the pairs of a benchmark."""
-    protocol = PROTOCOLS[settings.kind]
-    with storage_errors(settings.uri):
-        return protocol.read_pairs(settings.uri, **{name: getattr(settings, name) for name in protocol.options})
-
-
 def run_shard(dataset: Dataset, shard: BenchmarkShard) -> Part:
     """Evaluate one benchmark and write its results. Memory: its embeddings, scores and pairs."""
     started = time.monotonic()
@@ -140,9 +137,11 @@ def run_shard(dataset: Dataset, shard: BenchmarkShard) -> Part:
     image_id = faces["image_id"].combine_chunks()
     truth = _recorded_truth(shard.benchmark.degradations, image_id)
     scores = _all_scores(shard, image_id, truth)
-    pairs = _usable_pairs(shard, image_id, scores)
+    compared = match_pairs(shard.benchmark, image_id)
+    qualities = {name: compared.qualities(score) for name, score in scores.items()}
+    pairs = _usable_pairs(shard, compared, image_id, qualities)
 
-    areas = _bootstrap(shard, image_id, pairs, scores)
+    areas = _bootstrap(shard, compared.names(image_id), pairs, qualities)
     comparisons = {
         "image_row_a": pairs.row_a,
         "image_row_b": pairs.row_b,
@@ -199,15 +198,16 @@ def _all_scores(shard: BenchmarkShard, image_id: pa.Array, truth: Truth | None) 
 
 @dataclass(frozen=True)
 class UsablePairs:
-    """Pairs whose images both have an embedding and every score, so that all scorers are judged on the same pairs.
+    """Pairs whose images, or templates, both have an embedding and every score: all scorers are judged on the same pairs.
 
     Attributes:
-        row_a: `(L,)` rows of the first images.
-        row_b: `(L,)` rows of the second images.
+        row_a: `(L,)` rows of the first images or templates.
+        row_b: `(L,)` rows of the second ones.
         mated: `(L,) bool`.
         fold: `(L,)` folds of the protocol, -1 where it has none.
         similarity: `(L,) float64` cosines.
         n_skipped: Pairs of the list that are not usable.
+        person: Person of each template; None: the faces name the persons.
     """
 
     row_a: np.ndarray
@@ -216,43 +216,42 @@ class UsablePairs:
     fold: np.ndarray
     similarity: np.ndarray
     n_skipped: int
+    person: np.ndarray | None = None
 
 
-def _usable_pairs(shard: BenchmarkShard, image_id: pa.Array, scores: dict[str, np.ndarray]) -> UsablePairs:
-    settings = shard.benchmark.pairs
-    protocol = read_pairs(settings)
-    row_a, row_b = pair_rows(
-        protocol, image_id, settings.key_rule, list_uri=settings.uri, source_uri=shard.benchmark.source.uri
-    )
-    embeddings = shard.embeddings.read_all(["image_row", "embedding"])
-    values, rows = columns.embedding_values(embeddings)
-    position = np.full(len(image_id), -1, np.int64)  # of an image's embedding in `values`
+def _usable_pairs(
+    shard: BenchmarkShard, pairs: Comparisons, image_id: pa.Array, scores: dict[str, np.ndarray]
+) -> UsablePairs:
+    values, rows = columns.embedding_values(shard.embeddings.read_all(["image_row", "embedding"]))
+    values, rows = pairs.embeddings(values, rows, len(image_id))
+    position = np.full(len(pairs.names(image_id)), -1, np.int64)  # of a unit's embedding in `values`
     position[rows] = np.arange(len(rows))
 
+    row_a, row_b = pairs.row_a, pairs.row_b
     is_usable = (position >= 0) & np.all([np.isfinite(s) for s in scores.values()], axis=0)
-    chosen = is_usable[row_a] & is_usable[row_b]
+    chosen = (row_a >= 0) & (row_b >= 0) & is_usable[row_a] & is_usable[row_b]
     a, b = row_a[chosen], row_b[chosen]
-    mated = np.asarray(protocol.mated)[chosen]
+    mated = pairs.mated[chosen]
     n_skipped = int((~chosen).sum())
     if not mated.any() or mated.all():
         raise FiqaRayError(
             f"benchmark {shard.benchmark.name}: {int(mated.sum())} mated and {int((~mated).sum())} non-mated pairs are "
-            f"usable ({n_skipped} skipped for bad images); both kinds are needed, see {shard.benchmark.pairs.uri}"
+            f"usable ({n_skipped} skipped for bad or absent images); both kinds are needed, see {shard.benchmark.pairs.uri}"
         )
-    units = unit_vectors(values)
-    similarity = np.einsum("ij,ij->i", units[position[a]], units[position[b]], dtype=np.float64).clip(-1, 1)
-    return UsablePairs(a, b, mated, np.asarray(protocol.fold)[chosen], similarity, n_skipped)
+    similarity = pair_similarities(values, position[a], position[b])
+    person = None if pairs.templates is None else pairs.subjects()
+    return UsablePairs(a, b, mated, pairs.fold[chosen], similarity, n_skipped, person)
 
 
-def _bootstrap(
-    shard: BenchmarkShard, image_id: pa.Array, pairs: UsablePairs, scores: dict[str, np.ndarray]
-) -> AreaDraws:
-    """Return curves and draws of all scorers and of random numbers."""
+def _bootstrap(shard: BenchmarkShard, names: pa.Array, pairs: UsablePairs, scores: dict[str, np.ndarray]) -> AreaDraws:
+    """Return curves and draws of all scorers and of random numbers; `names` are those of images or templates."""
     settings = shard.settings
-    used, rows = np.unique(np.concatenate([pairs.row_a, pairs.row_b]), return_inverse=True)
-    rows_a, rows_b = rows.reshape(2, -1)
+    is_used = np.zeros(len(names), bool)
+    is_used[pairs.row_a] = is_used[pairs.row_b] = True
+    row = np.cumsum(is_used) - 1  # among the used ones
+    rows_a, rows_b = row[pairs.row_a], row[pairs.row_b]
     n_orders = n_random_orders(len(rows_a))
-    random = random_qualities(image_id.take(pa.array(used)).to_pylist(), shard.seed, n_orders)
+    random = random_qualities(names.filter(pa.array(is_used)).to_pylist(), shard.seed, n_orders)
     return bootstrap_areas(
         pairs.similarity,
         pairs.mated,
@@ -260,6 +259,7 @@ def _bootstrap(
         random_orders=[(quality[rows_a], quality[rows_b]) for quality in random],
         fmrs=(settings.fmr,),
         conventions=settings.conventions,
+        images=(rows_a, rows_b),
         limits=PAUC_LIMITS,
         identities=_identities(shard, pairs),
         n_draws=settings.draws,
@@ -271,18 +271,43 @@ def _identities(shard: BenchmarkShard, pairs: UsablePairs) -> tuple[np.ndarray, 
     """Return the persons of both images where persons are to be resampled, else None."""
     if shard.settings.resample == "pairs":
         return None
-    names = shard.faces.read_all(["identity"])["identity"].to_numpy(zero_copy_only=False)
+    names = pairs.person
+    if names is None:
+        names = shard.faces.read_all(["identity"])["identity"].to_numpy(zero_copy_only=False)
     identities = names[pairs.row_a], names[pairs.row_b]
-    # auto: a flat folder names no persons, and its identities contradict the pairs
+    # auto: a flat folder names no persons, and its identities contradict the pairs; so may a wrong label
     is_named = np.array_equal(identities[0] == identities[1], pairs.mated)
     return identities if is_named or shard.settings.resample == "identities" else None
 
 
 def _lines(shard: BenchmarkShard, areas: AreaDraws) -> list[EdcLine]:
     return [
-        EdcLine(shard.benchmark.name, shard.fr, scorer, c, fmr, e.discard_fraction, e.fnmr, e.threshold)
-        for (scorer, (c, fmr)), e in areas.curves.items()
+        EdcLine(
+            **_cell_key(shard, scorer, cell),
+            discard_fraction=e.discard_fraction,
+            fnmr=e.fnmr,
+            threshold=e.threshold,
+            n_mated=e.n_mated,
+            n_nonmated=e.n_nonmated,
+            n_false_nonmatches=e.n_false_nonmatches,
+            n_allowed=e.n_allowed,
+            n_false_matches=e.n_false_matches,
+        )
+        for (scorer, cell), e in areas.curves.items()
     ]
+
+
+def _cell_key(shard: BenchmarkShard, scorer: str, cell: Cell) -> dict[str, Any]:
+    """Return the columns of `CellKey`."""
+    key = shard.keys.get(scorer) or ScorerKey(
+        scorer, "", scorer, scorer if scorer in REFERENCES else GIVEN, np.nan, None
+    )
+    return vars(key) | {
+        "benchmark": shard.benchmark.name,
+        "recognizer": shard.fr,
+        "convention": cell[0],
+        "fmr": cell[1],
+    }
 
 
 def _area_rows(shard: BenchmarkShard, areas: AreaDraws) -> list[AucRow]:
@@ -304,17 +329,19 @@ def _area_row(
     shard: BenchmarkShard, areas: AreaDraws, scorer: str, cell: Cell, limit: float, is_leading: bool
 ) -> AucRow:
     curve, interval, settings = areas.curves[scorer, cell], areas.interval(scorer, cell, limit), areas.settings
+    fnmr_0 = float(curve.fnmr[0])
     return AucRow(
-        benchmark=shard.benchmark.name,
-        fr=shard.fr,
-        scorer=scorer,
-        convention=cell[0],
-        fmr_target=cell[1],
+        **_cell_key(shard, scorer, cell),
         fmr_achieved=curve.fmr_achieved,
+        fnmr_0=fnmr_0,
         discard_limit=limit,
+        is_own_limit=limit == areas.own_limit(scorer, cell),
         auc=interval.value,
         auc_low=interval.low,
         auc_high=interval.high,
+        auc_normalized=interval.value / (fnmr_0 * limit) if fnmr_0 > 0 else np.nan,
+        auc_above_best=interval.value - curve.best_auc(limit),
+        fnmr_at_limit=curve.at(limit),
         n_mated=int(curve.n_mated[0]),
         n_nonmated=int(curve.n_nonmated[0]),
         interval=interval.kind,
@@ -322,7 +349,7 @@ def _area_row(
         level=settings.level,
         unit=settings.unit,
         n_draws=settings.n_draws,
-        seed=settings.seed,
+        draws_seed=settings.seed,
         n_undefined=interval.n_undefined,
         is_leading=is_leading,
     )
@@ -351,9 +378,11 @@ def _difference_row(
 ) -> DifferenceRow:
     return DifferenceRow(
         benchmark=shard.benchmark.name,
-        fr=shard.fr,
+        recognizer=shard.fr,
         convention=cell[0],
-        fmr_target=cell[1],
+        fmr=np.nan if cell[1] is None else cell[1],
+        method=shard.keys[scorers[0]].method if scorers[0] in shard.keys else scorers[0],
+        theta=shard.keys[scorers[0]].theta if scorers[0] in shard.keys else np.nan,
         discard_limit=areas.common_limit(*scorers, cell),
         family=family,
         scorer_a=scorers[0],
@@ -367,7 +396,7 @@ def _difference_row(
         level=interval.settings.level,
         unit=interval.settings.unit,
         n_draws=interval.settings.n_draws,
-        seed=interval.settings.seed,
+        draws_seed=interval.settings.seed,
         n_undefined=interval.n_undefined,
     )
 
@@ -380,7 +409,7 @@ def _verification(shard: BenchmarkShard, pairs: UsablePairs) -> list[Verificatio
     return [
         VerificationRow(
             benchmark=shard.benchmark.name,
-            fr=shard.fr,
+            recognizer=shard.fr,
             accuracy_mean=accuracy.mean if accuracy else np.nan,
             accuracy_std=accuracy.std if accuracy else np.nan,
             tar_at_fmr=tar_at_fmr(similarity, mated, fmr),

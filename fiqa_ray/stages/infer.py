@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fiqa_ray.config import MethodSettings, RecognizerSettings, ScoresSettings, default_batch_size
 from fiqa_ray.datasets import schemas
-from fiqa_ray.datasets.columns import embedding_column, embedding_values
+from fiqa_ray.datasets.columns import embedding_column, embedding_values, seed_score_column
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.engine.cost import FACE_BYTES, FACE_MEMORY, Cost, Workload
 from fiqa_ray.engine.step import Step, Worker, stateless_worker
@@ -42,8 +42,8 @@ from fiqa_ray.sources.scores import scores_by_id
 SCORE_BYTES = 12.0
 """A stored score: the number, its row and its status."""
 
-Kind = Literal["embedding", "score"]
-"""What a step writes per face."""
+Kind = Literal["embedding", "score", "seed_scores"]
+"""What a step writes per face; `seed_scores` are those of a regressor that the job trained."""
 Model = Callable[[torch.Tensor, NDArray[np.int64]], NDArray[np.float32]]
 """Maps `(N, 3, 112, 112) uint8` faces and their `(N,)` image rows to `(N, D)` embeddings or `(N,)` scores."""
 Models = Callable[[torch.Tensor, NDArray[np.int64]], list[NDArray[np.float32]]]
@@ -86,9 +86,9 @@ def score_steps(job: Job) -> Iterator[list[Step]]:
 
 
 def regressor_score_steps(job: Job) -> Iterator[list[Step]]:
-    """Yield the steps that score every benchmark by the trained regressors, with one forward pass each."""
+    """Yield the steps that score every benchmark by the networks of mode `finetune`, with one forward pass each."""
     steps = []
-    for label_set in job.label_sets():
+    for label_set in job.label_sets() if job.settings.train.mode == "finetune" else []:
         regressor = job.regressor(label_set)
         (part,) = regressor.require().parts
         # The job's settings name the code of a user's network, so importing it needs no permission; another's does.
@@ -127,17 +127,27 @@ def estimate_score(job: Job, workload: Workload) -> Iterator[Cost]:
 
 
 def estimate_regressor_scores(job: Job, workload: Workload) -> Iterator[Cost]:
-    """Yield the cost of scoring each benchmark by all regressors, a pass of the recogniser for each."""
+    """Yield the cost of scoring each benchmark by all regressors: a read of its embeddings, or a pass for each network."""
     label_sets = job.label_sets()
     for benchmark in job.settings.benchmarks:
         cost = _model_cost("evaluate", benchmark.name, benchmark.name, workload, workload.embed_s, SCORE_BYTES)
+        datasets = tuple(job.regressor_scores(benchmark.name, label_set) for label_set in label_sets)
+        if job.settings.train.mode == "head":
+            yield replace(
+                cost,
+                work_s=cost.n_rows * len(label_sets) * workload.units.head_image,
+                read_bytes=workload.scale.dim * 4.0 * cost.n_rows,
+                written_bytes=cost.written_bytes * len(label_sets),
+                datasets=datasets,
+            )
+            continue
         yield replace(
             cost,
             n_shards=cost.n_shards * len(label_sets),
             work_s=cost.work_s * len(label_sets),
             read_bytes=cost.read_bytes * len(label_sets),
             written_bytes=cost.written_bytes * len(label_sets),
-            datasets=tuple(job.regressor_scores(benchmark.name, label_set) for label_set in label_sets),
+            datasets=datasets,
         )
 
 
@@ -253,8 +263,10 @@ class ModelCall:
 
     @property
     def kind(self) -> Kind:
-        """What the model returns per face."""
-        return "embedding" if self.scorer is None else "score"
+        """What is written per face."""
+        if self.scorer is None:
+            return "embedding"
+        return "seed_scores" if self.recognizer is None else "score"
 
     def resolve_device(self) -> str:
         """Return the device in this process."""
@@ -368,13 +380,14 @@ def _write(
         dataset: where the part goes.
         table: rows of the faces, with status and error.
         good: rows of `table` that `values` belong to.
-        values: `(N, D)` embeddings or `(N,)` scores of these rows.
+        values: `(N, D)` embeddings, `(N,)` scores or `(N, S)` scores of S seeds, of these rows.
         kind: which of the two they are.
         index: number of the part.
         duration_s: how long it took to compute.
     """
     n = len(table)
-    finite = np.isfinite(values).all(axis=1) if kind == "embedding" else np.isfinite(values)
+    values = values if values.ndim == 2 else values[:, None]
+    finite = np.isfinite(values).all(axis=1)
     usable = np.zeros(n, bool)
     usable[good[finite]] = True
     status = np.array(table["status"].to_pylist(), dtype=object)
@@ -388,9 +401,12 @@ def _write(
         columns |= {"identity_row": table["identity_row"], "embedding": embedding}
     else:
         score = np.full(n, np.nan)
-        score[good[finite]] = values[finite]
-        schema = schemas.QUALITY_SCORES
-        columns |= {"score": pa.array(score, mask=~usable)}
+        score[good[finite]] = values[finite].mean(axis=1)
+        schema = schemas.REGRESSOR_SCORES if kind == "seed_scores" else schemas.QUALITY_SCORES
+        columns |= {
+            "score": pa.array(score, mask=~usable),
+            "seed_scores": seed_score_column(values[finite], good[finite], n),
+        }
     return dataset.write_part(
         index,
         {".parquet": pa.table({name: columns[name] for name in schema.names}, schema=schema)},

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fiqa_ray.core.labels import IndexUpdate, rank_scale, reassign_scores, sum_owned_ranks
 from fiqa_ray.core.ranking import RankTable
@@ -145,9 +148,9 @@ def update_shard(
     first, n_images = stored.shard.first, stored.shard.n_rows
     n_pairs = [p.n_rows for p in ranks.require().parts]
     updates, n_scored = {}, {}
-    for method, source in indices.items():
-        manifest = source.require()
-        table = source.read_rows(manifest.parts[0], first, first + n_images, ["quality_index"])
+    for method, quality_index in indices.items():
+        manifest = quality_index.require()
+        table = quality_index.read_rows(manifest.parts[0], first, first + n_images, ["quality_index"])
         updates[method] = IndexUpdate(table["quality_index"].to_numpy())
         n_scored[method] = manifest.stats["n_scored"]
     index_of = {method: update.index for method, update in updates.items()}
@@ -182,7 +185,7 @@ def update_shard(
 
 def label_shard(
     dataset: Dataset,
-    updates: Dataset,
+    optimized_index: Dataset,
     faces: Dataset,
     theta: float,
     index_scale: str,
@@ -191,28 +194,48 @@ def label_shard(
 ) -> Part:
     """Write the labels of one method and theta, which sorts all images at once. Memory: up to `LABEL_BYTES` per image."""
     started = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:  # the names are read while the images are sorted
+        names = pool.submit(_image_ids, faces)
+        columns, n_scored, mean_ranks_moved = _label_columns(optimized_index, theta, shard)
+        columns["image_id"] = names.result()
+    table = pa.table(columns, schema=schemas.OPTIMIZED_LABELS)
+    n_pairs = ranks.require().parts[0].n_rows
+    raw = index_scale == "raw"
+    summary = {
+        "n_scored": n_scored,
+        "n_without_pairs": pc.sum(pc.equal(table["n_owned_pairs"], 0)).as_py() or 0,
+        "n_pairs_per_repeat": n_pairs,
+        "theta_effective": theta * (n_pairs / n_scored if raw and n_scored else 1.0),
+        "mean_move_fraction": mean_ranks_moved / max(n_scored, 1),
+    }
+    return dataset.write_part(
+        0, {".parquet": table}, n_rows=len(table), stats=summary, duration_s=time.monotonic() - started
+    )
+
+
+def _label_columns(optimized_index: Dataset, theta: float, shard: LabelShard) -> tuple[dict[str, Any], int, float]:
+    """Return the columns of the labels but the names, the number of images with a score, and the mean ranks moved."""
     source = shard.quality_index.read_all(["quality_index", "prior_score"])
     index, prior = source["quality_index"].to_numpy(), source["prior_score"].to_numpy()
     del source
-    table = updates.read_all(suffix=index_suffix(shard.method, theta))
+    table = optimized_index.read_all(suffix=index_suffix(shard.method, theta))
     rows, optimized = table["image_row"].to_numpy(), table["optimized_index"].to_numpy()
     table = table.select(["n_owned_pairs", "mean_similarity_rank"])
     n_images, n_scored = len(index), len(rows)
     scored_prior, scored_index = (prior, index) if n_scored == n_images else (prior[rows], index[rows])
-    score, label, mean_move = reassign_scores(scored_prior, scored_index, optimized)
+    score, label, mean_ranks_moved = reassign_scores(scored_prior, scored_index, optimized)
     del scored_prior, scored_index
 
     def spread(values: np.ndarray | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
         """Return values of the scored rows as a column of all rows, null elsewhere."""
         if n_scored == n_images:
             return values
-        source = np.full(n_images, -1)
-        source[rows] = np.arange(n_scored)
-        return pa.table([values], names=[""]).take(pa.array(source, mask=source < 0)).column(0)
+        row_of_image = np.full(n_images, -1)
+        row_of_image[rows] = np.arange(n_scored)
+        return pa.table([values], names=[""]).take(pa.array(row_of_image, mask=row_of_image < 0)).column(0)
 
     columns = {
         "image_row": np.arange(n_images),
-        "image_id": _image_ids(faces),
         "prior_score": pa.array(prior, from_pandas=True),  # NaN stands for null
         "quality_index": pa.array(index, mask=index < 0),
         "n_owned_pairs": spread(table["n_owned_pairs"]),
@@ -221,22 +244,7 @@ def label_shard(
         "optimized_score": spread(score),
         "label": spread(label),
     }
-    n_pairs = ranks.require().parts[0].n_rows
-    raw = index_scale == "raw"
-    summary = {
-        "n_scored": n_scored,
-        "n_without_pairs": int((table["n_owned_pairs"].to_numpy() == 0).sum()),
-        "n_pairs_per_repeat": n_pairs,
-        "theta_effective": theta * (n_pairs / n_scored if raw and n_scored else 1.0),
-        "mean_move_fraction": mean_move / max(n_scored, 1),
-    }
-    return dataset.write_part(
-        0,
-        {".parquet": pa.table(columns, schema=schemas.OPTIMIZED_LABELS)},
-        n_rows=n_images,
-        stats=summary,
-        duration_s=time.monotonic() - started,
-    )
+    return columns, n_scored, mean_ranks_moved
 
 
 def _image_ids(faces: Dataset) -> pa.ChunkedArray:

@@ -41,7 +41,7 @@ from fiqa_ray.job import Job
 from fiqa_ray.stages.rank_sort import sort_costs, sort_steps
 
 GROUP_PAIRS = 1 << 26
-"""Pairs of a group and repeat: so many that a histogram, of at most 2^24 + 1 keys, is small beside them."""
+"""A group has up to this many pairs of a repeat, so that its histogram, of at most 2^24 + 1 keys, is small beside them."""
 GROUP_PAIRS_NOT_KEPT = 1 << 24
 """The same where pairs are not kept: a group then holds all repeats."""
 INDEX_BYTES = 120
@@ -49,7 +49,7 @@ INDEX_BYTES = 120
 COUNTER_BYTES = 60e6
 """Memory of a `KeyCounter` of a real database's mated similarities."""
 ADD_BYTES = 2.7e8
-"""Memory, as measured, of `add_counts`."""
+"""Memory, as measured, of `add_counts`: the sums of all repeats' histograms, and one histogram at a time."""
 PACKED_SHARE = 0.4
 """What zstd leaves of a histogram on its way from task to task, as measured at VGGFace2's size."""
 
@@ -68,8 +68,8 @@ def rank_steps(job: Job) -> Iterator[list[Step]]:
         yield [*indices, rank_step(ranks, groups, worker, needs_gpu=reader.needs_gpu)]
         return
     counts = job.key_counts()
-    is_lost = counts.is_incomplete() or (engine == "sort" and job.sorted_keys().is_incomplete())
-    if is_lost or len(ranks.finished_parts(verify=True)) < n_repeats:  # finished ranks need no histograms
+    is_partial = counts.is_incomplete() or (engine == "sort" and job.sorted_keys().is_incomplete())
+    if is_partial or len(ranks.finished_parts(verify=True)) < n_repeats:  # finished ranks need no histograms
         if engine == "counting":
             worker = stateless_worker(count_group, counts, reader)
             yield [rank_step(counts, groups, worker, needs_gpu=reader.needs_gpu)]
@@ -197,7 +197,7 @@ def count_group(dataset: Dataset, reader: PairReader, group: PairGroup) -> Part:
 
 
 def add_counts(dataset: Dataset, counts: Dataset, repeat: int) -> Part:
-    """Write the ranking of one repeat: the sum of its histograms. Memory: 200 MB, and one histogram at a time."""
+    """Write the ranking of one repeat: the sum of its histograms. Memory: `ADD_BYTES`."""
     started = time.monotonic()
     suffix = schemas.repeat_suffix(repeat)
     tables = (counts.read(part, suffix=suffix) for part in parts_of_repeat(counts, repeat))

@@ -1,10 +1,9 @@
 """train: the regressor H on M, with an L1 loss on labels scaled to [0, 1] (paper, section III-D; Ray Train).
 
-`head`: M is left unchanged; linear heads for all label sets are fitted side by side on the stored embeddings, with one pass
-over them per epoch. No head's bits depend on the others, so a lost one is made again alone. `finetune`: the released recipe
-(LSIbabnikz/Optimization-Based-Improvement-of-FIQA-Techniques, src/transfer_learning): H and the last layers of M, one
-network per label set. The weights with the lowest validation loss are saved. An interrupted training continues from its
-last validation.
+`head`: M is left unchanged; heads for all label sets and training seeds are fitted side by side on the stored embeddings,
+with one pass over them per epoch. No head's bits depend on the others, so a lost one is made again alone. `finetune`: the
+released recipe (LSIbabnikz/Optimization-Based-Improvement-of-FIQA-Techniques, src/transfer_learning): H and the last layers
+of M, one network per label set. An interrupted training continues from its last validation.
 """
 
 from __future__ import annotations
@@ -79,9 +78,12 @@ def training_recipe(job: Job) -> Recipe:
     settings = job.settings.train
     default = RECIPES[settings.mode]
     return Recipe(
+        head=settings.head or default.head,
+        n_seeds=settings.seeds or default.n_seeds,
         n_epochs=settings.n_epochs or default.n_epochs,
         batch_size=settings.batch_size or default.batch_size,
         learning_rate=settings.learning_rate or default.learning_rate,
+        validations_per_epoch=settings.validations_per_epoch or default.validations_per_epoch,
     )
 
 

@@ -14,11 +14,12 @@ from fiqa_ray.config import BenchmarkSettings, ScoresSettings
 from fiqa_ray.engine.progress import note
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
+from fiqa_ray.sources.comparisons import match_pairs, read_pairs
 from fiqa_ray.sources.degradations import read_degradations
+from fiqa_ray.sources.ijb import TemplatePairs
 from fiqa_ray.sources.keys import remedy_of, rows_of_keys
-from fiqa_ray.sources.protocols import pair_rows
+from fiqa_ray.sources.protocols import VerificationPairs
 from fiqa_ray.sources.scores import read_scores, scores_by_id
-from fiqa_ray.stages.evaluate import read_pairs
 from fiqa_ray.stages.pack import listed_image_ids
 
 
@@ -52,13 +53,31 @@ def read_inputs(job: Job, stages: Collection[str]) -> None:
 
 def _read_benchmark(benchmark: BenchmarkSettings) -> None:
     pairs = read_pairs(benchmark.pairs)
-    n_same = int((pairs.image_id_a == pairs.image_id_b).sum())
+    is_same = (
+        pairs.template_a == pairs.template_b
+        if isinstance(pairs, TemplatePairs)
+        else pairs.image_id_a == pairs.image_id_b
+    )
+    n_same = int(is_same.sum())
     if n_same:
         note(f"benchmark {benchmark.name}: {n_same:,} of {len(pairs):,} pairs compare an image with itself")
+    if isinstance(pairs, VerificationPairs):
+        _note_folds(benchmark.name, pairs)
     for file in benchmark.scores.values():
         read_scores(**file.model_dump(exclude={"key_rule"}))
     if benchmark.degradations is not None:
         read_degradations(benchmark.degradations)
+
+
+def _note_folds(name: str, pairs: VerificationPairs) -> None:
+    """Say how many folds hold pairs of one kind only."""
+    folds = np.unique(pairs.fold[pairs.fold >= 0])
+    one_kind = [fold for fold in folds if len(np.unique(pairs.mated[pairs.fold == fold])) == 1]
+    if one_kind:
+        note(
+            f"benchmark {name}: {len(one_kind)} of {len(folds)} folds hold mated pairs only or non-mated pairs only; the "
+            "accuracy by folds says little then, areas are not affected"
+        )
 
 
 def match_inputs(job: Job, stages: Collection[str]) -> None:
@@ -86,8 +105,13 @@ def match_inputs(job: Job, stages: Collection[str]) -> None:
 
 
 def _match_benchmark(benchmark: BenchmarkSettings, image_id: pa.Array) -> None:
-    pairs, source_uri = benchmark.pairs, benchmark.source.uri
-    pair_rows(read_pairs(pairs), image_id, pairs.key_rule, list_uri=pairs.uri, source_uri=source_uri)
+    source_uri, pairs = benchmark.source.uri, match_pairs(benchmark, image_id)
+    n_absent = int((np.minimum(pairs.row_a, pairs.row_b) < 0).sum())
+    if n_absent:
+        note(
+            f"benchmark {benchmark.name}: {n_absent:,} of {len(pairs.mated):,} pairs are left out, because {source_uri} "
+            "lacks their images; the figures are not those of the whole set"
+        )
     if benchmark.degradations is not None:
         keys = read_degradations(benchmark.degradations)["image_id"].combine_chunks()
         if (rows_of_keys(keys, image_id) < 0).all():

@@ -39,8 +39,11 @@ class FinetuneTraining:
     """The network of one task (a `Trainable`).
 
     The released recipe: groups of parameters with their own rates, Adam, an L1 loss, and clipped gradients. Batch-norm
-    statistics of the whole network are updated, also where weights are not trained.
+    statistics of the whole network are updated, also where weights are not trained. Rates fall to 0, which the released
+    code does not do; with `gradients: published` they stay.
     """
+
+    saves_last = False
 
     def __init__(self, plan: Plan, task: Task, device: str, rank: int, world: int) -> None:
         self.plan, self.tasks, self.device, self.world = plan, [task], device, world
@@ -54,8 +57,8 @@ class FinetuneTraining:
         self.model = QualityRegressor(recognizer, QualityHead(recognizer.dim)).to(device)
         published = plan.settings.gradients == "published"
         groups = parameter_groups(self.model, freeze_rest=not published)
-        for group in groups:
-            group["lr"] *= plan.recipe.learning_rate
+        self.rates = [group["lr"] * plan.recipe.learning_rate for group in groups]
+        self.is_rate_constant = published
         trained = [p for g in groups for p in g["params"]]
         self.clipped = list(self.model.parameters()) if published else trained
         self.optimizer = torch.optim.Adam(groups)
@@ -88,8 +91,10 @@ class FinetuneTraining:
         """Return the batch-norm statistics, which every worker updates with its own batches."""
         return self.model.buffers()
 
-    def train_step(self, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Make one step and return the loss `(1,)`."""
+    def train_step(self, batch: tuple[torch.Tensor, ...], rate: float) -> torch.Tensor:
+        """Make one step at a share of the recipe's learning rates and return the loss `(1,)`."""
+        for group, full in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = full if self.is_rate_constant else full * rate
         faces, label = (t.to(self.device) for t in batch)
         self.model.train()
         with torch.autocast("cuda", torch.float16, enabled=self.device.startswith("cuda")):

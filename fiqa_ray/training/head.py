@@ -1,4 +1,8 @@
-"""Mode `head`: linear heads on the stored embeddings; the FR model is left unchanged."""
+"""Mode `head`: heads on the stored embeddings; the FR model is left unchanged.
+
+All label sets and training seeds are trained at once. A seed decides the order of the images and the first weights; the
+heads of one seed see the same batches.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,11 @@ from fiqa_ray.models.recognition import load_recognizer
 from fiqa_ray.models.regressor import QualityHead, QualityRegressor
 from fiqa_ray.training.distributed import average_gradients, reduce_over
 from fiqa_ray.training.loop import (
+    PARTS_AT_ONCE,
     PartOfRows,
     Plan,
     State,
     load_targets,
-    shuffled_batches,
     worker_batch_size,
     worker_parts,
 )
@@ -26,122 +30,166 @@ from fiqa_ray.training.loop import (
 CACHE_BYTES = 1 << 30
 """Memory for parts that stay loaded between epochs."""
 
-Loaded = tuple[NDArray[np.floating], NDArray[np.int64]]
-"""A part's embeddings `(n, D)`, and their rows `(n,)` in the face set."""
+GROUP = 16
+"""Heads per matrix product, and a divisor of its inner size. Groups and inputs are filled up with zeros, so that every
+product has the same shape, and a head's bits do not depend on how many others there are."""
+
+FIRST_WEIGHT = 0.01
+"""Standard deviation of the first weights, on standardised inputs."""
+
+Loaded = tuple[NDArray[np.float32], NDArray[np.int64]]
+"""A part's inputs `(n, D)`, embeddings and perhaps their norm, and their rows `(n,)` in the face set."""
 
 
 class HeadTraining:
-    """One linear head per task, trained side by side on standardised embeddings (a `Trainable`).
+    """S heads per task, one per seed, trained side by side on standardised inputs (a `Trainable`).
 
     A head's bits do not depend on the other heads: batches and standardisation come from all images with an embedding,
-    whichever have labels, and each head has its own products. The saved weights work on raw embeddings: the
-    standardisation is folded into them.
+    whichever have labels. The saved weights work on raw embeddings: the standardisation is folded into them.
+
+    Shapes: K tasks in G groups, S seeds, F inputs filled up to a multiple of `GROUP`.
     """
+
+    saves_last = True
 
     def __init__(self, plan: Plan, device: str, rank: int, world: int) -> None:
         self.plan, self.tasks, self.device, self.world = plan, plan.tasks, device, world
         targets = [load_targets(t) for t in plan.tasks]
-        self.label = np.stack([label for label, _ in targets], axis=1)
-        self.validation = np.stack([v for _, v in targets], axis=1)
+        n_columns = -(-len(targets) // GROUP) * GROUP
+        self.label = np.full((len(targets[0][0]), n_columns), np.nan, np.float32)
+        self.validation = np.zeros(self.label.shape, bool)
+        for k, (label, validation) in enumerate(targets):
+            self.label[:, k], self.validation[:, k] = label, validation
         self.parts = worker_parts(plan.embeddings, rank, world)
         self.cache: dict[int, Loaded] = {}
         self.mean, self.scale, self.n_train = self._moments()
         self.batch_size = worker_batch_size(plan.recipe.batch_size, self.n_train, world)
-        self.heads = nn.ModuleList([nn.Linear(len(self.mean), 1) for _ in plan.tasks])
-        for parameter in self.heads.parameters():
-            nn.init.constant_(parameter, 0.0 if parameter.ndim == 2 else 0.5)
-        self.heads.to(device)
-        self.optimizer = torch.optim.Adam(self.heads.parameters(), lr=plan.recipe.learning_rate)
+        self.n_inputs = -(-len(self.mean) // GROUP) * GROUP
+        weight = torch.zeros(plan.recipe.n_seeds, n_columns // GROUP, self.n_inputs, GROUP)
+        for s in range(plan.recipe.n_seeds):
+            first = np.random.default_rng([plan.seed, s]).normal(0, FIRST_WEIGHT, len(self.mean))
+            weight[s, :, : len(self.mean)] = torch.from_numpy(first.astype(np.float32))[:, None]
+        bias = torch.full((plan.recipe.n_seeds, n_columns // GROUP, 1, GROUP), 0.5)
+        self.weight, self.bias = nn.Parameter(weight.to(device)), nn.Parameter(bias.to(device))
+        self.optimizer = torch.optim.Adam([self.weight, self.bias], lr=plan.recipe.learning_rate)
 
     def batches(self, epoch: int, n_batches: int, skip: int) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Yield standardised embeddings `(b, D)`, labels `(K, b)` and a mask `(K, b)`: 1 for training images."""
+        """Yield inputs `(S, b, F)`, labels and masks, 1 for training images, both `(S, G, b, GROUP)`.
 
-        def load(part: PartOfRows) -> tuple[NDArray[np.int64], Loaded]:
-            values, rows = self._load(part)
-            return np.arange(len(rows)), (values, rows)
-
-        batches = shuffled_batches(self.parts, load, self.batch_size, self.plan.seed, epoch, n_batches)
-        for i, batch in enumerate(batches):
-            if i >= skip:
-                values = np.stack([part[0][p] for part, p in batch])
-                rows = np.array([part[1][p] for part, p in batch])
-                yield self._tensors(values, rows, train=True)
-
-    def train_step(self, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Make one step of all heads and return their losses `(K,)`."""
-        losses = self._absolute_errors(*batch)
-        self.optimizer.zero_grad()
-        torch.stack(losses).sum().backward()  # Adam works element by element: each head trains as if alone
-        average_gradients(list(self.heads.parameters()), self.world)
-        self.optimizer.step()
-        return torch.stack(losses).detach().double().cpu()
-
-    def _absolute_errors(self, x: torch.Tensor, label: torch.Tensor, use: torch.Tensor) -> list[torch.Tensor]:
-        """Return each head's mean absolute error over the images that it uses."""
-        return [
-            ((head(x)[:, 0] - label[k]).abs() * use[k]).sum() / use[k].sum().clamp(min=1)
-            for k, head in enumerate(self.heads)
+        `PARTS_AT_ONCE` parts are read and shuffled together, by each seed in its own order.
+        """
+        order = np.random.default_rng([self.plan.seed, epoch]).permutation(len(self.parts)).tolist()
+        generators = [
+            np.random.default_rng([self.plan.seed, epoch, s, self.plan.recipe.n_seeds])
+            for s in range(self.plan.recipe.n_seeds)
         ]
+        shared = np.random.default_rng([self.plan.seed, epoch, len(self.parts)])
+        left_over = np.empty((0, len(self.mean)), np.float32), np.empty(0, np.int64)
+        n_yielded = 0
+        for at in range(0, len(order), PARTS_AT_ONCE):
+            pool = [left_over, *(self._load(self.parts[p]) for p in order[at : at + PARTS_AT_ONCE])]
+            values, rows = (np.concatenate(arrays) for arrays in zip(*pool, strict=True))
+            shuffled = shared.permutation(len(rows))
+            n_used = len(rows) // self.batch_size * self.batch_size  # the others go into the next batches
+            used, left = shuffled[:n_used], shuffled[n_used:]
+            left_over = values[left], rows[left]
+            orders = np.stack([used[generator.permutation(n_used)] for generator in generators])
+            x = self._standardised(values)
+            for first in range(0, n_used, self.batch_size):
+                if n_yielded == n_batches:
+                    return
+                if n_yielded >= skip:
+                    chosen = orders[:, first : first + self.batch_size]
+                    yield (x[torch.from_numpy(chosen)], *self._targets(rows[chosen], train=True))
+                n_yielded += 1
+
+    def train_step(self, batch: tuple[torch.Tensor, ...], rate: float) -> torch.Tensor:
+        """Make one step of all heads at a share of the learning rate and return the tasks' losses `(K,)`."""
+        x, label, use = batch
+        loss = torch.zeros(self.bias.shape, device=self.device)
+        self.weight.grad, self.bias.grad = torch.empty_like(self.weight), torch.empty_like(self.bias)
+        with torch.no_grad():
+            n_used = use.sum(2, keepdim=True).clamp(min=1)
+            for s, g in np.ndindex(*self.weight.shape[:2]):
+                error = torch.addmm(self.bias[s, g], x[s], self.weight[s, g]) - label[s, g]
+                share = use[s, g] / n_used[s, g]
+                loss[s, g] = (error.abs() * share).sum(0)
+                slope = error.sign() * share  # of the L1 loss
+                self.weight.grad[s, g] = x[s].T @ slope
+                self.bias.grad[s, g] = slope.sum(0)
+        average_gradients([self.weight, self.bias], self.world)
+        self.optimizer.param_groups[0]["lr"] = self.plan.recipe.learning_rate * rate
+        self.optimizer.step()  # element by element: each head trains as if alone
+        return self._by_task(loss)
 
     def buffers(self) -> Iterable[torch.Tensor]:
-        """Return nothing: a linear head has no buffers."""
+        """Return nothing: heads have no buffers."""
         return []
 
     @torch.no_grad()
     def validate(self) -> torch.Tensor:
-        """Return `(K, 2)`: sum of absolute errors and number of validation images."""
+        """Return `(K, 2)`: sum of absolute errors, as a mean over the seeds, and number of validation images."""
         sums = torch.zeros(len(self.tasks), 2, dtype=torch.float64)
         for part in self.parts:
-            x, label, use = self._tensors(*self._load(part), train=False)
-            n_used = use.sum(1).double().cpu()
-            mean = torch.stack(self._absolute_errors(x, label, use)).double().cpu()
-            sums += torch.stack([mean * n_used, n_used], dim=1)
+            values, rows = self._load(part)
+            x = self._standardised(values)
+            label, use = self._targets(rows[None], train=False)
+            errors = torch.zeros(self.bias.shape, device=self.device)
+            for s, g in np.ndindex(*self.weight.shape[:2]):
+                error = torch.addmm(self.bias[s, g], x, self.weight[s, g]) - label[0, g]
+                errors[s, g] = (error.abs() * use[0, g]).sum(0)
+            n_used = use.sum(2, keepdim=True)
+            sums += torch.stack([self._by_task(errors), self._by_task(n_used)], dim=1)
         return sums
 
     def validation_scores(self, best: list[dict[str, torch.Tensor]]) -> list[torch.Tensor]:
         """Return per task `(2, n_validation)`: score and 1 for this worker's validation images, else zeros."""
-        validation_rows = [np.flatnonzero(column) for column in self.validation.T]
+        validation_rows = [np.flatnonzero(self.validation[:, k]) for k in range(len(self.tasks))]
         scores = [torch.zeros(2, len(rows)) for rows in validation_rows]
         for part in self.parts:
             values, rows = self._load(part)
             for k, head in enumerate(best):
                 chosen = self.validation[rows, k]
-                x = torch.from_numpy(values[chosen].astype(np.float32))
                 position = np.searchsorted(validation_rows[k], rows[chosen])
-                scores[k][0, position] = x @ head["weight"][0] + head["bias"]
+                by_seed = torch.from_numpy(values[chosen]) @ head["weight"].T + head["bias"]
+                scores[k][0, position] = by_seed.mean(dim=1)
                 scores[k][1, position] = 1
         return scores
 
     def weights(self, k: int) -> dict[str, torch.Tensor]:
-        """Return head `k` on raw embeddings."""
-        head = self.heads[k]
-        assert isinstance(head, nn.Linear)
-        w = head.weight[0].detach().double().cpu() / torch.from_numpy(self.scale)
-        b = head.bias[0].detach().double().cpu() - w @ torch.from_numpy(self.mean)
-        return {"weight": w.float()[None], "bias": b.float()[None]}
+        """Return the heads of task `k` on raw inputs: `(S, D)` and `(S,)`."""
+        group, column = divmod(k, GROUP)
+        w = self.weight[:, group, : len(self.mean), column].detach().double().cpu() / torch.from_numpy(self.scale)
+        b = self.bias[:, group, 0, column].detach().double().cpu() - w @ torch.from_numpy(self.mean)
+        return {"weight": w.float(), "bias": b.float()}
 
     def regressor(self, best: dict[str, torch.Tensor]) -> QualityRegressor:
-        """Return a head on the unchanged FR model."""
+        """Return the heads on the unchanged FR model."""
         r = self.plan.recognizer
         recognizer = load_recognizer(r.name, weights=r.weights, device="cpu", **r.options)
-        head = QualityHead(recognizer.dim)
+        head = QualityHead(recognizer.dim, self.plan.recipe.head, self.plan.recipe.n_seeds)
         head.load_state_dict(best)
         return QualityRegressor(recognizer, head)
 
     def save(self, state: State) -> None:
         """Put the heads and their optimizer into a state."""
-        state.model, state.optimizer = self.heads.state_dict(), self.optimizer.state_dict()
+        state.model = {"weight": self.weight.detach(), "bias": self.bias.detach()}
+        state.optimizer = self.optimizer.state_dict()
 
     def load(self, state: State) -> None:
         """Restore the heads and their optimizer from a state."""
         if state.model:
-            self.heads.load_state_dict(state.model)
+            with torch.no_grad():
+                self.weight.copy_(state.model["weight"])
+                self.bias.copy_(state.model["bias"])
             self.optimizer.load_state_dict(state.optimizer)
 
     def _load(self, part: PartOfRows) -> Loaded:
         """Read a part, or return it from memory; parts stay in memory while they fit into `CACHE_BYTES`."""
         if part[0].index not in self.cache:
             values, good = columns.embedding_values(self.plan.embeddings.read(part[0], ["embedding"]))
+            if self.plan.recipe.head == "norm":
+                values = np.concatenate([values, np.linalg.norm(values, axis=1, keepdims=True)], axis=1)
             loaded = values, good + part[1]
             if sum(v.nbytes for v, _ in self.cache.values()) + loaded[0].nbytes > CACHE_BYTES:
                 return loaded
@@ -160,14 +208,23 @@ class HeadTraining:
         mean = sums[0] / count
         return mean, np.sqrt(np.maximum(sums[1] / count - mean**2, 1e-12)), n
 
-    def _tensors(
-        self, values: NDArray[np.floating], rows: NDArray[np.int64], train: bool
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return standardised embeddings, labels and the mask of training or of validation images."""
-        label = np.ascontiguousarray(self.label[rows].T)
-        use = np.isfinite(label) & (train != self.validation[rows].T)
-        x = ((values - self.mean) / self.scale).astype(np.float32)
-        x_tensor, label_tensor, mask = (
-            torch.from_numpy(a).to(self.device) for a in (x, np.nan_to_num(label), use.astype(np.float32))
-        )
-        return x_tensor, label_tensor, mask
+    def _standardised(self, values: NDArray[np.float32]) -> torch.Tensor:
+        """Return inputs `(n, D)` standardised and filled up with zeros, `(n, F)`."""
+        x = np.zeros((len(values), self.n_inputs), np.float32)
+        x[:, : len(self.mean)] = (values - self.mean.astype(np.float32)) / self.scale.astype(np.float32)
+        return torch.from_numpy(x).to(self.device)
+
+    def _targets(self, rows: NDArray[np.int64], train: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return labels and the mask of training or of validation images, of rows `(S, b)`: both `(S, G, b, GROUP)`."""
+        label = self.label[rows]
+        use = np.isfinite(label) & (train != self.validation[rows])
+
+        def grouped(values: NDArray[np.float32]) -> torch.Tensor:
+            shape = (*rows.shape, -1, GROUP)
+            return torch.from_numpy(values.reshape(shape)).transpose(1, 2).contiguous().to(self.device)
+
+        return grouped(np.nan_to_num(label)), grouped(use.astype(np.float32))
+
+    def _by_task(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the mean over the seeds `(K,) float64` of numbers `(S, G, 1, GROUP)`."""
+        return values.detach().double().cpu().mean(0).flatten()[: len(self.tasks)]

@@ -35,6 +35,9 @@ VALIDATION_EVERY = 20
 SAVE_EVERY_S = 10.0
 """Seconds between two writes of the state, at least. A restart repeats this much training and one validation."""
 
+SHOW_EVERY_S = 5.0
+"""Seconds between two records of the steps done, which move the progress bar between validations."""
+
 PARTS_AT_ONCE = 8
 """Parts that are shuffled together: identities are contiguous, and a batch should hold many of them."""
 
@@ -46,18 +49,26 @@ Report = Callable[[dict[str, Any]], None]
 class Recipe:
     """The values of a training mode. `stages.train` fills in the job's settings; the loop and the modes read it.
 
+    The learning rate falls to 0 in equal steps, unless the released code's recipe is asked for.
+
     Attributes:
+        head: kind of `QualityHead`.
+        n_seeds: trainings of each regressor.
         n_epochs: passes over the training images.
         batch_size: images per step of all workers together.
         learning_rate: head: Adam's rate; finetune: factor on the rates of the released parameter groups.
+        validations_per_epoch: validations per epoch.
     """
 
+    head: str
+    n_seeds: int
     n_epochs: int
     batch_size: int
     learning_rate: float
+    validations_per_epoch: int
 
 
-RECIPES = {"head": Recipe(20, 512, 1e-2), "finetune": Recipe(1, 128, 1.0)}
+RECIPES = {"head": Recipe("norm", 5, 100, 512, 1e-2, 1), "finetune": Recipe("linear", 1, 1, 128, 1.0, 20)}
 """Defaults by mode."""
 
 
@@ -106,8 +117,8 @@ class State:
         step: steps done.
         model: state of the network.
         optimizer: state of the optimizer.
-        best: per task the weights with the lowest validation loss.
-        best_loss: per task that loss.
+        best: per task the weights to save: the last ones, or those with the lowest validation loss.
+        best_loss: per task the lowest validation loss.
         history: per task one record per validation.
     """
 
@@ -120,14 +131,16 @@ class State:
 
 
 class Trainable(Protocol):
-    """A network in training, for K tasks at once: linear heads for all tasks, or the whole network for one.
+    """A network in training, for K tasks at once: heads for all tasks, or the whole network for one.
 
     Attributes:
+        saves_last: whether the weights of the last validation are saved, and not those with the lowest loss.
         tasks: the regressors that come out of it.
         n_train: this worker's training images.
         batch_size: this worker's images per step.
     """
 
+    saves_last: bool
     tasks: list[Task]
     n_train: int
     batch_size: int
@@ -135,8 +148,8 @@ class Trainable(Protocol):
     def batches(self, epoch: int, n_batches: int, skip: int) -> Iterator[tuple[torch.Tensor, ...]]:
         """Yield the batches of an epoch, without the first `skip`; (seed, epoch) alone decide which they are."""
 
-    def train_step(self, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Make one step and return the training losses, `(K,) float64` on the CPU."""
+    def train_step(self, batch: tuple[torch.Tensor, ...], rate: float) -> torch.Tensor:
+        """Make one step at a share of the recipe's learning rate; return the training losses, `(K,) float64` on the CPU."""
 
     def buffers(self) -> Iterable[torch.Tensor]:
         """Return the tensors that no gradient changes, such as batch-norm statistics."""
@@ -182,26 +195,31 @@ class TrainingLoop:
             number: index of this network among those of the plan, for the progress bar.
             n_networks: how many networks the plan trains.
         """
-        started = saved = time.monotonic()
+        started = saved = shown = time.monotonic()
         trainable, recipe = self.trainable, self.plan.recipe
         per_epoch = int(reduce_over(torch.tensor(trainable.n_train // trainable.batch_size), "min", self.world))
         n_steps = per_epoch * recipe.n_epochs
-        every = max(1, per_epoch // self.plan.settings.validations_per_epoch)
+        n_before, n_all = number * n_steps, n_networks * n_steps
+        every = max(1, per_epoch // recipe.validations_per_epoch)
         state = self._restore()
         trainable.load(state)
         loss_sum, n_summed = torch.zeros(len(self.tasks), dtype=torch.float64), 0
         for epoch in range(state.step // per_epoch, recipe.n_epochs):
             for batch in trainable.batches(epoch, per_epoch, skip=state.step - epoch * per_epoch):
-                loss_sum += trainable.train_step(batch)
+                loss_sum += trainable.train_step(batch, rate=1 - state.step / n_steps)
                 n_summed += 1
                 state.step += 1
+                if self.rank == 0 and time.monotonic() - shown >= SHOW_EVERY_S:
+                    self._show(n_before + state.step, n_all)
+                    shown = time.monotonic()
                 if state.step % every != 0 and state.step != n_steps:
                     continue
                 loss = reduce_over(loss_sum, "sum", self.world) / (n_summed * self.world)
                 loss_sum, n_summed = torch.zeros_like(loss_sum), 0
                 validation_loss = self._validate(state, epoch, loss.tolist())
                 if self.rank == 0 and (time.monotonic() - saved >= SAVE_EVERY_S or state.step == n_steps):
-                    self._save(state, number * n_steps + state.step, n_steps * n_networks)
+                    self._save(state)
+                    self._show(n_before + state.step, n_all)
                     saved = time.monotonic()
                 if state.step == n_steps:  # once, because Ray Train takes about 2 s for each report
                     self.report({"step": state.step, "validation_loss": validation_loss})
@@ -212,7 +230,7 @@ class TrainingLoop:
                 self._finish(task, state, k, score[count > 0], time.monotonic() - started)
 
     def _validate(self, state: State, epoch: int, train_loss: list[float]) -> float:
-        """Add a record per task to the history, save the best weights in the state, and return the mean loss."""
+        """Add a record per task to the history, keep the weights to save in the state, and return the mean loss."""
         broadcast(self.trainable.buffers(), self.world)  # all workers judge the network that rank 0 saves
         sums = reduce_over(self.trainable.validate(), "sum", self.world)
         losses = (sums[:, 0] / sums[:, 1].clamp(min=1)).tolist()
@@ -225,9 +243,9 @@ class TrainingLoop:
                     f"training of {self.tasks[k].card['scorer']!r} gave a validation loss of {loss} at step {state.step}; "
                     "lower train.learning_rate or check the recogniser on these faces"
                 )
-            if loss < state.best_loss[k]:
-                state.best_loss[k] = loss
+            if loss < state.best_loss[k] or self.trainable.saves_last:
                 state.best[k] = self.trainable.weights(k)
+            state.best_loss[k] = min(loss, state.best_loss[k])
         return float(np.mean(losses))
 
     def _restore(self) -> State:
@@ -236,14 +254,17 @@ class TrainingLoop:
             return State(best=[{}] * k, best_loss=[float("inf")] * k, history=[[] for _ in range(k)])
         return State(**load_training_state(self.state_uri))
 
-    def _save(self, state: State, n_done: int, n_steps: int) -> None:
+    def _save(self, state: State) -> None:
         self.trainable.save(state)
         save_training_state(self.state_uri, state.__dict__)
+
+    def _show(self, n_done: int, n_steps: int) -> None:
+        """Write how many steps are done, for the progress bar."""
         write_document(self.plan.progress_uri, {"step": n_done, "n_steps": n_steps})
 
     def _finish(self, task: Task, state: State, k: int, scores: NDArray[np.float32], duration_s: float) -> None:
         rows = state.history[k]
-        best = min(rows, key=lambda r: r["validation_loss"])
+        best = rows[-1] if self.trainable.saves_last else min(rows, key=lambda r: r["validation_loss"])
         card = {
             **task.card,
             "metrics": {"validation_l1": best["validation_loss"], "best_step": best["step"], "n_steps": state.step},

@@ -7,8 +7,9 @@ import pytest
 from scipy.stats import binom
 
 from fiqa_ray.core.bootstrap import bootstrap_areas
-from fiqa_ray.core.edc import PairOrder, edc_curve
+from fiqa_ray.core.edc import edc_curve
 from fiqa_ray.core.floor import RANDOM, random_qualities
+from fiqa_ray.core.orders import PairOrder
 from fiqa_ray.core.resampling import Persons, bandwidth, draw_counts, person_share, smoothed_units
 from fiqa_ray.errors import FiqaRayError, UsageError
 
@@ -208,7 +209,7 @@ def test_random_qualities_follow_the_image_not_its_position() -> None:
         ({"n_draws": -1}, "n_draws=-1"),
         ({"level": 95}, "level=95"),
         ({"limits": [1.1]}, "limit=1.1"),
-        ({"conventions": ["nist"]}, "convention='nist' is unknown"),
+        ({"conventions": ["iso"]}, "convention='iso' is unknown"),
         ({"fmrs": [2]}, "fmr=2"),
         ({"qualities": {}}, "no scorer"),
         ({"identities": ([1, 2, 3], [1, 2, 3, 4])}, r"identity_a has shape \(3,\) for 4 pairs"),

@@ -180,7 +180,7 @@ def slow_curve(s: list, g: list, qa: list, qb: list, fmr: float, convention: str
 
 
 def assert_equals_slow(edc: EDC, arrays: list[list]) -> None:
-    slow = slow_curve(*arrays, edc.fmr, edc.convention)
+    slow = slow_curve(*arrays, edc.fmr, edc.convention.name)
     np.testing.assert_array_equal(edc.threshold, [level[0] for level in slow])
     np.testing.assert_array_equal(edc.n_mated, [level[1] for level in slow])
     np.testing.assert_array_equal(edc.n_nonmated, [level[2] for level in slow])
@@ -266,8 +266,8 @@ def test_impossible_rates_are_refused(fmr: float) -> None:
 
 
 def test_unknown_convention_and_limits_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"convention='nist' is unknown: choose one of paper, dasec, nearest"):
-        edc_curve(*GOOD, convention="nist")
+    with pytest.raises(UsageError, match=r"convention='iso' is unknown: choose one of paper, nearest, dasec"):
+        edc_curve(*GOOD, convention="iso")
     edc = edc_curve(*GOOD)
     for limit in (0, 0.96, -1, math.nan):
         with pytest.raises(UsageError, match=f"limit={limit}"):

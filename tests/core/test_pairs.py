@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fiqa_ray.core.clustering import faiss_clusters, start_images, start_states
+from fiqa_ray.core import paper
+from fiqa_ray.core.clustering import faiss_clusters, lloyd_clusters, start_images, start_states
 from fiqa_ray.core.kernels import jit as compiled
 from fiqa_ray.core.kernels.draws import counter_draws
 from fiqa_ray.core.kernels.gram import cosine_keys, unit_vectors
@@ -114,6 +115,21 @@ def test_clusters_are_as_good_as_scikit_learn(engine):
     assert inertia == pytest.approx(other.inertia_, rel=0.01)
 
 
+@pytest.mark.parametrize("init", ["random", "k-means++"])
+@pytest.mark.parametrize("n", [1, 2, 3, 40, 65, 300])
+def test_clusters_of_ordinary_embeddings_are_the_specifications(init, n):
+    """`core.paper` gives the compiled loop's clusters for any cosines: it rounds as the loop does."""
+    rng = np.random.default_rng(n)
+    unit = rng.normal(size=(n, 24)) + rng.normal(size=24)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    keys = (paper.cosine_similarity(unit[:, None], unit[None]) * 2**23).astype(np.float32).reshape(-1)
+    cluster, counts = np.empty(n, np.int32), np.empty(1, np.int32)
+    states = start_states(np.array([7]), [0], seed=5)[0]
+    lloyd_clusters(keys, np.array([0, n]), states, 12, cluster, counts, init)
+    specified = paper.cluster_identity(unit, 7, 12, 5, init)
+    assert cluster.tolist() == specified.tolist()
+
+
 def sums_within_clusters(units, bounds, cluster):
     """The within-cluster sum of squares of each identity."""
     sums = []
@@ -159,10 +175,10 @@ def test_spread_starts_of_duplicates_and_few_images():
 
 def test_faiss_does_not_take_spread_starts(monkeypatch):
     x, bounds = shard(np.random.default_rng(3), [80])
-    with pytest.raises(UsageError, match="clustering is faiss; use pair"):
+    with pytest.raises(UsageError, match="clustering is faiss; use init random"):
         mated_pairs(x, bounds, [0], init="k-means++", clustering="faiss")
     monkeypatch.setattr("fiqa_ray.core.pairs.MAX_GRAM_IMAGES", 50)
-    with pytest.raises(UsageError, match="up to 50 images, and a person has 80 images; use pair"):
+    with pytest.raises(UsageError, match="up to 50 images, and a person has 80 images; use init random"):
         mated_pairs(x, bounds, [0], init="k-means++")
 
 

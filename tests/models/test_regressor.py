@@ -257,13 +257,13 @@ def test_a_card_imports_code_only_when_allowed(tmp_path, monkeypatch):
 def test_regressors_of_an_earlier_version_are_refused_with_what_to_do(tmp_path):
     files = save_regressor(made(load_recognizer(SMALL, weights="random:0")), {})
     card = json.loads(files["card.json"])
-    assert card["schema_version"] == 3
+    assert card["schema_version"] == 4
     without_version = {k: v for k, v in card.items() if k != "schema_version"}
     moved = {**card, "schema_version": 1, "recognizer": "fiqa_ray.models.compact:build"}
     for changed, message in (
         (
             without_version,
-            r"card\.json: .* by an earlier version .*schema_version None, this one reads 3.*train it again",
+            r"card\.json: .* by an earlier version .*schema_version None, this one reads 4.*train it again",
         ),
         ({**card, "schema_version": "3"}, r"earlier version .*schema_version '3'"),
         (moved, r"by an earlier version of fiqa_ray \(schema_version 1, .*train it again"),
@@ -298,13 +298,14 @@ def test_damaged_folders_are_refused(tmp_path):
     for changes, message in (
         (
             {"schema_version": 9},
-            r"card\.json: .* by a newer version .*schema_version 9, this one reads 3.*train it again",
+            r"card\.json: .* by a newer version .*schema_version 9, this one reads 4.*train it again",
         ),
         (
             {"schema_version": 1},
-            r"card\.json: .* by an earlier version .*schema_version 1, this one reads 3.*train it again",
+            r"card\.json: .* by an earlier version .*schema_version 1, this one reads 4.*train it again",
         ),
         ({"dim": None}, r"card\.json: dim is None, wanted int"),
+        ({"head": "cubic"}, r"card\.json: head is 'cubic', wanted linear or norm"),
         ({"dim": 7}, r"weights\.pt: does not fit .*1 of another shape \(regressor\.weight"),
         ({"preprocessing": {"mean": 1}}, r"preprocessing \{'mean': 1\} must have"),
         ({"validation_scores": {"quantiles": [0, 2, 1]}}, "holds no ascending quantiles"),

@@ -33,6 +33,15 @@ def face(shade: float, blur: float, as_jpeg: bool = False) -> bytes:
     return cv2.imencode(".jpg" if as_jpeg else ".png", picture)[1].tobytes()
 
 
+def cell_key(benchmark: str, scorer: str, convention: str, fmr: float) -> tuple:
+    return scorer, "", scorer, "given", np.nan, None, benchmark, FR, convention, fmr
+
+
+def auc_row(scorer: str, auc: float = 0.0, **changes: object) -> AucRow:
+    numbers = (0.0, 0.2, 0.95, True, auc, auc, auc, 1.0, auc, 0.1, 300, 300)
+    return replace(AucRow(*cell_key("LFW", scorer, "paper", 1e-3), *numbers), **changes)
+
+
 def sample(n_pairs: int = 1200, n_draws: int = 30, benchmarks: tuple[str, ...] = BENCHMARKS) -> ReportData:
     rng = np.random.default_rng(7)
     lines, areas, differences, verification, similarities = [], [], [], [], []
@@ -52,11 +61,24 @@ def sample(n_pairs: int = 1200, n_draws: int = 30, benchmarks: tuple[str, ...] =
             cell = (convention, 1e-2)
             for name in SCORERS:
                 c = draws.curves[name, cell]
-                lines.append(EdcLine(benchmark, FR, name, convention, 1e-2, c.discard_fraction, c.fnmr, c.threshold))
+                lines.append(
+                    EdcLine(
+                        *cell_key(benchmark, name, convention, 1e-2),
+                        c.discard_fraction,
+                        c.fnmr,
+                        c.threshold,
+                        c.n_mated,
+                        c.n_nonmated,
+                        c.n_false_nonmatches,
+                        c.n_allowed,
+                        c.n_false_matches,
+                    )
+                )
                 for limit in limits:
                     i = draws.interval(name, cell, limit)
-                    numbers = (8.3e-3, limit, i.value, i.low, i.high, n_pairs // 2, n_pairs // 2, i.kind, i.reason)
-                    areas.append(AucRow(benchmark, FR, name, convention, 1e-2, *numbers, n_draws=n_draws))
+                    area = {"auc": i.value, "auc_low": i.low, "auc_high": i.high, "n_draws": n_draws}
+                    area |= {"interval": i.kind, "reason": i.reason, "discard_limit": limit, "fmr_achieved": 8.3e-3}
+                    areas.append(auc_row(name, benchmark=benchmark, convention=convention, fmr=1e-2, **area))
             d = draws.difference(NEW, OLD, cell)
             differences.append(
                 DifferenceRow(
@@ -247,10 +269,6 @@ def test_figures_carry_their_labels(html: str) -> None:
     assert all(len(svg) < 200_000 for svg in svgs(html))
 
 
-def auc_row(scorer: str, auc: float, **changes: object) -> AucRow:
-    return replace(AucRow("LFW", FR, scorer, "paper", 1e-3, 0.0, 0.95, auc, auc, auc, 300, 300), **changes)
-
-
 def marked_scorers(rows: list[AucRow], mark: str) -> list[str]:
     html = render_report(ReportData("t", "v", auc=rows))
     return [
@@ -308,7 +326,7 @@ EVIL = "<script>alert('x')</script>\"&$\\frac{"
 
 
 def test_everything_printed_is_escaped() -> None:
-    rows = auc_row(EVIL, 0.01, benchmark=EVIL, fr=EVIL, convention=EVIL)
+    rows = auc_row(EVIL, 0.01, benchmark=EVIL, recognizer=EVIL, convention=EVIL)
     curve = np.array([0.0, 0.5])
     histogram = {"histogram_counts": [1, 2], "histogram_edges": [0.0, 0.5, 1.0]}
     html = render_report(
@@ -324,7 +342,7 @@ def test_everything_printed_is_escaped() -> None:
                     EVIL, 1e-3, 1e-3, [0.1], [0.2], n_images=2, n_without_pairs=1, mean_index_move=0, **histogram
                 )
             ],
-            edc=[EdcLine(EVIL, EVIL, EVIL, EVIL, 1e-3, curve, curve, curve)],
+            edc=[EdcLine(*cell_key(EVIL, EVIL, EVIL, 1e-3), *[curve] * 8)],
             auc=[rows],
             differences=[DifferenceRow(EVIL, EVIL, EVIL, EVIL, EVIL, 0.0, -1.0, 1.0)],
             verification=[VerificationRow(EVIL, EVIL, 0.9, 0.1, 0.9, 1e-3, 0.2, 0.1, 3, 3)],

@@ -35,6 +35,7 @@ def rows_of_benchmark(
     shard = SimpleNamespace(
         benchmark=SimpleNamespace(name="bench"),
         fr="r18",
+        keys={},
         seed=0,
         settings=EvaluateSettings(fmr=0.05, draws=40, resample=resample, conventions=("paper", "dasec", "nearest")),
         faces=SimpleNamespace(read_all=lambda _: pa.table({"identity": [identity_of(name) for name in names[order]]})),

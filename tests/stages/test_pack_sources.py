@@ -18,9 +18,9 @@ from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.images import STATUSES, decode_image
 from fiqa_ray.job import Job
 from fiqa_ray.models.detector import FaceDetector
+from fiqa_ray.sources.comparisons import read_pairs
 from fiqa_ray.sources.kinds import SOURCES
 from fiqa_ray.sources.vggface2 import list_vggface2
-from fiqa_ray.stages.evaluate import read_pairs
 from fiqa_ray.stages.pack import list_faces
 from fiqa_ray.storage import read_bytes
 from fiqa_ray.synthetic.dataset import write_synthetic_faces

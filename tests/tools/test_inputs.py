@@ -117,6 +117,33 @@ def test_constant_scores_and_pairs_of_one_image_are_said(tmp_path, faces, capsys
     assert "are equal" not in capsys.readouterr().err
 
 
+def test_a_partial_copy_without_folders_of_persons(tmp_path, faces, capsys):
+    """Images of a flat set lie in several parts; pairs of absent ones are counted, folds of one kind are said."""
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for image in (faces / "bench").rglob("*.jpg"):
+        (flat / image.name).write_bytes(image.read_bytes())
+    names = [line.replace(",", "\n").split() for line in (SAME + OTHERS).splitlines()]
+    rows = [(*(name.split("/")[1] for name in row[:2]), row[2], int(row[2])) for row in names]
+    rows += [("gone.jpg", "Name_0_0001.jpg", "0", 0), ("Name_0_0002.jpg", "gone.jpg", "1", 0)]
+    text = PAIRS.replace("mated", "mated,fold") + "".join(f"{a},{b},{m},{f}\n" for a, b, m, f in rows)
+    pairs = {"kind": "table", "uri": table(tmp_path / "partial.csv", text), "allow_partial": True}
+    source = {"kind": "folder", "uri": str(flat), "identity_level": None}
+    settings = job(tmp_path, faces, pairs=pairs, source=source)
+    compute = settings.compute.model_copy(update={"rows_per_part": 5})
+    done = run_job(settings.model_copy(update={"compute": compute}))
+    text = capsys.readouterr().err
+    assert "benchmark bench: 2 of 6 pairs are left out, because" in text
+    assert "benchmark bench: 1 of 2 folds hold mated pairs only or non-mated pairs only" in text
+    n_rows = [part.n_rows for part in done.faces("bench").require().parts]
+    assert set(n_rows[:-1]) == {5}
+    assert sum(n_rows) == len(list(flat.iterdir()))
+    dataset = done.evaluation(settings.benchmarks[0])
+    (part,) = dataset.require().parts
+    assert part.stats == {"n_pairs_used": 4, "n_pairs_skipped": 2}
+    assert dataset.read(part, suffix=".comparisons.parquet")["mated"].to_pylist() == [True, True, False, False]
+
+
 def test_accents_composed_in_another_way_meet_by_the_rule(tmp_path):
     """Folders as macOS stores them, a list as typed; the evaluation is that of a list in the folders' form."""
     root = smoke.make_faces(tmp_path / "faces", n_identities=3, per_identity=4)

@@ -1,7 +1,7 @@
 """Compiled loops of the error-versus-discard curve: wrong decisions among the pairs that are left at each level.
 
-A sample holds pair i `counts[i]` times. Its copies stand in one row, from the worst pair quality to the best, and level k
-discards the first k/20 of them. So a copy is left where its number in that row is above the level's cut: nothing is sorted
+A sample holds pair i `counts[i]` times. Its copies stand in one row, from the worst pair quality to the best, and a level
+discards the first `cut` of them. So a copy is left where its number in that row is above the level's cut: nothing is sorted
 for a sample, the order of the pairs by quality and their order by similarity serve all samples.
 """
 
@@ -11,21 +11,10 @@ import numpy as np
 
 from fiqa_ray.core.kernels.jit import compiled
 
-N_LEVELS = 20
-LATE_LEVEL = 10
-"""First level at which half of the pairs or more are gone."""
-
 
 @compiled
-def number_copies(
-    order: np.ndarray,
-    ordered_mated: np.ndarray,
-    counts: np.ndarray,
-    last: np.ndarray,
-    n_mated: np.ndarray,
-    n_nonmated: np.ndarray,
-) -> None:
-    """Count up the copies of a sample by rising quality, and count what each level leaves.
+def number_copies(order: np.ndarray, counts: np.ndarray, last: np.ndarray) -> int:
+    """Count up the copies of a sample by rising quality, and return their number.
 
     In numpy:
 
@@ -33,29 +22,40 @@ def number_copies(
 
     Args:
         order: `(n_pairs,) int64` pairs by rising quality.
-        ordered_mated: `(n_pairs,) bool`, in that order.
         counts: `(n_pairs,) int64` copies of each pair.
         last: `(n_pairs,) int64`, filled: copies up to and including the pair's own.
-        n_mated: `(20,) int64`, filled: mated copies left at each level.
-        n_nonmated: `(20,) int64`, filled.
     """
-    total, position, mated_before, level = 0, 0, 0, 0
-    for i in range(len(counts)):
-        total += counts[i]
-    n_mated[:] = 0
+    total = 0
     for p in range(len(order)):
         pair = order[p]
-        end = position + counts[pair]
-        while level < N_LEVELS and level * total // N_LEVELS < end:
-            # the cut falls into this pair: so many mated copies lie before it
-            n_mated[level] = mated_before + (level * total // N_LEVELS - position) * ordered_mated[p]
+        total += counts[pair]
+        last[pair] = total
+    return total
+
+
+@compiled
+def count_left(
+    order: np.ndarray, is_counted: np.ndarray, counts: np.ndarray, cuts: np.ndarray, left: np.ndarray
+) -> None:
+    """Count the copies behind each cut that belong to some of the pairs.
+
+    Args:
+        order: `(n_ordered,) int64` pairs by rising quality.
+        is_counted: `(n_ordered,) bool`, in that order.
+        counts: `(n_pairs,) int64` copies of each pair.
+        cuts: `(K,) int64`, rising: copies that each level discards.
+        left: `(K,) int64`, filled.
+    """
+    before, position, level = 0, 0, 0
+    for p in range(len(order)):
+        n = counts[order[p]]
+        while level < len(cuts) and cuts[level] < position + n:  # the cut falls into this pair
+            left[level] = before + (cuts[level] - position) * is_counted[p]
             level += 1
-        mated_before += counts[pair] * ordered_mated[p]
-        position = end
-        last[pair] = end
-    for k in range(N_LEVELS):
-        n_mated[k] = mated_before - n_mated[k]
-        n_nonmated[k] = total - k * total // N_LEVELS - n_mated[k]
+        position += n
+        before += n * is_counted[p]
+    for k in range(len(cuts)):
+        left[k] = before - left[k] if k < level else 0
 
 
 @compiled
@@ -152,92 +152,143 @@ def threshold_nearest(
 
 
 @compiled
-def recomputed_levels(
+def recomputed_thresholds(
     units: tuple[np.ndarray, np.ndarray, np.ndarray],
     late_units: tuple[np.ndarray, np.ndarray, np.ndarray],
     mated_pairs: tuple[np.ndarray, np.ndarray, np.ndarray],
     n_pairs: int,
+    cuts: np.ndarray,
     n_mated: np.ndarray,
     n_nonmated: np.ndarray,
+    n_allowed: np.ndarray,
     target: tuple[int, int],
     is_nearest: bool,
     threshold: np.ndarray,
-    n_false_nonmatches: np.ndarray,
     n_false_matches: np.ndarray,
 ) -> None:
-    """Fill the three `(20,)` arrays at the end: the conventions whose threshold is set again at each level.
+    """Fill the two arrays at the end: a threshold for each level, set by the pairs that it leaves.
 
     Args:
-        units: last, count, similarity of the non-mated pairs by falling similarity, for levels below `LATE_LEVEL`.
+        units: last, count, similarity of the non-mated pairs by falling similarity, for levels that leave more than half.
         late_units: the same for the other levels.
         mated_pairs: the same of the mated pairs by rising similarity.
         n_pairs: copies in the sample.
-        n_mated: `(20,) int64` mated copies left.
-        n_nonmated: `(20,) int64` non-mated copies left.
+        cuts: `(K,) int64`, rising: copies that each level discards.
+        n_mated: `(K,) int64` mated copies left.
+        n_nonmated: `(K,) int64` non-mated copies left.
+        n_allowed: `(K,) int64` false matches that may be made; not used if `is_nearest`.
         target: numerator and denominator of the false match rate.
-        is_nearest: `nearest`, else `paper`.
-        threshold: float64, filled; NaN where a kind of pair ran out.
-        n_false_nonmatches: int64, filled.
-        n_false_matches: int64, filled.
+        is_nearest: whether the count nearest to the target is wanted.
+        threshold: `(K,) float64`, filled; NaN where a kind of pair ran out.
+        n_false_matches: `(K,) int64` non-mated copies left above the threshold, filled.
     """
     last, count, similarity = mated_pairs
-    numerator, denominator = target
-    highest = -np.inf
-    for k in range(N_LEVELS):
-        threshold[k], n_false_nonmatches[k], n_false_matches[k] = np.nan, 0, 0
+    for k in range(len(cuts)):
+        threshold[k], n_false_matches[k] = np.nan, 0
         if n_mated[k] == 0 or n_nonmated[k] == 0:
             continue
-        cut, wanted = k * n_pairs // N_LEVELS, numerator * n_nonmated[k]
-        u_last, u_count, u_similarity = units if k < LATE_LEVEL else late_units
+        u_last, u_count, u_similarity = units if 2 * cuts[k] < n_pairs else late_units
         if is_nearest:
+            wanted = 2 * target[0] * n_nonmated[k]
             found = threshold_nearest(
-                u_last, u_count, u_similarity, last, count, similarity, cut, 2 * wanted, denominator
+                u_last, u_count, u_similarity, last, count, similarity, cuts[k], wanted, target[1]
             )
         else:
-            found = threshold_below(u_last, u_count, u_similarity, cut, max(0, -(-wanted // denominator) - 1))
+            found = threshold_below(u_last, u_count, u_similarity, cuts[k], n_allowed[k])
         threshold[k], n_false_matches[k] = found
-        highest = max(highest, threshold[k])
+
+
+@compiled
+def left_thresholds(
+    units: tuple[np.ndarray, np.ndarray, np.ndarray],
+    mated_pairs: tuple[np.ndarray, np.ndarray, np.ndarray],
+    cuts: np.ndarray,
+    fixed: float,
+    threshold: np.ndarray,
+) -> None:
+    """Fill `threshold`: of the similarities that each level leaves the nearest to `fixed`, the lower of two.
+
+    Arguments as in `recomputed_thresholds`. NaN where a kind of pair ran out.
+    """
+    u_last, u_count, u_similarity = units
+    m_last, m_count, m_similarity = mated_pairs
+    above = np.searchsorted(-u_similarity, -fixed, side="right")  # so many units are not below `fixed`
+    first = np.searchsorted(m_similarity, fixed, side="left")
+    for k in range(len(cuts)):
+        low, high = -np.inf, np.inf
+        for u in range(above, len(u_last)):
+            if copies_left(u_last[u], u_count[u], cuts[k]) > 0:
+                low = u_similarity[u]
+                break
+        for u in range(above - 1, -1, -1):
+            if copies_left(u_last[u], u_count[u], cuts[k]) > 0:
+                high = u_similarity[u]
+                break
+        no_unit, no_mated = low == -np.inf and high == np.inf, True
+        for m in range(first - 1, -1, -1):
+            if copies_left(m_last[m], m_count[m], cuts[k]) > 0:
+                low, no_mated = max(low, m_similarity[m]), False
+                break
+        for m in range(first, len(m_last)):
+            if copies_left(m_last[m], m_count[m], cuts[k]) > 0:
+                high, no_mated = min(high, m_similarity[m]), False
+                break
+        threshold[k] = np.nan if no_unit or no_mated else low if fixed - low <= high - fixed else high
+
+
+@compiled
+def count_errors(
+    mated_pairs: tuple[np.ndarray, np.ndarray, np.ndarray], cuts: np.ndarray, highest: np.ndarray, n_errors: np.ndarray
+) -> None:
+    """Count the mated copies left at each level whose similarity is `highest[k]` or lower.
+
+    Args:
+        mated_pairs: last, count, similarity of the mated pairs by rising similarity.
+        cuts: `(K,) int64`, rising: copies that each level discards.
+        highest: `(K,) float64`; NaN: none is counted.
+        n_errors: `(K,) int64`, filled.
+    """
+    last, count, similarity = mated_pairs
+    n_errors[:] = 0
+    end = -np.inf
+    for k in range(len(cuts)):
+        if highest[k] > end:
+            end = highest[k]
     for m in range(len(last)):
-        if similarity[m] > highest:
+        if similarity[m] > end:
             break
-        for k in range(N_LEVELS):
-            left = copies_left(last[m], count[m], k * n_pairs // N_LEVELS)
+        for k in range(len(cuts)):
+            left = copies_left(last[m], count[m], cuts[k])
             if left == 0:
                 break
-            if similarity[m] <= threshold[k]:
-                n_false_nonmatches[k] += left
+            if similarity[m] <= highest[k]:
+                n_errors[k] += left
 
 
 @compiled
 def step_areas(
-    quality: np.ndarray,
-    similarity: np.ndarray,
-    count: np.ndarray,
-    threshold: float,
-    limits: np.ndarray,
-    area: np.ndarray,
+    quality: np.ndarray, is_wrong: np.ndarray, count: np.ndarray, limits: np.ndarray, area: np.ndarray
 ) -> None:
-    """Fill `area`: the areas below the step curve of the mated pairs up to each limit.
+    """Fill `area`: the areas up to each limit below the step curve that has a level at each quality.
 
     Args:
-        quality: `(n_mated,) float64`, rising; equal qualities are discarded together.
-        similarity: `(n_mated,) float64`, in that order.
-        count: `(n_mated,) int64` copies.
-        threshold: a pair is wrong where its similarity is not above this.
+        quality: `(n,) float64`, rising; equal qualities are discarded together.
+        is_wrong: `(n,) bool`, in that order.
+        count: `(n,) int64` copies.
         limits: `(n_limits,) float64`, rising, in (0, 1].
         area: `(n_limits,) float64`, filled.
     """
     n_left, n_wrong = 0, 0
     for m in range(len(count)):
         n_left += count[m]
-        n_wrong += count[m] * (similarity[m] <= threshold)
+        n_wrong += count[m] * is_wrong[m]
     n_total, start, total, limit, m = n_left, 0.0, 0.0, 0, 0
     while m < len(count) and limit < len(limits):
         height = n_wrong / n_left if n_left > 0 else 0.0
         here = quality[m]
         while m < len(count) and quality[m] == here:
             n_left -= count[m]
-            n_wrong -= count[m] * (similarity[m] <= threshold)
+            n_wrong -= count[m] * is_wrong[m]
             m += 1
         end = (n_total - n_left) / n_total
         while limit < len(limits) and (limits[limit] <= end or n_left == 0):

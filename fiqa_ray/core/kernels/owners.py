@@ -105,9 +105,9 @@ def assign_sorted_scores(
     """
     for i in range(len(index)):
         ascending[np.uint64(index[i])] = prior[i]
-    n_moves = 0
+    total_move = 0
     for rank in range(len(order)):
         image = np.uint64(order[rank])
         score[image] = ascending[rank]
-        n_moves += abs(rank - index[image])
-    return n_moves
+        total_move += abs(rank - index[image])
+    return total_move

@@ -185,8 +185,8 @@ def _around_onnx(model: QualityRegressor) -> Any:
     weights = {f"scaling/{key}": np.array(value, np.float32) for key, value in scaling.items()}
     weights |= {
         "scaling/order": np.array([2, 1, 0] if p.colour == "BGR" else [0, 1, 2]),
-        "head/weight": model.regressor.weight.detach().numpy(),
-        "head/bias": model.regressor.bias.detach().numpy(),
+        "head/weight": model.regressor.weight.detach().mean(0, keepdim=True).numpy(),  # the mean score over the seeds
+        "head/bias": model.regressor.bias.detach().mean(0, keepdim=True).numpy(),
         "head/flat": np.array([-1]),
     }
     before = [
@@ -197,14 +197,23 @@ def _around_onnx(model: QualityRegressor) -> Any:
         helper.make_node("Mul", ["scaling/shifted", "scaling/factor"], ["scaling/pixels"]),
         helper.make_node("Cast", ["scaling/pixels"], [image.name], to=pixel_type),
     ]
+    head_input = "head/input" if model.regressor.kind == "norm" else "embedding"
     after = [
         helper.make_node("Cast", [output.name], ["embedding"], to=TensorProto.FLOAT),
-        helper.make_node("Gemm", ["embedding", "head/weight", "head/bias"], ["head/column"], transB=1),
+        helper.make_node("Gemm", [head_input, "head/weight", "head/bias"], ["head/column"], transB=1),
         helper.make_node("Reshape", ["head/column", "head/flat"], ["score"]),
     ]
+    if model.regressor.kind == "norm":
+        weights["head/ones"] = np.ones((model.regressor.dim, 1), np.float32)
+        after[1:1] = [
+            helper.make_node("Mul", ["embedding", "embedding"], ["head/squares"]),
+            helper.make_node("MatMul", ["head/squares", "head/ones"], ["head/sum"]),
+            helper.make_node("Sqrt", ["head/sum"], ["head/norm"]),
+            helper.make_node("Concat", ["embedding", "head/norm"], [head_input], axis=1),
+        ]
     outputs = [
         helper.make_tensor_value_info("score", TensorProto.FLOAT, ["batch"]),
-        helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", model.regressor.in_features]),
+        helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", model.regressor.dim]),
     ]
     nodes = [*before, *graph.node, *after]
     del graph.node[:], graph.input[:], graph.output[:], graph.value_info[:]

@@ -41,7 +41,7 @@ def faces():
 def saved(recognizer, folder):
     """A regressor with a random head, written and loaded again."""
     torch.manual_seed(0)
-    model = QualityRegressor(recognizer, QualityHead(recognizer.dim))
+    model = QualityRegressor(recognizer, QualityHead(recognizer.dim, "norm", 3))
     folder.mkdir()
     for name, data in save_regressor(
         model, {"scorer": "mine", "validation_scores": score_table(np.arange(5.0))}
