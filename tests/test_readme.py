@@ -164,6 +164,7 @@ def run_command(words):
 
 def check_options(words):
     """Parse a command without running it; unknown commands and options raise."""
+    words = words[: words.index(">")] if ">" in words else words
     command = typer.main.get_command(app)
     context = command.make_context("fiqa-ray", [words[1], "--help"], resilient_parsing=True)
     inner = command.get_command(context, words[1])
@@ -181,6 +182,8 @@ def check_yaml(text):
         "name": "x", "run_uri": "runs/x", "source": {"kind": "folder", "uri": "faces"},
         "recognizer": {"name": "arcface_r18"}, "methods": [{"name": "faceqan"}, {"name": "embedding_norm"}],
     }  # fmt: skip
+    if values.get("source", {}).get("kind") == "embeddings":
+        del whole["recognizer"]
     Path("checked.yaml").write_text(yaml.safe_dump(whole | values))
     load_settings("checked.yaml")
 

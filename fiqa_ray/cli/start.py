@@ -26,15 +26,14 @@ def demo(
     """
     from fiqa_ray.config import load_settings
     from fiqa_ray.engine.progress import note
+    from fiqa_ray.tools.open_run import open_run
     from fiqa_ray.tools.run_job import run_job
     from fiqa_ray.tools.shipped_jobs import write_demo
-    from fiqa_ray.tools.verdict import verdict_lines
 
     note(f"demo: synthetic faces and a recogniser for them in {folder}")
     job_file = write_demo(folder)
     finished_job = run_job(load_settings(str(job_file), overrides or []))
-    for line in verdict_lines(finished_job):
-        print(line)
+    print("\n".join(open_run(finished_job.settings.run_uri).answer()))
     print(public_text(f"report: {finished_job.report().at('report.html')}"))
     print(f"job: {job_file}; change it and run it again with fiqa-ray run {job_file} --new-settings")
 

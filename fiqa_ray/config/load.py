@@ -80,7 +80,7 @@ def _explain(error: Any) -> str:
         known = ", ".join(_keys_at(path))
         return f"{key}: give keys and values, of {known} (found {value!r})"
     shown = f" (found {value!r})" if not isinstance(value, dict | list) else ""
-    return f"{key}: {error['msg'].removeprefix('Value error, ')}{shown}"
+    return f"{f'{key}: ' if key else ''}{error['msg'].removeprefix('Value error, ')}{shown}"
 
 
 def _near(error: Any) -> list[str]:

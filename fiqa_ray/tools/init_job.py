@@ -252,10 +252,10 @@ def find_input(name: str, weights: str | None, options: dict[str, Any], trial: T
         gain, error = jackknife_difference(other[0], best[0])
         if gain > _STANDARD_ERRORS * error:
             best = other
-    others = max((float(d[0]) for d, n in tried if n is not best[1]), default=float("nan"))
-    return best[
-        1
-    ], f"found on these faces, since the file does not say: d' {best[0][0]:.2f}, others at most {others:.2f}"
+    separation, network = best
+    others = max((float(d[0]) for d, n in tried if n is not network), default=float("nan"))
+    why = f"found on these faces, since the file does not say: d' {separation[0]:.2f}, others at most {others:.2f}"
+    return network, why
 
 
 def job_text(

@@ -15,11 +15,13 @@ import pyarrow as pa
 from fiqa_ray.config import PairSettings
 from fiqa_ray.datasets.columns import embedding_lists
 from fiqa_ray.datasets.dataset import MADE_BY, Dataset
+from fiqa_ray.datasets.results import AucRow, DifferenceRow, Row, rows_of
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
 from fiqa_ray.documents import read_document, write_document
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.job import Job
 from fiqa_ray.models.reference import ModelRef
+from fiqa_ray.report.answer import answer_lines
 from fiqa_ray.storage import exists, join, list_files
 
 LABELS = pa.schema(
@@ -296,6 +298,20 @@ class Run:
             FiqaRayError: the run has no evaluation yet, or the job has no benchmarks.
         """
         return pa.concat_tables(d.read_all(suffix=".auc.parquet") for _, d in self._finished("evaluation"))
+
+    def answer(self) -> list[str]:
+        """Return what the benchmarks say of optimized labels: whether they help, by how much, and for which method.
+
+        Raises:
+            FiqaRayError: the run has no evaluation yet.
+        """
+        finished = self._finished("evaluation") if self._of("evaluation") else []
+
+        def rows(row_class: type[Row]) -> list[Row]:
+            suffix = f".{row_class.TABLE}.parquet"
+            return [row for _, d in finished for row in rows_of(row_class, d.read_all(suffix=suffix))]
+
+        return list(answer_lines(rows(AucRow), rows(DifferenceRow)))
 
     def _of(self, name: str) -> list[dict[str, Any]]:
         return [e for e in self._entries if e["dataset"] == name]

@@ -1,12 +1,9 @@
 """The demo's last sentences say what the rows of an evaluation say."""
 
-from types import SimpleNamespace
-
 import numpy as np
-import pytest
 
 from fiqa_ray.datasets.results import AucRow, DifferenceRow
-from fiqa_ray.tools import verdict
+from fiqa_ray.report.answer import answer_lines
 
 WEAK, STRONG = "weak, regressor on optimized labels", "strong, regressor on optimized labels"
 
@@ -43,20 +40,11 @@ def difference(a, b, value, low, high, p, family):
     )
 
 
-@pytest.fixture
-def lines(monkeypatch):
-    """The sentences on given rows."""
-
-    def call(areas, differences):
-        rows = {AucRow: areas, DifferenceRow: differences}
-        monkeypatch.setattr(verdict, "_rows", lambda job, benchmark, row_class: rows[row_class])
-        benchmarks = [SimpleNamespace(name="b")]
-        return list(verdict.verdict_lines(SimpleNamespace(settings=SimpleNamespace(benchmarks=benchmarks))))
-
-    return call
+def lines(areas, differences):
+    return list(answer_lines(areas, differences))
 
 
-def test_a_weak_method_gains_and_a_strong_one_does_not(lines):
+def test_a_weak_method_gains_and_a_strong_one_does_not():
     areas = [
         auc("weak", 0.150), auc("weak, regressor on prior labels", 0.151), auc(WEAK, 0.120),
         auc("strong", 0.097), auc("strong, regressor on prior labels", 0.099), auc(STRONG, 0.098),
@@ -80,11 +68,15 @@ def test_a_weak_method_gains_and_a_strong_one_does_not(lines):
     assert "on b, lower is better (FMR 0.01, convention paper); in brackets a 95% interval" in text[4]
 
 
-def test_an_interval_alone_is_not_clear_after_correction(lines):
+def test_an_interval_alone_is_not_clear_after_correction():
     rows = [difference(WEAK, "weak", -0.03, -0.05, -0.001, 0.2, "unoptimized")]
     assert lines([auc(WEAK, 0.12)], rows)[0] == "Do optimized labels help? No clear difference for weak."
 
 
-def test_harm_is_said(lines):
+def test_harm_is_said():
     rows = [difference(WEAK, "weak", 0.03, 0.01, 0.05, 0.001, "unoptimized")]
     assert lines([auc(WEAK, 0.12)], rows)[0] == "Do optimized labels help? They harm weak."
+
+
+def test_a_job_without_benchmarks_does_not_tell():
+    assert "does not tell" in lines([], [])[0]

@@ -3,50 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from fiqa_ray.datasets.results import AucRow, DifferenceRow, Row, rows_of
-from fiqa_ray.job import Job
+from fiqa_ray.datasets.results import AucRow, DifferenceRow
 
 
-def verdict_lines(job: Job) -> Iterator[str]:
-    """Yield sentences on a finished job, from its first benchmark and the first convention and rate.
+def answer_lines(areas: Sequence[AucRow], differences: Sequence[DifferenceRow]) -> Iterator[str]:
+    """Yield sentences on the first benchmark, recogniser, convention and rate of some results.
 
     A difference is clear where its interval leaves out 0 and its p-value holds after Holm's correction for all comparisons.
     """
-    if not job.settings.benchmarks:
+    if not areas:
         yield "The job has no benchmark of other people, so it does not tell whether optimized labels help."
         return
-    benchmark = job.settings.benchmarks[0].name
-    areas, differences = _rows(job, benchmark, AucRow), _rows(job, benchmark, DifferenceRow)
     first = areas[0]
-    areas = [r for r in areas if r.is_own_limit and _cell(r) == _cell(first)]
-    differences = [r for r in differences if _cell(r) == _cell(first)]
-    area_of = {r.scorer: r.auc for r in areas}
-    gains = [r for r in differences if r.family == "unoptimized"]
+    area_of = {r.scorer: r.auc for r in areas if r.is_own_limit and _cell(r) == _cell(first)}
+    told = [r for r in differences if _cell(r) == _cell(first)]
+    gains = [r for r in told if r.family == "unoptimized"]
     yield _answer(gains)
     for row in gains:
         yield f"  {_gain(row, area_of)}"
-        against = next((r for r in differences if r.family == "baseline" and r.scorer_a == row.scorer_a), None)
+        against = next((r for r in told if r.family == "baseline" and r.scorer_a == row.scorer_a), None)
         if against is not None:
             yield f"    against {row.method} itself: {_change(against, area_of)}"
-    rate = f"FMR {first.fmr:g}, " if first.fmr is not None and not math.isnan(first.fmr) else ""
-    levels = {r.level for r in gains if r.n_draws}
+    rate = "" if first.fmr is None or math.isnan(first.fmr) else f"FMR {first.fmr:g}, "
+    levels = {f"{r.level:.0%}" for r in gains if r.n_draws}
     yield (
-        f"Areas under the error-versus-discard curve x 1000 on {benchmark}, lower is better ({rate}convention "
-        f"{first.convention}){'; in brackets a ' + format(levels.pop(), '.0%') + ' interval' if levels else ''}."
+        f"Areas under the error-versus-discard curve x 1000 on {first.benchmark}, lower is better ({rate}convention "
+        f"{first.convention}){'; in brackets a ' + levels.pop() + ' interval' if levels else ''}."
     )
 
 
-def _rows(job: Job, benchmark: str, row_class: type[Row]) -> list[Row]:
-    dataset = job.evaluation(job.benchmark(benchmark))
-    (part,) = dataset.require().parts
-    return rows_of(row_class, dataset.read(part, suffix=f".{row_class.TABLE}.parquet"))
-
-
-def _cell(row: AucRow | DifferenceRow) -> tuple[str, str, str]:
+def _cell(row: AucRow | DifferenceRow) -> tuple[str, str, str, str]:
     """Return what areas must share to be compared; a rate that is NaN equals itself."""
-    return row.recognizer, row.convention, f"{row.fmr}"
+    return row.benchmark, row.recognizer, row.convention, f"{row.fmr}"
 
 
 def _is_clear(row: DifferenceRow) -> bool:
