@@ -53,7 +53,7 @@ def test_yaml_that_would_take_all_memory_or_time_is_refused(tmp_path, text, word
         ("methods=faceqan", "methods: give a list, such as methods=[{name: faceqan}] (found 'faceqan')"),
         ("evaluate.conventions=paper", "evaluate.conventions: give a list, such as evaluate.conventions=[paper]"),
         ("optimize=3", "optimize: give keys and values, of theta, index_scale (found 3)"),
-        ("methods=[]", "methods: Tuple should have at least 1 item"),
+        ("methods=[]", "methods: is missing"),
     ],
 )
 def test_one_mistake_is_one_line(tmp_path, override, line):

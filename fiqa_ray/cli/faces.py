@@ -55,6 +55,16 @@ def score(
     histogram: Annotated[
         bool, typer.Option("--histogram", help="also draw a histogram of the scores, as .png beside the scores")
     ] = False,
+    ignore_exif: Annotated[
+        bool, typer.Option("--ignore-exif", help="take pixels as they are stored, as code that reads by PIL does")
+    ] = False,
+    resize_crops: Annotated[
+        bool,
+        typer.Option("--resize-crops", help="square crops of another size are aligned too: resize them to 112x112"),
+    ] = False,
+    allow_missing_end: Annotated[
+        bool, typer.Option("--allow-missing-end", help="read JPEGs that lack nothing but their end mark")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=0, help="images per forward pass; 0: as in a job")] = 0,
     device: Device = "cpu",
 ) -> None:
@@ -74,6 +84,10 @@ def score(
     check_output(output)
     if sheet is not None and not sheet.lower().endswith((".jpg", ".jpeg")):
         raise UsageError(f"--sheet {sheet!r} must end in .jpg")
+    if detector and resize_crops:
+        raise UsageError(
+            "--resize-crops takes images for aligned crops, and --detector aligns them; give one of the two"
+        )
     left_out: Counter[str] = Counter()
     files = list_images(images, left_out)
     if left_out:
@@ -91,6 +105,9 @@ def score(
             validation_scores=(scorer.card or {}).get("validation_scores"),
             batch_size=batch_size or default_batch_size(device),
             n_threads=n_threads,
+            apply_exif=not ignore_exif,
+            resize_crops=resize_crops,
+            allow_missing_end=allow_missing_end,
             advance=progress.advance,
         )
     write_scores(table, output)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fiqa_ray.config.faces import RecognizerSettings
+from fiqa_ray.config.faces import RecognizerSettings, label_of
 from fiqa_ray.config.section import Section, repeated
 from fiqa_ray.public_uri import public_uri
 from fiqa_ray.setting_types import Name, Options, Uri
@@ -40,11 +40,14 @@ KeyRule = Literal["dot_slash", "slash", "unicode", "ending", "prefix"]
 class ScoresSettings(Section):
     """A file of scores, of the user or of another tool. A bare path stands for its `uri`."""
 
-    uri: Uri = Field(description="CSV or Parquet (image_id, score), OFIQ's CSV, or lines `path score`")
+    uri: Uri = Field(
+        description="CSV or Parquet (image_id, score), OFIQ's or XQLFW's file, lines `path score`, or a pickle {path: score}"
+    )
     id_column: str | None = Field(None, description="column of the image's name; default: image_id, or OFIQ's Filename")
     score_column: str | None = Field(None, description="column of the score; default: score, or UnifiedQualityScore")
     separator: str | None = Field(None, min_length=1, max_length=1, description="of a CSV; default: by its header")
     key_rule: tuple[KeyRule, ...] = Field((), description="what does not count when names of images are compared")
+    higher_is_better: bool = Field(True, description="false for an uncertainty or a distance, which is negated")
 
 
 ScoresFile = Annotated[ScoresSettings, BeforeValidator(lambda v: {"uri": v} if isinstance(v, str) else v)]
@@ -88,8 +91,3 @@ def _default_label(name: str) -> str:
     keys = dict(part.split("=", 1) for part in public_uri(name).split("/") if "=" in part)
     label = f"{keys['fiqa']}-regressor-{keys['labels']}" if {"fiqa", "labels"} <= set(keys) else label_of(name)
     return re.sub(r"[^A-Za-z0-9_.-]", "_", label).lstrip("_.-")
-
-
-def label_of(name: str) -> str:
-    """Return a model's name as a path component: `package:net` becomes `package.net`, and folders are left out."""
-    return public_uri(name).replace(":", ".").rsplit("/", 1)[-1]

@@ -30,7 +30,7 @@ class GivenShard:
 
 def given_steps(job: Job) -> Iterator[list[Step]]:
     """Yield the steps that copy given embeddings, one per face set; none where a recogniser makes them."""
-    if job.settings.source.kind != "embeddings":
+    if not job.settings.has_given_embeddings:
         return
     steps = []
     for face_set, source in job.face_sets.items():

@@ -95,12 +95,12 @@ def _given_dim(job: Job) -> int:
     """Return the dimensions of embeddings that are given, from the first of them."""
     from fiqa_ray.sources.stored_embeddings import list_embeddings, read_stored_embeddings
 
-    uri = job.settings.source.uri
+    uri = next(iter(job.face_sets.values())).uri
     return read_stored_embeddings(uri, list_embeddings(uri).slice(0, 1)).shape[1]
 
 
-def _measure_models(job: Job) -> tuple[float, int, dict[str, float]]:
-    """Return the recogniser's seconds per image and dimensions, and the seconds of each method that runs a model.
+def _measure_models(job: Job) -> tuple[dict[str, float], int, dict[str, float]]:
+    """Return the seconds per image of each FR model, the job's dimensions, and the seconds of each method with a model.
 
     Each is measured on one small batch and one thread.
     """
@@ -110,8 +110,8 @@ def _measure_models(job: Job) -> tuple[float, int, dict[str, float]]:
     from fiqa_ray.stages.infer import ModelCall, is_from_embeddings, method_call
 
     s = job.settings
-    if s.source.kind == "embeddings":
-        return 0.0, _given_dim(job), {}
+    if s.has_given_embeddings:
+        return {s.recognizer.label: 0.0}, _given_dim(job), {}
     faces = torch.randint(0, 256, (4, 3, 112, 112), dtype=torch.uint8)
 
     def measure(name: str, call: ModelCall) -> tuple[float, Any]:
@@ -127,10 +127,14 @@ def _measure_models(job: Job) -> tuple[float, int, dict[str, float]]:
         return (time.monotonic() - started) / 4, output
 
     with one_thread():
-        embed_s, output = measure(s.recognizer.name, ModelCall(s.recognizer, None, None, {}, s.seed, "cpu"))
+        embed_s, n_dims = {}, 0
+        for recognizer in {r.label: r for r in (*job.judges, s.recognizer)}.values():
+            call = ModelCall(recognizer, None, None, {}, s.seed, "cpu")
+            embed_s[recognizer.label], output = measure(recognizer.name, call)
+            n_dims = int(output.shape[1])  # the last one is the job's
         score_s = {
             m.label: measure(m.name, replace(method_call(job, m), device="cpu"))[0]
             for m in s.methods
             if m.scores is None and m.fuse is None and not is_from_embeddings(job, m)
         }
-    return embed_s, int(output.shape[1]), score_s
+    return embed_s, n_dims, score_s

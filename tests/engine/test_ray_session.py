@@ -6,9 +6,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 
+import fiqa_ray.engine.ray
 import smoke
 from fiqa_ray.config import ComputeSettings
 from fiqa_ray.datasets.dataset import Dataset
@@ -117,6 +120,8 @@ def _fake_ray(monkeypatch, n_failures):
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(fiqa_ray.engine.ray, "head_watch", lambda: nullcontext(SimpleNamespace(is_lost=False)))
+    monkeypatch.setattr(fiqa_ray.engine.ray, "catch_sigterm", lambda: None)
     return calls
 
 
