@@ -278,8 +278,11 @@ class Job:
     # regressors
 
     def label_sets(self) -> list[LabelSet]:
-        """Return the label sets that regressors are trained on: for every method the prior one and one per theta."""
-        if not self.with_training:
+        """Return the label sets that regressors are trained on: for every method the prior one and one per theta.
+
+        Without images there is no network to train on, and so no regressor.
+        """
+        if not self.with_training or self.settings.has_given_embeddings:
             return []
         return [LabelSet(m, t) for m in self.settings.methods for t in (None, *self.settings.optimize.theta)]
 

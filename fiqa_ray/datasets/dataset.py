@@ -142,6 +142,7 @@ MADE_BY = {
     "cells": "evaluate",
     "evaluation": "evaluate",
     "results": "evaluate",
+    "report": "report",
 }
 """Dataset name -> the stage that writes it, for error messages."""
 
