@@ -2,8 +2,9 @@
 
 python benchmarks/onnx_rows.py [--rows NAME ...] [--opsets 11 13 17 20] [--json FILE]
 
-Weights are random. Embeddings are compared in float32, gradients of a random sum of the outputs in float64, since in float32 a
-PReLU near 0 bends the gradient of a few pixels. Both differences are shares of a length; the exit code is 1 if one exceeds 1e-5.
+Weights are random. Embeddings are compared in float32, gradients of a random sum of the outputs in float64: in float32 a
+PReLU near 0 bends the gradient of a few pixels. Both differences are shares of a length. The exit code is 1 if one exceeds
+1e-5.
 """
 
 from __future__ import annotations
