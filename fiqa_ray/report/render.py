@@ -24,6 +24,7 @@ from fiqa_ray.report.data import ReportData
 FOLDER = Path(__file__).parent
 
 FAMILIES = {
+    "imitated": "regressors on prior labels against the scores that they imitate",
     "baseline": "regressors on optimized labels against the methods' own scores",
     "unoptimized": "regressors on optimized labels against those on prior labels",
 }

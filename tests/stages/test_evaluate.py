@@ -140,6 +140,7 @@ def test_families_of_comparisons() -> None:
 
     trained = ["m, prior", "m, optimized"]
     assert families(["m", *trained, "oracle"], compare_scorers=[("m", "oracle")]) == {
+        "imitated": [("m, prior", "m")],
         "baseline": [("m, optimized", "m")],
         "unoptimized": [("m, optimized", "m, prior")],
         "random": [("m", "random"), ("m, prior", "random"), ("m, optimized", "random")],
