@@ -61,16 +61,17 @@ def test_starting_errors_equal_dasec(name: str) -> None:
         assert edc.n_false_nonmatches.tolist() == [*expected["error_counts"], 0]
         for limit, area in expected["pauc"].items():
             assert same(edc.auc(float(limit)), area["raw"])
-    for expected in CASES[name]["dasec_fm_edc"]:
-        # as many false matches allowed as its threshold makes: the same pairs are wrong, if no similarities are equal
-        n = CASES[name]["n_impostor"]
-        if not 0 < expected["error_counts"][0] < n or "tie" in name:
-            continue
-        edc = curve(name, expected["error_counts"][0] / n, changed("m", "dasec", pool="nonmated"))
-        assert edc.convention.error == "fmr"
-        assert edc.n_false_matches.tolist() == [*expected["error_counts"], 0]
-        for limit, area in expected["pauc"].items():
-            assert same(edc.auc(float(limit)), area["raw"])
+    expected = CASES[name].get("dasec_fm_edc")
+    if expected is None or "tie" in name:  # of equal similarities the rate allows all or none
+        return
+    # as many false matches allowed as its threshold makes: the same pairs are wrong
+    n = CASES[name]["n_impostor"]
+    assert 0 < expected["error_counts"][0] < n
+    edc = curve(name, expected["error_counts"][0] / n, changed("m", "dasec", pool="nonmated"))
+    assert edc.convention.error == "fmr"
+    assert edc.n_false_matches.tolist() == [*expected["error_counts"], 0]
+    for limit, area in expected["pauc"].items():
+        assert same(edc.auc(float(limit)), area["raw"])
 
 
 def test_further_published_values_and_their_normalisation() -> None:
@@ -123,7 +124,7 @@ def published_pmf(similarity: np.ndarray, mated: np.ndarray, worst: np.ndarray, 
 @pytest.mark.parametrize("n_values", [8, 10**6])
 def test_pmf_equals_a_port_of_the_published_script(n_values: int) -> None:
     rng = np.random.default_rng(n_values)
-    n = 1301
+    n = 1300  # k * (n - 1) / 100 is no whole number: there rounding noise decides in the published script
     mated = rng.permutation(np.arange(n) < 700)
     quality = np.round(rng.random((2, n)) * n_values)
     similarity = np.round(mated * quality.min(axis=0) / n_values + 0.4 * rng.normal(size=n), 3)
