@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from fiqa_ray._version import __version__
-from fiqa_ray.cli import faces, job, model, results
+from fiqa_ray.cli import faces, job, model, results, threshold
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.public_uri import public_text
 
@@ -32,6 +32,7 @@ COMMANDS = (
     results.scores,
     results.embeddings,
     results.verify,
+    threshold.threshold,
     faces.score,
     model.doctor,
     model.train_pcnet,

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fiqa_ray.config import BenchmarkSettings, PairListSettings
 from fiqa_ray.core.templates import Templates, subjects_of, template_embeddings, template_qualities
@@ -77,6 +78,25 @@ class Comparisons:
         return subjects_of(n, self.row_a[known], self.row_b[known])
 
 
+MAX_LISTED_PAIRS = 8_000_000
+"""Up to so many pairs of `all_pairs` are listed: those of 4,000 images."""
+
+
+def list_all_pairs(benchmark: BenchmarkSettings, identity: pa.Array) -> Comparisons:
+    """Return all pairs of the images of a set, mated where the source names one person.
+
+    Raises:
+        FiqaRayError: There are too many.
+    """
+    n = len(identity)
+    if n * (n - 1) // 2 > MAX_LISTED_PAIRS:
+        raise FiqaRayError(f"benchmark {benchmark.name}: {n:,} images have more than {MAX_LISTED_PAIRS:,} pairs")
+    person = pc.dictionary_encode(identity).indices.to_numpy(zero_copy_only=False)
+    row_a, row_b = (side.astype(np.int64) for side in np.triu_indices(n, 1))
+    is_mated = person[row_a] == person[row_b]
+    return Comparisons(row_a, row_b, is_mated, np.full(len(row_a), -1), None, None, benchmark.pairs)
+
+
 def read_pairs(settings: PairListSettings) -> VerificationPairs | TemplatePairs:
     """Return the pairs of a benchmark as its list names them.
 
@@ -99,13 +119,20 @@ def _read_templates(uri: str) -> TemplatePairs:
     return read_ijb_pairs(uri)
 
 
-def match_pairs(benchmark: BenchmarkSettings, image_id: pa.Array) -> Comparisons:
+def match_pairs(benchmark: BenchmarkSettings, image_id: pa.Array, identity: pa.Array) -> Comparisons:
     """Return the pairs of a benchmark by rows of its units.
+
+    Args:
+        benchmark: settings.
+        image_id: names of its images.
+        identity: whom each image shows.
 
     Raises:
         FiqaRayError: The list names an image or template that is not there, unless partial copies are allowed.
     """
     settings = benchmark.pairs
+    if settings.kind == "all_pairs":
+        return list_all_pairs(benchmark, identity)
     pairs = read_pairs(settings)
     if isinstance(pairs, TemplatePairs):
         return _match_templates(benchmark, pairs, image_id)
