@@ -4,8 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # constraints.txt pins a CPU build of torch for local runs; GPU clusters install the package without it
 CONSTRAINTS ?= constraints.txt
+CHAOS_TRIALS ?= 100
+CHAOS_SEED ?= 1
 
-.PHONY: demo check test test-nojit lint docs bench
+.PHONY: demo check test test-nojit lint docs bench chaos
 
 $(BIN)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,6 +33,11 @@ lint: $(BIN)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/codespell fiqa_ray tests benchmarks jobs docs examples README.md CONTRIBUTING.md CHANGELOG.md
+
+chaos: $(BIN)/.ready  ## faults of an S3 server, then 100 kills; hours. CHAOS_TRIALS and CHAOS_SEED choose fewer and others
+	FIQA_RAY_CHAOS=1 $(BIN)/python -m pytest --timeout 1800 tests/chaos
+	rm -rf runs/chaos
+	$(BIN)/python tests/chaos/kills.py runs/chaos --trials $(CHAOS_TRIALS) --seed $(CHAOS_SEED)
 
 docs: $(BIN)/.ready  ## the documentation, into site/; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

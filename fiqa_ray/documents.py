@@ -12,8 +12,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.storage import json_bytes, put_if_absent, read_bytes, read_if_there, write_atomic
+from fiqa_ray.errors import FiqaRayError, StorageError
+from fiqa_ray.storage import exists, json_bytes, put_if_absent, read_bytes, read_if_there, read_shown, write_atomic
 
 SUM_KEY = "document_sha256"
 _SEAL = b"\nsha256 "
@@ -78,6 +78,18 @@ def read_document(uri: str, remedy: str, place: str = "") -> dict[str, Any] | No
     return None if data is None else parse_document(data, uri, remedy, place)
 
 
+def read_written(uri: str, remedy: str, place: str = "") -> dict[str, Any]:
+    """Return the entries of a document that this run wrote or found a moment ago; raise as `parse_document`."""
+    data = read_shown(uri)
+    if data is None:
+        raise StorageError(
+            f"{uri}: was written a moment ago and is not there; check that the storage shows what was written, and run the "
+            "same command again",
+            may_pass=True,
+        )
+    return parse_document(data, uri, remedy, place)
+
+
 def write_document(uri: str, values: Mapping[str, Any], place: str = "") -> None:
     """Write a document whole, in one step."""
     write_atomic(uri, document_bytes(values, place))
@@ -85,7 +97,12 @@ def write_document(uri: str, values: Mapping[str, Any], place: str = "") -> None
 
 def create_document(uri: str, values: Mapping[str, Any], place: str = "") -> bool:
     """Write a document unless the file is there; return whether it was written."""
-    return put_if_absent(uri, document_bytes(values, place))
+    try:
+        return put_if_absent(uri, document_bytes(values, place))
+    except StorageError as exc:
+        if exc.is_refused and exists(uri):  # a finished run on a read-only disk
+            return False
+        raise
 
 
 def sealed(data: bytes, place: str) -> bytes:

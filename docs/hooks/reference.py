@@ -18,7 +18,7 @@ from typer.cli import get_docs_for_click
 from fiqa_ray import cli
 from fiqa_ray.config import Settings
 from fiqa_ray.models.method_table import METHODS
-from fiqa_ray.models.recognizer_table import RECOGNIZERS
+from fiqa_ray.models.recognizer_table import RECOGNIZERS, NetworkRow
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -106,27 +106,33 @@ def _default(schema: dict[str, Any]) -> str:
 
 def models_page() -> str:
     """Return the page of the recognisers and FIQA methods that have a name, from the tables of the package."""
-    text = "# Models and methods\n\nWeights are not part of the package: fetch the released file under its licence.\n"
+    text = "# Models and methods\n\nWeights are not part of the package: get the released file under its licence, by hand\n"
+    text += "or, where the table says so, by `fiqa-ray models fetch NAME`, which shows the licence and asks first.\n"
     text += "Input pixels are scaled as (v - mean) / scale, v from 0 to 255. A larger score means better quality.\n"
     rows = []
     for name, row in RECOGNIZERS.items():
         pixels = f"{row.preprocessing.colour} (v - {row.preprocessing.mean:g}) / {row.preprocessing.scale:g}"
         network = f"{row.macs / 1e9:.2f} GMAC per face<br>{row.dim} dimensions<br>{pixels}"
-        rows.append([f"`{name}`", network, _origin(row.released_file, row)])
+        rows.append([f"`{name}`", network, _origin(_file(row), row)])
     columns = ["name", "network and input", "released file, authors' code, licence"]
     text += "\n## Recognisers\n\nValues of `recognizer.name` and of `--recognizer`.\n\n" + _table(columns, rows)
     rows = []
     for name, method in METHODS.items():
         own = method.network or method.head
         random = "" if method.deterministic else "<br>draws random numbers"
-        scores = f"{method.cost} per face<br>scores {method.usual_range}{random}"
-        rows.append([f"`{name}`", scores, _origin(own.released_file if own else "", method)])
+        scores = f"{method.cost} per face<br>range: {method.range_text}; usual: {method.usual_range}"
+        scores += f"<br>better: {method.direction}{random}"
+        rows.append([f"`{name}`", scores, _origin(_file(own) if own else "", method)])
     columns = ["name", "cost and usual scores", "released file, authors' code, licence"]
     text += (
         "\n## FIQA methods\n\nValues of `methods[].name` and of `--model`. F and B are forward and backward passes of "
     )
     text += "the recogniser. A method without released file works on the job's recogniser.\n\n"
     return text + _table(columns, rows)
+
+
+def _file(row: NetworkRow) -> str:
+    return f"{row.released_file} (`fetch`)" if row.fetch_uri else row.released_file
 
 
 def _origin(released_file: str, row: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from fiqa_ray._version import __version__
-from fiqa_ray.cli import faces, job, model, results, threshold
+from fiqa_ray.cli import evaluate, faces, job, model, results, tables, threshold
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.public_uri import public_text
 
@@ -25,6 +25,7 @@ _ClickError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "
 
 COMMANDS = (
     job.run,
+    evaluate.evaluate,
     job.plan,
     job.status,
     job.rejects,
@@ -36,15 +37,16 @@ COMMANDS = (
     faces.score,
     model.doctor,
     model.train_pcnet,
+    model.calibrate_froq,
     model.export,
     job.report,
     job.submit,
-    model.models,
 )
 """All commands, in the order of `--help`. A command is a function with typer's arguments; its name is the function's."""
 
 for _command in COMMANDS:
     app.command()(_command)
+app.add_typer(tables.models, name="models")
 
 
 def _print_version(wanted: bool) -> None:

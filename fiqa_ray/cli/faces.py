@@ -19,7 +19,7 @@ from fiqa_ray.cli.arguments import (
     Weights,
     named_model,
 )
-from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.errors import FiqaRayError, UsageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,6 +45,16 @@ def score(
     detector: Annotated[
         str | None, typer.Option(help="YuNet's .onnx: images are raw, and the largest face of each is aligned")
     ] = None,
+    ignore_exif: Annotated[
+        bool, typer.Option("--ignore-exif", help="take pixels as they are stored, as code that reads by PIL does")
+    ] = False,
+    resize_crops: Annotated[
+        bool,
+        typer.Option("--resize-crops", help="square crops of another size are aligned too: resize them to 112x112"),
+    ] = False,
+    allow_missing_end: Annotated[
+        bool, typer.Option("--allow-missing-end", help="read JPEGs that lack nothing but their end mark")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=0, help="images per forward pass; 0: as in a job")] = 0,
     device: Device = "cpu",
 ) -> None:
@@ -60,6 +70,10 @@ def score(
     from fiqa_ray.tools.score import check_output, score_images, write_scores
 
     check_output(output)
+    if detector and resize_crops:
+        raise UsageError(
+            "--resize-crops takes images for aligned crops, and --detector aligns them; give one of the two"
+        )
     left_out: Counter[str] = Counter()
     files = list_images(images, left_out)
     if left_out:
@@ -75,6 +89,9 @@ def score(
             validation_scores=(scorer.card or {}).get("validation_scores"),
             batch_size=batch_size or default_batch_size(device),
             n_threads=n_threads,
+            apply_exif=not ignore_exif,
+            resize_crops=resize_crops,
+            allow_missing_end=allow_missing_end,
             advance=progress.advance,
         )
     write_scores(table, output)

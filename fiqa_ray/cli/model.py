@@ -1,4 +1,4 @@
-"""The commands about models: their list, a check of one, its export, and the training of PCNet."""
+"""The commands about one model: its check, its export, the training of PCNet, and the calibration of FROQ."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from fiqa_ray.cli.arguments import (
 from fiqa_ray.errors import UsageError
 
 
-def models() -> None:
-    """List the FR models and FIQA methods that have a name."""
-    from fiqa_ray.tools.show import methods_table, recognizers_table
-
-    console.print(recognizers_table())
-    console.print(methods_table())
-    console.print("A larger score means better quality everywhere. F, B: forward and backward passes of the FR model.")
-
-
 def doctor(
     model: Annotated[
         str,
         typer.Argument(metavar="MODEL", help="an FR model, a FIQA method or a regressor, named as elsewhere"),
     ],
     images: Annotated[
-        str | None, typer.Option(help="folder of aligned crops, one folder per person (default: synthetic faces)")
+        str | None,
+        typer.Option(
+            help="folder of aligned crops, one folder per person, or a .csv or .parquet of faces (default: synthetic faces)"
+        ),
+    ] = None,
+    landmarks: Annotated[
+        str | None, typer.Option(help="landmarks of a folder of raw images: a CSV in VGGFace2's form")
+    ] = None,
+    landmark_order: Annotated[
+        str | None, typer.Option(help="order of the landmarks, as source.landmark_order names it")
     ] = None,
     people: Annotated[int, typer.Option(min=3, help="people to look at, four images each")] = 32,
     recognizer: Recognizer_ = None,
@@ -63,7 +63,11 @@ def doctor(
     from fiqa_ray.tools.show import findings_table, findings_total
 
     named = named_model(model, recognizer, weights, recognizer_weights, option, recognizer_option, allow_import, device)
-    findings = examine(named, images, people, as_recognizer=as_recognizer)
+    if images is None and (landmarks or landmark_order):
+        raise UsageError("--landmarks and --landmark-order belong to --images; name the images")
+    findings = examine(
+        named, images, people, landmarks=landmarks, landmark_order=landmark_order, as_recognizer=as_recognizer
+    )
     if as_json:
         print(json.dumps([vars(f) for f in findings], indent=1))
     else:
@@ -125,3 +129,28 @@ def train_pcnet(
         card = train(packed, output, steps)
     loss = card["validation_loss"]
     print(f"{output}: loss on held-out people {'not known, too few people' if loss is None else f'{loss:.4f}'}")
+
+
+def calibrate_froq(
+    recognizer: Annotated[str, typer.Argument(metavar="FR-MODEL", help="the FR model, named as elsewhere")],
+    images: Annotated[str, typer.Option(help="folder of aligned crops, one folder per person")],
+    weights: Weights = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="an option of the FR model")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="CSV or Parquet of labels, larger is better (default: FROQ's own quality)")
+    ] = None,
+    label_column: Annotated[str, typer.Option(help="column of the labels, beside image_id")] = "label",
+    max_images: Annotated[int, typer.Option(min=10, help="faces to use at most")] = 500,
+    seed: Annotated[int, typer.Option(min=0, help="of the draw of faces and of the noise")] = 0,
+) -> None:
+    """Find the layers of an FR model that the method froq needs, by labels of faces; they are printed as settings."""
+    from fiqa_ray.models.recognition import load_recognizer
+    from fiqa_ray.safe_yaml import parse_options
+    from fiqa_ray.tools.froq import calibrate
+
+    network = load_recognizer(recognizer, weights, **parse_options(option or []))
+    chosen = calibrate(network, images, labels, label_column, max_images, seed)
+    print(f"# {len(chosen.layers)} of {chosen.n_layers} layers, by {chosen.n_images} faces")
+    print(f"methods: [{{name: froq, options: {{layers: {json.dumps(chosen.layers)}}}}}]")

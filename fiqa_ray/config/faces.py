@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from fiqa_ray.config.section import Section
 from fiqa_ray.core.landmark_order import LandmarkOrder
+from fiqa_ray.public_uri import public_uri
 from fiqa_ray.setting_types import Options, Uri
 
 
@@ -70,8 +71,28 @@ class RecognizerSettings(Section):
     """The FR model M."""
 
     name: Uri = Field(description="a name of `fiqa-ray models`, `module:function`, or an .onnx file")
+    label: str = Field(
+        "", pattern="^[^/=]*$", description="name of the model in results; default: the last part of name"
+    )
     weights: Uri | None = Field(None, description="path or URL of the weights")
     options: Options = Field({}, description="keyword arguments of the model")
     flip: Literal["none", "sum", "concat"] = Field(
         "none", description="add the mirrored face's embedding, or append it; sum and concat need train.mode: finetune"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_label(cls, value: Any) -> Any:
+        return labelled(value)
+
+
+def labelled(value: Any) -> Any:
+    """Return the settings of a model with its label, if they name it."""
+    if isinstance(value, dict) and not value.get("label") and isinstance(value.get("name"), str):
+        return {**value, "label": label_of(value["name"])}
+    return value
+
+
+def label_of(name: str) -> str:
+    """Return a model's name as a path component: `package:net` becomes `package.net`, and folders are left out."""
+    return public_uri(name).replace(":", ".").rsplit("/", 1)[-1]

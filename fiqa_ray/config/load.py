@@ -14,15 +14,25 @@ from fiqa_ray.safe_yaml import override, parse_yaml
 from fiqa_ray.storage import read_bytes
 
 
-def load_settings(job_uri: str, overrides: list[str] | tuple[str, ...] = ()) -> Settings:
+def load_settings(job_uri: str, overrides: list[str] | tuple[str, ...] = (), *, with_training: bool = True) -> Settings:
     """Read a job's settings from YAML and apply overrides.
 
     Args:
         job_uri: the YAML file: a path or any fsspec URL.
         overrides: `key=value` texts with dotted keys and YAML values, such as `optimize.theta=0.01`.
+        with_training: whether training faces and methods are needed.
 
     Raises:
         UsageError: lists every mistake with its key and value and, for an unknown key, the nearest valid one.
+    """
+    return make_settings(settings_values(job_uri, overrides), Path(job_uri).name, with_training=with_training)
+
+
+def settings_values(job_uri: str, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the values of a job's YAML with overrides, as nested dicts; nothing but their form is checked.
+
+    Raises:
+        UsageError: The file or an override is no settings.
     """
     text = read_bytes(job_uri).decode("utf-8", errors="replace")
     values = parse_yaml(text, job_uri)
@@ -30,26 +40,28 @@ def load_settings(job_uri: str, overrides: list[str] | tuple[str, ...] = ()) -> 
         raise UsageError(f"{job_uri} must hold settings as 'key: value' lines, found {type(values).__name__}")
     for assignment in overrides:
         override(values, assignment)
-    return make_settings(values, Path(job_uri).name)
+    return values
 
 
-def make_settings(values: dict[str, Any], origin: str = "settings") -> Settings:
+def make_settings(values: dict[str, Any], origin: str = "settings", *, with_training: bool = True) -> Settings:
     """Return the settings that a nested dict holds.
 
     Args:
         values: as YAML gives them.
         origin: name of the file, for error messages.
+        with_training: whether training faces and methods are needed.
 
     Raises:
         UsageError: as `load_settings`.
     """
+    lines = [f"{key}: is missing" for key in ("source", "methods") if with_training and not values.get(key)]
     try:
-        return Settings.model_validate(values)
+        settings = Settings.model_validate(values)
+        if not lines:
+            return settings
     except ValidationError as exc:
-        lines = [_explain(error) for error in exc.errors()]
-        raise UsageError(
-            f"{origin}: {len(lines)} wrong setting(s)\n" + "\n".join(f"  {line}" for line in lines)
-        ) from None
+        lines += [_explain(error) for error in exc.errors()]
+    raise UsageError(f"{origin}: {len(lines)} wrong setting(s)\n" + "\n".join(f"  {line}" for line in lines))
 
 
 def _explain(error: Any) -> str:

@@ -6,9 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fiqa_ray.config.faces import RecognizerSettings
+from fiqa_ray.config.faces import RecognizerSettings, labelled
 from fiqa_ray.config.section import Section, repeated
-from fiqa_ray.public_uri import public_uri
 from fiqa_ray.setting_types import Name, Options, Uri
 
 
@@ -39,11 +38,14 @@ KeyRule = Literal["dot_slash", "slash", "unicode", "ending", "prefix"]
 class ScoresSettings(Section):
     """A file of scores, of the user or of another tool. A bare path stands for its `uri`."""
 
-    uri: Uri = Field(description="CSV or Parquet (image_id, score), OFIQ's CSV, or lines `path score`")
+    uri: Uri = Field(
+        description="CSV or Parquet (image_id, score), OFIQ's or XQLFW's file, lines `path score`, or a pickle {path: score}"
+    )
     id_column: str | None = Field(None, description="column of the image's name; default: image_id, or OFIQ's Filename")
     score_column: str | None = Field(None, description="column of the score; default: score, or UnifiedQualityScore")
     separator: str | None = Field(None, min_length=1, max_length=1, description="of a CSV; default: by its header")
     key_rule: tuple[KeyRule, ...] = Field((), description="what does not count when names of images are compared")
+    higher_is_better: bool = Field(True, description="false for an uncertainty or a distance, which is negated")
 
 
 ScoresFile = Annotated[ScoresSettings, BeforeValidator(lambda v: {"uri": v} if isinstance(v, str) else v)]
@@ -67,9 +69,7 @@ class MethodSettings(Section):
     @model_validator(mode="before")
     @classmethod
     def _default_label(cls, value: Any) -> Any:
-        if isinstance(value, dict) and not value.get("label") and isinstance(value.get("name"), str):
-            return {**value, "label": label_of(value["name"])}
-        return value
+        return labelled(value)
 
     @model_validator(mode="after")
     def _check_kind(self) -> MethodSettings:
@@ -78,8 +78,3 @@ class MethodSettings(Section):
         if self.scores is not None and self.recognizer is not None:
             raise ValueError(f"{self.label} has scores of its own: leave out its recognizer")
         return self
-
-
-def label_of(name: str) -> str:
-    """Return a model's name as a path component: `package:net` becomes `package.net`, and folders are left out."""
-    return public_uri(name).replace(":", ".").rsplit("/", 1)[-1]

@@ -295,10 +295,16 @@ def reassign_scores(
     return score, scale_to_unit(score), total_move / max(len(prior), 1)
 
 
-def scale_to_unit(score: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Scale scores `(I,)` to labels in [0, 1] by min-max (released transfer-learning code); 0 where all are equal."""
-    low, high = (score.min(), score.max()) if len(score) else (0.0, 0.0)
-    return ((score - low) / (high - low if high > low else 1.0)).astype(np.float32)
+def scale_to_unit(score: NDArray[np.float64], extremes: tuple[float, float] | None = None) -> NDArray[np.float32]:
+    """Scale scores `(I,)` to labels in [0, 1] by min-max (released transfer-learning code); 0 where all are equal.
+
+    `extremes` are the lowest and the highest of all scores, where these are only some of them.
+    """
+    if extremes is None:
+        extremes = (score.min(), score.max()) if len(score) else (0.0, 0.0)
+    low, high = extremes
+    above: NDArray[np.float64] = score - low + 0.0  # -0 becomes 0: labels do not depend on which zero is the lowest
+    return (above / (high - low if high > low else 1.0)).astype(np.float32)
 
 
 def rank_scale(index_scale: str, n_images: int, n_pairs: int) -> float:

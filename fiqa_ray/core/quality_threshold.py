@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import norm
 
 from fiqa_ray.core.verification import BoolArray, FloatArray, IntArray, check_finite
 from fiqa_ray.errors import FiqaRayError, UsageError
@@ -165,9 +166,22 @@ def _intervals(search: _Search, n_draws: int, level: float, seed: int) -> tuple[
     is_undefined = np.isnan(draws).any(axis=1)
     if n_draws == 0 or is_undefined.mean() > MAX_UNDEFINED:
         return [(np.nan, np.nan)] * 3, int(is_undefined.sum())
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    ends = np.quantile(draws[~is_undefined], tails, axis=0)
-    return [(float(low), float(high)) for low, high in ends.T], int(is_undefined.sum())
+    defined = draws[~is_undefined]
+    low, high = np.quantile(defined[:, 0], [(1 - level) / 2, (1 + level) / 2])
+    return [(float(low), float(high)), *(_rate_interval(rates, level) for rates in defined[:, 1:].T)], int(
+        is_undefined.sum()
+    )
+
+
+def _rate_interval(rates: FloatArray, level: float) -> tuple[float, float]:
+    """Return the interval of a rate on the scale of its arcsine, where its spread hardly depends on the rate itself.
+
+    Percentiles of few errors lie too low: a sample with few errors by chance also says that they vary little.
+    """
+    angle = np.arcsin(np.sqrt(rates))
+    half = norm.ppf((1 + level) / 2) * angle.std()
+    low, high = np.sin(np.clip([angle.mean() - half, angle.mean() + half], 0, np.pi / 2)) ** 2
+    return float(low), float(high)
 
 
 def _copies(rng: np.random.Generator, n: int) -> FloatArray:

@@ -18,6 +18,8 @@ from fiqa_ray.errors import FiqaRayError
 
 BASELINE, UNOPTIMIZED, OPTIMIZED, GIVEN = "baseline", "unoptimized", "optimized", "given"
 """Variants of scores: a method's own, a regressor's on prior and on optimized labels, and further ones of the user."""
+RANDOM, ORACLE = "random", "oracle"
+"""References, which never compete for the best: random numbers, and the recorded truth."""
 
 
 @dataclass(frozen=True)

@@ -7,34 +7,56 @@ a resumed run repeats none. Numerics run as plain tasks.
 
 from __future__ import annotations
 
+import atexit
+import itertools
+import logging
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from fiqa_ray.config import ComputeSettings
-from fiqa_ray.engine.local import Item, Outcome, WorkerSlot, call_and_catch, local_map
+from fiqa_ray.engine.head_watch import head_watch
+from fiqa_ray.engine.interrupts import catch_sigterm
+from fiqa_ray.engine.late_shards import Announcer, LateShards, start_board
+from fiqa_ray.engine.local import Item, LostProcessError, Outcome, WorkerSlot, call_and_catch, local_map
+from fiqa_ray.engine.progress import note
 from fiqa_ray.engine.step import Worker
 from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.storage.patience import set_patience
 
 LARGE_BYTES = 1 << 30
 """A process returns the memory of larger shards to the system; that of smaller ones serves its next shard."""
 
 
-@dataclass(frozen=True)
 class RayMapper:
     """Runs shards on a Ray cluster: in actor pools of Ray Data for models and decoding, in plain tasks for numerics."""
 
-    compute: ComputeSettings
+    def __init__(self, compute: ComputeSettings) -> None:
+        self.compute = compute
+        self._groups = itertools.count()
 
     def __call__(self, items: Sequence[Item]) -> Iterator[tuple[Item | None, Outcome]]:
-        """Run shards."""
+        """Run shards, and name those that are late."""
         engine = items[0][0].engine
         if engine == "driver":
-            return local_map(items)
-        return _ray_data(items, self.compute) if engine == "data" else _ray_tasks(items, self.compute)
+            yield from local_map(items)
+            return
+        run = _ray_data if engine == "data" else _ray_tasks
+        announce = Announcer(self._board, next(self._groups))
+        with LateShards(items, announce, self.compute.late_after_s, lambda: self.waits_for(items)) as watch:
+            for number, outcome in run(items, self.compute, announce):
+                if number is not None:
+                    watch.finish(number, outcome)
+                yield None if number is None else items[number], outcome
+
+    @cached_property
+    def _board(self) -> Any:
+        """The board on which workers write which shards they run."""
+        return start_board()
 
     def waits_for(self, items: Sequence[Item]) -> str:
         """Return which resource the cluster lacks altogether, or an empty text."""
@@ -54,15 +76,19 @@ class RayMapper:
         )
 
 
-def _ray_tasks(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tuple[Item | None, Outcome]]:
+def _ray_tasks(
+    items: Sequence[Item], compute: ComputeSettings, announce: Announcer
+) -> Iterator[tuple[int | None, Outcome]]:
+    """Run shards as tasks; yield their numbers with what came of them."""
     import ray
 
-    def run_shard(make_worker: Any, shard: Any, is_large: bool) -> Outcome:
+    def run_shard(number: int, make_worker: Any, shard: Any, is_large: bool, patience_s: float) -> Outcome:
         from fiqa_ray.core.kernels.threads import one_thread
         from fiqa_ray.engine.memory import give_back_memory, reuse_memory
 
+        set_patience(patience_s, has_answered=True)
         reuse_memory()
-        with one_thread():
+        with announce(number), one_thread():
             outcome = call_and_catch(lambda: make_worker()(shard))
         if is_large:  # another process may get the next one
             give_back_memory()
@@ -71,24 +97,46 @@ def _ray_tasks(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tupl
     # a lost machine is Ray's to retry; what the code raises comes back as a result
     task = ray.remote(num_cpus=1, max_retries=5)(run_shard)
     width = compute.n_workers or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    waiting = iter(items)
-    running: dict[Any, Item] = {}
+    waiting = iter(enumerate(items))
+    running: dict[Any, int] = {}
     while True:
         while len(running) < width and (item := next(waiting, None)) is not None:
-            step, shard = item
+            number, (step, shard) = item
             memory = _grantable(step.memory_bytes) if step.memory_bytes else 0
             options = task.options(memory=memory or None, num_gpus=1 if step.needs_gpu else None)
-            sent = options.remote(step.make_worker, shard, step.memory_bytes > LARGE_BYTES)
-            running[sent] = item
+            is_large = step.memory_bytes > LARGE_BYTES
+            sent = options.remote(number, step.make_worker, shard, is_large, compute.storage_patience_s)
+            running[sent] = number
         if not running:
             return
         (ready,), _ = ray.wait(list(running), num_returns=1)
-        item = running.pop(ready)
+        number = running.pop(ready)
         try:
             outcome: Outcome = ray.get(ready)
         except ray.exceptions.RayError as exc:
-            outcome = exc
-        yield item, outcome
+            outcome = lost_process(exc)
+        yield number, outcome
+
+
+def lost_process(exc: Exception) -> Exception:
+    """Return what Ray says of a lost worker as one sentence; other faults of Ray stay as they are."""
+    import ray
+
+    text = " ".join(str(exc).split())
+    if isinstance(exc, ray.exceptions.OutOfMemoryError):
+        cause = "its machine ran out of memory; run fewer workers (compute.n_workers) or smaller parts (rows_per_part)"
+        return LostProcessError(cause)
+    is_node = isinstance(exc, ray.exceptions.NodeDiedError) or re.search(
+        r"node .{0,80}(died|dead|terminated|failed)", text
+    )
+    if is_node:
+        return LostProcessError("its machine was lost time after time", is_machine=True)
+    lost = (ray.exceptions.WorkerCrashedError, ray.exceptions.RayActorError, ray.exceptions.OwnerDiedError)
+    if not isinstance(exc, (*lost, ray.exceptions.ObjectLostError)):
+        return exc
+    code = re.search(r"exit code[:= ]*(-?\d+)", text)
+    how = f"exit code {code[1]}" if code else "killed, out of memory, or a crash in native code"
+    return LostProcessError(f"its process ended in the middle of the work, also when it was tried again ({how})")
 
 
 def _grantable(memory_bytes: int) -> int:
@@ -103,24 +151,72 @@ def _grantable(memory_bytes: int) -> int:
 class _ShardActor:
     """One worker of a Ray Data actor pool; loads a model when the first of its shards comes."""
 
-    def __init__(self, makers: list[Callable[[], Worker]], items: list[tuple[int, Any]]) -> None:
+    def __init__(
+        self, makers: list[Callable[[], Worker]], chunks: _Chunks, announce: Announcer, patience_s: float
+    ) -> None:
         import torch
 
         torch.set_num_threads(1)
-        self._makers, self._items, self._workers = makers, items, WorkerSlot()
+        set_patience(patience_s, has_answered=True)
+        self._makers, self._chunks, self._announce, self._workers = makers, chunks, announce, WorkerSlot()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        import ray
         from ray import cloudpickle
 
-        outcomes = []
-        for i in batch["item"]:
-            maker, shard = self._items[int(i)]
-            outcomes.append(call_and_catch(lambda m=maker, s=shard: self._workers.get(self._makers[m])(ray.get(s))))  # type: ignore[misc]
-        return {"item": list(batch["item"]), "outcome": [cloudpickle.dumps(o) for o in outcomes]}
+        numbers, outcomes = [], []
+        for i in batch["id"]:
+            number, maker, shard = self._chunks.get(int(i))
+            with self._announce(number):
+                outcomes.append(call_and_catch(lambda m=maker, s=shard: self._workers.get(self._makers[m])(s)))  # type: ignore[misc]
+            numbers.append(number)
+        return {"number": numbers, "outcome": [cloudpickle.dumps(o) for o in outcomes]}
 
 
-def _ray_data(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tuple[Item | None, Outcome]]:
+class _Chunks:
+    """Shards in a few objects of Ray's store; an actor holds the chunk that it works on."""
+
+    def __init__(self, shards: list[tuple[int, int, Any]], n_chunks: int) -> None:
+        import ray
+
+        self._size = max(1, -(-len(shards) // n_chunks))
+        self._refs = [ray.put(shards[i : i + self._size]) for i in range(0, len(shards), self._size)]
+        self._held: tuple[int, list[tuple[int, int, Any]]] = (-1, [])
+
+    def get(self, index: int) -> tuple[int, int, Any]:
+        """Return a shard with its number and the number of its maker."""
+        import ray
+
+        chunk, place = divmod(index, self._size)
+        if self._held[0] != chunk:
+            self._held = (chunk, ray.get(self._refs[chunk]))
+        return self._held[1][place]
+
+
+def _ray_data(
+    items: Sequence[Item], compute: ComputeSettings, announce: Announcer
+) -> Iterator[tuple[int | None, Outcome]]:
+    """Run shards in an actor pool; yield their numbers with what came of them.
+
+    A shard that ends its process time after time ends its pool; another pool runs the rest.
+    """
+    import ray
+
+    left = dict(enumerate(items))
+    while left:
+        try:
+            for number, outcome in _run_pool(left, compute, announce):
+                left.pop(number)
+                yield number, outcome
+        except ray.exceptions.RayError as exc:
+            culprit, outcome = announce.in_hand(exc), lost_process(exc)
+            if culprit is None or left.pop(culprit, None) is None:
+                yield None, outcome
+                return
+            yield culprit, outcome
+
+
+def _run_pool(items: dict[int, Item], compute: ComputeSettings, announce: Announcer) -> Iterator[tuple[int, Outcome]]:
+    """Run shards, given by number, in one actor pool of Ray Data."""
     import warnings
 
     import ray
@@ -128,34 +224,28 @@ def _ray_data(items: Sequence[Item], compute: ComputeSettings) -> Iterator[tuple
 
     resources = ray.cluster_resources()
     n_gpus = int(resources.get("GPU", 0))
-    on_gpu = items[0][0].uses_model and wants_gpus(compute.device, 1)
+    on_gpu = next(iter(items.values()))[0].uses_model and wants_gpus(compute.device, 1)
     n_present = n_gpus if on_gpu else int(resources.get("CPU", 1))
     size = min(compute.n_workers or max(1, n_present), len(items))
-    steps = list({id(step): step for step, _ in items}.values())
-    number = {id(step): i for i, step in enumerate(steps)}
-    shards = [(number[id(step)], ray.put(shard)) for step, shard in items]
-    data: ray.data.Dataset = ray.data.from_items(
-        [{"item": i} for i in range(len(items))], override_num_blocks=len(items)
-    )
+    steps = list({id(step): step for step, _ in items.values()}.values())
+    maker = {id(step): i for i, step in enumerate(steps)}
+    chunks = _Chunks([(number, maker[id(step)], shard) for number, (step, shard) in items.items()], 2 * size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # max_restarts has no named parameter yet
-        data = data.map_batches(
+        data = ray.data.range(len(items), override_num_blocks=len(items)).map_batches(
             _ShardActor,
             batch_size=1,
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(size=size),
-            fn_constructor_args=([s.make_worker for s in steps], shards),
+            fn_constructor_args=([s.make_worker for s in steps], chunks, announce, compute.storage_patience_s),
             num_gpus=1 if on_gpu else 0,
             num_cpus=1,
             # a worker that dies for good must end the step: by default Ray Data tries forever
             max_restarts=3,
             max_task_retries=3,
         )
-    try:
-        for row in data.iter_rows():
-            yield items[int(row["item"])], cloudpickle.loads(row["outcome"])
-    except ray.exceptions.RayError as exc:
-        yield None, exc
+    for row in data.iter_rows():
+        yield int(row["number"]), cloudpickle.loads(row["outcome"])
 
 
 def wants_gpus(device: str, n_workers: int) -> bool:
@@ -238,7 +328,6 @@ def ray_session(compute: ComputeSettings) -> Iterator[None]:
     os.environ.setdefault(
         "MIMALLOC_PURGE_DELAY", "2000"
     )  # ms that Arrow keeps freed memory: see fiqa_ray.engine.memory
-    import logging
     import warnings
 
     warnings.filterwarnings("ignore", module=r"ray(\.|$)")
@@ -266,11 +355,29 @@ def ray_session(compute: ComputeSettings) -> Iterator[None]:
     else:
         _check_token(address)
     with _loopback() if address == "local" else nullcontext():
+        _start(address, options)
+        try:
+            with head_watch() as watch:
+                yield
+        finally:
+            if watch.is_lost:  # nothing answers any more
+                atexit.unregister(ray.shutdown)
+            else:
+                ray.shutdown()
+
+
+def _start(address: str, options: dict[str, Any]) -> None:
+    """Start or join Ray; try once more if it does not start in time, as on a machine under load."""
+    import ray
+
+    for is_last in (False, True):
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            catch_sigterm()
+            return
         except (ConnectionError, OSError, ValueError, RuntimeError) as exc:
-            raise FiqaRayError(f"cannot start or join Ray at address {address!r}: {exc}") from exc
-        try:
-            yield
-        finally:
+            is_late = "timed out" in str(exc).lower() or "timeout" in str(exc).lower()
+            if is_last or not is_late:
+                raise FiqaRayError(f"cannot start or join Ray at address {address!r}: {exc}") from exc
+            note(f"Ray did not start in time ({' '.join(str(exc).split())[:120]}); trying once more")
             ray.shutdown()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.models.devices import find_device
 from fiqa_ray.models.formats.checkpoints import (
+    ADAFACE_PREFIX,
+    CVLFACE_PREFIXES,
     MAGFACE_PREFIXES,
     State,
     fill_randomly,
@@ -32,7 +34,7 @@ from fiqa_ray.models.options import check_options, near_name
 from fiqa_ray.models.preprocessing import UNIT_PIXELS, Preprocessing
 from fiqa_ray.models.probe import probe_faces
 from fiqa_ray.models.recognizer import FACE_SHAPE, Recognizer, check_embeddings
-from fiqa_ray.models.recognizer_table import MAGFACE, RECOGNIZERS, NetworkRow
+from fiqa_ray.models.recognizer_table import ADAFACE, CVLFACE, MAGFACE, RECOGNIZERS, NetworkRow
 from fiqa_ray.models.reference import ModelRef
 from fiqa_ray.models.user_code import as_network, call_function
 from fiqa_ray.storage import public_uri, read_bytes
@@ -98,10 +100,29 @@ def load_released(what: str, name: str, row: NetworkRow, weights: str | os.PathL
             f"({row.licence}); for a trial without meaning, weights=random:0"
         )
     uri = os.fspath(weights)
+    if row.file_format == "onnx":
+        return _load_released_onnx(name, row, uri)
     backbone = row.build()
     is_random = uri.startswith("random:")
     sha256 = _fill_with_seed(backbone, uri) if is_random else _load_checkpoint(backbone, name, row, uri)
     return Recognizer(name, backbone, row.preprocessing, row.dim, sha256, is_random=is_random)
+
+
+def _load_released_onnx(name: str, row: NetworkRow, uri: str) -> Recognizer:
+    """Load a row whose released file is an ONNX quality network."""
+    if uri.startswith("random:"):
+        raise UsageError(f"{name}: an ONNX file holds its own weights; give {row.released_file} instead of {uri!r}")
+    network = load_onnx(uri, None, asdict(row.preprocessing), quality=row.dim == 1)
+    _warn_of_hash(row, uri, network.weights_sha256)
+    network.name = name
+    return network
+
+
+def _warn_of_hash(row: NetworkRow, uri: str, sha256: str) -> None:
+    if row.sha256 is not None and sha256 != row.sha256:
+        logger.warning(
+            "%s: SHA-256 %s is not that of the released %s (%s)", public_uri(uri), sha256, row.released_file, row.sha256
+        )
 
 
 def _fill_with_seed(backbone: nn.Module, weights: str) -> str:
@@ -117,22 +138,35 @@ def _load_checkpoint(backbone: nn.Module, name: str, row: NetworkRow, uri: str) 
     """Load a checkpoint into a network and return the file's hash."""
     data = read_bytes(uri)
     sha256 = sha256_of(data)
-    if row.sha256 is not None and sha256 != row.sha256:
-        logger.warning(
-            "%s: SHA-256 %s is not that of the released %s (%s)", public_uri(uri), sha256, row.released_file, row.sha256
-        )
+    _warn_of_hash(row, uri, sha256)
     state: Mapping[str, Tensor]
     if row.file_format == "mxnet":
         state = load_mxnet_iresnet(data, name=uri)
     else:
         state = find_backbone(read_checkpoint(data, uri), backbone.state_dict(), uri)
     load_strictly(backbone, state, uri)
-    if isinstance(state, State) and state.wrapping in MAGFACE_PREFIXES and row.source != MAGFACE:
+    if isinstance(state, State):
+        _check_colours(name, row, uri, state.wrapping)
+    return sha256
+
+
+def _check_colours(name: str, row: NetworkRow, uri: str, wrapping: str) -> None:
+    """Refuse a file whose wrapping shows that its network has the same entries and wants other pixels."""
+    if wrapping in MAGFACE_PREFIXES and row.source != MAGFACE:
         raise FiqaRayError(
-            f"{uri}: looks like a MagFace checkpoint (its entries begin with {state.wrapping!r}), whose pixels are BGR "
+            f"{uri}: looks like a MagFace checkpoint (its entries begin with {wrapping!r}), whose pixels are BGR "
             f"from 0 to 1 and whose eps is 2e-5; {name} would load it and be wrong. Choose magface_r100, _r50 or _r18"
         )
-    return sha256
+    if wrapping in CVLFACE_PREFIXES and row.source == ADAFACE:
+        raise FiqaRayError(
+            f"{uri}: looks like a file of CVLface (its entries begin with {wrapping!r}), whose pixels are RGB; {name} "
+            f"would load it and be wrong. Choose {name.replace('adaface', 'cvlface')}"
+        )
+    if wrapping == ADAFACE_PREFIX and row.source == CVLFACE and name in RECOGNIZERS:
+        raise FiqaRayError(
+            f"{uri}: looks like a checkpoint of AdaFace (its entries begin with {wrapping!r}), whose pixels are BGR; {name} "
+            f"would load it and be wrong. Choose {name.replace('cvlface', 'adaface')}"
+        )
 
 
 def load_onnx(

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fiqa_ray.config import BenchmarkSettings, PairListSettings
+from fiqa_ray.core.all_pairs import n_all_pairs
 from fiqa_ray.core.templates import Templates, subjects_of, template_embeddings, template_qualities
 from fiqa_ray.core.verification import BoolArray, FloatArray, IntArray
 from fiqa_ray.errors import FiqaRayError
@@ -78,23 +79,35 @@ class Comparisons:
         return subjects_of(n, self.row_a[known], self.row_b[known])
 
 
-MAX_LISTED_PAIRS = 8_000_000
-"""Up to so many pairs of `all_pairs` are listed: those of 4,000 images."""
+MAX_LISTED_PAIRS = 4_000_000
+"""Up to so many pairs of `all_pairs` are listed: those of 2,800 images. Of larger sets so many are drawn."""
+
+
+def n_listed_pairs(benchmark: BenchmarkSettings, n_images: int) -> int:
+    """Return the number of pairs that are listed of a benchmark."""
+    if benchmark.pairs.kind == "all_pairs":
+        return min(n_all_pairs(n_images), MAX_LISTED_PAIRS)
+    return len(read_pairs(benchmark.pairs).mated)
 
 
 def list_all_pairs(benchmark: BenchmarkSettings, identity: pa.Array) -> Comparisons:
-    """Return all pairs of the images of a set, mated where the source names one person.
-
-    Raises:
-        FiqaRayError: There are too many.
-    """
+    """Return all pairs of the images of a set, or a sample of them; mated where the source names one person."""
     n = len(identity)
-    if n * (n - 1) // 2 > MAX_LISTED_PAIRS:
-        raise FiqaRayError(f"benchmark {benchmark.name}: {n:,} images have more than {MAX_LISTED_PAIRS:,} pairs")
-    person = pc.dictionary_encode(identity).indices.to_numpy(zero_copy_only=False)
-    row_a, row_b = (side.astype(np.int64) for side in np.triu_indices(n, 1))
+    person = person_rows(identity)
+    if n_all_pairs(n) <= MAX_LISTED_PAIRS:
+        row_a, row_b = (side.astype(np.int64) for side in np.triu_indices(n, 1))
+    else:
+        rng = np.random.default_rng(0)
+        row_a, row_b = rng.integers(n, size=(2, MAX_LISTED_PAIRS))
+        row_b = (row_a + 1 + row_b % (n - 1)) % n
     is_mated = person[row_a] == person[row_b]
-    return Comparisons(row_a, row_b, is_mated, np.full(len(row_a), -1), None, None, benchmark.pairs)
+    return Comparisons(row_a, row_b, is_mated, np.full(len(row_a), -1, np.int64), None, None, benchmark.pairs)
+
+
+def person_rows(identity: pa.Array) -> IntArray:
+    """Return a number for each image's person, `(I,) int64`."""
+    codes = pc.dictionary_encode(identity).indices.to_numpy(zero_copy_only=False)
+    return np.asarray(codes, np.int64)
 
 
 def read_pairs(settings: PairListSettings) -> VerificationPairs | TemplatePairs:
@@ -119,20 +132,17 @@ def _read_templates(uri: str) -> TemplatePairs:
     return read_ijb_pairs(uri)
 
 
-def match_pairs(benchmark: BenchmarkSettings, image_id: pa.Array, identity: pa.Array) -> Comparisons:
+def match_pairs(benchmark: BenchmarkSettings, image_id: pa.Array) -> Comparisons:
     """Return the pairs of a benchmark by rows of its units.
 
     Args:
         benchmark: settings.
         image_id: names of its images.
-        identity: whom each image shows.
 
     Raises:
         FiqaRayError: The list names an image or template that is not there, unless partial copies are allowed.
     """
     settings = benchmark.pairs
-    if settings.kind == "all_pairs":
-        return list_all_pairs(benchmark, identity)
     pairs = read_pairs(settings)
     if isinstance(pairs, TemplatePairs):
         return _match_templates(benchmark, pairs, image_id)

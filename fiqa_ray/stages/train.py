@@ -56,7 +56,7 @@ def estimate(job: Job, workload: Workload) -> Iterator[Cost]:
             work_s = n * n_epochs * workload.units.head_image / len(label_sets)
             memory, read = min(workload.scale.embedding_bytes, CACHE_BYTES), workload.scale.embedding_bytes
         else:
-            work_s = FINETUNE_PASSES * n * n_epochs * workload.embed_s
+            work_s = FINETUNE_PASSES * n * n_epochs * workload.embed_s[job.fr]
             memory, read = PARTS_AT_ONCE * workload.part_rows * FACE_MEMORY, float(n * n_epochs * FACE_BYTES)
         yield Cost(
             "train",
@@ -114,7 +114,7 @@ def training_task(job: Job, label_set: LabelSet) -> Task:
         "n_clusters": s.pair.n_clusters,
         "n_repeats": s.pair.n_repeats,
         "seed": s.seed,
-        "dataset": public_uri(s.source.uri),
+        "dataset": public_uri(s.train_source.uri),
         "job": s.name,
         "training": s.train.model_dump(mode="json"),
         "code_version": __version__,

@@ -63,14 +63,22 @@ class Finding:
 
 
 def examine(
-    model: NamedModel, images: str | None = None, n_people: int = 32, *, as_recognizer: bool = False
+    model: NamedModel,
+    images: str | None = None,
+    n_people: int = 32,
+    *,
+    landmarks: str | None = None,
+    landmark_order: str | None = None,
+    as_recognizer: bool = False,
 ) -> list[Finding]:
     """Load a model and check it; a file that does not load is a finding too.
 
     Args:
         model: the model that the command names.
-        images: folder of faces, see `load_trial_faces`.
+        images: folder or table of faces, see `load_trial_faces`.
         n_people: people to look at.
+        landmarks: landmarks of a folder's images.
+        landmark_order: order of the landmarks.
         as_recognizer: whether the model is an FR model, where its name could be either (`.onnx`, `module:function`).
 
     Raises:
@@ -82,7 +90,7 @@ def examine(
     ):
         raise UsageError(f"{model.name} is an FR model itself: give its own --weights and --option only")
     find_device(model.device)
-    trial = load_trial_faces(images, n_people)
+    trial = load_trial_faces(images, n_people, landmarks, landmark_order)
     kind = ModelRef.parse(model.name).kind
     loaded: Recognizer | Scorer
     try:
@@ -96,11 +104,20 @@ def examine(
     except FiqaRayError as error:
         hint = ". If it is an FR model, add --as-recognizer" if kind == "onnx" and not is_recognizer else ""
         return [Finding("file", "fault", f"{error}{hint}")]
+    first = check_landmarks(trial)
     if isinstance(loaded, Recognizer):
-        return [check_file(loaded, RECOGNIZERS.get(model.name)), *check_recognizer(loaded, trial)]
+        return [*first, check_file(loaded, RECOGNIZERS.get(model.name)), *check_recognizer(loaded, trial)]
     row = METHODS[model.name].network if model.name in METHODS else None
     file_findings = [check_file(loaded.network, row)] if loaded.network is not None else []
-    return [*file_findings, *check_scorer(loaded, trial)]
+    return [*first, *file_findings, *check_scorer(loaded, trial)]
+
+
+def check_landmarks(trial: TrialFaces) -> list[Finding]:
+    """Say how the landmarks fit the template, if the faces were aligned by landmarks."""
+    if trial.landmarks is None:
+        return []
+    state: Literal["ok", "open"] = "open" if trial.landmarks.is_forced else "ok"
+    return [Finding("landmarks", state, str(trial.landmarks))]
 
 
 def check_file(network: Recognizer, row: NetworkRow | None) -> Finding:

@@ -74,10 +74,10 @@ def record_results(job: Job) -> None:
         ),
         *(
             ({"method": m.label, "theta": t}, partial(job.optimized_labels, m, t))
-            for m in s.methods
+            for m in (s.methods if job.with_training else ())
             for t in s.optimize.theta
         ),
-        *(({"set": b.name}, partial(job.evaluation, b)) for b in benchmarks),
+        *([({}, job.results)] if benchmarks else []),
     ]
     record: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "name": s.name, "datasets": []}
     for keys, find in wanted:
@@ -89,6 +89,10 @@ def record_results(job: Job) -> None:
         stored = read_results_record(s.run_uri)
     except FiqaRayError:  # damaged: it follows from the settings, and is written again
         stored = None
+    if stored is not None and not job.with_training:  # labels and regressors of the run stay
+        named = [{k: v for k, v in e.items() if k != "place"} for e in record["datasets"]]
+        kept = [e for e in stored.get("datasets", []) if {k: v for k, v in e.items() if k != "place"} not in named]
+        record["datasets"] += kept
     if stored != record:
         write_document(join(s.run_uri, RESULTS), record, RESULTS)
 
@@ -218,12 +222,13 @@ class Run:
         """Return the areas under the error-versus-discard curves of all benchmarks, with 95 % intervals; lower is better.
 
         Returns:
-            The rows of `fiqa_ray.datasets.results.AucRow`: one per benchmark, scorer, convention and discard limit.
+            The rows of `fiqa_ray.datasets.results.AucRow`: one per benchmark, recogniser, scorer, convention, rate and
+            discard limit.
 
         Raises:
-            FiqaRayError: the run has no evaluation yet, or the job has no benchmarks.
+            FiqaRayError: the run has no results yet, or the job has no benchmarks.
         """
-        return pa.concat_tables(d.read_all(suffix=".auc.parquet") for _, d in self._finished("evaluation"))
+        return pa.concat_tables(d.read_all(suffix=".auc.parquet") for _, d in self._finished("results"))
 
     def _of(self, name: str) -> list[dict[str, Any]]:
         return [e for e in self._entries if e["dataset"] == name]

@@ -91,8 +91,8 @@ def _count_faces(job: Job, face_set: str) -> tuple[int, int]:
     return len(faces), account.n_people
 
 
-def _measure_models(job: Job) -> tuple[float, int, dict[str, float]]:
-    """Return the recogniser's seconds per image and dimensions, and the seconds of each method that runs a model.
+def _measure_models(job: Job) -> tuple[dict[str, float], int, dict[str, float]]:
+    """Return the seconds per image of each FR model, the job's dimensions, and the seconds of each method with a model.
 
     Each is measured on one small batch and one thread.
     """
@@ -117,10 +117,14 @@ def _measure_models(job: Job) -> tuple[float, int, dict[str, float]]:
         return (time.monotonic() - started) / 4, output
 
     with one_thread():
-        embed_s, output = measure(s.recognizer.name, ModelCall(s.recognizer, None, None, {}, s.seed, "cpu"))
+        embed_s, n_dims = {}, 0
+        for recognizer in {r.label: r for r in (*job.judges, s.recognizer)}.values():
+            call = ModelCall(recognizer, None, None, {}, s.seed, "cpu")
+            embed_s[recognizer.label], output = measure(recognizer.name, call)
+            n_dims = int(output.shape[1])  # the last one is the job's
         score_s = {
             m.label: measure(m.name, replace(method_call(job, m), device="cpu"))[0]
             for m in s.methods
             if m.scores is None and m.fuse is None and not is_from_embeddings(job, m)
         }
-    return embed_s, int(output.shape[1]), score_s
+    return embed_s, n_dims, score_s

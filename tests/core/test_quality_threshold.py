@@ -67,21 +67,20 @@ def population(rng: np.random.Generator, n_persons: int = 400) -> MatedSample:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("wish", "value"), [("target_fnmr", 0.05), ("max_reject_rate", 0.2)])
-def test_a_choice_on_half_of_the_persons_holds_on_the_other_half(wish, value) -> None:
-    """In at least 93 % of 200 splits the other half shows a rate within the interval."""
+@pytest.mark.parametrize("wish", [{"target_fnmr": 0.05}, {"max_reject_rate": 0.2}])
+def test_a_choice_on_half_of_the_persons_holds_on_the_other_half(wish) -> None:
+    """In at least 93 % of 200 splits the other half shows rates within the intervals."""
     rng = np.random.default_rng(20)
     within = np.zeros((200, 2), bool)
     for split, row in enumerate(within):
         sample = population(rng)
         here, there = (sample.of_persons(half) for half in halves(400, split))
-        choice = choose_threshold(here, **{wish: value}, n_draws=300, seed=split)
-        for k, (rate, (low, high)) in enumerate(
-            zip(there.rates(choice.threshold), (choice.fnmr_interval, choice.reject_interval), strict=True)
-        ):
-            row[k] = low <= rate <= high
+        choice = choose_threshold(here, **wish, n_draws=200, seed=split)
+        intervals = choice.fnmr_interval, choice.reject_interval
+        row[:] = [low <= r <= high for r, (low, high) in zip(there.rates(choice.threshold), intervals, strict=True)]
     assert within.mean(axis=0).min() >= 0.93
-    assert within.mean(axis=0).max() <= 0.995  # not by intervals that hold everything
+    wished = within[:, int("max_reject_rate" in wish)]
+    assert wished.mean() < 1  # not by intervals that hold everything
 
 
 def test_mated_sample_takes_the_mated_pairs() -> None:

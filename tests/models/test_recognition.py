@@ -133,8 +133,10 @@ def test_every_network_gets_its_colours_and_scale(name):
     """A crop of three different grey levels; what arrives is written out by hand from the authors' code."""
     pixels = torch.zeros(1, 3, 112, 112, dtype=torch.uint8) + torch.tensor([200, 100, 25]).view(1, 3, 1, 1)
     got = ALL_ROWS[name].preprocessing(pixels.to(torch.uint8).float() / 255)[0, :, 5, 7].tolist()
-    if "magface" in name:  # OpenCV's blue, green, red, over 255
+    if "magface" in name or name == "ofiq_uqs":  # OpenCV's blue, green, red, over 255
         wanted = [25 / 255, 100 / 255, 200 / 255]
+    elif "adaface" in name:  # its training images are stored with swapped channels
+        wanted = [(v / 255 - 0.5) / 0.5 for v in (25, 100, 200)]
     elif "serfiq" in name:  # the graph gets 0..255 and does this itself
         wanted = [(v - 127.5) * 0.0078125 for v in (200, 100, 25)]
     else:

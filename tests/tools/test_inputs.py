@@ -30,7 +30,10 @@ def job(tmp_path, faces, *, pairs=None, scores=None, methods=None, **bench):
         **bench,
     }
     methods = methods or [{"name": "embedding_norm"}]
-    return smoke.settings(tmp_path, faces, str(tmp_path / "run"), benchmarks=[benchmark], methods=methods)
+    evaluate = {"fmr": 0.1, "draws": 20, "allow_rare_fmr": True}
+    return smoke.settings(
+        tmp_path, faces, str(tmp_path / "run"), benchmarks=[benchmark], methods=methods, evaluate=evaluate
+    )
 
 
 def refused(settings, *words):
@@ -138,10 +141,9 @@ def test_a_partial_copy_without_folders_of_persons(tmp_path, faces, capsys):
     n_rows = [part.n_rows for part in done.faces("bench").require().parts]
     assert set(n_rows[:-1]) == {5}
     assert sum(n_rows) == len(list(flat.iterdir()))
-    dataset = done.evaluation(settings.benchmarks[0])
-    (part,) = dataset.require().parts
-    assert part.stats == {"n_pairs_used": 4, "n_pairs_skipped": 2}
-    assert dataset.read(part, suffix=".comparisons.parquet")["mated"].to_pylist() == [True, True, False, False]
+    dataset = done.comparisons(settings.benchmarks[0], done.judges[0])
+    assert dataset.require().stats == {"n_pairs_used": 4, "n_pairs_skipped": 2}
+    assert dataset.read_all()["mated"].to_pylist() == [True, True, False, False]
 
 
 def test_accents_composed_in_another_way_meet_by_the_rule(tmp_path):

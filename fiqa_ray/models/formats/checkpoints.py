@@ -12,7 +12,7 @@ import io
 import math
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from zlib import crc32
 
@@ -38,6 +38,8 @@ class State(dict[str, Tensor]):
 # Tried in this order; a prefix counts only if every entry but the class weights carries it. The backbone's own
 # `fc.weight` is therefore never mistaken for class weights.
 MAGFACE_PREFIXES = ("features.module.", "module.features.", "features.")
+CVLFACE_PREFIXES = ("model.net.", "net.")
+ADAFACE_PREFIX = "model."
 PREFIXES = (*MAGFACE_PREFIXES[:2], "module.", "features.", "base_model.")
 CLASS_WEIGHTS = frozenset({"fc.weight", "parallel_fc.weight", "module.fc.weight"})
 N_KEYS_SHOWN = 4
@@ -186,29 +188,65 @@ def some_of(keys: list[str]) -> str:
 
 def likely_architecture(state: Mapping[str, Tensor]) -> str | None:
     """Name the architecture whose entries `state` seems to hold; None if it is not recognised."""
-    if "regressor.weight" in state:
+    if "regressor.weight" in state or "mlp.l2.weight" in state:
         base = {key.removeprefix("base_model."): t for key, t in state.items() if key.startswith("base_model.")}
-        return f"a quality regressor on {likely_architecture(base) or 'another backbone'}"
-    if "layer1.0.bn1.weight" in state:
-        blocks = tuple(len({k.split(".")[1] for k in state if k.startswith(f"layer{s}.")}) for s in (1, 2, 3, 4))
-        depth = next((str(d) for d, known in BLOCKS_PER_STAGE.items() if known == blocks), f" with blocks {blocks}")
-        # MagFace's entries are those of ArcFace: only the way they are wrapped tells.
-        magface = "MagFace's " if isinstance(state, State) and state.wrapping in MAGFACE_PREFIXES else ""
-        return f"{magface}iresnet{depth}" + (" with CR-FIQA's quality head" if "qs.weight" in state else "")
-    if "body.0.res_layer.1.weight" in state:
-        n_blocks = len({key.split(".")[1] for key in state if key.startswith("body.")})
-        # Released CurricularFace and SDD-FIQA blocks have five modules (two BNs), later repositories' have six.
-        kind = "three-BN" if "body.0.res_layer.5.weight" in state else "two-BN"
-        return f"{kind} IR with {n_blocks} blocks" + (", SDD-FIQA" if "quality.1.weight" in state else "")
-    if "conv_6_sep.conv.weight" in state:
-        if "linear.weight" in state:
-            return "ediffiqa_mobilefacenet"
-        return "sddfiqa_mobilefacenet" if "quality.1.weight" in state else "curricularface_mobilefacenet"
-    if "conv_sep.layers.0.weight" in state:
-        return "arcface_torch_mobilefacenet"
-    if "layers.4.weight" in state:
-        return "PCNet's head"
+        backbone = likely_architecture(base) or "another backbone"
+        return f"a quality regressor on {backbone}" if "regressor.weight" in state else f"eDifFIQA on {backbone}"
+    for mark, describe in _MARKS.items():
+        if mark in state:
+            return describe(state)
     return None
+
+
+def _iresnet(state: Mapping[str, Tensor]) -> str:
+    blocks = tuple(len({k.split(".")[1] for k in state if k.startswith(f"layer{s}.")}) for s in (1, 2, 3, 4))
+    depth = next((str(d) for d, known in BLOCKS_PER_STAGE.items() if known == blocks), f" with blocks {blocks}")
+    # MagFace's entries are those of ArcFace: only the way they are wrapped tells.
+    magface = "MagFace's " if isinstance(state, State) and state.wrapping in MAGFACE_PREFIXES else ""
+    head = " with CR-FIQA's quality head" if "qs.weight" in state else ""
+    return f"{magface}iresnet{depth}{head or (' with the quality head of SynFIQA++' if 'qs.9.weight' in state else '')}"
+
+
+def _ir(state: Mapping[str, Tensor]) -> str:
+    n_blocks = len({key.split(".")[1] for key in state if key.startswith("body.")})
+    if "body.0.res_layer.5.weight" not in state:  # a third batch norm makes six modules of five
+        return f"two-BN IR with {n_blocks} blocks" + (", SDD-FIQA" if "quality.1.weight" in state else "")
+    depth = next((d for d, known in {18: 8, 50: 24, 101: 49}.items() if known == n_blocks), None)
+    names = f": adaface_ir{depth} (BGR), or cvlface_ir{depth} (RGB)" if depth else ""
+    return f"three-BN IR with {n_blocks} blocks{names}"
+
+
+def _mobilefacenet(state: Mapping[str, Tensor]) -> str:
+    if "linear.weight" in state:
+        return "ediffiqa_mobilefacenet"
+    return "sddfiqa_mobilefacenet" if "quality.1.weight" in state else "curricularface_mobilefacenet"
+
+
+def _vit(state: Mapping[str, Tensor]) -> str:
+    patch, width = state["patch_embed.proj.weight"], len({k.split(".")[1] for k in state if k.startswith("blocks.")})
+    size = f"with {width} blocks of {len(patch)} numbers and patches of {patch.shape[-1]} px"
+    if "feature.0.weight" not in state:
+        return f"timm's vision transformer {size}"
+    for mark, name in (
+        ("head_qs.1.weight", "ViT-FIQA"),
+        ("senet.0.weight", "TransFace"),
+        ("mask_token", "arcface_vit"),
+    ):
+        if mark in state:
+            return f"{name} {size}"
+    return f"cvlface_vit {size}"
+
+
+_MARKS: dict[str, Callable[[Mapping[str, Tensor]], str]] = {
+    "layer1.0.bn1.weight": _iresnet,
+    "body.0.res_layer.1.weight": _ir,
+    "conv_6_sep.conv.weight": _mobilefacenet,
+    "conv_sep.layers.0.weight": lambda _: "arcface_torch_mobilefacenet",
+    "layers.4.weight": lambda _: "PCNet's head",
+    "layers.0.blocks.0.attn.relative_position_bias_table": lambda _: "swinface",
+    "blocks.0.attn.qkv.weight": _vit,
+}
+"""An entry of each architecture that others do not have, and how its name is made."""
 
 
 def fill_randomly(model: nn.Module, seed: int) -> None:

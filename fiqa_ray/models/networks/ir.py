@@ -1,8 +1,8 @@
-"""Two-BN IR networks: CurricularFace's IR-101 and SDD-FIQA's R50.
+"""IR networks: CurricularFace's and SDD-FIQA's with two batch norms per block, AdaFace's and CVLface's with three.
 
-Layer order and names follow `HuangYG123/CurricularFace backbone/model_irse.py` and `Tencent/TFace quality/
-generate_pseudo_labels/extract_embedding/model/model.py`. No batch norm stands between a block's first convolution and
-its PReLU: the released weights were trained so. Later repositories' IR-101 has a third one and other entries.
+Layer order and names follow `HuangYG123/CurricularFace backbone/model_irse.py`, `Tencent/TFace quality/
+generate_pseudo_labels/extract_embedding/model/model.py` and `mk-minchul/AdaFace net.py`. In the first two no batch norm
+stands between a block's first convolution and its PReLU: the released weights were trained so.
 """
 
 from __future__ import annotations
@@ -14,9 +14,16 @@ from fiqa_ray.models.networks.mobilefacenet import sddfiqa_head
 
 
 class IRBlock(nn.Module):
-    """BN, 3x3 convolution, PReLU, 3x3 convolution with the stride, BN, plus the shortcut; nothing follows the sum."""
+    """BN, 3x3 convolution, PReLU, 3x3 convolution with the stride, BN, plus the shortcut; nothing follows the sum.
 
-    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+    Args:
+        c_in: channels of the input.
+        c_out: channels of the output.
+        stride: of the second convolution and of the shortcut.
+        n_norms: 2, or 3 with a batch norm before the PReLU.
+    """
+
+    def __init__(self, c_in: int, c_out: int, stride: int, n_norms: int) -> None:
         super().__init__()
         self.shortcut_layer: nn.Module
         if c_in != c_out:
@@ -26,6 +33,7 @@ class IRBlock(nn.Module):
         self.res_layer = nn.Sequential(
             nn.BatchNorm2d(c_in),
             nn.Conv2d(c_in, c_out, 3, 1, 1, bias=False),
+            *([nn.BatchNorm2d(c_out)] if n_norms == 3 else []),
             nn.PReLU(c_out),
             nn.Conv2d(c_out, c_out, 3, stride, 1, bias=False),
             nn.BatchNorm2d(c_out),
@@ -43,17 +51,21 @@ class IR(SplitNetwork):
         n_blocks: of the four stages.
         head_name: `output_layer` or `quality`.
         head: maps 512 maps of 7x7 to `(N, n)`; holds one Dropout.
+        n_norms: batch norms of a block, 2 or 3.
     """
 
-    def __init__(self, n_blocks: tuple[int, int, int, int], head_name: str, head: nn.Sequential) -> None:
+    def __init__(
+        self, n_blocks: tuple[int, int, int, int], head_name: str, head: nn.Sequential, n_norms: int = 2
+    ) -> None:
         super().__init__()
         self.input_layer = nn.Sequential(nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.PReLU(64))
         self.add_module(head_name, head)
         self._head_name = head_name
+        self.n_blocks = n_blocks
         self._dropout_at = next(i for i, layer in enumerate(head) if isinstance(layer, nn.Dropout))
         c_in, blocks = 64, []
         for n, c_out in zip(n_blocks, STAGE_CHANNELS, strict=True):
-            blocks += [IRBlock(c_in, c_out, 2), *(IRBlock(c_out, c_out, 1) for _ in range(n - 1))]
+            blocks += [IRBlock(c_in, c_out, 2, n_norms), *(IRBlock(c_out, c_out, 1, n_norms) for _ in range(n - 1))]
             c_in = c_out
         self.body = nn.Sequential(*blocks)
 
@@ -79,23 +91,38 @@ class IR(SplitNetwork):
         return self.head(self.maps(x))
 
 
-def curricularface_ir101() -> IR:
-    """CurricularFace's IR-101: raw embeddings `(N, 512)`. The released forward also returns the flattened `maps`."""
-    head = nn.Sequential(
+IR_BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 14, 3), 101: (3, 13, 30, 3)}
+
+
+def _embedding_head() -> nn.Sequential:
+    return nn.Sequential(
         nn.BatchNorm2d(512),
         nn.Dropout(0.4),
         nn.Flatten(),
         nn.Linear(MAP_DIM, EMBEDDING_DIM),
         nn.BatchNorm1d(EMBEDDING_DIM, affine=False),
     )
-    return IR((3, 13, 30, 3), "output_layer", head)
+
+
+def adaface_ir(depth: int) -> IR:
+    """IR of AdaFace and CVLface: raw embeddings `(N, 512)`; AdaFace's forward divides them by their length.
+
+    Args:
+        depth: 18, 50 or 101.
+    """
+    return IR(IR_BLOCKS[depth], "output_layer", _embedding_head(), n_norms=3)
+
+
+def curricularface_ir101() -> IR:
+    """CurricularFace's IR-101: raw embeddings `(N, 512)`. The released forward also returns the flattened `maps`."""
+    return IR(IR_BLOCKS[101], "output_layer", _embedding_head())
 
 
 def sddfiqa_r50() -> IR:
     """SDD-FIQA's R50: quality `(N, 1)`, about 0..100, not clamped, larger is better."""
-    return IR((3, 4, 14, 3), "quality", sddfiqa_head(1))
+    return IR(IR_BLOCKS[50], "quality", sddfiqa_head(1))
 
 
 def sddfiqa_r50_recognition() -> IR:
     """Return the recognition form of SDD-FIQA's R50: raw embeddings `(N, 512)`."""
-    return IR((3, 4, 14, 3), "output_layer", sddfiqa_head(EMBEDDING_DIM))
+    return IR(IR_BLOCKS[50], "output_layer", sddfiqa_head(EMBEDDING_DIM))

@@ -48,8 +48,8 @@ class IResNetBlock(nn.Module):
         self.conv2 = nn.Conv2d(c_out, c_out, 3, stride=stride, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(c_out, eps=eps)
         # The first block of every stage has a projection, even where the width stays 64.
-        self.downsample: nn.Module = (
-            nn.Identity()
+        self.downsample = (
+            None
             if stride == 1
             else nn.Sequential(
                 nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False),
@@ -60,7 +60,8 @@ class IResNetBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `(N, c_in, h, w)` to `(N, c_out, h / stride, w / stride)`."""
         y = self.prelu(self.bn2(self.conv1(self.bn1(x))))
-        return self.bn3(self.conv2(y)) + self.downsample(x)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.bn3(self.conv2(y)) + shortcut
 
 
 def _stage(c_in: int, c_out: int, n_blocks: int, eps: float) -> nn.Sequential:
@@ -98,10 +99,14 @@ class IResNet(SplitNetwork):
         if fixed_scale:
             self.features.weight.requires_grad_(False)
 
+    def maps(self, x: Tensor) -> Tensor:
+        """Map normalised faces `(N, 3, 112, 112)` to the output of the last stage, `(N, 512, 7, 7)`."""
+        x = self.prelu(self.bn1(self.conv1(x)))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
     def trunk(self, x: Tensor) -> Tensor:
         """Map normalised faces `(N, 3, 112, 112)` to the flat map `(N, 25088)`, index = channel * 49 + y * 7 + x."""
-        x = self.prelu(self.bn1(self.conv1(x)))
-        return self.bn2(self.layer4(self.layer3(self.layer2(self.layer1(x))))).flatten(1)
+        return self.bn2(self.maps(x)).flatten(1)
 
     def tail(self, features: Tensor) -> Tensor:
         """Map flat maps `(N, 25088)` to embeddings `(N, 512)`."""
@@ -130,6 +135,40 @@ class CRFIQA(IResNet):
     def tail(self, features: Tensor) -> Tensor:
         """Map flat maps `(N, 25088)` to quality `(N, 1)`, unbounded, larger is better."""
         return self.qs(self.embed(features))
+
+
+class SynFIQAPlusPlus(IResNet):
+    """SynFIQA++ of MR-FIQA (`oufuzhao/MR-FIQA Utilities/cr_model.py`): quality from the mean of the last stage's maps.
+
+    Quality needs neither the last batch norm nor the embedding, whose layers are in the file.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(50, dropout=0.4, fixed_scale=False)
+        self.qs = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(512, 256),
+            nn.BatchNorm1d(256),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Linear(256, 256),
+            nn.BatchNorm1d(256),
+            nn.ReLU(),
+            nn.Linear(256, 1),
+        )
+
+    def trunk(self, x: Tensor) -> Tensor:
+        """Map normalised faces `(N, 3, 112, 112)` to what the head's dropout works on, `(N, 256)`."""
+        return self.qs[:5](self.maps(x))
+
+    def tail(self, features: Tensor) -> Tensor:
+        """Map `(N, 256)` to quality `(N, 1)`, unbounded, larger is better."""
+        return self.qs[6:](features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map normalised faces `(N, 3, 112, 112)` to quality `(N, 1)`."""
+        return self.qs(self.maps(x))
 
 
 def iresnet100_with_regressor() -> nn.Sequential:

@@ -9,7 +9,7 @@ from fiqa_ray.models.methods.pcnet import PCNetHead
 from fiqa_ray.models.networks.iresnet import IResNet
 from fiqa_ray.models.quality import METHODS
 from fiqa_ray.models.recognition import RECOGNIZERS
-from released import fill, golden, golden_input
+from released import check_forward, count_macs, fill, golden, golden_input
 
 ROW_OF = {  # released architecture -> the row that builds it
     "arcface_iresnet18": "arcface_r18",
@@ -51,36 +51,6 @@ def released_outputs(name: str, model: nn.Module, x: torch.Tensor) -> list[torch
     if name == "curricularface_mobilefacenet":
         return [output, model[:-1](x).flatten(1)]
     return [output]
-
-
-def count_macs(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, int]]:
-    """Output, and multiply-accumulates per image of convolutions and linear layers, counted on the way."""
-    macs = {"conv": 0, "linear": 0}
-
-    def conv(module: nn.Conv2d, _: object, y: torch.Tensor) -> None:
-        macs["conv"] += y[0].numel() * module.weight[0].numel()
-
-    def linear(module: nn.Linear, _: object, y: torch.Tensor) -> None:
-        macs["linear"] += module.weight.numel()
-
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(conv)
-        elif isinstance(module, nn.Linear):
-            module.register_forward_hook(linear)
-    with torch.no_grad():
-        return model(x), macs
-
-
-def check_forward(outputs, expected):
-    for output, wanted in zip(outputs, expected, strict=True):
-        assert list(output.shape) == wanted["shape"]
-        for got, value in (
-            (output.norm(dim=1), wanted["l2"]),
-            (output.sum(dim=1), wanted["sum"]),
-            (output[:, :4], wanted["first4"]),
-        ):
-            torch.testing.assert_close(got, torch.tensor(value, dtype=torch.float64), rtol=1e-9, atol=1e-12)
 
 
 def marked(name):
