@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from fiqa_ray._version import __version__
-from fiqa_ray.cli import evaluate, faces, job, model, results, tables, threshold
+from fiqa_ray.cli import evaluate, faces, inspect, job, model, results, tables, threshold
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.public_uri import public_text
 
@@ -34,6 +34,8 @@ COMMANDS = (
     results.embeddings,
     results.verify,
     threshold.threshold,
+    inspect.explain,
+    inspect.time_,
     faces.score,
     model.doctor,
     model.train_pcnet,
@@ -45,7 +47,7 @@ COMMANDS = (
 """All commands, in the order of `--help`. A command is a function with typer's arguments; its name is the function's."""
 
 for _command in COMMANDS:
-    app.command()(_command)
+    app.command(_command.__name__.rstrip("_").replace("_", "-"))(_command)
 app.add_typer(tables.models, name="models")
 
 
