@@ -93,7 +93,7 @@ def n_listed_pairs(benchmark: BenchmarkSettings, n_images: int) -> int:
 def list_all_pairs(benchmark: BenchmarkSettings, identity: pa.Array) -> Comparisons:
     """Return all pairs of the images of a set, or a sample of them; mated where the source names one person."""
     n = len(identity)
-    person = person_rows(identity)
+    person = pc.dictionary_encode(identity).indices.to_numpy(zero_copy_only=False)
     if n_all_pairs(n) <= MAX_LISTED_PAIRS:
         row_a, row_b = (side.astype(np.int64) for side in np.triu_indices(n, 1))
     else:
@@ -102,12 +102,6 @@ def list_all_pairs(benchmark: BenchmarkSettings, identity: pa.Array) -> Comparis
         row_b = (row_a + 1 + row_b % (n - 1)) % n
     is_mated = person[row_a] == person[row_b]
     return Comparisons(row_a, row_b, is_mated, np.full(len(row_a), -1, np.int64), None, None, benchmark.pairs)
-
-
-def person_rows(identity: pa.Array) -> IntArray:
-    """Return a number for each image's person, `(I,) int64`."""
-    codes = pc.dictionary_encode(identity).indices.to_numpy(zero_copy_only=False)
-    return np.asarray(codes, np.int64)
 
 
 def read_pairs(settings: PairListSettings) -> VerificationPairs | TemplatePairs:

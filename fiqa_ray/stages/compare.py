@@ -67,18 +67,19 @@ def run_shard(dataset: Dataset, shard: CompareShard) -> Part:
     """Compare the pairs of a benchmark. Memory: its embeddings and its list of pairs."""
     started = time.monotonic()
     benchmark = shard.benchmark
-    image_id, identity = (shard.faces.read_all([name])[name].combine_chunks() for name in ("image_id", "identity"))
-    is_list = benchmark.pairs.kind != "all_pairs"
-    pairs = match_pairs(benchmark, image_id) if is_list else list_all_pairs(benchmark, identity)
+    image_id = shard.faces.read_all(["image_id"])["image_id"].combine_chunks()
+    if benchmark.pairs.kind == "all_pairs":
+        pairs = list_all_pairs(benchmark, shard.faces.read_all(["identity"])["identity"].combine_chunks())
+    else:
+        pairs = match_pairs(benchmark, image_id)
     values, rows = columns.embedding_values(shard.embeddings.read_all(["image_row", "embedding"]))
     values, rows = pairs.embeddings(values, rows, len(image_id))
     position = np.full(len(pairs.names(image_id)), -1, np.int64)  # of a unit's embedding in `values`
     position[rows] = np.arange(len(rows))
 
-    is_there = (pairs.row_a >= 0) & (pairs.row_b >= 0)
-    chosen = is_there & (position[pairs.row_a] >= 0) & (position[pairs.row_b] >= 0)
-    a, b = pairs.row_a[chosen], pairs.row_b[chosen]
-    mated = np.asarray(pairs.mated)[chosen]
+    row_a, row_b = pairs.row_a, pairs.row_b
+    chosen = (row_a >= 0) & (row_b >= 0) & (position[row_a] >= 0) & (position[row_b] >= 0)
+    a, b, mated = row_a[chosen], row_b[chosen], pairs.mated[chosen]
     n_skipped = int((~chosen).sum())
     if not mated.any() or mated.all():
         raise FiqaRayError(
@@ -90,13 +91,13 @@ def run_shard(dataset: Dataset, shard: CompareShard) -> Part:
         "image_row_a": a,
         "image_row_b": b,
         "mated": mated,
-        "fold": np.asarray(pairs.fold)[chosen].astype(np.int32),
+        "fold": pairs.fold[chosen].astype(np.int32),
         "similarity": pair_similarities(values, position[a], position[b]),
     }
     return dataset.write_part(
         0,
         {".parquet": pa.table(comparisons, schema=schemas.COMPARISONS)},
-        n_rows=len(pairs.mated),
+        n_rows=len(chosen),
         stats={"n_pairs_used": len(mated), "n_pairs_skipped": n_skipped},
         duration_s=time.monotonic() - started,
     )
