@@ -47,7 +47,8 @@ COMMANDS = (
     job.report,
     job.submit,
 )
-"""All commands, in the order of `--help`. A command is a function with typer's arguments; its name is the function's without a `_` at its end."""
+"""All commands, in the order of `--help`. A command is a function with typer's arguments; its name is the function's,
+without the `_` at the end of a name that Python's library has too."""
 
 for _command in COMMANDS:
     app.command(_command.__name__.rstrip("_").replace("_", "-"))(_command)
