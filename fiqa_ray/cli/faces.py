@@ -47,6 +47,9 @@ def score(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=0, help="images per forward pass; 0: as in a job")] = 0,
     device: Device = "cpu",
+    form: Annotated[
+        str | None, typer.Option("--format", help="ofiq: OFIQ's CSV, with -1 where an image could not be scored")
+    ] = None,
 ) -> None:
     """Score images, larger is better; needs neither YAML nor cluster. A bad image gets a row with its fault.
 
@@ -59,13 +62,15 @@ def score(
     from fiqa_ray.sources.leftovers import count_text
     from fiqa_ray.tools.score import check_output, score_images, write_scores
 
-    check_output(output)
+    if form is None:
+        check_output(output)
     left_out: Counter[str] = Counter()
     files = list_images(images, left_out)
     if left_out:
         print(f"{len(files):,} images; {left_out.total():,} files left out ({count_text(left_out)})", file=sys.stderr)
     named = named_model(model, recognizer, weights, recognizer_weights, option, recognizer_option, allow_import, device)
     scorer = named.load()
+    check_output(output, form, scorer.scale, model)
     n_threads = 1 if named.runs_user_code or device != "cpu" else os.cpu_count() or 1
     with StepProgress("score", len(files), "images") as progress:
         table = score_images(
@@ -73,11 +78,12 @@ def score(
             scorer,
             detector=FaceDetector(detector) if detector else None,
             validation_scores=(scorer.card or {}).get("validation_scores"),
+            scale=scorer.scale,
             batch_size=batch_size or default_batch_size(device),
             n_threads=n_threads,
             advance=progress.advance,
         )
-    write_scores(table, output)
+    write_scores(table, output, form)
     print(f"{_score_summary(table)}; written to {output}")
     if table["score"].null_count == len(table):
         raise FiqaRayError(f"none of the {len(table):,} images could be scored; the rows in {output} say why")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fiqa_ray.errors import FiqaRayError, UsageError
+from fiqa_ray.models.quality_scale import QualityScale
 from fiqa_ray.models.recognizer import CleanPass, Recognizer, check_faces
 
 ScoreFaces = Callable[[CleanPass, NDArray[np.int64]], Any]
@@ -29,6 +30,7 @@ class Scorer:
         random: whether it draws random numbers, as a pure function of (seed, image_row).
         network: the recogniser that it works on, or its own network.
         card: the card of a trained regressor.
+        scale: how scores become a quality of 0 to 100; None if nobody says so.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Scorer:
     random: bool = False
     network: Recognizer | None = None
     card: dict[str, Any] | None = None
+    scale: QualityScale | None = None
 
     def __call__(
         self, faces: Tensor | NDArray[np.uint8], image_row: Tensor | NDArray[np.int64] | None = None
