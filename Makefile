@@ -4,8 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # constraints.txt pins a CPU build of torch for local runs; GPU clusters install the package without it
 CONSTRAINTS ?= constraints.txt
+CHAOS_TRIALS ?= 100
+CHAOS_SEED ?= 1
 
-.PHONY: demo check test test-nojit lint docs bench
+.PHONY: demo check test test-nojit lint docs bench chaos
 
 $(BIN)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -13,9 +15,14 @@ $(BIN)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e '.[dev]'
 	touch $@
 
-demo: $(BIN)/.ready  ## synthetic faces, the whole job, a report; about four minutes on two cores
-	$(BIN)/python -m fiqa_ray.synthetic runs/demo
-	$(BIN)/fiqa-ray run jobs/demo.yaml
+$(BIN)/.demo-ready: pyproject.toml constraints.txt  # the package alone, unless the tools for tests are there already
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -e $(BIN)/.ready || $(BIN)/python -m pip install -q -c $(CONSTRAINTS) torch
+	test -e $(BIN)/.ready || $(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e .
+	touch $@
+
+demo: $(BIN)/.demo-ready  ## synthetic faces, the whole job, a report; at most five minutes on two cores
+	$(BIN)/fiqa-ray demo runs/demo
 
 check: lint  ## what to run before each commit: lint, types, and the tests that start neither Ray nor an S3 server
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and not s3 and not slow"
@@ -31,6 +38,11 @@ lint: $(BIN)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/codespell fiqa_ray tests benchmarks jobs docs examples README.md CONTRIBUTING.md CHANGELOG.md
+
+chaos: $(BIN)/.ready  ## faults of an S3 server, then 100 kills; hours. CHAOS_TRIALS and CHAOS_SEED choose fewer and others
+	FIQA_RAY_CHAOS=1 $(BIN)/python -m pytest --timeout 1800 tests/chaos
+	rm -rf runs/chaos
+	$(BIN)/python tests/chaos/kills.py runs/chaos --trials $(CHAOS_TRIALS) --seed $(CHAOS_SEED)
 
 docs: $(BIN)/.ready  ## the documentation, into site/; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

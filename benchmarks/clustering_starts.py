@@ -28,15 +28,17 @@ from fiqa_ray.core.pairs import mated_pairs
 SIZES, CLUSTERS, THETA = (14, 100, 363), (5, 10, 20), 0.3
 
 
-def make_people(n_people: int, n: int, dim: int = 128, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return embeddings of people whose images come from a few scenes, blurred by degradation, and noisy prior scores."""
+def make_people(
+    n_people: int, n: int, dim: int = 128, seed: int = 0, prior_noise: float = 0.3
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return embeddings, identities and prior scores of people seen in a few scenes, blurred by degradation."""
     rng = np.random.default_rng(seed)
     person = rng.normal(size=(n_people, 1, dim))
     scene = person + 0.5 * rng.normal(size=(n_people, max(3, n // 8), dim))
     which = rng.integers(0, scene.shape[1], (n_people, n))
     noise = rng.uniform(0.2, 1.2, (n_people, n, 1))
     x = scene[np.arange(n_people)[:, None], which] + noise * rng.normal(size=(n_people, n, dim))
-    prior = -noise[..., 0] + 0.3 * rng.normal(size=(n_people, n))
+    prior = -noise[..., 0] + prior_noise * rng.normal(size=(n_people, n))
     return x.reshape(-1, dim).astype(np.float32), np.repeat(np.arange(n_people), n), prior.ravel()
 
 

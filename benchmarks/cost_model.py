@@ -99,7 +99,7 @@ def main() -> None:
         print(f"| {name} | {scale.n_pairs / 1e6:,.0f} M | {moved / 1e9:,.0f} GB | {memory / 1e9:,.1f} GB | {times} |")
         engines: dict[str, Any] = {}
         for engine in ENGINES:
-            similarities = rank.step_costs(replace(scale, engine=engine), units)[:-1]
+            similarities = rank.similarity_costs(replace(scale, engine=engine), units)
             # what goes from task to task: histograms or sorted runs, written once and read once
             engines[engine] = {
                 "shuffled_bytes": 2 * sum(s.written_bytes for s in similarities[:-1]),

@@ -23,7 +23,8 @@ from scipy.stats import rankdata
 
 from fiqa_ray.core.kernels.threads import one_thread
 from fiqa_ray.core.pairs import round_similarity
-from fiqa_ray.core.ranking import KeyCounter, RankTable, add_histograms, merge_range, range_cuts, similarity_key
+from fiqa_ray.core.ranking import KeyCounter, RankTable, add_histograms, merge_range, similarity_key
+from fiqa_ray.core.sample_sort import choose_cuts
 from fiqa_ray.engine.memory import reuse_memory
 
 
@@ -37,7 +38,8 @@ def counting(similarity: np.ndarray) -> np.ndarray:
 def sorting(similarity: np.ndarray) -> np.ndarray:
     """Rank by this project's sample sort: 8 sorted runs, 8 ranges, and the look-up in their table."""
     runs = [np.sort(part) for part in np.array_split(similarity_key(similarity), 8)]
-    cuts = range_cuts(np.concatenate([r[:: max(1, len(r) // 1024)] for r in runs]), 8)
+    samples = np.concatenate([r[:: max(1, len(r) // 1024)] for r in runs])
+    cuts = [c.key for c in choose_cuts(samples, np.zeros_like(samples), 8)]
     pieces = [np.split(r, np.searchsorted(r, cuts)) for r in runs]
     histogram = add_histograms(merge_range([p[j] for p in pieces]) for j in range(len(cuts) + 1))
     return RankTable.of(histogram).doubled_ranks(similarity) / 2

@@ -12,10 +12,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.storage import json_bytes, put_if_absent, read_bytes, read_if_there, write_atomic
+from fiqa_ray.errors import FiqaRayError, StorageError
+from fiqa_ray.storage import exists, json_bytes, put_if_absent, read_bytes, read_if_there, read_shown, write_atomic
 
 SUM_KEY = "document_sha256"
+_ITEMS_AT_ONCE = 1000
 _SEAL = b"\nsha256 "
 _SEAL_BYTES = len(_SEAL) + 64
 
@@ -78,6 +79,18 @@ def read_document(uri: str, remedy: str, place: str = "") -> dict[str, Any] | No
     return None if data is None else parse_document(data, uri, remedy, place)
 
 
+def read_written(uri: str, remedy: str, place: str = "") -> dict[str, Any]:
+    """Return the entries of a document that this run wrote or found a moment ago; raise as `parse_document`."""
+    data = read_shown(uri)
+    if data is None:
+        raise StorageError(
+            f"{uri}: was written a moment ago and is not there; check that the storage shows what was written, and run the "
+            "same command again",
+            may_pass=True,
+        )
+    return parse_document(data, uri, remedy, place)
+
+
 def write_document(uri: str, values: Mapping[str, Any], place: str = "") -> None:
     """Write a document whole, in one step."""
     write_atomic(uri, document_bytes(values, place))
@@ -85,7 +98,12 @@ def write_document(uri: str, values: Mapping[str, Any], place: str = "") -> None
 
 def create_document(uri: str, values: Mapping[str, Any], place: str = "") -> bool:
     """Write a document unless the file is there; return whether it was written."""
-    return put_if_absent(uri, document_bytes(values, place))
+    try:
+        return put_if_absent(uri, document_bytes(values, place))
+    except StorageError as exc:
+        if exc.is_refused and exists(uri):  # a finished run on a read-only disk
+            return False
+        raise
 
 
 def sealed(data: bytes, place: str) -> bytes:
@@ -108,5 +126,21 @@ def damaged(uri: str, how: str, remedy: str) -> FiqaRayError:
 
 
 def _sum(values: Mapping[str, Any], place: str) -> str:
-    text = json.dumps([place, values], sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    """Return the SHA-256 of `[place, values]` as compact JSON with sorted keys; made item by item, as lists may be long."""
+    digest = hashlib.sha256(f"[{_text(place)},{{".encode())
+    for i, (key, value) in enumerate(sorted(values.items())):
+        digest.update(f"{',' if i else ''}{_text(key)}:".encode())
+        if isinstance(value, list):
+            digest.update(b"[")
+            for first in range(0, len(value), _ITEMS_AT_ONCE):
+                items = _text(value[first : first + _ITEMS_AT_ONCE])[1:-1]
+                digest.update(f"{',' if first else ''}{items}".encode())
+            digest.update(b"]")
+        else:
+            digest.update(_text(value).encode())
+    digest.update(b"}]")
+    return digest.hexdigest()
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

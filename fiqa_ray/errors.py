@@ -33,4 +33,13 @@ class IncompleteError(FiqaRayError):
 
 
 class StorageError(FiqaRayError):
-    """Storage gave an error that may pass; a step therefore goes on after one shard with it."""
+    """Storage gave an error.
+
+    Attributes:
+        may_pass: Whether it was tried for a long time because it may pass by itself, as with a store that is away.
+        is_refused: Whether the location may not be written: a read-only disk, or no rights.
+    """
+
+    def __init__(self, *args: object, may_pass: bool = False, is_refused: bool = False) -> None:
+        super().__init__(*args)
+        self.may_pass, self.is_refused = may_pass, is_refused

@@ -22,19 +22,24 @@ from fiqa_ray.config import (
     ScoresSettings,
     Settings,
     SourceSettings,
+    Theta,
     label_of,
+    theta_name,
 )
+from fiqa_ray.core.candidates import CANDIDATES, HELDOUT
+from fiqa_ray.core.conventions import Cell, Convention, cells_of, further_limits
 from fiqa_ray.datasets.dataset import Dataset
-from fiqa_ray.datasets.results import BASELINE, OPTIMIZED, UNOPTIMIZED, ScorerKey
+from fiqa_ray.datasets.results import BASELINE, GIVEN, OPTIMIZED, ORACLE, RANDOM, UNOPTIMIZED, ScorerKey
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
 from fiqa_ray.models.reference import ModelRef
 from fiqa_ray.public_uri import public_values
+from fiqa_ray.sources.scorer import Scorer
 from fiqa_ray.storage import content_hash, exists, fingerprint, join, list_hash
 
 if TYPE_CHECKING:
     from fiqa_ray.datasets.pairs import PairReader
 
-DRAWS_VERSION = 5
+DRAWS_VERSION = 6
 """Raise it when the same seed gives other clusters, mates or similarities, or when pairs are laid out otherwise."""
 ONNX_VERSION = 2
 """Raise it when embeddings or scores of ONNX networks are computed in another way. 2: by onnxruntime."""
@@ -46,11 +51,12 @@ class LabelSet:
 
     Attributes:
         method: the FIQA method whose scores are the labels.
-        theta: weight of the update; None for prior labels, which are not optimized.
+        theta: weight of the update, or `heldout` for the one chosen on held-out people (`Job.theta_choice`); None
+            for prior labels, which are not optimized.
     """
 
     method: MethodSettings
-    theta: float | None = None
+    theta: Theta | None = None
 
     @property
     def is_prior(self) -> bool:
@@ -59,8 +65,8 @@ class LabelSet:
 
     @property
     def key(self) -> str:
-        """The label set's name in paths: `prior`, or such as `theta-0.03`."""
-        return "prior" if self.theta is None else f"theta-{self.theta:g}"
+        """The label set's name in paths: `prior`, or such as `theta-0.03` or `theta-heldout`."""
+        return "prior" if self.theta is None else f"theta-{theta_name(self.theta)}"
 
     @property
     def score_column(self) -> str:
@@ -73,16 +79,22 @@ class Job:
     """A job's settings and its datasets.
 
     It can be pickled, and it reads only the files that it hashes.
+
+    Attributes:
+        settings: The settings.
+        with_training: Whether labels are made and regressors trained; else scores alone are judged.
     """
 
     settings: Settings
+    with_training: bool = True
 
     # faces
 
     @property
     def face_sets(self) -> dict[str, SourceSettings]:
-        """The sources of the face sets by name: `train` and each benchmark."""
-        return {"train": self.settings.source, **{b.name: b.source for b in self.settings.benchmarks}}
+        """The sources of the face sets by name: `train`, where there is training, and each benchmark."""
+        train = {"train": self.settings.train_source} if self.with_training else {}
+        return train | {b.name: b.source for b in self.settings.benchmarks}
 
     def faces(self, face_set: str) -> Dataset:
         """Return the packed faces of a face set."""
@@ -100,22 +112,29 @@ class Job:
 
     # models
 
-    def recognizer_id(self) -> dict[str, Any]:
-        """Return name, options and content hash of the FR model."""
-        return model_id(self.settings.recognizer)
-
-    def embeddings(self, face_set: str) -> Dataset:
-        """Return the raw embeddings of a face set."""
-        keys = {"set": face_set, "fr": self.fr}
-        config = self.recognizer_id()
-        if self.settings.recognizer.flip != "none":
-            config["flip"] = self.settings.recognizer.flip
+    def embeddings(self, face_set: str, recognizer: RecognizerSettings | None = None) -> Dataset:
+        """Return the raw embeddings of a face set by the job's FR model, or by another."""
+        model = recognizer or self.settings.recognizer
+        config = model_id(model)
+        if model.flip != "none":
+            config["flip"] = model.flip
+        keys = {"set": face_set, "fr": model.label}
         return self._dataset("embeddings", keys, config, {"faces": self.faces(face_set)})
 
     @property
     def fr(self) -> str:
         """The FR model's name in paths and tables."""
-        return label_of(self.settings.recognizer.name)
+        return self.settings.recognizer.label
+
+    @property
+    def judges(self) -> tuple[RecognizerSettings, ...]:
+        """The FR models whose errors are counted on the benchmarks."""
+        return self.settings.evaluate.recognizers or (self.settings.recognizer,)
+
+    def recognizers_of(self, face_set: str) -> list[RecognizerSettings]:
+        """Return the FR models that embed a face set: the job's, and on benchmarks those whose errors are counted."""
+        others = () if face_set == "train" else self.judges
+        return list({r.label: r for r in (self.settings.recognizer, *others)}.values())
 
     def prior_scores(self, face_set: str, method: MethodSettings) -> Dataset:
         """Return a FIQA method's scores of a face set; they depend on the FR model only if the method uses it."""
@@ -191,6 +210,16 @@ class Job:
         """Return the histogram of the similarities of each repeat, for `RankTable`; both engines give the same."""
         return self._dataset("similarity_ranks", {"fr": self.fr}, {}, {"pairs": self.pairs()})
 
+    def score_runs(self, method: MethodSettings) -> Dataset:
+        """Return the sorted prior scores of each span of images (where one task does not sort all of them)."""
+        inputs = {"prior_scores": self.prior_scores("train", method)}
+        return self._dataset("score_runs", {"fiqa": method.label}, {}, inputs)
+
+    def sorted_scores(self, method: MethodSettings) -> Dataset:
+        """Return all prior scores in ascending order, a part per range (where one task does not sort all of them)."""
+        inputs = {"prior_scores": self.prior_scores("train", method)}
+        return self._dataset("sorted_scores", {"fiqa": method.label}, {}, inputs)
+
     def quality_index(self, method: MethodSettings) -> Dataset:
         """Return the quality index of every image: the rank of its prior score."""
         inputs = {"prior_scores": self.prior_scores("train", method)}
@@ -200,26 +229,76 @@ class Job:
         """Return the optimized indices of all methods and thetas, which one pass over the pairs gives."""
         inputs = {"ranks": self.similarity_ranks()}
         inputs |= {m.label: self.prior_scores("train", m) for m in self.settings.methods}
-        config = self.settings.optimize.model_dump(mode="json")
+        config = {"theta": list(self.index_thetas()), "index_scale": self.settings.optimize.index_scale}
         return self._dataset("optimized_index", {"fr": self.fr}, config, inputs)
 
-    def optimized_labels(self, method: MethodSettings, theta: float) -> Dataset:
+    def index_thetas(self) -> tuple[float, ...]:
+        """Return the thetas at which indices are optimized: those of the settings, and the candidates of `heldout`."""
+        thetas = self.settings.optimize.theta
+        numbers = [t for t in thetas if not isinstance(t, str)]
+        return tuple(sorted({*numbers, *(CANDIDATES if HELDOUT in thetas else ())}))
+
+    def theta_choice(self, method: MethodSettings) -> Dataset:
+        """Return what each candidate theta is worth on held-out training people, and which one is chosen.
+
+        Its table has the rows of `datasets.results.ThetaRow`, one per candidate.
+        """
+        config = {
+            "candidates": list(CANDIDATES),
+            "index_scale": self.settings.optimize.index_scale,
+            "seed": self.settings.seed,
+        }
+        inputs = {
+            "ranks": self.similarity_ranks(),
+            "prior_scores": self.prior_scores("train", method),
+            "embeddings": self.embeddings("train"),
+        }
+        return self._dataset("theta_choice", {"fr": self.fr, "fiqa": method.label}, config, inputs)
+
+    def index_runs(self, method: MethodSettings, theta: Theta) -> Dataset:
+        """Return the sorted optimized indices of each span of images (where one task does not sort all of them)."""
+        return self._of_labels("index_runs", method, theta)
+
+    def sorted_indices(self, method: MethodSettings, theta: Theta) -> Dataset:
+        """Return the new scores, by range of optimized indices (where one task does not sort all of them)."""
+        return self._of_labels("sorted_indices", method, theta)
+
+    def optimized_labels(self, method: MethodSettings, theta: Theta) -> Dataset:
         """Return the optimized labels of one method at one theta."""
-        keys = {"fr": self.fr, "fiqa": method.label, "theta": f"{theta:g}"}
+        return self._of_labels("optimized_labels", method, theta)
+
+    def _of_labels(self, name: str, method: MethodSettings, theta: Theta) -> Dataset:
+        keys = {"fr": self.fr, "fiqa": method.label, "theta": theta_name(theta)}
         config = {"theta": theta, "index_scale": self.settings.optimize.index_scale}
         inputs = {"ranks": self.similarity_ranks(), "prior_scores": self.prior_scores("train", method)}
-        return self._dataset("optimized_labels", keys, config, inputs)
+        if theta == HELDOUT:
+            inputs["choice"] = self.theta_choice(method)
+        return self._dataset(name, keys, config, inputs)
 
     # regressors
 
     def label_sets(self) -> list[LabelSet]:
-        """Return the label sets that regressors are trained on: for every method the prior one and one per theta."""
+        """Return the label sets that regressors are trained on: for every method the prior one and one per theta.
+
+        Without images there is no network to train on, and so no regressor.
+        """
+        if not self.with_training or self.settings.has_given_embeddings:
+            return []
         return [LabelSet(m, t) for m in self.settings.methods for t in (None, *self.settings.optimize.theta)]
 
     def labels(self, label_set: LabelSet) -> Dataset:
         """Return the dataset that holds a label set; prior labels are a column of the first theta's dataset."""
         theta = self.settings.optimize.theta[0] if label_set.theta is None else label_set.theta
         return self.optimized_labels(label_set.method, theta)
+
+    def theta_of(self, label_set: LabelSet) -> float:
+        """Return the theta of a label set as a number: NaN for prior labels, and while `heldout` is not chosen."""
+        if label_set.theta is None:
+            return nan
+        if label_set.theta != HELDOUT:
+            return float(label_set.theta)
+        choice = self.theta_choice(label_set.method).manifest()
+        return nan if choice is None else float(choice.stats["theta"])
 
     def regressor(self, label_set: LabelSet) -> Dataset:
         """Return the regressor trained on a label set."""
@@ -235,23 +314,8 @@ class Job:
         """Return the name of a label set's regressor in tables; it names theta only if the job has several."""
         kind = "prior" if label_set.is_prior else "optimized"
         several = not label_set.is_prior and len(self.settings.optimize.theta) > 1
-        suffix = f" (theta {label_set.theta:g})" if several else ""
+        suffix = f" (theta {theta_name(label_set.theta)})" if several and label_set.theta is not None else ""
         return f"{label_set.method.label}, regressor on {kind} labels{suffix}"
-
-    def scorer_keys(self) -> dict[str, ScorerKey]:
-        """Return what the methods and regressors are, by their names in tables."""
-        keys = [ScorerKey(m.label, self._quality_model(m), m.label, BASELINE, nan, None) for m in self.settings.methods]
-        for label_set in self.label_sets():
-            theta, variant = (nan, UNOPTIMIZED) if label_set.theta is None else (label_set.theta, OPTIMIZED)
-            name, method = self.scorer_name(label_set), label_set.method.label
-            keys.append(ScorerKey(name, self.fr, method, variant, theta, self.settings.seed))
-        return {key.scorer: key for key in keys}
-
-    def _quality_model(self, method: MethodSettings) -> str:
-        """Return the FR model that a method's scores come from, or ""."""
-        if method.fuse is not None or method.scores is not None or not ModelRef.parse(method.name).needs_recognizer:
-            return ""
-        return label_of((method.recognizer or self.settings.recognizer).name)
 
     def regressor_scores(self, face_set: str, label_set: LabelSet) -> Dataset:
         """Return the scores that a label set's regressor gives to a face set.
@@ -265,22 +329,85 @@ class Job:
 
     # results
 
-    def evaluation(self, benchmark: BenchmarkSettings) -> Dataset:
-        """Return the results of one benchmark: comparisons, EDC curves, AUC and more."""
-        inputs = {"embeddings": self.embeddings(benchmark.name)}
+    def scorers(self, benchmark: BenchmarkSettings) -> list[Scorer]:
+        """Return all that is judged on a benchmark: methods, regressors, further scores, the truth, random numbers."""
+        name, excluded = benchmark.name, benchmark.exclude
+        scorers = []
         for m in self.settings.methods:
-            if self.has_scores(benchmark.name, m):
-                inputs[m.label] = self.prior_scores(benchmark.name, m)
+            if m.label not in excluded and self.has_scores(name, m):
+                key = ScorerKey(m.label, self._quality_model(m), m.label, BASELINE, nan, None)
+                scorers.append(Scorer(key, m.label, self.prior_scores(name, m)))
         for label_set in self.label_sets():
-            inputs[f"{label_set.method.label}-{label_set.key}"] = self.regressor_scores(benchmark.name, label_set)
+            if label_set.method.label not in excluded:
+                theta, variant = self.theta_of(label_set), UNOPTIMIZED if label_set.is_prior else OPTIMIZED
+                method, seed = label_set.method.label, self.settings.seed
+                key = ScorerKey(self.scorer_name(label_set), self.fr, method, variant, theta, seed)
+                path = f"{method}-regressor-{label_set.key}"
+                scorers.append(Scorer(key, path, self.regressor_scores(name, label_set)))
+        labels = {m.label for m in self.settings.methods}
+        for label, file in benchmark.scores.items():
+            if label not in labels and label not in excluded:
+                scorers.append(Scorer(ScorerKey(label, "", label, GIVEN, nan, None), label, None, file))
+        if benchmark.degradations is not None:
+            key = ScorerKey(ORACLE, "", ORACLE, ORACLE, nan, None)
+            scorers.append(Scorer(key, ORACLE, truth=benchmark.degradations))
+        return [*scorers, Scorer(ScorerKey(RANDOM, "", RANDOM, RANDOM, nan, None), RANDOM)]
+
+    def _quality_model(self, method: MethodSettings) -> str:
+        """Return the label of the FR model that a method's scores come from, or ""."""
+        if method.fuse is not None or method.scores is not None or not ModelRef.parse(method.name).needs_recognizer:
+            return ""
+        return (method.recognizer or self.settings.recognizer).label
+
+    def comparisons(self, benchmark: BenchmarkSettings, recognizer: RecognizerSettings) -> Dataset:
+        """Return the similarities of a benchmark's pairs under one FR model."""
+        inputs = {"embeddings": self.embeddings(benchmark.name, recognizer)}
+        keys = {"set": benchmark.name, "fr": recognizer.label}
+        return self._dataset("comparisons", keys, {"pairs": _pair_list_id(benchmark)}, inputs)
+
+    def cells(
+        self, benchmark: BenchmarkSettings, recognizer: RecognizerSettings, scorer: Scorer
+    ) -> dict[Cell, tuple[Convention, Dataset]]:
+        """Return the cells of one score: per convention and false match rate the dataset of its curve and draws."""
+        evaluate = self.settings.evaluate
+        inputs = {"comparisons": self.comparisons(benchmark, recognizer)}
+        config: dict[str, Any] = {"resample": evaluate.resample, "draws": evaluate.draws, "seed": self.settings.seed}
+        if scorer.dataset is not None:
+            inputs["scores"] = scorer.dataset
+        elif scorer.file is not None:
+            config["scores"] = _scores_id(scorer.file)
+        elif scorer.truth is not None:
+            config["truth"] = content_hash(scorer.truth)
+        cells = {}
+        for cell, convention in cells_of(evaluate.curve_conventions(), evaluate.fmr).items():
+            name, fmr = cell
+            keys = {"set": benchmark.name, "fr": recognizer.label, "scorer": scorer.path, "convention": name}
+            keys |= {"fmr": "none" if fmr is None else f"{fmr:g}"}
+            choices = {**convention.identity(), "fmr": fmr, "limits": further_limits(convention, evaluate.limits)}
+            cells[cell] = convention, self._dataset("cells", keys, config | choices, inputs)
+        return cells
+
+    def evaluation(self, benchmark: BenchmarkSettings, recognizer: RecognizerSettings | None = None) -> Dataset:
+        """Return the results of one benchmark under one FR model, by default the first one."""
+        judge = recognizer or self.judges[0]
+        evaluate = self.settings.evaluate
+        inputs = {"comparisons": self.comparisons(benchmark, judge)}
+        for scorer in self.scorers(benchmark):
+            for (name, fmr), (_, dataset) in self.cells(benchmark, judge, scorer).items():
+                inputs[f"{scorer.key.scorer} {name} {fmr}"] = dataset
         config = {
-            **self.settings.evaluate.model_dump(mode="json"),
-            "seed": self.settings.seed,
-            "pairs": _pair_list_id(benchmark),
-            "scores": {k: _scores_id(v) for k, v in benchmark.scores.items()},
+            "limits": evaluate.limits,
+            "compare": evaluate.compare,
+            "compare_scorers": evaluate.compare_scorers,
+            "exclude": benchmark.exclude,
             "degradations": benchmark.degradations and content_hash(benchmark.degradations),
         }
-        return self._dataset("evaluation", {"set": benchmark.name, "fr": self.fr}, config, inputs)
+        return self._dataset("evaluation", {"set": benchmark.name, "fr": judge.label}, config, inputs)
+
+    def results(self) -> Dataset:
+        """Return the results of all benchmarks under all FR models, with corrections that span them."""
+        inputs = {f"{b.name} {r.label}": self.evaluation(b, r) for b in self.settings.benchmarks for r in self.judges}
+        return self._dataset("results", {}, {}, inputs)
 
     def has_scores(self, face_set: str, method: MethodSettings) -> bool:
         """Return whether a method has scores of a face set; a method given as a score file needs a file for each set."""
@@ -290,7 +417,7 @@ class Job:
 
     def report(self) -> Dataset:
         """Return the HTML report."""
-        inputs = {b.name: self.evaluation(b) for b in self.settings.benchmarks}
+        inputs = {"results": self.results()} if self.settings.benchmarks else {}
         inputs |= {f"{s.method.label}-{s.key}": self.regressor(s) for s in self.label_sets()}
         return self._dataset("report", {}, {"name": self.settings.name}, inputs)
 

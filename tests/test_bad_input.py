@@ -20,6 +20,7 @@ from fiqa_ray import storage
 from fiqa_ray.cli import main
 from fiqa_ray.config import load_settings
 from fiqa_ray.engine.lock import RunLock
+from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
 from fiqa_ray.models.networks.iresnet import IResNet
 from fiqa_ray.models.networks.mobilefacenet import arcface_torch_mobilefacenet
@@ -193,7 +194,7 @@ def test_corrupt_images(cli, tmp_path):
 
     code, out, _ = cli("status", tmp_path / "run", "--json")
     assert code == 0
-    records = json.loads(out)
+    records = json.loads(out)["datasets"]
     expected = {"empty": 1, "truncated": 1, "unreadable": 1}
     assert {r["stage"]: r["failed"] for r in records if r["failed"]} == dict.fromkeys(
         ["pack", "embed", "score"], expected
@@ -241,7 +242,7 @@ def test_network_with_nan_for_some_faces(cli, faces, tmp_path):
     }
     assert all((r["embedding"] is None) == (r["status"] != "ok") for r in table.to_pylist())
     assert f"(non_finite {len(bad)})" in result[2]
-    records = json.loads(cli("status", tmp_path / "run", "--json")[1])
+    records = json.loads(cli("status", tmp_path / "run", "--json")[1])["datasets"]
     assert next(r for r in records if r["stage"] == "embed")["failed"] == {"non_finite": len(bad)}
 
 
@@ -561,7 +562,7 @@ def test_full_disk(cli, faces, tmp_path, monkeypatch, name, nth):
 
     path = job(tmp_path, faces)
     with monkeypatch.context() as m:
-        m.setattr(storage, "open", open_until_full, raising=False)
+        m.setattr(storage.files, "open", open_until_full, raising=False)
         result = cli("run", path, REGRESSORS)
     assert n_opened == nth
     refused(result, 1, name, "the disk is full", "free some space", "run the same command again")
@@ -740,7 +741,7 @@ def test_failed_writes_leave_no_temporary_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(storage.os, "link", full)
-    with pytest.raises(storage.FiqaRayError, match="the disk is full"):
+    monkeypatch.setattr(storage.files.os, "link", full)
+    with pytest.raises(FiqaRayError, match="the disk is full"):
         put_if_absent(str(tmp_path / "x.json"), b"1")
     assert list(tmp_path.iterdir()) == []

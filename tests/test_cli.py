@@ -71,6 +71,26 @@ def run_uri(job_yaml):
     return load_settings(job_yaml).run_uri
 
 
+def test_score_draws_a_contact_sheet_by_decile_and_a_histogram(cli, faces, tmp_path):
+    model = ["--model", "embedding_norm", "--recognizer", "smoke:tiny"]
+    code, out, _ = cli(
+        "score", faces / "train", *model, "-o", tmp_path / "s.csv", "--sheet", tmp_path / "sheet.jpg", "--histogram"
+    )
+    assert code == 0
+    assert str(tmp_path / "s_histogram.png") in out
+    assert cv2.imread(str(tmp_path / "s_histogram.png")).std() > 10
+    rows = pacsv.read_csv(tmp_path / "s.csv").to_pandas().sort_values("score", kind="stable")
+    sheet = cv2.imread(str(tmp_path / "sheet.jpg"))
+    assert sheet.shape[0] == 4 + 10 * 116  # ten deciles of 30 images, three faces in each
+    for i in (0, 14, 29):  # worst, middle, best
+        top, left = 4 + 116 * (i // 3), 150 + 116 * (i % 3)
+        face = cv2.imread(rows["uri"].iloc[i])
+        assert np.abs(sheet[top : top + 112, left : left + 112].astype(float) - face).mean() < 12, i  # twice JPEG
+    code, _, err = cli("score", faces / "train", *model, "--sheet", tmp_path / "sheet.png")
+    assert code == 2
+    assert "must end in .jpg" in err
+
+
 def test_run_prints_where_the_report_lies(cli, done, tmp_path, faces):
     code, out, _ = cli("run", done)
     assert code == 0
@@ -80,7 +100,10 @@ def test_run_prints_where_the_report_lies(cli, done, tmp_path, faces):
     assert "<html" in page.read_text()
     path = write_job(tmp_path, faces)
     assert cli("run", path, "--stages", "pack, embed")[:2] == (0, "")
-    assert {r["stage"] for r in json.loads(cli("status", tmp_path / "run", "--json")[1])} == {"pack", "embed"}
+    assert {r["stage"] for r in json.loads(cli("status", tmp_path / "run", "--json")[1])["datasets"]} == {
+        "pack",
+        "embed",
+    }
 
 
 def test_a_trial_has_few_faces_and_a_folder_of_its_own(cli, faces, tmp_path):
@@ -88,7 +111,7 @@ def test_a_trial_has_few_faces_and_a_folder_of_its_own(cli, faces, tmp_path):
     assert cli("run", path, "--limit=2", "--stages=pack")[0] == 0
     assert not (tmp_path / "run").exists()
     (folder,) = (p for p in tmp_path.iterdir() if p.is_dir())
-    sets = {r["dataset"].split("/")[1]: r for r in json.loads(cli("status", folder, "--json")[1])}
+    sets = {r["dataset"].split("/")[1]: r for r in json.loads(cli("status", folder, "--json")[1])["datasets"]}
     assert (sets["set=train"]["n_rows"], sets["set=bench"]["n_rows"]) == (10, 36)
 
 
@@ -134,7 +157,7 @@ def test_plan_of_a_finished_job(cli, done):
 def test_status(cli, done, tmp_path):
     code, out, _ = cli("status", run_uri(done), "--json")
     assert code == 0
-    records = json.loads(out)
+    records = json.loads(out)["datasets"]
     assert [r["stage"] for r in records] == sorted((r["stage"] for r in records), key=list(STAGES).index)
     assert {r["stage"] for r in records} == set(STAGES) - {"fuse"}  # this job fuses nothing
     for r in records:
@@ -157,7 +180,7 @@ def test_status(cli, done, tmp_path):
     assert "2/3" in out
     assert "20/30 images" in out
     assert "a run is at work" in out
-    (record,) = (r for r in json.loads(cli("status", part, "--json")[1]) if not r["finished"])
+    (record,) = (r for r in json.loads(cli("status", part, "--json")[1])["datasets"] if not r["finished"])
     assert (record["stage"], record["n_parts_done"], record["n_rows_done"]) == ("pair", 2, 20)
 
     (tmp_path / "empty").mkdir()
@@ -511,7 +534,9 @@ def test_doctor_names_a_truncated_checkpoint(cli, tmp_path):
     torch.save(whole.state_dict(), tmp_path / "whole.pth")
     data = (tmp_path / "whole.pth").read_bytes()
     (tmp_path / "cut.pth").write_bytes(data[: len(data) * 2 // 3])
-    code, out, err = cli("doctor", "curricularface_mobilefacenet", "--weights", tmp_path / "cut.pth")
+    code, out, err = cli(
+        "doctor", "--recognizer", "curricularface_mobilefacenet", "--recognizer-weights", tmp_path / "cut.pth"
+    )
     assert (code, err) == (1, "")
     assert "FAULT" in out
     assert "1 fault(s) found" in out
@@ -522,7 +547,7 @@ def test_doctor_names_a_truncated_checkpoint(cli, tmp_path):
 def test_doctor_looks_at_recognisers_methods_and_regressors(cli, convolutional, faces, tmp_path):
     job, method = convolutional
     images = ["--images", faces / "bench", "--people", "6", "--json"]
-    code, out, _ = cli("doctor", "smoke:tiny", "--as-recognizer", *images)
+    code, out, _ = cli("doctor", "--recognizer", "smoke:tiny", *images)
     found = {f["check"]: f["state"] for f in json.loads(out)}
     assert list(found) == ["file", "people", "colour order", "scaling", "crop", "batches", "float16", "bfloat16"]
     assert code == ("fault" in found.values())
@@ -558,6 +583,41 @@ def test_train_pcnet_then_score(cli, faces, tmp_path):
     assert "pcnet: weights are missing" in err
 
 
+def test_score_takes_photos_as_the_user_says(cli, faces, tmp_path):
+    """EXIF ignored, crops of another size resized, JPEGs without an end mark read: each if its option is given."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    crop = cv2.imread(str(sorted((faces / "bench" / "Name_0").iterdir())[0]))
+    jpeg = cv2.imencode(".jpg", crop)[1].tobytes()
+    turned = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x03\0\0\0\0\0\0\0"  # orientation 3: upside down
+    exif = jpeg[:2] + b"\xff\xe1" + (len(turned) + 2).to_bytes(2, "big") + turned + jpeg[2:]
+    large = cv2.imencode(".png", cv2.resize(crop, (224, 224), interpolation=cv2.INTER_NEAREST))[1].tobytes()
+    upside_down = cv2.imencode(".png", cv2.imdecode(np.frombuffer(jpeg, np.uint8), 1)[::-1, ::-1])[1].tobytes()
+    contents = {
+        "exif.jpg": exif,
+        "large.png": large,
+        "plain.jpg": jpeg,
+        "short.jpg": jpeg[:-2],
+        "turned.png": upside_down,
+    }
+    for name, content in contents.items():
+        (pictures / name).write_bytes(content)
+    (pictures / "crop.png").write_bytes(cv2.imencode(".png", crop)[1].tobytes())
+    argv = ["score", pictures, "--model", "embedding_norm", "--recognizer", "smoke:tiny", "-o", tmp_path / "s.csv"]
+
+    def scores(*options):
+        assert cli(*argv, *options)[0] == 0
+        return {row["uri"].rpartition("/")[2]: row for row in pacsv.read_csv(tmp_path / "s.csv").to_pylist()}
+
+    before, after = scores(), scores("--ignore-exif", "--resize-crops", "--allow-missing-end")
+    assert before["exif.jpg"]["score"] == before["turned.png"]["score"] != before["plain.jpg"]["score"]
+    assert after["exif.jpg"]["score"] == before["plain.jpg"]["score"]
+    assert (before["large.png"]["status"], before["short.jpg"]["status"]) == ("no_landmarks", "truncated")
+    assert after["large.png"]["score"] == before["crop.png"]["score"]
+    assert after["short.jpg"]["score"] == before["plain.jpg"]["score"]
+    assert cli(*argv, "--resize-crops", "--detector", "yunet.onnx")[0] == 2
+
+
 def test_score_raw_images_with_a_detector(cli, faces, tmp_path, monkeypatch):
     """A raw picture whose face is found scores as the crop that its landmarks give; where none is found says so."""
     crop = cv2.imread(str(sorted((faces / "bench" / "Name_0").iterdir())[0]))
@@ -586,9 +646,9 @@ def test_score_raw_images_with_a_detector(cli, faces, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "code", "words"),
     [
-        (["smoke:tiny", "--as-recognizer", "--images", "EMPTY"], 1, "no images found"),
-        (["smoke:tiny", "--as-recognizer", "--device", "cuda"], 1, "device 'cuda'"),
-        (["smoke:tiny", "--as-recognizer", "--recognizer", "x"], 2, "smoke:tiny is an FR model itself"),
+        (["--recognizer", "smoke:tiny", "--images", "EMPTY"], 1, "no images found"),
+        (["--recognizer", "smoke:tiny", "--device", "cuda"], 1, "device 'cuda'"),
+        (["--recognizer", "smoke:tiny", "--option", "x=1"], 2, "belong to a MODEL"),
         (["smoke:tiny", "--people", "3"], 1, "smoke:tiny: returned scores of shape (12, 32)"),
     ],
 )

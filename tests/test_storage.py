@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import multiprocessing
 import os
@@ -12,13 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from botocore.exceptions import ClientError
+from s3fs.errors import translate_boto_error
 
 from fiqa_ray import documents, storage
 from fiqa_ray.datasets import parquet, sums
 from fiqa_ray.datasets.dataset import Dataset, add_stats
 from fiqa_ray.engine.lock import RunLock
 from fiqa_ray.errors import FiqaRayError, IncompleteError
-from fiqa_ray.storage import join, list_files, put_if_absent, read_bytes, write_atomic
+from fiqa_ray.storage import join, list_files, patience, put_if_absent, read_bytes, write_atomic
 
 
 def dataset(root):
@@ -129,6 +132,7 @@ def test_bucket_errors_are_in_words(s3_server, bucket, monkeypatch):
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     s3fs.S3FileSystem.clear_instance_cache()
+    monkeypatch.setattr(patience, "FIRST_ANSWER_S", 0.1)
     with pytest.raises(FiqaRayError, match=r"cannot be reached.*AWS_ENDPOINT_URL"):
         read_bytes(f"{bucket}/x")
     s3fs.S3FileSystem.clear_instance_cache()
@@ -146,6 +150,25 @@ def test_denied_credentials_are_in_words(root, monkeypatch):
 
 
 # --- the lock ---
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("SlowDown", "the store asks for fewer requests; run the same command again, or with fewer workers"),
+        ("RequestTimeTooSkewed", "the clock of this machine is wrong, .*; set the clock"),
+        ("InvalidObjectState", "the object is archived; restore it"),
+        ("ExpiredToken", "the credentials have expired; renew them and run the same command again, it continues"),
+        ("InternalError", "the store itself failed; run the same command again"),
+    ],
+)
+def test_each_answer_of_a_store_has_its_own_remedy(code, words):
+    answer = ClientError({"Error": {"Code": code, "Message": "no"}}, "GetObject")
+    with (
+        pytest.raises(FiqaRayError, match=rf"^s3://faces/few: {words}.* \({code}\)$"),
+        storage.storage_errors("s3://faces/few"),
+    ):
+        raise translate_boto_error(answer)
 
 
 def test_second_run_is_refused_and_a_released_lock_is_free(root):
@@ -314,3 +337,16 @@ def test_documents_refuse_what_does_not_fit(root):
         write_atomic(uri, content)
         with pytest.raises(FiqaRayError, match=r"a\.json is damaged: .*; mend it$"):
             documents.read_document(uri, "mend it", "v=1/a.json")
+
+
+def test_the_sum_of_a_document_is_that_of_its_compact_json():
+    """Whatever the length of a list, as one call of json says."""
+    for values in (
+        {},
+        {"b": 1, "a": "ü"},
+        {"parts": []},
+        {"parts": [{"x": i} for i in range(2500)], "z": {"b": [1], "a": None}},
+    ):
+        text = json.dumps(["place", values], sort_keys=True, separators=(",", ":"))
+        expected = hashlib.sha256(text.encode()).hexdigest()
+        assert json.loads(documents.document_bytes(values, "place"))["document_sha256"] == expected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
+import time
 from typing import Annotated
 
 import typer
@@ -43,52 +43,80 @@ def plan(
     bandwidth: Annotated[
         float | None, typer.Option(min=1.0, help="MB/s between a worker and storage, where that is no local disk")
     ] = None,
+    machine: Annotated[
+        str | None, typer.Option(help="also print the money for this machine, such as m6i.4xlarge")
+    ] = None,
+    machines: Annotated[int, typer.Option(min=1, help="how many of them; each processor then runs one worker")] = 1,
+    prices: Annotated[
+        str | None, typer.Option(help="a .csv of your own: machine, n_cpus, memory_gib, price_per_hour")
+    ] = None,
 ) -> None:
     """Show what a run would do: shards, bytes, time and memory per step, measured on a sample on this machine."""
     from fiqa_ray.config import load_settings
     from fiqa_ray.job import Job
     from fiqa_ray.tools.plan import plan_job
+    from fiqa_ray.tools.prices import cost_line, read_machine
     from fiqa_ray.tools.show import plan_table, plan_total
 
+    named = read_machine(machine, prices) if machine else None
+    workers = machines * named.n_cpus if named else workers
     rows = plan_job(Job(load_settings(job, overrides or [])), workers, bandwidth and 1e6 * bandwidth)
     if as_json:
         print(json.dumps(rows, indent=1))
     else:
         console.print(plan_table(rows, workers))
         console.print(plan_total(rows, workers))
+        if named:
+            console.print(cost_line(rows, named, machines))
 
 
 def report(
-    job: Job_,
+    job: Annotated[str, typer.Argument(metavar="RUN_URI|JOB.yaml", help="run_uri of a job, or its settings")],
     overrides: Overrides = None,
     output: Annotated[str | None, typer.Option("-o", "--output", help="also copy the page to this file")] = None,
     new_settings: NewSettings = False,
 ) -> None:
-    """Write the report of a finished job and print its location."""
+    """Print where the report of a run lies; of a JOB.yaml, write it first."""
     from fiqa_ray.config import load_settings
     from fiqa_ray.storage import read_bytes, write_atomic
-    from fiqa_ray.tools.run_job import run_job
 
-    settings = load_settings(job, [*(overrides or []), "compute.engine=local"])
-    uri = run_job(settings, ["report"], new_settings=new_settings).report().at("report.html")
+    if job.lower().endswith((".yaml", ".yml")):
+        from fiqa_ray.tools.run_job import run_job
+
+        settings = load_settings(job, [*(overrides or []), "compute.engine=local"])
+        uri = run_job(settings, ["report"], new_settings=new_settings).report().at("report.html")
+    else:
+        from fiqa_ray.tools.open_run import open_run
+
+        if overrides or new_settings:
+            raise UsageError("settings and --new-settings belong to a JOB.yaml; a run has its own")
+        uri = open_run(job).report
     if output:
         write_atomic(output, read_bytes(uri))
     print(public_text(f"report: {output or uri}"))
 
 
 def status(
-    run_uri: Annotated[str, typer.Argument(metavar="RUN_URI", help="run_uri of a job")], as_json: Json = False
+    run_uri: Annotated[str, typer.Argument(metavar="RUN_URI", help="run_uri of a job")],
+    as_json: Json = False,
+    follow: Annotated[bool, typer.Option("--follow", help="show it again every 5 s while a run is at work")] = False,
 ) -> None:
     """Show the progress of a run, from storage alone. Exit code 3 while something that was started is unfinished."""
-    from fiqa_ray.tools.show import status_table
-    from fiqa_ray.tools.status import is_locked, run_status
+    from rich.text import Text
 
-    records = run_status(run_uri)
-    if as_json:
-        print(json.dumps(records, indent=1))
-    else:
-        console.print(status_table(records))
-        console.print("a run is at work" if is_locked(run_uri) else "no run is at work")
+    from fiqa_ray.tools.show import run_lines, status_table
+    from fiqa_ray.tools.status import run_now, run_status
+
+    while True:
+        now, records = run_now(run_uri), run_status(run_uri)
+        if as_json:
+            print(json.dumps({"run": now, "datasets": records}, indent=None if follow else 1), flush=True)
+        else:
+            console.print(status_table(records))
+            console.print(Text("\n".join(run_lines(now))), soft_wrap=True)
+        if not (follow and now["is_at_work"]):
+            break
+        time.sleep(5.0)
     if not all(r["finished"] for r in records):
         raise typer.Exit(3)
 
@@ -120,15 +148,23 @@ def submit(
     overrides: Overrides = None,
     address: Annotated[str, typer.Option(help="the cluster's dashboard, such as http://HEAD:8265")] = "",
     working_dir: Annotated[str, typer.Option(help="folder to upload; jobs and your own models lie in it")] = ".",
-    wait: Annotated[bool, typer.Option(help="follow the job and end with its state")] = False,
+    wait: Annotated[bool, typer.Option(help="follow the job's log and end with its exit code")] = False,
+    with_dependencies: Annotated[
+        bool, typer.Option("--with-dependencies", help="install what fiqa_ray needs: for a cluster with Ray alone")
+    ] = False,
 ) -> None:
-    """Submit `fiqa-ray run` as a Ray job and print its id."""
-    from fiqa_ray.config import load_settings
-    from fiqa_ray.engine.submit import submit_job
+    """Submit `fiqa-ray run` as a Ray job and print its id. Submit it again to follow it, or to continue it."""
+    import yaml
+
+    from fiqa_ray.config import load_settings, settings_values
+    from fiqa_ray.engine.submit import Submission, submit_job
 
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS", "")
     if not address:
         raise UsageError("no cluster: give --address http://HEAD:8265 or set RAY_API_SERVER_ADDRESS")
-    load_settings(job, overrides or [])  # mistakes show here, not on the cluster
-    command = shlex.join(["python", "-m", "fiqa_ray", "run", job, *(overrides or [])])
-    submit_job(address, command, working_dir, wait=wait, say=lambda text: print(text, end="", flush=True))
+    run_uri = load_settings(job, overrides or []).run_uri  # mistakes show here, not on the cluster
+    text = yaml.safe_dump(settings_values(job, overrides or []), sort_keys=False, allow_unicode=True)
+    submission = Submission(text, run_uri, working_dir, with_dependencies)
+    code = submit_job(address, submission, wait=wait, say=lambda line: print(line, end="", flush=True))
+    if code:
+        raise typer.Exit(code)

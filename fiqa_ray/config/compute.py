@@ -24,7 +24,15 @@ class ComputeSettings(Section):
         description="images per forward pass; default: 16 on a CPU (small batches stay in cache), 256 on CUDA",
     )
     rows_per_part: int = Field(4096, ge=1, description="faces per shard; an identity never crosses shards")
+    late_after_s: float = Field(
+        600.0, gt=0, description="seconds after which a log line names a shard that still runs on Ray, and its node"
+    )
     train_workers: int = Field(1, ge=0, description="Ray Train workers; 0: train in this process")
+    storage_patience_s: float = Field(
+        600.0,
+        ge=0,
+        description="seconds for which storage that is away or overloaded is tried again, with growing pauses",
+    )
     object_store_bytes: int | None = Field(None, ge=80_000_000, description="object store of a local Ray, in bytes")
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from fiqa_ray.config.section import Section
 from fiqa_ray.core.landmark_order import LandmarkOrder
+from fiqa_ray.public_uri import public_uri
 from fiqa_ray.setting_types import Options, Uri
 
 
@@ -17,12 +18,13 @@ class SourceSettings(Section):
     Kinds: `folder`: one folder per identity; `vggface2`: the data set as distributed; `table`: CSV or Parquet that names
     image files; `recordio`: MXNet's `train.rec` with its `.idx`; `webdataset`: tar shards, by braces or glob;
     `parquet_images`: images inside Parquet, as Hugging Face stores them; `bin`: InsightFace's verification file;
-    `ijb`: the root of IJB-B or IJB-C, with `loose_crop` and `meta`.
+    `ijb`: the root of IJB-B or IJB-C, with `loose_crop` and `meta`; `embeddings`: Parquet with image_id, identity and
+    embedding, without images.
     """
 
-    kind: Literal["folder", "vggface2", "table", "recordio", "webdataset", "parquet_images", "bin", "ijb"] = Field(
-        description="format of the source"
-    )
+    kind: Literal[
+        "folder", "vggface2", "table", "recordio", "webdataset", "parquet_images", "bin", "ijb", "embeddings"
+    ] = Field(description="format of the source")
     uri: Uri = Field(description="path or URL of the folder or file")
     landmarks_uri: Uri | None = Field(None, description="folder: CSV with five landmarks per image, in VGGFace2's form")
     identity_level: int | None = Field(
@@ -66,12 +68,36 @@ class SourceSettings(Section):
         return self
 
 
+STORED = "embeddings"
+"""The name of the recogniser of a job whose embeddings are given."""
+
+
 class RecognizerSettings(Section):
-    """The FR model M."""
+    """The FR model M; left out where the source holds embeddings."""
 
     name: Uri = Field(description="a name of `fiqa-ray models`, `module:function`, or an .onnx file")
+    label: str = Field(
+        "", pattern="^[^/=]*$", description="name of the model in results; default: the last part of name"
+    )
     weights: Uri | None = Field(None, description="path or URL of the weights")
     options: Options = Field({}, description="keyword arguments of the model")
     flip: Literal["none", "sum", "concat"] = Field(
         "none", description="add the mirrored face's embedding, or append it; sum and concat need train.mode: finetune"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_label(cls, value: Any) -> Any:
+        return labelled(value)
+
+
+def labelled(value: Any) -> Any:
+    """Return the settings of a model with its label, if they name it."""
+    if isinstance(value, dict) and not value.get("label") and isinstance(value.get("name"), str):
+        return {**value, "label": label_of(value["name"])}
+    return value
+
+
+def label_of(name: str) -> str:
+    """Return a model's name as a path component: `package:net` becomes `package.net`, and folders are left out."""
+    return public_uri(name).replace(":", ".").rsplit("/", 1)[-1]

@@ -9,11 +9,12 @@ from pydantic import Field, field_validator, model_validator
 
 from fiqa_ray.config.compute import ComputeSettings
 from fiqa_ray.config.evaluation import BenchmarkSettings, EvaluateSettings
-from fiqa_ray.config.faces import RecognizerSettings, SourceSettings
+from fiqa_ray.config.faces import STORED, RecognizerSettings, SourceSettings
 from fiqa_ray.config.labels import OptimizeSettings, PairSettings, RankSettings
 from fiqa_ray.config.methods import MethodSettings
 from fiqa_ray.config.section import Section, repeated
 from fiqa_ray.config.training import TrainSettings
+from fiqa_ray.errors import UsageError
 from fiqa_ray.setting_types import Fraction, Name, Uri
 
 
@@ -24,9 +25,9 @@ class Settings(Section):
     run_uri: Uri = Field(description="folder or URL for everything that the job writes")
     seed: int = Field(0, ge=0, lt=2**62, description="seed of all random draws")
     max_bad_fraction: Fraction = Field(0.01, description="stop if a larger share of images cannot be used")
-    source: SourceSettings = Field(description="the training faces")
+    source: SourceSettings | None = Field(None, description="the training faces; `fiqa-ray evaluate` does without")
     recognizer: RecognizerSettings = Field(description="the FR model")
-    methods: tuple[MethodSettings, ...] = Field(min_length=1, description="the FIQA methods")
+    methods: tuple[MethodSettings, ...] = Field((), description="the FIQA methods; `fiqa-ray evaluate` does without")
     pair: PairSettings = Field(PairSettings(), description="clusters and mated pairs")
     rank: RankSettings = Field(RankSettings(), description="ranks of similarities")
     optimize: OptimizeSettings = Field(OptimizeSettings(), description="label optimization")
@@ -34,6 +35,38 @@ class Settings(Section):
     benchmarks: tuple[BenchmarkSettings, ...] = Field((), description="the benchmarks")
     evaluate: EvaluateSettings = Field(EvaluateSettings(), description="evaluation on the benchmarks")
     compute: ComputeSettings = Field(ComputeSettings(), description="where the job runs and with how many workers")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_embeddings(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "recognizer" in value:
+            return value
+        sets = [value, *(value.get("benchmarks") or [])]
+        sources = [s.get("source") for s in sets if isinstance(s, dict)]
+        if any(isinstance(source, dict) and source.get("kind") == "embeddings" for source in sources):
+            return {**value, "recognizer": {"name": STORED}}
+        return value
+
+    @model_validator(mode="after")
+    def _check_embeddings(self) -> Settings:
+        if not self.has_given_embeddings:
+            return self
+        sources = {"source": self.source, **{f"benchmarks: {b.name}": b.source for b in self.benchmarks}}
+        for place, source in sources.items():
+            if source is not None and source.kind != "embeddings":
+                raise ValueError(
+                    f"{place} has images and others have embeddings alone; give embeddings of one recogniser for all"
+                )
+        if self.recognizer.name != STORED or self.evaluate.recognizers:
+            raise ValueError(
+                "the source holds embeddings, and no recogniser runs; leave out recognizer and evaluate.recognizers"
+            )
+        for m in self.methods:
+            if m.scores is None and m.fuse is None and m.name != "embedding_norm":
+                raise ValueError(
+                    f"methods: {m.label} needs images, and the source holds embeddings alone; give its scores: FILE.csv"
+                )
+        return self
 
     @field_validator("methods", "benchmarks")
     @classmethod
@@ -67,6 +100,28 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_excluded(self) -> Settings:
+        for benchmark in self.benchmarks:
+            known = [*(m.label for m in self.methods), *benchmark.scores]
+            for name in benchmark.exclude:
+                if name not in known:
+                    raise ValueError(
+                        f"benchmarks: {benchmark.name} excludes {name!r}, which is no method or score of it; choose from "
+                        f"{', '.join(known) or 'none'}"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _check_recognizers(self) -> Settings:
+        for recognizer in self.evaluate.recognizers:
+            if recognizer.label == self.recognizer.label and recognizer != self.recognizer:
+                raise ValueError(
+                    f"evaluate.recognizers: {recognizer.label!r} is also the label of the job's recogniser, which has other "
+                    "settings; give it its own label"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _check_fused(self) -> Settings:
         labels = [m.label for m in self.methods if m.fuse is None]
         for method in self.methods:
@@ -82,7 +137,26 @@ class Settings(Section):
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide results: without `compute`, `run_uri` and the limits on bad input."""
         values = self.model_dump(mode="json", exclude={"compute", "max_bad_fraction", "run_uri"})
-        for source in (values["source"], *(b["source"] for b in values["benchmarks"])):
+        sources = [values["source"], *(b["source"] for b in values["benchmarks"])]
+        for source in filter(None, sources):
             source.pop("allow_mixed_crops")
             source.pop("allow_single_images")
         return values
+
+    @property
+    def has_given_embeddings(self) -> bool:
+        """Whether embeddings are given and there are no images."""
+        return any(
+            s is not None and s.kind == "embeddings" for s in (self.source, *(b.source for b in self.benchmarks))
+        )
+
+    @property
+    def train_source(self) -> SourceSettings:
+        """Return the source of the training faces.
+
+        Raises:
+            UsageError: the job names none.
+        """
+        if self.source is None:
+            raise UsageError("source: is missing; only `fiqa-ray evaluate` does without training faces")
+        return self.source

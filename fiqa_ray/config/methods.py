@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fiqa_ray.config.faces import RecognizerSettings
+from fiqa_ray.config.faces import RecognizerSettings, label_of
 from fiqa_ray.config.section import Section, repeated
 from fiqa_ray.public_uri import public_uri
 from fiqa_ray.setting_types import Name, Options, Uri
@@ -39,11 +40,14 @@ KeyRule = Literal["dot_slash", "slash", "unicode", "ending", "prefix"]
 class ScoresSettings(Section):
     """A file of scores, of the user or of another tool. A bare path stands for its `uri`."""
 
-    uri: Uri = Field(description="CSV or Parquet (image_id, score), OFIQ's CSV, or lines `path score`")
+    uri: Uri = Field(
+        description="CSV or Parquet (image_id, score), OFIQ's or XQLFW's file, lines `path score`, or a pickle {path: score}"
+    )
     id_column: str | None = Field(None, description="column of the image's name; default: image_id, or OFIQ's Filename")
     score_column: str | None = Field(None, description="column of the score; default: score, or UnifiedQualityScore")
     separator: str | None = Field(None, min_length=1, max_length=1, description="of a CSV; default: by its header")
     key_rule: tuple[KeyRule, ...] = Field((), description="what does not count when names of images are compared")
+    higher_is_better: bool = Field(True, description="false for an uncertainty or a distance, which is negated")
 
 
 ScoresFile = Annotated[ScoresSettings, BeforeValidator(lambda v: {"uri": v} if isinstance(v, str) else v)]
@@ -55,7 +59,9 @@ class MethodSettings(Section):
     name: Uri = Field(
         description="a name of `fiqa-ray models`, an .onnx file, or `module:function`; free if scores or fuse is given"
     )
-    label: Name = Field("", description="name of the method in results; default: the last part of name")
+    label: Name = Field(
+        "", description="name of the method in results; default: the last part of name, or what a regressor learned"
+    )
     weights: Uri | None = Field(None, description="path or URL of the weights")
     recognizer: RecognizerSettings | None = Field(
         None, description="FR model that the method works on, such as the one it was released with; default: the job's"
@@ -66,9 +72,9 @@ class MethodSettings(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_label(cls, value: Any) -> Any:
+    def _set_label(cls, value: Any) -> Any:
         if isinstance(value, dict) and not value.get("label") and isinstance(value.get("name"), str):
-            return {**value, "label": label_of(value["name"])}
+            return {**value, "label": _default_label(value["name"])}
         return value
 
     @model_validator(mode="after")
@@ -80,6 +86,8 @@ class MethodSettings(Section):
         return self
 
 
-def label_of(name: str) -> str:
-    """Return a model's name as a path component: `package:net` becomes `package.net`, and folders are left out."""
-    return public_uri(name).replace(":", ".").rsplit("/", 1)[-1]
+def _default_label(name: str) -> str:
+    """Return a method's name in results: of a regressor that a job trained, the method and labels that it learned."""
+    keys = dict(part.split("=", 1) for part in public_uri(name).split("/") if "=" in part)
+    label = f"{keys['fiqa']}-regressor-{keys['labels']}" if {"fiqa", "labels"} <= set(keys) else label_of(name)
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", label).lstrip("_.-")

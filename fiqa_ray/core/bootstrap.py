@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fiqa_ray.core.conventions import Convention, convention_of
+from fiqa_ray.core.conventions import Cell, Convention, cells_of, convention_of
 from fiqa_ray.core.edc import EDC, line_weights, pair_curve, step_weights
 from fiqa_ray.core.floor import RANDOM, expected_curve, flat_order
 from fiqa_ray.core.intervals import Errors, Interval, IntervalSettings, area_interval, difference_interval
@@ -31,11 +31,9 @@ from fiqa_ray.core.resampling import (
     smoothed_units,
 )
 from fiqa_ray.core.verdicts import leading_group
-from fiqa_ray.core.verification import FloatArray, IntArray, exact_fmr
+from fiqa_ray.core.verification import FloatArray, IntArray
 from fiqa_ray.errors import UsageError
 
-Cell = tuple[str, float | None]
-"""The name of a convention and a false match rate; None where a starting FNMR sets the threshold."""
 QualityPair = tuple[ArrayLike, ArrayLike]
 """quality_a and quality_b, each (n_pairs,)."""
 
@@ -161,9 +159,39 @@ def bootstrap_areas(
         UsageError: `fmrs`, `conventions`, `limits`, `n_draws` or `level` out of range, or no scorer.
         FiqaRayError: unusable arrays (see `edc_curve`), or identities that contradict `mated`.
     """
-    choices = [convention_of(c) for c in conventions]
-    cells = cells_of(choices, fmrs)
+    cells = cells_of([convention_of(c) for c in conventions], fmrs)
+    return bootstrap_cells(
+        similarity,
+        mated,
+        qualities,
+        cells,
+        random_orders=random_orders,
+        limits=limits,
+        identities=identities,
+        images=images,
+        n_draws=n_draws,
+        level=level,
+        seed=seed,
+    )
+
+
+def bootstrap_cells(
+    similarity: ArrayLike,
+    mated: ArrayLike,
+    qualities: Mapping[str, QualityPair],
+    cells: Mapping[Cell, Convention],
+    *,
+    random_orders: Sequence[QualityPair] = (),
+    limits: Sequence[float] = (),
+    identities: tuple[ArrayLike, ArrayLike] | None = None,
+    images: tuple[ArrayLike, ArrayLike] | None = None,
+    n_draws: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> AreaDraws:
+    """Compute the areas of some cells; arguments and errors as in `bootstrap_areas`."""
     _check_numbers(limits, n_draws, level)
+    fmrs = list(dict.fromkeys(fmr for _, fmr in cells if fmr is not None))
     pairs = PairOrder.of(similarity, mated)
     persons = None if identities is None else Persons.of(pairs.mated, identities)
     scorers = {
@@ -201,19 +229,18 @@ def bootstrap_areas(
     return AreaDraws(curves, draws, errors, n_units, settings)
 
 
-def cells_of(conventions: Sequence[Convention], fmrs: Sequence[float]) -> dict[Cell, Convention]:
-    """Return every convention with every rate; one with a starting FNMR has one cell.
-
-    Raises:
-        UsageError: two conventions have one name, or a rate is outside (0, 1).
-    """
-    names = [c.name for c in conventions]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise UsageError(f"two conventions are named {twice[0]!r}: give each its own name")
-    for fmr in fmrs:
-        exact_fmr(fmr)
-    return {(c.name, fmr): c for c in conventions for fmr in (fmrs if c.starting_fnmr is None else (None,))}
+def curves_of(
+    similarity: ArrayLike,
+    mated: ArrayLike,
+    qualities: Sequence[QualityPair],
+    cells: Mapping[Cell, Convention],
+    *,
+    images: tuple[ArrayLike, ArrayLike] | None = None,
+) -> dict[Cell, list[EDC]]:
+    """Return, per cell, the curve of each quality; arguments as in `bootstrap_areas`."""
+    pairs = PairOrder.of(similarity, mated)
+    scorers = [_Scorer([Qualities.of(pairs, *quality, images)], is_expectation=False) for quality in qualities]
+    return {cell: [s.curve(pairs, cell[1], convention) for s in scorers] for cell, convention in cells.items()}
 
 
 def _check_numbers(limits: Sequence[float], n_draws: int, level: float) -> None:

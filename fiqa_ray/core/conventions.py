@@ -6,9 +6,11 @@ conventions must not be compared.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from fiqa_ray.core.verification import exact_fmr
 from fiqa_ray.errors import UsageError
 
 Pool = Literal["all", "mated", "nonmated", "images"]
@@ -187,3 +189,36 @@ def changed(name: str, like: str, **choices: Any) -> Convention:
     base = convention_of(like)
     new = replace(base, name=name, **choices)
     return replace(new, summary=f"“{name}”: {new.describe()}.", limits=base.limits if new.starting_fnmr else ())
+
+
+Cell = tuple[str, float | None]
+"""The name of a convention and a false match rate; None where a starting FNMR sets the threshold."""
+
+
+def cells_of(conventions: Sequence[Convention], fmrs: Sequence[float]) -> dict[Cell, Convention]:
+    """Return every convention with every rate; one with a starting FNMR has one cell.
+
+    Raises:
+        UsageError: two conventions have one name, or a rate is outside (0, 1).
+    """
+    names = [c.name for c in conventions]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UsageError(f"two conventions are named {twice[0]!r}: give each its own name")
+    for fmr in fmrs:
+        exact_fmr(fmr)
+    return {(c.name, fmr): c for c in conventions for fmr in (fmrs if c.starting_fnmr is None else (None,))}
+
+
+def stored_limits(convention: Convention, limits: Sequence[float]) -> list[float]:
+    """Return the limits up to which areas are stored, rising: the levels, or multiples of 0.05, and the further ones."""
+    n = convention.n_levels or 20
+    shares = [k / n for k in range(1, n + (convention.step is None))]
+    return sorted({*shares, *further_limits(convention, limits)})
+
+
+def further_limits(convention: Convention, limits: Sequence[float]) -> list[float]:
+    """Return the wanted limits that lie between those which are stored in any case."""
+    n = convention.n_levels or 20
+    wanted = {limit for limit in limits if limit <= convention.end}
+    return sorted(wanted - {k / n for k in range(1, n + 1)})

@@ -41,6 +41,7 @@ class IntervalSettings:
         n_nonmated: non-mated pairs.
         n_draws: resamples.
         seed: of the draws.
+        no_draws: why there are no draws.
     """
 
     level: float
@@ -49,6 +50,7 @@ class IntervalSettings:
     n_nonmated: int
     n_draws: int
     seed: int
+    no_draws: str = "no draws were asked for"
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def few_errors(errors: Errors) -> str:
 def reason_for_none(value: float, draws: FloatArray, errors: Errors, settings: IntervalSettings) -> str:
     """Say why there is neither an interval nor a limit that would cover; empty if there is."""
     if settings.n_draws == 0:
-        return "no draws were asked for"
+        return settings.no_draws
     if math.isnan(value):
         return "the curve is undefined within the limit"
     if errors.fmr is not None and exact_fmr(errors.fmr) * settings.n_nonmated < 1:

@@ -5,7 +5,7 @@ doubled, so that means of ties stay whole numbers. Similarities are multiples of
 repeat has at most 2^24 + 1 distinct ones, and its ranking follows from their histogram. Both engines make that:
 
     counting    count the keys of each shard (`KeyCounter`), and add up the histograms (`add_histograms`);
-    sort        cut the shards' sorted keys into ranges (`range_cuts`), and merge each range (`merge_range`).
+    sort        cut the shards' sorted keys into ranges (`sample_sort.choose_cuts`), and merge each range (`merge_range`).
 
 `core.paper.similarity_rank` is the specification; the loops are `kernels.counting`.
 """
@@ -189,18 +189,6 @@ def add_histograms(histograms: Iterable[Histogram]) -> Histogram:
     if total is None:
         return first or Histogram.of(np.empty(0, np.int32), np.empty(0, np.int64))
     return Histogram.of_all(total.reshape(-1))
-
-
-def range_cuts(samples: NDArray[np.int32], n_ranges: int) -> NDArray[np.int32]:
-    """Return the upper bounds (exclusive) of all key ranges but the last, from sampled keys.
-
-    Equal keys share a range, so there may be fewer than n_ranges.
-    """
-    if len(samples) == 0 or n_ranges <= 1:
-        return np.empty(0, np.int32)
-    ordered = np.sort(samples)
-    at = (np.arange(1, n_ranges) * len(ordered)) // n_ranges
-    return np.unique(ordered[at]).astype(np.int32)
 
 
 def merge_range(sorted_keys: Sequence[NDArray[np.int32]]) -> Histogram:

@@ -12,20 +12,28 @@ work that makes one part; a group is several parts that one task reads.
 
 from __future__ import annotations
 
-import glob
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fiqa_ray.datasets.folders import in_parallel
 from fiqa_ray.datasets.parquet import table_bytes
+from fiqa_ray.datasets.records import add_stats as add_stats
 from fiqa_ray.datasets.records import fault_of_manifest, fault_of_part, fault_of_plan
 from fiqa_ray.datasets.sums import Choose, file_sums, read_table
-from fiqa_ray.documents import create_document, damaged, parse_document, read_document, write_document
+from fiqa_ray.documents import (
+    create_document,
+    damaged,
+    parse_document,
+    read_document,
+    read_written,
+    write_document,
+)
 from fiqa_ray.errors import FiqaRayError, IncompleteError
 from fiqa_ray.storage import (
     SLASH,
@@ -33,11 +41,16 @@ from fiqa_ray.storage import (
     is_local,
     join,
     list_files,
+    read_if_there,
+    read_shown,
     storage_errors,
     write_atomic,
 )
+from fiqa_ray.storage.patience import take_retries
 
-_READS_AT_ONCE = 8
+_Wanted = TypeVar("_Wanted")
+_last_manifest: dict[tuple[str, int], Manifest] = {}
+"""The manifest that `write_part` read last, by URI and content: a finished dataset may lack many parts."""
 _REMEDIES = {
     "_plan.json": "remove this file and run again: it is written again",
     "_manifest.json": "remove this file and run again: it is written again from the records of the parts",
@@ -45,7 +58,7 @@ _REMEDIES = {
 _PART_REMEDY = "remove this file and run again: its part is then computed again"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Part:
     """The record of one finished part.
 
@@ -102,16 +115,9 @@ def is_record(name: str) -> bool:
     return name.startswith("_part-") and name.endswith(".json") and name[6:-5].isdigit()
 
 
-def add_stats(all_stats: Iterator[Mapping[str, Any]] | list[Mapping[str, Any]]) -> dict[str, Any]:
-    """Add numbers key by key, also in nested dicts."""
-    total: dict[str, Any] = {}
-    for stats in all_stats:
-        for key, value in stats.items():
-            if isinstance(value, Mapping):
-                total[key] = add_stats([total.get(key, {}), value])
-            else:
-                total[key] = total.get(key, 0) + value
-    return dict(sorted(total.items()))
+def _is_stored(part: Part, sizes: Mapping[str, int]) -> bool:
+    """Return whether the record of a part and its files are there, the files with the right sizes."""
+    return record_name(part.index) in sizes and all(sizes.get(n) == sums["n_bytes"] for n, sums in part.files.items())
 
 
 MADE_BY = {
@@ -123,11 +129,20 @@ MADE_BY = {
     "key_counts": "rank",
     "sorted_keys": "rank",
     "similarity_ranks": "rank",
+    "score_runs": "rank",
+    "sorted_scores": "rank",
     "quality_index": "rank",
     "optimized_index": "optimize",
+    "theta_choice": "optimize",
+    "index_runs": "optimize",
+    "sorted_indices": "optimize",
     "optimized_labels": "optimize",
     "regressor": "train",
+    "comparisons": "evaluate",
+    "cells": "evaluate",
     "evaluation": "evaluate",
+    "results": "evaluate",
+    "report": "report",
 }
 """Dataset name -> the stage that writes it, for error messages."""
 
@@ -161,9 +176,9 @@ class Dataset:
         """Store what the dataset will hold, unless a plan is stored already; return the stored plan."""
         values = {**plan, "inputs": list(self.inputs)}
         create_document(self.at("_plan.json"), values, self._place("_plan.json"))
-        stored = self.plan()
-        assert stored is not None
-        return stored
+        return self._checked_plan(
+            read_written(self.at("_plan.json"), _REMEDIES["_plan.json"], self._place("_plan.json"))
+        )
 
     def _place(self, name: str) -> str:
         """Return the name that a document is bound to: the folder may be moved, its documents not exchanged."""
@@ -202,7 +217,7 @@ class Dataset:
         """
         name = part_name(index)
         contents = {name + suffix if suffix.startswith(".") else suffix: content for suffix, content in files.items()}
-        manifest = self.manifest()
+        manifest = self._manifest_of_lost_part()
         record = None if manifest is None else manifest.parts[index].files
         if record is not None and record.keys() != contents.keys():
             raise self._differs_from_record(name)
@@ -210,12 +225,28 @@ class Dataset:
             file_name: self._write_file(name, file_name, content, record and record[file_name], parquet)
             for file_name, content in contents.items()
         }
-        part = Part(index, n_rows, written, stats or {}, round(duration_s, 3))
+        n_retries = take_retries()
+        stats = {**(stats or {}), **({"storage_retries": n_retries} if n_retries else {})}
+        part = Part(index, n_rows, written, stats, round(duration_s, 3))
         if manifest is not None:  # the same bytes again, also of the record
             part = manifest.parts[index]
         document = record_name(index)
         write_document(self.at(document), asdict(part), self._place(document))
         return part
+
+    def _manifest_of_lost_part(self) -> Manifest | None:
+        """Return the manifest if the dataset was finished before; it is parsed once for all lost parts."""
+        content = read_if_there(self.at("_manifest.json"))
+        if content is None:
+            return None
+        key = (self.uri, hash(content))
+        if key not in _last_manifest:
+            manifest = self.manifest()
+            _last_manifest.clear()
+            if manifest is None:
+                return None
+            _last_manifest[key] = manifest
+        return _last_manifest[key]
 
     def _write_file(
         self, part: str, name: str, content: FileContent, record: Mapping[str, Any] | None, parquet: dict[str, Any]
@@ -249,17 +280,21 @@ class Dataset:
             )
         parts = [asdict(done[i]) for i in range(n_parts)]
         values = {"dataset": self.name, "parts": parts}
-        create_document(self.at("_manifest.json"), values, self._place("_manifest.json"))
-        manifest = self.manifest()
-        assert manifest is not None
-        return manifest
+        name = "_manifest.json"
+        create_document(self.at(name), values, self._place(name))
+        return self._checked_manifest(
+            read_written(self.at(name), _REMEDIES[name], self._place(name)), self.plan() or {}
+        )
 
     # reading
 
     def plan(self) -> dict[str, Any] | None:
         """Return the stored plan, or None. Raise `FiqaRayError` if it is damaged."""
         plan = self._read("_plan.json")
-        fault = fault_of_plan(plan) if plan is not None else ""
+        return None if plan is None else self._checked_plan(plan)
+
+    def _checked_plan(self, plan: dict[str, Any]) -> dict[str, Any]:
+        fault = fault_of_plan(plan)
         if fault:
             raise damaged(self.at("_plan.json"), fault, _REMEDIES["_plan.json"])
         return plan
@@ -267,35 +302,57 @@ class Dataset:
     def finished_parts(self, verify: bool = False) -> dict[int, Part]:
         """Return the records of the finished parts by number; a part with a damaged record counts as unfinished.
 
+        The records of a finished dataset come from its manifest alone.
+
         Args:
-            verify: Leave out parts with a file that is missing or has another size than its record says, and records
-                that differ from the manifest.
+            verify: Leave out parts of which a file or the record is missing, or a file has another size than its record
+                says.
         """
+        manifest = self.manifest()
+        if verify:
+            return self.stored_parts(manifest)
+        if manifest is not None:
+            return {part.index: part for part in manifest.parts}
+        return self._recorded_parts(list_files(self.uri))
+
+    def stored_parts(self, manifest: Manifest | None) -> dict[int, Part]:
+        """Return what `finished_parts(verify=True)` does, where the manifest, or that there is none, is known."""
         sizes = list_files(self.uri)
-        manifest = self.manifest() if verify and "_manifest.json" in sizes else None
+        parts = self._recorded_parts(sizes) if manifest is None else {part.index: part for part in manifest.parts}
+        return {i: part for i, part in parts.items() if _is_stored(part, sizes)}
+
+    def _recorded_parts(self, names: Iterable[str]) -> dict[int, Part]:
+        """Return the parts whose records are there and sound."""
         parts = {}
-        for name, content in self._records(sizes).items():
+        for name, content in self._records(names):
             try:
                 part = self.parse_record(name, content)
             except FiqaRayError as exc:
                 logging.getLogger("fiqa_ray").warning("%s", exc)
                 continue
-            if verify and any(sizes.get(name) != f["n_bytes"] for name, f in part.files.items()):
-                continue
-            if manifest is None or (part.index < len(manifest.parts) and manifest.parts[part.index] == part):
-                parts[part.index] = part
+            parts[part.index] = part
         return parts
 
-    def _records(self, names: Iterable[str]) -> dict[str, bytes]:
-        """Return the content of the parts' records by name."""
+    def _records(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        """Yield the names and contents of the parts' records."""
         records = [n for n in names if is_record(n)]
         with storage_errors(self.uri):
-            fs, path = filesystem(self.uri)
-            folder = glob.escape(path.rstrip(SLASH))  # cat reads patterns, and a run's folder may hold brackets
-            contents = fs.cat([folder + SLASH + n for n in records]) if records else {}
-        if isinstance(contents, bytes):
-            contents = {records[0]: contents}
-        return {path.rsplit(SLASH, 1)[-1]: content for path, content in contents.items()}
+            fs, folder = filesystem(self.uri)
+            if is_local(fs):
+                for name in records:
+                    with open(os.path.join(folder, name), "rb") as file:
+                        yield name, file.read()
+                return
+        contents = in_parallel(lambda name: read_shown(self.at(name)), records, fs)
+        yield from ((name, content) for name, content in zip(records, contents, strict=True) if content is not None)
+
+    def recorded_part(self, index: int) -> Part | None:
+        """Return the record of a part if it is there and sound."""
+        content = read_if_there(self.at(record_name(index)))
+        try:
+            return None if content is None else self.parse_record(record_name(index), content)
+        except FiqaRayError:
+            return None
 
     def parse_record(self, name: str, content: bytes) -> Part:
         """Return the record of a part from the content of its file `name`. Raise `FiqaRayError` if it is damaged."""
@@ -312,12 +369,15 @@ class Dataset:
     def manifest_beside(self, plan: dict[str, Any]) -> Manifest | None:
         """Return the manifest, checked against this plan, or None; raise `FiqaRayError` if it is damaged."""
         content = self._read("_manifest.json")
-        if content is None:
-            return None
+        return None if content is None else self._checked_manifest(content, plan)
+
+    def _checked_manifest(self, content: dict[str, Any], plan: dict[str, Any]) -> Manifest:
         fault = fault_of_manifest(content, self.name, plan)
         if fault:
             raise damaged(self.at("_manifest.json"), fault, _REMEDIES["_manifest.json"])
-        parts = [Part(**p) for p in content["parts"]]
+        parts = content["parts"]
+        for i, record in enumerate(parts):  # in the same list: a dataset may have 100,000
+            parts[i] = Part(**record)
         return Manifest(self.uri, plan, parts, add_stats([p.stats for p in parts]), sum(p.n_rows for p in parts))
 
     def is_incomplete(self) -> bool:
@@ -348,15 +408,15 @@ class Dataset:
 
     def read_all(self, columns: list[str] | None = None, suffix: str = ".parquet") -> pa.Table:
         """Read all parts in order as one table. Memory: the table, so use it for small results and per-image vectors."""
-        parts = self.require().parts
-        if is_local(filesystem(self.uri)[0]):  # threads do not speed up a local disk
-            tables = [self.read(p, columns, suffix) for p in parts]
-        else:  # many small requests run in parallel
-            with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-                tables = list(pool.map(lambda p: self.read(p, columns, suffix), parts))
-        return pa.concat_tables(tables)
+        return pa.concat_tables(self.read_each(self.require().parts, lambda p: self.read(p, columns, suffix)))
 
-    def read_rows(self, part: Part, first: int, last: int, columns: list[str]) -> pa.Table:
+    def read_each(self, wanted: Iterable[_Wanted], read: Callable[[_Wanted], pa.Table]) -> list[pa.Table]:
+        """Return what `read` returns for each item, in order; reads from a bucket run side by side."""
+        return in_parallel(read, list(wanted), filesystem(self.uri)[0])
+
+    def read_rows(
+        self, part: Part, first: int, last: int, columns: list[str] | None, suffix: str = ".parquet"
+    ) -> pa.Table:
         """Return the rows first:last of a large part; only the row groups that hold them are read and checked."""
         skip = 0
 
@@ -372,21 +432,19 @@ class Dataset:
                 start += n
             return groups
 
-        table = self._table(part, ".parquet", columns, choose)
+        table = self._table(part, suffix, columns, choose)
         return table.slice(skip, last - first)
 
-    def read_range(self, part: Part, low: int | None, high: int | None, suffix: str) -> pa.Table:
-        """Read the row groups of a sorted table whose first column overlaps [low, high); None means unbounded."""
+    def read_range(self, part: Part, low: int, high: int, suffix: str, columns: list[str] | None = None) -> pa.Table:
+        """Read the row groups of a table whose first column, of whole numbers, has some in [low, high)."""
 
         def choose(metadata: pq.FileMetaData) -> list[int]:
-            groups = []
-            for g in range(metadata.num_row_groups):
-                extent = metadata.row_group(g).column(0).statistics
-                if (high is None or extent.min < high) and (low is None or extent.max >= low):
-                    groups.append(g)
-            return groups
+            extents = [metadata.row_group(g).column(0).statistics for g in range(metadata.num_row_groups)]
+            return [
+                g for g, e in enumerate(extents) if e is not None and e.has_min_max and e.min < high and e.max >= low
+            ]
 
-        return self._table(part, suffix, None, choose)
+        return self._table(part, suffix, columns, choose)
 
     def _table(
         self, part: Part, suffix: str, columns: list[str] | None = None, choose: Choose | None = None

@@ -115,8 +115,25 @@ def key_counts(n_bytes: int) -> pa.Schema:
 SORTED_KEYS = pa.schema([_never_null("similarity_key", pa.int32())])  # ascending: the keys of some parts of pairs
 
 
-KEY_SAMPLES = pa.schema(  # evenly spaced keys of SORTED_KEYS
-    [_never_null("repeat", pa.int32()), _never_null("similarity_key", pa.int32())]
+RUN_SAMPLES = pa.schema(  # the first row of each row group of a sorted run
+    [
+        _never_null("run_row", pa.int64()),
+        _never_null("sort_key", pa.int64()),
+        _never_null("sort_tie", pa.int64()),
+    ]
+)
+
+
+SCORE_RUNS = pa.schema(  # the scores of neighbouring images that have one: ascending, ties by image_row
+    [_never_null("score", pa.float64()), _never_null(*ROW)]
+)
+
+
+SORTED_SCORES = pa.schema([_never_null("score", pa.float64())])  # all scores of a method, ascending over all parts
+
+
+SCORE_PLACES = pa.schema(  # the same scores in the order of SCORE_RUNS, span after span
+    [_never_null(*ROW), _never_null("quality_index", pa.int64()), _never_null("score", pa.float64())]
 )
 
 
@@ -132,6 +149,25 @@ OPTIMIZED_INDEX = pa.schema(  # rows of images with a score
         ("mean_similarity_rank", pa.float64()),  # mean over the repeats in which the image owned a pair, else null
         _never_null("n_owned_pairs", pa.int64()),  # over all repeats
     ]
+)
+
+
+def index_suffix(method: str, theta: float) -> str:
+    """Return the suffix of the file with one method's and theta's optimized indices."""
+    return f".{method}.theta-{theta!r}.parquet"
+
+
+INDEX_RUNS = pa.schema(  # the optimized indices of neighbouring images, ascending, ties by quality_index
+    [
+        _never_null("optimized_index", pa.float64()),
+        _never_null("quality_index", pa.int64()),
+        _never_null(*ROW),
+    ]
+)
+
+
+NEW_SCORES = pa.schema(  # of the images of a range of optimized indices, in the order of INDEX_RUNS, span after span
+    [_never_null(*ROW), _never_null("optimized_score", pa.float64())]
 )
 
 

@@ -18,6 +18,7 @@ from isal.isal_zlib import crc32
 
 from fiqa_ray.documents import damaged
 from fiqa_ray.storage import filesystem, is_local, storage_errors
+from fiqa_ray.storage.patience import shown
 
 SMALL_BYTES = 1 << 20
 """A smaller file is read and checked as a whole."""
@@ -123,7 +124,7 @@ class _Source:
 
     def _fetch(self, start: int | None, end: int | None) -> bytes:
         try:
-            return bytes(self.fs.cat_file(self.path, start=start, end=end))
+            return bytes(shown(lambda: self.fs.cat_file(self.path, start=start, end=end), self.fs))
         except FileNotFoundError:
             raise
         except Exception as exc:

@@ -114,14 +114,14 @@ class Workload:
         scale: Size of label optimization.
         units: Unit costs of numerics.
         n_images: Images of each face set.
-        embed_s: Seconds per image of the recogniser on one core.
+        embed_s: Seconds per image of each FR model on one core, by its label.
         score_s: Seconds per image of each method that runs a model.
     """
 
     scale: Scale
     units: Units
     n_images: Mapping[str, int]
-    embed_s: float
+    embed_s: Mapping[str, float]
     score_s: Mapping[str, float]
 
     @property

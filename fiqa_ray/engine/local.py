@@ -14,6 +14,18 @@ from fiqa_ray.public_uri import public_text
 Outcome = Part | Exception
 
 
+class LostProcessError(Exception):
+    """A worker's process or machine ended while it ran a shard, more often than Ray tries again by itself.
+
+    Attributes:
+        is_machine: Whether the whole machine was lost, which says nothing about the shard.
+    """
+
+    def __init__(self, *args: object, is_machine: bool = False) -> None:
+        super().__init__(*args)
+        self.is_machine = is_machine
+
+
 Item = tuple[Step, Any]
 """A shard and the step that it belongs to."""
 
@@ -39,9 +51,10 @@ class LocalMapper:
         from fiqa_ray.core.kernels.threads import one_thread
 
         workers = WorkerSlot()
-        for step, shard in items:
+        for item in items:
+            step, shard = item
             with one_thread() if step.engine != "driver" else nullcontext():
-                yield (step, shard), call_and_catch(lambda step=step, shard=shard: workers.get(step.make_worker)(shard))  # type: ignore[misc]
+                yield item, call_and_catch(lambda step=step, shard=shard: workers.get(step.make_worker)(shard))  # type: ignore[misc]
 
     def waits_for(self, items: Sequence[Item]) -> str:
         """Return an empty text: this process never waits."""

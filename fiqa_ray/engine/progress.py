@@ -1,7 +1,11 @@
-"""Progress of long work: a bar with rate and remaining time on a terminal, one log line every 30 s elsewhere."""
+"""Progress of long work: a bar with rate and remaining time on a terminal, two log lines every 30 s elsewhere.
+
+The second line is the state of the run as JSON, for programs that read the log.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 import time
@@ -11,6 +15,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fiqa_ray.engine.run_state import run_state
 from fiqa_ray.public_uri import public_text
 
 LOG_INTERVAL_S = 30.0
@@ -38,6 +43,7 @@ class StepProgress:
         self._bar: Progress | None = None
 
     def __enter__(self) -> StepProgress:
+        run_state.show(self)
         if self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description:<34}"),
@@ -55,15 +61,20 @@ class StepProgress:
 
     def _log(self) -> None:
         while not self._ended.wait(LOG_INTERVAL_S):
-            rate = self._rate()
+            rate = self.rate
             left = f"about {(self.total - self.done) / rate:,.0f} s left" if rate > 0 else "the first part is under way"
-            self._line(self.waits_for() or f"{rate:,.{0 if rate >= 10 else 1}f} {self.unit}/s, {left}")
+            run_state.waits_for = self.waits_for()
+            self._line(run_state.waits_for or f"{rate:,.{0 if rate >= 10 else 1}f} {self.unit}/s, {left}")
+            print(json.dumps({"time_s": round(time.time(), 1), **run_state.as_dict()}), file=sys.stderr, flush=True)
 
-    def _rate(self) -> float:
+    @property
+    def rate(self) -> float:
+        """Rows per second since the start."""
         return (self.done - self._at_start) / max(time.monotonic() - self._started, 1e-9)
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         self._ended.set()
+        run_state.show(None)
         if self._bar:
             self._bar.stop()
         elif kind is None:
@@ -73,7 +84,7 @@ class StepProgress:
         """Add finished rows."""
         self.done += n_rows
         if self._bar:
-            self._bar.update(self._task, completed=self.done, rate=f"{self._rate():,.0f} {self.unit}/s")
+            self._bar.update(self._task, completed=self.done, rate=f"{self.rate:,.0f} {self.unit}/s")
 
     def _line(self, text: str) -> None:
         share = f"{self.done:,} of {self.total:,} {self.unit}"

@@ -12,9 +12,10 @@ from typing import Any
 
 from fiqa_ray.engine.ray import wants_gpus
 from fiqa_ray.errors import FiqaRayError, IncompleteError, StorageError
+from fiqa_ray.storage.patience import patience_s, set_patience
 
 MAX_FAILURES = 5
-"""Times that Ray Train restarts its workers."""
+"""Times that Ray Train restarts its workers after failures; machines that are taken away count apart, without a limit."""
 
 
 TrainLoop = Callable[[Any, int, int, Callable[[dict[str, Any]], None]], None]
@@ -42,7 +43,7 @@ def fit_with_ray(loop: TrainLoop, plan: Any, n_workers: int, device: str) -> Non
     use_gpu = wants_gpus(device, n_workers)
     trainer = TorchTrainer(
         _loop_in_ray,  # type: ignore[arg-type]  # what it returns is the result's return_value
-        train_loop_config={"loop": loop, "plan": plan},
+        train_loop_config={"loop": loop, "plan": plan, "patience_s": patience_s()},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=n_workers, use_gpu=use_gpu, resources_per_worker=None if use_gpu else {"CPU": 1}
@@ -68,11 +69,11 @@ def _loop_in_ray(config: dict[str, Any]) -> str | None:
 
     context = get_context()
     try:
+        set_patience(config["patience_s"], has_answered=True)
         config["loop"](config["plan"], context.get_world_rank(), context.get_world_size(), report)
-    except StorageError:
-        raise
     except FiqaRayError as exc:
-        if context.get_world_size() > 1:  # the others may wait for this one: only a failure stops them
+        may_pass = isinstance(exc, StorageError) and exc.may_pass
+        if may_pass or context.get_world_size() > 1:  # the others may wait for this one: only a failure stops them
             raise
         return str(exc)
     return None

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
-from fiqa_ray.datasets.dataset import Manifest
-from fiqa_ray.engine.local import Item, Mapper
+from fiqa_ray.datasets.dataset import Manifest, part_name
+from fiqa_ray.datasets.folders import remove_leftovers
+from fiqa_ray.engine.local import Item, LostProcessError, Mapper
 from fiqa_ray.engine.progress import StepProgress
+from fiqa_ray.engine.run_state import run_state
 from fiqa_ray.engine.step import Step
 from fiqa_ray.errors import FiqaRayError, IncompleteError, StorageError
+from fiqa_ray.storage import exists
+from fiqa_ray.storage.patience import one_try
 
-MAX_FAILED_SHARDS = 3
-"""Failed shards after which a group of steps gives up; finished parts stay."""
+MAX_FAILED_SHARDS, MAX_FAILED_SHARE = 3, 0.01
+"""Failed shards, or share of them if that is more, after which a group of steps gives up; finished parts stay."""
+MAX_TRIES = 3
+"""Times that a shard is tried which fails because of a machine or of storage."""
 
 
 def run_steps(steps: Sequence[Step], mapper: Mapper, max_bad_fraction: float = 1.0) -> list[Manifest]:
@@ -38,9 +46,11 @@ def run_steps(steps: Sequence[Step], mapper: Mapper, max_bad_fraction: float = 1
     done: list[tuple[Step, int]] = []
     unfinished = []
     for step, stored in zip(steps, manifests, strict=True):
-        finished = step.finished_parts()
+        finished = step.finished_parts(stored)
         missing = [s for i, s in enumerate(step.shards) if i not in finished]
         if missing or None in stored:
+            for dataset in step.datasets:
+                remove_leftovers(dataset.uri)
             _write_plans(step)
             items += [(step, s) for s in missing]
             done += [(step, p.n_rows) for p in finished.values()]
@@ -73,29 +83,95 @@ def _write_plans(step: Step) -> None:
         dataset.write_plan({**plan, "created_s": time.time(), **step.plan})
 
 
+@dataclass
+class _Failures:
+    """Failed shards of a group of steps; decides which are tried again and when the group gives up.
+
+    Machines that are lost and storage that is away say nothing about a shard: such a shard is tried again. What the code
+    raises counts, and so does a shard that ends its process each time that Ray tries it.
+    """
+
+    n_shards: int
+    n_done: int = 0
+    items: list[tuple[Item | None, Exception]] = field(default_factory=list)
+    tries: dict[int, int] = field(default_factory=dict)
+    again: list[Item] = field(default_factory=list)
+
+    def add(self, item: Item | None, outcome: Exception) -> bool:
+        """Record a failure; return whether the group must end."""
+        key = id(item)
+        self.tries[key] = self.tries.get(key, 0) + 1
+        is_system = is_system_failure(outcome)
+        kind = "system" if is_system else "code"
+        dataset, part = _place_of(item)
+        run_state.add_failure(dataset, part, kind, f"{type(outcome).__name__}: {outcome}", self.tries[key])
+        if is_system and item is not None and self.tries[key] < MAX_TRIES and not _is_storage_away(item[0], outcome):
+            self.again.append(item)
+            return False
+        self.items.append((item, outcome))
+        is_hopeless = isinstance(outcome, LostProcessError) and not self.n_done
+        is_final = isinstance(outcome, FiqaRayError) or item is None or is_hopeless
+        return is_final or len(self.items) >= max(MAX_FAILED_SHARDS, math.ceil(MAX_FAILED_SHARE * self.n_shards))
+
+
+def _is_storage_away(step: Step, outcome: Exception) -> bool:
+    """Return whether this process does not reach the storage either: then another try is in vain."""
+    if not isinstance(outcome, StorageError):
+        return False
+    try:
+        with one_try():
+            exists(step.dataset.uri)
+    except StorageError:
+        return True
+    return False
+
+
+def is_system_failure(outcome: Exception) -> bool:
+    """Return whether a failure came from a lost machine or from storage, so that the same shard may succeed elsewhere."""
+    if isinstance(outcome, FiqaRayError):
+        return isinstance(outcome, StorageError) and outcome.may_pass
+    return isinstance(outcome, LostProcessError) and outcome.is_machine
+
+
 def _run_items(items: list[Item], mapper: Mapper, advance: Callable[[Step, int], None]) -> None:
     """Run shards and report their rows; raise the first failure when no more can be done."""
-    failures: list[tuple[Item | None, Exception]] = []
-    for item, outcome in mapper(items):
-        if isinstance(outcome, Exception):
-            failures.append((item, outcome))
-            is_final = isinstance(outcome, FiqaRayError) and not isinstance(outcome, StorageError)
-            if is_final or len(failures) >= MAX_FAILED_SHARDS:
-                break
-        else:
-            advance((item or items[0])[0], outcome.n_rows)
-    if not failures:
+    failures = _Failures(len(items))
+    pending = items
+    while pending:
+        for item, outcome in mapper(pending):
+            if isinstance(outcome, Exception):
+                if failures.add(item, outcome):
+                    failures.again.clear()
+                    break
+            else:
+                failures.n_done += 1
+                n_rejected = sum(n for status, n in outcome.stats.get("status", {}).items() if status != "ok")
+                run_state.add_part(sum(f["n_bytes"] for f in outcome.files.values()), n_rejected)
+                advance((item or items[0])[0], outcome.n_rows)
+        pending, failures.again = failures.again, []
+    if not failures.items:
         return
-    item, first = failures[0]
+    item, first = failures.items[0]
     if isinstance(first, FiqaRayError):
         raise first
     step = (item or items[0])[0]
+    _, part = _place_of(item)
     line = "".join(f" ({note})" for note in getattr(first, "__notes__", []))
+    text = f"the first, {part}, with" if part else "the first with"
     raise IncompleteError(
-        f"{step.stage}: {len(failures)} shard(s) of {step.dataset.uri} failed, the first with "
+        f"{step.stage}: {len(failures.items)} shard(s) of {step.dataset.uri} failed, {text} "
         f"{type(first).__name__}: {first}{line}; mend the cause if it is in your model or data, and run the same "
         "command again to continue"
     ) from first
+
+
+def _place_of(item: Item | None) -> tuple[str, str]:
+    """Return the dataset and the name of the part that a shard makes, or empty texts."""
+    if item is None:
+        return "", ""
+    step, shard = item
+    index = next((i for i, other in enumerate(step.shards) if other is shard), None)
+    return short_name(step), "" if index is None else part_name(index)
 
 
 def group_name(steps: Sequence[Step]) -> str:

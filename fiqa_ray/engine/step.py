@@ -53,9 +53,13 @@ class Step:
         """All datasets that the step makes."""
         return (self.dataset, *self.extra_datasets)
 
-    def finished_parts(self) -> dict[int, Part]:
-        """Return records of the first dataset's parts whose shards need not be run: every dataset has the part."""
-        first, *others = (d.finished_parts(verify=True) for d in self.datasets)
+    def finished_parts(self, manifests: Sequence[Manifest | None]) -> dict[int, Part]:
+        """Return records of the first dataset's parts whose shards need not be run: every dataset has the part.
+
+        Args:
+            manifests: Of each dataset; None where it is unfinished.
+        """
+        first, *others = (d.stored_parts(m) for d, m in zip(self.datasets, manifests, strict=True))
         return {i: part for i, part in first.items() if all(i in other for other in others)}
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import subprocess
+import sys
 import threading
 
 import cv2
 import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.models import detector_trial
+from fiqa_ray.models.formats.onnx_file import check_sizes
 from fiqa_ray.storage import read_bytes
 
 DETECTION_SIDE = 320
@@ -18,6 +25,7 @@ MIN_SCORE = 0.6
 """Detections with a lower score do not count as faces."""
 _MAX_OVERLAP = 0.3
 _MAX_BOXES = 50
+_TRIAL_BYTES, _TRIAL_S = 4 << 30, 60
 
 
 class FaceDetector:
@@ -34,29 +42,23 @@ class FaceDetector:
         sha256: hash of the file.
 
     Raises:
-        FiqaRayError: OpenCV cannot read the file as such a network.
+        FiqaRayError: the file is damaged, or OpenCV cannot run it as such a network.
     """
 
     def __init__(self, uri: str) -> None:
         model = read_bytes(uri)
         self._lock = threading.Lock()  # a network keeps the size of its input between calls
         self.sha256 = hashlib.sha256(model).hexdigest()
-        try:
-            self._network = cv2.FaceDetectorYN.create(
-                "onnx",
-                np.frombuffer(model, np.uint8),
-                np.empty(0, np.uint8),
-                (DETECTION_SIDE, DETECTION_SIDE),
-                MIN_SCORE,
-                _MAX_OVERLAP,
-                _MAX_BOXES,
-            )
-            self(np.zeros((DETECTION_SIDE, DETECTION_SIDE, 3), np.uint8))
-        except cv2.error as exc:
-            raise FiqaRayError(
-                f"detector {uri}: not a YuNet network that OpenCV {cv2.__version__} can run "
-                f"({' '.join(str(exc).split())[:120]}); give face_detection_yunet's .onnx of opencv_zoo"
-            ) from exc
+        _try_detector(model, f"detector {uri}")
+        self._network = cv2.FaceDetectorYN.create(
+            "onnx",
+            np.frombuffer(model, np.uint8),
+            np.empty(0, np.uint8),
+            (DETECTION_SIDE, DETECTION_SIDE),
+            MIN_SCORE,
+            _MAX_OVERLAP,
+            _MAX_BOXES,
+        )
 
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.float64] | None:
         """Find the largest face of an image.
@@ -79,3 +81,28 @@ class FaceDetector:
         largest = max(faces, key=lambda face: face[2] * face[3])
         points = largest[4:14].reshape(5, 2).astype(np.float64)
         return points * (width / size[0], height / size[1])
+
+
+def _try_detector(model: bytes, name: str) -> None:
+    """Load and run a detector once in a process of its own.
+
+    Raises:
+        FiqaRayError: stored numbers do not fill their shapes, or OpenCV cannot run it, hangs or breaks down.
+    """
+    advice = "give face_detection_yunet's .onnx of opencv_zoo, or fetch it again"
+    try:
+        check_sizes(onnx.load_model_from_string(model), name)
+    except (DecodeError, ValueError) as error:
+        raise FiqaRayError(f"{name}: not a readable ONNX file ({len(model):,} bytes); {advice}") from error
+    command = [sys.executable, detector_trial.__file__, str(_TRIAL_BYTES)]
+    try:
+        trial = subprocess.run(command, input=model, capture_output=True, timeout=_TRIAL_S, check=False)
+        outcome = json.loads(trial.stdout)
+    except subprocess.TimeoutExpired as error:
+        raise FiqaRayError(f"{name}: OpenCV does not end on it within {_TRIAL_S} s; {advice}") from error
+    except ValueError as error:
+        raise FiqaRayError(f"{name}: OpenCV breaks down on it (exit code {trial.returncode}); {advice}") from error
+    if "error" in outcome:
+        raise FiqaRayError(
+            f"{name}: not a YuNet network that OpenCV {cv2.__version__} can run ({outcome['error']}); {advice}"
+        )

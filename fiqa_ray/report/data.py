@@ -86,7 +86,7 @@ class SimilarityHistogram:
 
     Attributes:
         benchmark: Name of the benchmark.
-        fr: Name of the recogniser.
+        recognizer: Name of the recogniser.
         threshold: Similarity threshold in use.
         edges: `(B + 1,)` edges of the bins.
         mated_counts: `(B,)` mated pairs.
@@ -94,7 +94,7 @@ class SimilarityHistogram:
     """
 
     benchmark: str
-    fr: str
+    recognizer: str
     threshold: float
     edges: ArrayLike
     mated_counts: ArrayLike

@@ -24,6 +24,7 @@ from fiqa_ray.report.data import ReportData
 FOLDER = Path(__file__).parent
 
 FAMILIES = {
+    "imitated": "regressors on prior labels against the scores that they imitate",
     "baseline": "regressors on optimized labels against the methods' own scores",
     "unoptimized": "regressors on optimized labels against those on prior labels",
 }
@@ -115,8 +116,15 @@ def percent_range(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def rate(value: float) -> str:
-    """Write a small rate or step with up to three digits, such as 0.001 or 6.67e−4."""
+def _same(value: float) -> float | None:
+    """Return None for NaN, which is not equal to itself."""
+    return None if math.isnan(value) else value
+
+
+def rate(value: float | None) -> str:
+    """Write a small rate or step with up to three digits, such as 0.001 or 6.67e−4; None: set by a starting FNMR."""
+    if value is None:
+        return "by starting FNMR"
     text = f"{value:.3g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.2e}".replace("e-0", "e-")
     return text.replace("-", "−")
 
@@ -136,12 +144,14 @@ def verdict(row: DifferenceRow) -> str:
     """Say what the interval of a difference of areas means for its first scorer; smaller areas are better.
 
     A difference is clear where the interval leaves out zero and the p-value, corrected for its family, is small enough.
+    Where regressors were trained several times, the mean over the trainings must differ from zero too.
     """
     if math.isnan(row.low) or math.isnan(row.high):
         return "undefined" if math.isnan(row.difference) else "no interval"
-    if row.p_holm < 1 - row.level and row.high < 0:
+    is_clear = row.p_holm < 1 - row.level and not row.p_training >= 1 - row.level  # NaN: one training or none
+    if is_clear and row.high < 0:
         return "improves"
-    return "worsens" if row.p_holm < 1 - row.level and row.low > 0 else "no clear difference"
+    return "worsens" if is_clear and row.low > 0 else "no clear difference"
 
 
 def area_interval(row: AucRow) -> str:
@@ -235,12 +245,12 @@ def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list
 def curve_groups(data: ReportData, styles: Mapping[str, figures.LineStyle]) -> list[dict[str, Any]]:
     """Return, per (recogniser, convention, FMR), legend and one figure per benchmark."""
     groups = []
-    for (fr, convention, fmr), lines in grouped(data.edc, lambda c: (c.recognizer, c.convention, c.fmr)).items():
+    for (fr, convention, fmr), lines in grouped(data.edc, lambda c: (c.recognizer, c.convention, _same(c.fmr))).items():
         limits = sorted(
             {
                 row.discard_limit
                 for row in data.auc
-                if (row.recognizer, row.convention, row.fmr) == (fr, convention, fmr)
+                if (row.recognizer, row.convention, _same(row.fmr)) == (fr, convention, fmr)
                 and row.discard_limit < min(figures.X_END, curve_end(convention))
             }
         )
@@ -269,7 +279,7 @@ def auc_tables(rows: Sequence[AucRow]) -> list[dict[str, Any]]:
     """Return, per (recogniser, convention, FMR, limit), scorers by benchmarks, those that lead marked."""
     tables = []
     for (fr, convention, fmr, limit), members in grouped(
-        rows, lambda r: (r.recognizer, r.convention, r.fmr, r.discard_limit)
+        rows, lambda r: (r.recognizer, r.convention, _same(r.fmr), r.discard_limit)
     ).items():
         cells = {(row.scorer, row.benchmark): row for row in members}
         by_benchmark = grouped(members, lambda row: row.benchmark)

@@ -60,7 +60,7 @@ def read_table(
     if uri.lower().endswith((".parquet", ".pq")):
         raise FiqaRayError(f"{uri}: not a Parquet file; {what}")
     if not data.strip():
-        raise FiqaRayError(f"{uri} cannot be read as a table: Empty CSV file; mend the file. {what}")
+        raise FiqaRayError(f"{uri} cannot be read as a table: Empty CSV file; mend the file; {what}")
     return _read_csv(uri, data, types, needed, what, separator)
 
 
@@ -105,7 +105,7 @@ def _read_csv(
             ),
         )
     except (pa.ArrowInvalid, pa.ArrowKeyError) as exc:
-        raise FiqaRayError(f"{uri} cannot be read as a table: {_first_line(exc)}; mend the file. {what}") from exc
+        raise FiqaRayError(f"{uri} cannot be read as a table: {_first_line(exc)}; mend the file; {what}") from exc
     for column in padded:  # 'uri, identity' and 'a, b': the space belongs to the separator
         values = [None if v is None else v.removeprefix(" ") for v in table[column].to_pylist()]
         table = table.set_column(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.keys import remedy_of, rows_of_keys
 from fiqa_ray.sources.read_table import TEXT, read_head, read_table, refuse_foreign
+from fiqa_ray.sources.vector_pickle import read_pickle
 from fiqa_ray.storage import read_bytes
 
 _COLUMNS = (("image_id", "score"), ("Filename", "UnifiedQualityScore"))
@@ -19,29 +20,46 @@ _COLUMNS = (("image_id", "score"), ("Filename", "UnifiedQualityScore"))
 
 
 def read_scores(
-    uri: str, id_column: str | None = None, score_column: str | None = None, separator: str | None = None
+    uri: str,
+    id_column: str | None = None,
+    score_column: str | None = None,
+    separator: str | None = None,
+    *,
+    higher_is_better: bool = True,
 ) -> pa.Table:
     """Read a file of scores as a table of `image_id` (text) and `score` (float64).
 
-    Read are tables with the columns image_id and score, or as named; OFIQ's CSV (`Filename;UnifiedQualityScore;...`); and
-    lines `path score` without a header, as CR-FIQA's code writes them.
+    Read are tables with the columns image_id and score, or as named; OFIQ's CSV (`Filename;UnifiedQualityScore;...`); lines
+    `path score` without a header, as CR-FIQA's code writes them; XQLFW's `xqlfw_scores.txt` (`ID Num Score`: image 7 of a
+    person is `person/person_0007.jpg`); and pickles of {path: score}, which are read without running their code.
 
     Args:
         uri: the file.
         id_column: column of the image's name; default: image_id, or Filename.
         score_column: column of the score; default: score, or UnifiedQualityScore.
         separator: of a CSV; default: comma, semicolon or tab, by its header.
+        higher_is_better: if false, as for an uncertainty, scores are negated.
 
     Raises:
         FiqaRayError: the file is no such table, a name stands twice, or a score is not finite.
     """
+    table = _checked(uri, _read(uri, id_column, score_column, separator))
+    if higher_is_better:
+        return table
+    return table.set_column(1, "score", pc.negate(table["score"]))
+
+
+def _read(uri: str, id_column: str | None, score_column: str | None, separator: str | None) -> pa.Table:
     head = read_head(uri)
     is_text = head[:4] != b"PAR1"
     if is_text and id_column is None and score_column is None and separator is None:
+        if head[:1] == b"\x80":  # how pickles of protocol 2 and later begin
+            return _of_pickle(uri)
         refuse_foreign(uri, head)
-        lines = _path_and_score(read_bytes(uri))
+        data = read_bytes(uri)
+        lines = _xqlfw_lines(uri, data) if _is_xqlfw(head) else _path_and_score(data)
         if lines is not None:
-            return _checked(uri, lines)
+            return lines
     names = _column_names(head if is_text else b"", id_column, score_column)
     table = read_table(
         uri,
@@ -51,7 +69,7 @@ def read_scores(
         f"column {names[1]!r} numbers; scores: {{uri, id_column, score_column, separator}} names others",
         separator,
     )
-    return _checked(uri, pa.table({"image_id": table[names[0]], "score": table[names[1]]}))
+    return pa.table({"image_id": table[names[0]], "score": table[names[1]]})
 
 
 def scores_by_id(
@@ -62,6 +80,7 @@ def scores_by_id(
     separator: str | None = None,
     key_rule: Sequence[str] = (),
     *,
+    higher_is_better: bool = True,
     allow_others: bool = False,
 ) -> NDArray[np.float64]:
     """Return the scores `(I,) float64` of images from a user's file.
@@ -75,12 +94,13 @@ def scores_by_id(
         score_column: see `read_scores`.
         separator: see `read_scores`.
         key_rule: rules of `fiqa_ray.sources.keys.KEY_RULES` by which names are compared.
+        higher_is_better: see `read_scores`.
         allow_others: whether the file may hold images that are not asked for.
 
     Raises:
         FiqaRayError: an image has no score, or a score no image; the message shows one name of each side.
     """
-    table = read_scores(uri, id_column, score_column, separator)
+    table = read_scores(uri, id_column, score_column, separator, higher_is_better=higher_is_better)
     ids = table["image_id"].combine_chunks()
     rows = rows_of_keys(ids, image_id, key_rule)
     score = np.full(len(image_id), np.nan)
@@ -122,6 +142,40 @@ def _path_and_score(data: bytes) -> pa.Table | None:
     except (UnicodeDecodeError, ValueError, IndexError):
         return None
     return pa.table({"image_id": pa.array([row[0].strip() for row in rows], TEXT), "score": pa.array(values)})
+
+
+def _is_xqlfw(head: bytes) -> bool:
+    return head.split(b"\n", 1)[0].split() == [b"ID", b"Num", b"Score"]
+
+
+def _xqlfw_lines(uri: str, data: bytes) -> pa.Table:
+    """Return the scores of XQLFW's own file: person, number of the image, score."""
+    ids, scores = [], []
+    for number, line in enumerate(data.decode("utf-8", "replace").splitlines()[1:], start=2):
+        fields = line.split()
+        if not fields:
+            continue
+        try:
+            person, image, score = fields[0], int(fields[1]), float(fields[2])
+        except (IndexError, ValueError):
+            raise FiqaRayError(f"{uri}: line {number} is {line[:80]!r}; write person, image number and score") from None
+        ids.append(f"{person}/{person}_{image:04d}.jpg")
+        scores.append(score)
+    return pa.table({"image_id": pa.array(ids, TEXT), "score": pa.array(scores, pa.float64())})
+
+
+def _of_pickle(uri: str) -> pa.Table:
+    """Return the scores of a pickled dictionary."""
+    content = read_pickle(uri)
+    try:
+        if not isinstance(content, dict):
+            raise TypeError
+        scores = [float(np.asarray(value).reshape(())) for value in content.values()]
+    except (TypeError, ValueError):
+        raise FiqaRayError(f"{uri}: the pickle holds no dictionary of path and number; write one") from None
+    return pa.table(
+        {"image_id": pa.array([str(key) for key in content], TEXT), "score": pa.array(scores, pa.float64())}
+    )
 
 
 def _checked(uri: str, table: pa.Table) -> pa.Table:

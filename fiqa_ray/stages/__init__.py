@@ -48,7 +48,7 @@ STAGES: dict[str, Stage] = {
         "Run the FR model on every face (Ray Data, on GPUs where there are some).",
         reads=("faces",),
         writes=("embeddings",),
-        planned_by=("infer:embed_steps",),
+        planned_by=("infer:embed_steps", "given:given_steps"),
         estimated_by="infer:estimate_embed",
     ),
     "score": Stage(
@@ -75,14 +75,14 @@ STAGES: dict[str, Stage] = {
     "rank": Stage(
         "Rank the similarities of all pairs (for equation 2), and the prior scores of each method (Ray tasks).",
         reads=("pairs", "quality_scores"),
-        writes=("key_counts", "sorted_keys", "similarity_ranks", "quality_index"),
+        writes=("key_counts", "sorted_keys", "similarity_ranks", "score_runs", "sorted_scores", "quality_index"),
         planned_by=("rank:rank_steps",),
         estimated_by="rank:estimate",
     ),
     "optimize": Stage(
-        "Move quality indices towards similarity ranks, and reassign the prior scores (Ray tasks; equations 2 and 3).",
-        reads=("faces", "pairs", "similarity_ranks", "quality_index"),
-        writes=("optimized_index", "optimized_labels"),
+        "Move quality indices towards similarity ranks, choose theta, and reassign the prior scores (equations 2 and 3).",
+        reads=("faces", "embeddings", "pairs", "similarity_ranks", "sorted_scores", "quality_index"),
+        writes=("optimized_index", "theta_choice", "index_runs", "sorted_indices", "optimized_labels"),
         planned_by=("optimize:optimize_steps",),
         estimated_by="optimize:estimate",
     ),
@@ -96,8 +96,14 @@ STAGES: dict[str, Stage] = {
     "evaluate": Stage(
         "Score the benchmarks by the regressors, and compare all scorers on the same pairs (section IV).",
         reads=("faces", "embeddings", "quality_scores", "regressor"),
-        writes=("quality_scores", "evaluation"),
-        planned_by=("score_heads:head_score_steps", "infer:regressor_score_steps", "evaluate:evaluate_steps"),
+        writes=("quality_scores", "comparisons", "cells", "evaluation", "results"),
+        planned_by=(
+            "score_heads:head_score_steps",
+            "infer:regressor_score_steps",
+            "compare:compare_steps",
+            "cells:cell_steps",
+            "evaluate:evaluate_steps",
+        ),
         estimated_by="infer:estimate_regressor_scores",
     ),
     "report": Stage(

@@ -51,9 +51,19 @@ Models = Callable[[torch.Tensor, NDArray[np.int64]], list[NDArray[np.float32]]]
 
 
 def embed_steps(job: Job) -> Iterator[list[Step]]:
-    """Yield the steps that embed every face set."""
-    call = ModelCall(job.settings.recognizer, None, None, {}, job.settings.seed, job.settings.compute.device)
-    yield [_model_step("embed", [job.embeddings(s)], job.faces(s), [call], job) for s in job.face_sets]
+    """Yield the steps that embed every face set; the FR models that lack embeddings of a set share its decoded faces."""
+    if job.settings.has_given_embeddings:
+        return  # fiqa_ray.stages.given copies them
+    steps = []
+    for face_set in job.face_sets:
+        models = job.recognizers_of(face_set)
+        finished = [r for r in models if job.embeddings(face_set, r).manifest() is not None]
+        missing = [r for r in models if r not in finished]
+        for group in filter(None, [missing, *([r] for r in finished)]):
+            datasets = [job.embeddings(face_set, r) for r in group]
+            calls = [ModelCall(r, None, None, {}, job.settings.seed, job.settings.compute.device) for r in group]
+            steps.append(_model_step("embed", datasets, job.faces(face_set), calls, job))
+    yield steps
 
 
 def score_steps(job: Job) -> Iterator[list[Step]]:
@@ -104,8 +114,11 @@ def regressor_score_steps(job: Job) -> Iterator[list[Step]]:
 def estimate_embed(job: Job, workload: Workload) -> Iterator[Cost]:
     """Yield the cost of embedding each face set."""
     for face_set in job.face_sets:
-        cost = _model_cost("embed", face_set, face_set, workload, workload.embed_s, 4.0 * workload.scale.dim)
-        yield replace(cost, datasets=(job.embeddings(face_set),))
+        for recognizer in job.recognizers_of(face_set):
+            what = face_set if recognizer == job.settings.recognizer else f"{recognizer.label}, {face_set}"
+            embed_s = workload.embed_s[recognizer.label]
+            cost = _model_cost("embed", what, face_set, workload, embed_s, 4.0 * workload.scale.dim)
+            yield replace(cost, datasets=(job.embeddings(face_set, recognizer),))
 
 
 def estimate_score(job: Job, workload: Workload) -> Iterator[Cost]:
@@ -127,7 +140,7 @@ def estimate_regressor_scores(job: Job, workload: Workload) -> Iterator[Cost]:
     """Yield the cost of scoring each benchmark by all regressors: a read of its embeddings, or a pass for each network."""
     label_sets = job.label_sets()
     for benchmark in job.settings.benchmarks:
-        cost = _model_cost("evaluate", benchmark.name, benchmark.name, workload, workload.embed_s, SCORE_BYTES)
+        cost = _model_cost("evaluate", benchmark.name, benchmark.name, workload, workload.embed_s[job.fr], SCORE_BYTES)
         datasets = tuple(job.regressor_scores(benchmark.name, label_set) for label_set in label_sets)
         if job.settings.train.mode == "head":
             yield replace(
@@ -300,10 +313,10 @@ class ModelCall:
 
 
 def load_calls(calls: Sequence[ModelCall]) -> Models:
-    """Load the models of one step: one model, or several FIQA methods on one FR model, which is loaded once."""
-    if len(calls) == 1:
-        model = calls[0].load()
-        return lambda faces, rows: [model(faces, rows)]
+    """Load the models of one step: FR models, one method, or several FIQA methods on one FR model, which is loaded once."""
+    if len(calls) == 1 or calls[0].kind == "embedding":
+        models = [call.load() for call in calls]
+        return lambda faces, rows: [model(faces, rows) for model in models]
     recognizer = calls[0]._load_recognizer()
     scorers = [call._load_scorer(recognizer) for call in calls]
     return lambda faces, rows: score_together(scorers, faces, rows)

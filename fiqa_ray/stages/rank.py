@@ -6,7 +6,7 @@ The default engine, `counting`, is a distributed counting sort. Pairs never move
     2. `add_counts`: the sum of a repeat's histograms, which is its ranking (a task per repeat).
 
 Where one group holds a whole repeat, `rank_group` does both at once. The engine `sort` (`rank_sort.py`) makes the same
-histograms by a distributed sample sort, byte for byte. The prior scores of a method are sorted by one task, `index_scores`.
+histograms by a distributed sample sort, byte for byte. The prior scores are sorted meanwhile (`rank_scores.py`).
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 from typing import assert_never
 
 import numpy as np
-import pyarrow as pa
 
-from fiqa_ray.core.labels import quality_index
 from fiqa_ray.core.ranking import Histogram, KeyCounter, add_histograms
 from fiqa_ray.datasets import schemas
-from fiqa_ray.datasets.dataset import Dataset, Manifest, Part
+from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.datasets.histograms import (
     HISTOGRAM_S,
     PACKED,
@@ -32,20 +31,17 @@ from fiqa_ray.datasets.histograms import (
     parts_of_repeat,
     read_histogram,
 )
-from fiqa_ray.datasets.pairs import PairGroup, PairReader, neighbours, pair_groups, pair_part_sizes
+from fiqa_ray.datasets.pairs import PairGroup, PairReader, StoredPairs, neighbours, pair_groups, pair_part_sizes
 from fiqa_ray.engine.cost import Cost, Scale, Units, Workload
-from fiqa_ray.engine.progress import note
 from fiqa_ray.engine.step import Step, stateless_worker
-from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
+from fiqa_ray.stages.rank_scores import index_costs, index_steps
 from fiqa_ray.stages.rank_sort import sort_costs, sort_steps
 
 GROUP_PAIRS = 1 << 26
 """A group has up to this many pairs of a repeat, so that its histogram, of at most 2^24 + 1 keys, is small beside them."""
 GROUP_PAIRS_NOT_KEPT = 1 << 24
 """The same where pairs are not kept: a group then holds all repeats."""
-INDEX_BYTES = 120
-"""Memory per image, as measured, of `index_scores`, which sorts all scores of a method at once."""
 COUNTER_BYTES = 60e6
 """Memory of a `KeyCounter` of a real database's mated similarities."""
 ADD_BYTES = 2.7e8
@@ -55,17 +51,23 @@ PACKED_SHARE = 0.4
 
 
 def rank_steps(job: Job) -> Iterator[list[Step]]:
-    """Plan histograms and ranks of the similarities, and the quality index of each method."""
+    """Plan histograms and ranks of the similarities, and side by side with them the quality index of each method."""
+    stored = job.pair_reader().stored()
+    # the prior scores come first: one that is missing ends the stage before long work, and their tasks are the longest
+    for indices, similarities in zip_longest(index_steps(job), _similarity_steps(job, stored)):
+        yield [*(indices or []), *(similarities or [])]
+
+
+def _similarity_steps(job: Job, stored: list[StoredPairs]) -> Iterator[list[Step]]:
+    """Plan histograms and ranks of the similarities."""
     ranks, reader, n_repeats = job.similarity_ranks(), job.pair_reader(), job.settings.pair.n_repeats
-    stored = reader.stored()
-    indices = _index_steps(job)  # before long work: it asks for the prior scores
     n_pairs = sum(s.n_pairs(r) for s in stored for r in range(n_repeats))
     groups = similarity_groups(job)
     rank_step = partial(Step, "rank", n_rows=n_pairs, unit="pairs")
     engine = job.settings.rank.engine
     if engine == "counting" and [g.repeats for g in groups] == [(r,) for r in range(n_repeats)]:
         worker = stateless_worker(rank_group, ranks, reader)
-        yield [*indices, rank_step(ranks, groups, worker, needs_gpu=reader.needs_gpu)]
+        yield [rank_step(ranks, groups, worker, needs_gpu=reader.needs_gpu)]
         return
     counts = job.key_counts()
     is_partial = counts.is_incomplete() or (engine == "sort" and job.sorted_keys().is_incomplete())
@@ -77,7 +79,7 @@ def rank_steps(job: Job) -> Iterator[list[Step]]:
             yield from sort_steps(job, groups, n_pairs)
         else:
             assert_never(engine)
-    yield [*indices, rank_step(ranks, range(n_repeats), stateless_worker(add_counts, ranks, counts))]
+    yield [rank_step(ranks, range(n_repeats), stateless_worker(add_counts, ranks, counts))]
 
 
 def similarity_groups(job: Job) -> list[PairGroup]:
@@ -87,46 +89,23 @@ def similarity_groups(job: Job) -> list[PairGroup]:
     return pair_groups(job.pair_reader().stored(), job.settings.pair.n_repeats, keep, max_pairs)
 
 
-def _index_steps(job: Job) -> list[Step]:
-    """Plan the quality index, a step per method: first in their group, for their tasks are the longest."""
-    n_images = job.faces("train").require().n_rows
-    steps = []
-    for method in job.settings.methods:
-        dataset, priors = job.quality_index(method), job.prior_scores("train", method)
-        priors.require()
-        worker, memory = stateless_worker(index_scores, dataset), INDEX_BYTES * n_images
-        say = partial(_say_if_constant, method.label)
-        steps.append(Step("rank", dataset, [priors], worker, n_images, unit="images", check=say, memory_bytes=memory))
-    return steps
-
-
-def _say_if_constant(label: str, index: Manifest) -> None:
-    """Print a line if all prior scores of a method are equal."""
-    if index.stats["n_scored"] > 1 and index.stats.get("n_tied_with_first") == index.stats["n_scored"]:
-        note(
-            f"methods: {label}: all {index.stats['n_scored']:,} prior scores are equal, so they tell no image from another"
-        )
-
-
 def estimate(job: Job, workload: Workload) -> Iterator[Cost]:
     """Yield the cost of each step."""
-    *similarities, indices = step_costs(workload.scale, workload.units)
-    yield from (replace(cost, datasets=(job.similarity_ranks(),)) for cost in similarities)
-    yield replace(indices, datasets=tuple(job.quality_index(m) for m in job.settings.methods))
+    for cost in similarity_costs(workload.scale, workload.units):
+        yield replace(cost, datasets=(job.similarity_ranks(),))
+    made = (job.score_runs, job.sorted_scores, job.quality_index)
+    costs = index_costs(workload.scale, workload.units)
+    for cost, dataset in zip(costs, made[-len(costs) :], strict=True):
+        yield replace(cost, datasets=tuple(dataset(m) for m in job.settings.methods))
 
 
 def step_costs(s: Scale, units: Units) -> list[Cost]:
-    """Return the cost of each step at a scale; that of the prior scores last."""
-    indices = Cost(
-        "rank",
-        "quality index",
-        s.n_images,
-        s.n_methods,
-        work_s=s.n_images * s.n_methods * units.index_image,
-        memory_bytes=INDEX_BYTES * s.n_images,
-        read_bytes=9.0 * s.n_images * s.n_methods,
-        written_bytes=13.0 * s.n_images * s.n_methods,
-    )
+    """Return the cost of each step at a scale."""
+    return [*similarity_costs(s, units), *index_costs(s, units)]
+
+
+def similarity_costs(s: Scale, units: Units) -> list[Cost]:
+    """Return the cost of each step of the ranking of similarities."""
     n_parts, part_rows = pair_part_sizes(s.n_images, s.rows_per_part)
     part_pairs = s.n_pairs / n_parts
     runs = neighbours([round(part_pairs)] * n_parts, GROUP_PAIRS if s.keep else GROUP_PAIRS_NOT_KEPT)
@@ -143,9 +122,9 @@ def step_costs(s: Scale, units: Units) -> list[Cost]:
         written_bytes=0.0,
     )
     if s.engine == "counting":
-        return [*_counting_costs(s, units, first, n_groups, group_pairs), indices]
+        return _counting_costs(s, units, first, n_groups, group_pairs)
     if s.engine == "sort":
-        return [*sort_costs(s, units, first, group_pairs), _add_cost(s, units, s.n_ranges), indices]
+        return [*sort_costs(s, units, first, group_pairs), _add_cost(s, units, s.n_ranges)]
     assert_never(s.engine)
 
 
@@ -230,29 +209,4 @@ def _write_ranks(dataset: Dataset, repeat: int, histogram: Histogram, started: f
         duration_s=time.monotonic() - started,
         write_statistics=False,  # always read as a whole
         **compression,
-    )
-
-
-def index_scores(dataset: Dataset, priors: Dataset) -> Part:
-    """Write the quality index of all prior scores of one method. Memory: up to `INDEX_BYTES` per image."""
-    started = time.monotonic()
-    column = priors.read_all(["score"])["score"]
-    if column.null_count == len(column):
-        raise FiqaRayError(f"{priors.uri} holds no score at all; see its column 'error'")
-    score, scored_rows = column.to_numpy(), np.flatnonzero(column.is_valid().to_numpy())
-    del column
-    index = np.full(len(score), -1, np.int64)
-    index[scored_rows] = quality_index(score[scored_rows])
-    nullable_scores = pa.array(score, from_pandas=True)  # NaN stands for null
-    table = pa.table([np.arange(len(score)), index, nullable_scores], schema=schemas.QUALITY_INDEX)
-    return dataset.write_part(
-        0,
-        {".parquet": table},
-        n_rows=len(table),
-        stats={
-            "n_scored": len(scored_rows),
-            "n_tied_with_first": int((score[scored_rows] == score[scored_rows[0]]).sum()),
-        },
-        duration_s=time.monotonic() - started,
-        row_group_rows=1 << 16,  # parts of pairs read their own rows
     )

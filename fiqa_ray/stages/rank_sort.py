@@ -3,8 +3,8 @@
     1. `sort_group`: the sorted keys of a group of parts of pairs, and evenly spaced samples of them,
     2. `merge_range_of_groups`: a key range of a repeat, merged from all groups, as its histogram.
 
-Cuts between ranges come from the samples of all groups, so they depend on the data alone. `rank.py` adds up the histograms
-of the ranges, as it does for the engine `counting`.
+`datasets.sorted_runs` is the sort. Equal keys share a range, because a histogram needs no order among them. `rank.py` adds
+up the histograms of the ranges, as it does for the engine `counting`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from fiqa_ray.core.ranking import merge_range, range_cuts, similarity_key
+from fiqa_ray.core.ranking import merge_range, similarity_key
 from fiqa_ray.datasets import schemas
-from fiqa_ray.datasets.dataset import Dataset, Part
+from fiqa_ray.datasets.dataset import Dataset, FileContent, Part
 from fiqa_ray.datasets.histograms import KEY_SPAN, PACKED, histogram_bytes, histogram_table, parts_of_repeat
 from fiqa_ray.datasets.pairs import PairGroup, PairReader
+from fiqa_ray.datasets.sorted_runs import SortedRuns, SortRange
 from fiqa_ray.engine.cost import Cost, Scale, Units
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.job import Job
@@ -32,13 +33,19 @@ SAMPLES_PER_GROUP = 1024
 
 @dataclass(frozen=True)
 class KeyRange:
-    """The keys [low, high) of one repeat; None is open; an unused range holds nothing."""
+    """A range of the keys of one repeat."""
 
-    index: int
     repeat: int
-    low: int | None
-    high: int | None
-    is_used: bool
+    keys: SortRange
+
+    @property
+    def index(self) -> int:
+        """Return the number of the part that it makes."""
+        return self.keys.index
+
+
+def _runs(keys: Dataset, repeat: int) -> SortedRuns:
+    return SortedRuns(keys, "similarity_key", suffix=schemas.repeat_suffix(repeat))
 
 
 def sort_steps(job: Job, groups: list[PairGroup], n_pairs: int) -> Iterator[list[Step]]:
@@ -81,16 +88,10 @@ def _sorted_key_bytes(n_pairs: float) -> float:
 
 
 def _key_ranges(keys: Dataset, n_repeats: int, n_ranges: int) -> list[KeyRange]:
-    samples = keys.read_all(suffix=".samples.parquet")
-    repeat, key = samples["repeat"].to_numpy(), samples["similarity_key"].to_numpy()
     ranges = []
     for r in range(n_repeats):
-        cuts = range_cuts(key[repeat == r], n_ranges)
-        # ties can give fewer cuts than asked for: the ranges above them stay unused
-        bounds = [None, *cuts.tolist(), *[None] * (n_ranges - len(cuts))]
-        ranges += [
-            KeyRange(r * n_ranges + j, r, bounds[j], bounds[j + 1], is_used=j <= len(cuts)) for j in range(n_ranges)
-        ]
+        planned = _runs(keys, r).ranges(parts_of_repeat(keys, r), n_ranges, first_index=r * n_ranges)
+        ranges += [KeyRange(r, sort_range) for sort_range in planned]
     return ranges
 
 
@@ -101,32 +102,25 @@ def sort_group(dataset: Dataset, reader: PairReader, group: PairGroup) -> Part:
     for stored in group.stored:
         for r, similarity in reader.similarities(stored, group.repeats):
             keys[r].append(similarity_key(similarity))
-    files, samples, n_pairs = {}, [], 0
+    files: dict[str, FileContent] = {}
+    n_pairs = 0
     for r in group.repeats:
         key = np.concatenate(keys.pop(r))
         key.sort()
-        files[schemas.repeat_suffix(r)] = pa.table({"similarity_key": key}, schema=schemas.SORTED_KEYS)
-        sample = key[:: max(1, len(key) // SAMPLES_PER_GROUP)]
-        columns = {"repeat": np.full(len(sample), r), "similarity_key": sample}
-        samples.append(pa.table(columns, schema=schemas.KEY_SAMPLES))
         n_pairs += len(key)
-    files[".samples.parquet"] = pa.concat_tables(samples)
+        run = pa.table({"similarity_key": key}, schema=schemas.SORTED_KEYS)
+        files |= _runs(dataset, r).files(run, max(1, len(key) // SAMPLES_PER_GROUP))
     return dataset.write_part(group.index, files, n_rows=n_pairs, duration_s=time.monotonic() - started)
 
 
 def merge_range_of_groups(dataset: Dataset, keys: Dataset, key_range: KeyRange) -> Part:
     """Write the histogram of one key range, merged from all groups. Memory: 12 bytes per key of the range."""
     started = time.monotonic()
-    suffix = schemas.repeat_suffix(key_range.repeat)
-    pieces = []
-    for part in parts_of_repeat(keys, key_range.repeat) if key_range.is_used else []:
-        key = keys.read_range(part, key_range.low, key_range.high, suffix)["similarity_key"].to_numpy()
-        low = 0 if key_range.low is None else np.searchsorted(key, key_range.low)
-        high = len(key) if key_range.high is None else np.searchsorted(key, key_range.high)
-        pieces.append(key[low:high])
+    _, table = _runs(keys, key_range.repeat).read(key_range.keys)
+    pieces = [] if table is None else [chunk.to_numpy() for chunk in table["similarity_key"].chunks]
     return dataset.write_part(
         key_range.index,
-        {suffix: histogram_table(merge_range(pieces))},
+        {schemas.repeat_suffix(key_range.repeat): histogram_table(merge_range(pieces))},
         n_rows=sum(len(p) for p in pieces),
         duration_s=time.monotonic() - started,
         compression=PACKED,

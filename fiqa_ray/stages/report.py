@@ -10,8 +10,11 @@ import numpy as np
 import pyarrow as pa
 
 from fiqa_ray._version import __version__
-from fiqa_ray.config import MethodSettings
+from fiqa_ray.config import BenchmarkSettings, MethodSettings, RecognizerSettings, Theta, theta_name
+from fiqa_ray.core.candidates import HELDOUT
 from fiqa_ray.core.kernels.draws import counter_draws
+from fiqa_ray.core.label_result import LARGEST_RAW_THETA, LEAST_MOVE, move_advice, raw_scale_advice
+from fiqa_ray.core.verification import threshold_at_fmr
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.datasets.results import (
     AucRow,
@@ -19,6 +22,7 @@ from fiqa_ray.datasets.results import (
     DifferenceRow,
     EdcLine,
     Row,
+    ThetaRow,
     VerificationRow,
     edc_lines,
     rows_of,
@@ -66,12 +70,12 @@ def collect(job: Job) -> ReportData:
         settings=_settings(job),
         stages=_stages(job),
         models=_models(job),
-        labels=[_labels(job, m, t) for m in s.methods for t in s.optimize.theta],
-        edc=[line for b in s.benchmarks for line in edc_lines(_result(job, b.name, EdcLine.TABLE))],
+        labels=[_labels(job, m, t) for m in s.methods for t in s.optimize.theta] if job.with_training else [],
+        edc=edc_lines(_results(job, EdcLine.TABLE)) if s.benchmarks else [],
         auc=_rows(job, AucRow),
         differences=_rows(job, DifferenceRow),
         verification=_rows(job, VerificationRow),
-        similarities=[_similarities(job, b.name) for b in s.benchmarks],
+        similarities=[_similarities(job, b, r) for b in s.benchmarks for r in job.judges],
         correlations=_rows(job, CorrelationRow),
         faces=[strip for b in s.benchmarks for strip in _faces(job, b.name)],
         notes=_notes(job),
@@ -80,32 +84,34 @@ def collect(job: Job) -> ReportData:
 
 def _rows(job: Job, row_class: type[Row]) -> list[Row]:
     """Return the rows of all benchmarks."""
-    tables = (_result(job, b.name, row_class.TABLE) for b in job.settings.benchmarks)
-    return [row for table in tables for row in rows_of(row_class, table)]
+    return rows_of(row_class, _results(job, row_class.TABLE)) if job.settings.benchmarks else []
 
 
-def _result(job: Job, benchmark: str, table: str) -> pa.Table:
-    """Return one table of a benchmark's evaluation."""
-    dataset = job.evaluation(job.benchmark(benchmark))
-    (part,) = dataset.require().parts
-    return dataset.read(part, suffix=f".{table}.parquet")
+def _results(job: Job, table: str) -> pa.Table:
+    """Return one table of the results of all benchmarks."""
+    return job.results().read_all(suffix=f".{table}.parquet")
 
 
 def _settings(job: Job) -> dict[str, Any]:
     s = job.settings
-    return {
-        "training faces": public_uri(s.source.uri),
-        "recogniser": job.fr,
-        "FIQA methods": ", ".join(_method(job, m) for m in s.methods),
+    training = {
+        "training faces": public_uri(s.source.uri) if s.source else "none",
         "clusters C": s.pair.n_clusters,
         "repeats R": s.pair.n_repeats,
-        "theta": ", ".join(f"{t:g}" for t in s.optimize.theta),
+        "theta": ", ".join(theta_name(t) for t in s.optimize.theta),
         "index scale": s.optimize.index_scale,
         "clusters fitted": "in each repeat" if s.pair.recluster else "once per identity",
         "ranking engine": s.rank.engine,
         "regressor": {k: v for k, v in s.train.model_dump(mode="json").items() if v is not None},
+    }
+    return {
+        "recogniser": job.fr,
+        "FIQA methods": ", ".join(_method(job, m) for m in s.methods),
+        **(training if job.with_training else {}),
         "benchmarks": ", ".join(b.name for b in s.benchmarks),
-        "FMR": s.evaluate.fmr,
+        "recognisers whose errors are counted": ", ".join(r.label for r in job.judges),
+        "FMR": ", ".join(f"{fmr:g}" for fmr in s.evaluate.fmr),
+        "conventions": {c.name: c.describe() for c in s.evaluate.curve_conventions()},
         "resampled": s.evaluate.resample,
         "bootstrap draws": s.evaluate.draws,
         "seed": s.seed,
@@ -116,6 +122,8 @@ def _method(job: Job, method: MethodSettings) -> str:
     """Return a method's label; of a fused one also its weights."""
     if method.fuse is None:
         return method.label
+    if not job.with_training:
+        return method.label
     weights = job.prior_scores("train", method).require().stats["weights"]
     return f"{method.label} ({' + '.join(f'{w:.2f} {label}' for label, w in weights.items())})"
 
@@ -124,15 +132,22 @@ def _stages(job: Job) -> list[StageRow]:
     s = job.settings
     named: list[tuple[str, Dataset]] = []
     for face_set in job.face_sets:
-        named += [(f"pack {face_set}", job.faces(face_set)), (f"embed {face_set}", job.embeddings(face_set))]
+        named.append((f"pack {face_set}", job.faces(face_set)))
+        for r in job.recognizers_of(face_set):
+            named.append((f"embed {face_set}: {r.label}", job.embeddings(face_set, r)))
         named += [
             (f"{'score' if m.fuse is None else 'fuse'} {face_set}: {m.label}", job.prior_scores(face_set, m))
             for m in s.methods
             if job.has_scores(face_set, m)
         ]
-    named += [("pairs", job.pairs()), ("ranks", job.similarity_ranks()), ("optimized indices", job.optimized_index())]
+    if job.with_training:
+        named += [
+            ("pairs", job.pairs()),
+            ("ranks", job.similarity_ranks()),
+            ("optimized indices", job.optimized_index()),
+        ]
     named += [(f"train: {job.scorer_name(labels)}", job.regressor(labels)) for labels in job.label_sets()]
-    named += [(f"evaluate {b.name}", job.evaluation(b)) for b in s.benchmarks]
+    named += [(f"evaluate {b.name}: {r.label}", job.evaluation(b, r)) for b in s.benchmarks for r in job.judges]
     rows = []
     for name, dataset in named:
         manifest = dataset.require()
@@ -149,7 +164,8 @@ def _models(job: Job) -> list[ModelRow]:
             public_uri(name), public_uri(weights or name).rsplit("/", 1)[-1], identity.get("sha256", ""), licence
         )
 
-    recognizers = [job.settings.recognizer, *(m.recognizer for m in job.settings.methods if m.recognizer is not None)]
+    others = [m.recognizer for m in job.settings.methods if m.recognizer is not None]
+    recognizers = {r.label: r for r in (job.settings.recognizer, *job.judges, *others)}.values()
     rows = [row(r.name, r.weights, model_id(r), RECOGNIZERS) for r in recognizers]
     methods = [m for m in job.settings.methods if m.fuse is None]
     return rows + [
@@ -157,7 +173,7 @@ def _models(job: Job) -> list[ModelRow]:
     ]
 
 
-def _labels(job: Job, method: Any, theta: float) -> LabelSummary:
+def _labels(job: Job, method: Any, theta: Theta) -> LabelSummary:
     dataset = job.optimized_labels(method, theta)
     stats = dataset.require().stats
     table = dataset.read_all(["prior_score", "optimized_score"]).drop_null()
@@ -168,7 +184,7 @@ def _labels(job: Job, method: Any, theta: float) -> LabelSummary:
         chosen = np.sort(np.argsort(counter_draws(job.settings.seed, chosen))[:N_SCATTER])
     return LabelSummary(
         method=method.label,
-        theta=theta,
+        theta=stats["theta"],
         theta_effective=stats["theta_effective"],
         prior_score=prior[chosen],
         optimized_score=optimized[chosen],
@@ -180,15 +196,14 @@ def _labels(job: Job, method: Any, theta: float) -> LabelSummary:
     )
 
 
-def _similarities(job: Job, name: str) -> SimilarityHistogram:
-    pairs = _result(job, name, "comparisons")
+def _similarities(job: Job, benchmark: BenchmarkSettings, recognizer: RecognizerSettings) -> SimilarityHistogram:
+    pairs = job.comparisons(benchmark, recognizer).read_all(["similarity", "mated"])
     similarity, mated = pairs["similarity"].to_numpy(), pairs["mated"].to_numpy()
     edges = np.linspace(similarity.min(), similarity.max() + 1e-9, 61)
-    at_job_fmr = rows_of(VerificationRow, _result(job, name, VerificationRow.TABLE))[0]
     return SimilarityHistogram(
-        benchmark=name,
-        fr=job.fr,
-        threshold=at_job_fmr.threshold,
+        benchmark=benchmark.name,
+        recognizer=recognizer.label,
+        threshold=threshold_at_fmr(similarity, mated, job.settings.evaluate.fmr[0]),
         edges=edges,
         mated_counts=np.histogram(similarity[mated], edges)[0],
         nonmated_counts=np.histogram(similarity[~mated], edges)[0],
@@ -197,7 +212,9 @@ def _similarities(job: Job, name: str) -> SimilarityHistogram:
 
 def _faces(job: Job, name: str) -> list[FaceStrip]:
     """Return the best and the worst faces of a benchmark by every scorer but the random one."""
-    scores = _result(job, name, "scores")
+    if job.face_sets[name].kind == "embeddings":  # there is nothing to show
+        return []
+    scores = job.evaluation(job.benchmark(name)).read_all(suffix=".scores.parquet")
     picks: dict[str, tuple[list[int], list[int]]] = {}  # scorer -> rows of the best and of the worst faces
     for scorer in scores.column_names[1:]:
         if scorer != "random":
@@ -230,13 +247,34 @@ def _pictures(faces: Dataset, rows: list[int]) -> dict[int, tuple[bytes, str]]:
     return pictures
 
 
+def _theta_notes(job: Job) -> Iterator[str]:
+    """Yield whether each method gains where theta is chosen, and what speaks against the thetas of the job."""
+    if not job.with_training:
+        return
+    s = job.settings
+    index_scale = s.optimize.index_scale
+    for method in s.methods if HELDOUT in s.optimize.theta else ():
+        yield rows_of(ThetaRow, job.theta_choice(method).read_all())[0].summary
+    for label_set in job.label_sets():
+        theta = job.theta_of(label_set)
+        if label_set.is_prior or theta == 0:
+            continue
+        stats = job.labels(label_set).require().stats
+        move, n = stats["mean_move_fraction"], max(int(stats["n_scored"]), 1)
+        if move < LEAST_MOVE:
+            text = move_advice(theta, move, stats["n_pairs_per_repeat"] / n, n, index_scale)
+            yield f"{label_set.method.label}: {text}."
+        if index_scale == "raw" and theta > LARGEST_RAW_THETA:
+            yield f"{label_set.method.label}: {raw_scale_advice(theta)}."
+
+
 def _notes(job: Job) -> list[str]:
     s = job.settings
-    pairs = job.pairs().require().stats
     notes = [f"Source of {f}: {Account.from_json(job.faces(f).require().plan['account'])}." for f in job.face_sets]
-    if pairs["n_identities_of_one_image"]:
+    pairs = job.pairs().require().stats if job.with_training else {}
+    if pairs.get("n_identities_of_one_image"):
         notes.append(f"{pairs['n_identities_of_one_image']} identities have one usable image and so no mated pair.")
-    if pairs["n_identities_below_n_clusters"]:
+    if pairs.get("n_identities_below_n_clusters"):
         notes.append(
             f"{pairs['n_identities_below_n_clusters']} of {pairs['n_identities']} identities have fewer than "
             f"C = {s.pair.n_clusters} images; each of them forms as many clusters as it has images."
@@ -244,10 +282,9 @@ def _notes(job: Job) -> list[str]:
     for b in s.benchmarks:
         stats = job.evaluation(b).require().stats
         if stats["n_pairs_skipped"]:
-            notes.append(
-                f"{b.name}: {stats['n_pairs_skipped']} pairs were skipped for images without embedding or score."
-            )
-    if s.optimize.index_scale == "raw":
+            notes.append(f"{b.name}: {stats['n_pairs_skipped']} pairs were skipped for images without embedding.")
+    notes += _theta_notes(job)
+    if job.with_training and s.optimize.index_scale == "raw":
         notes.append(
             "Similarity ranks run over pairs and quality indices over images, unscaled, as published; the effective "
             "step is theta times the ratio of the two."

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from fiqa_ray._version import __version__
+from fiqa_ray.core.candidates import HELDOUT
 from fiqa_ray.core.kernels.threads import one_thread
 from fiqa_ray.datasets.dataset import Part
 from fiqa_ray.documents import read_document
@@ -32,7 +33,9 @@ from fiqa_ray.training.loop import PARTS_AT_ONCE, RECIPES, Plan, Recipe, Report,
 
 
 def train_steps(job: Job) -> Iterator[list[Step]]:
-    """Yield one step with one shard, which trains all regressors."""
+    """Yield one step with one shard, which trains all regressors; none where a job has no images."""
+    if not job.label_sets():
+        return
     plan = training_plan(job)
     n_rows = plan.embeddings.require().n_rows
     for task in plan.tasks:
@@ -56,7 +59,7 @@ def estimate(job: Job, workload: Workload) -> Iterator[Cost]:
             work_s = n * n_epochs * workload.units.head_image / len(label_sets)
             memory, read = min(workload.scale.embedding_bytes, CACHE_BYTES), workload.scale.embedding_bytes
         else:
-            work_s = FINETUNE_PASSES * n * n_epochs * workload.embed_s
+            work_s = FINETUNE_PASSES * n * n_epochs * workload.embed_s[job.fr]
             memory, read = PARTS_AT_ONCE * workload.part_rows * FACE_MEMORY, float(n * n_epochs * FACE_BYTES)
         yield Cost(
             "train",
@@ -109,12 +112,13 @@ def training_task(job: Job, label_set: LabelSet) -> Task:
         "scorer": job.scorer_name(label_set),
         "fiqa_method": label_set.method.label,
         "labels": "prior" if label_set.is_prior else "optimized",
-        "theta": label_set.theta,
+        "theta": None if label_set.is_prior else job.theta_of(label_set),
+        "is_theta_chosen": label_set.theta == HELDOUT,
         "index_scale": s.optimize.index_scale,
         "n_clusters": s.pair.n_clusters,
         "n_repeats": s.pair.n_repeats,
         "seed": s.seed,
-        "dataset": public_uri(s.source.uri),
+        "dataset": public_uri(s.train_source.uri),
         "job": s.name,
         "training": s.train.model_dump(mode="json"),
         "code_version": __version__,

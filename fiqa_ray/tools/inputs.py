@@ -10,16 +10,17 @@ from collections.abc import Collection
 import numpy as np
 import pyarrow as pa
 
-from fiqa_ray.config import BenchmarkSettings, ScoresSettings
+from fiqa_ray.config import BenchmarkSettings, EvaluateSettings, ScoresSettings
 from fiqa_ray.engine.progress import note
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.job import Job
+from fiqa_ray.job import Job, model_id
 from fiqa_ray.sources.comparisons import match_pairs, read_pairs
 from fiqa_ray.sources.degradations import read_degradations
 from fiqa_ray.sources.ijb import TemplatePairs
 from fiqa_ray.sources.keys import remedy_of, rows_of_keys
 from fiqa_ray.sources.protocols import VerificationPairs
 from fiqa_ray.sources.scores import read_scores, scores_by_id
+from fiqa_ray.stages.compare import check_rates
 from fiqa_ray.stages.pack import listed_image_ids
 
 
@@ -29,30 +30,37 @@ def read_inputs(job: Job, stages: Collection[str]) -> None:
     Raises:
         FiqaRayError: a file is missing or faulty, or a model's weights cannot be read; the message names the setting.
     """
-    if "score" in stages:
+    face_set = next(iter(job.face_sets), None)
+    if "score" in stages and face_set is not None:
         for method in job.settings.methods:
             try:
-                job.prior_scores("train", method)  # hashes the weights
-                if method.scores is not None:
+                job.prior_scores(face_set, method)  # hashes the weights
+                if method.scores is not None and job.with_training:
                     read_scores(**method.scores.model_dump(exclude={"key_rule"}))
             except FiqaRayError as exc:
                 raise type(exc)(f"methods: {method.label}: {exc}") from exc
     if {"embed", "score"} & set(stages):
-        try:
-            job.recognizer_id()  # hashes the weights
-        except FiqaRayError as exc:
-            raise type(exc)(f"recognizer: {exc}") from exc
+        for where, recognizer in [
+            ("recognizer", job.settings.recognizer),
+            *((f"evaluate.recognizers: {r.label}", r) for r in job.settings.evaluate.recognizers),
+        ]:
+            try:
+                model_id(recognizer)  # hashes the weights
+            except FiqaRayError as exc:
+                raise type(exc)(f"{where}: {exc}") from exc
     if not {"score", "evaluate"} & set(stages):
         return
     for benchmark in job.settings.benchmarks:
         try:
-            _read_benchmark(benchmark)
+            _read_benchmark(benchmark, job.settings.evaluate if "evaluate" in stages else None)
         except FiqaRayError as exc:
             raise type(exc)(f"benchmarks: {benchmark.name}: {exc}") from exc
 
 
-def _read_benchmark(benchmark: BenchmarkSettings) -> None:
+def _read_benchmark(benchmark: BenchmarkSettings, evaluate: EvaluateSettings | None) -> None:
     pairs = read_pairs(benchmark.pairs)
+    if evaluate is not None:
+        check_rates(evaluate, benchmark.name, int((~np.asarray(pairs.mated)).sum()))
     is_same = (
         pairs.template_a == pairs.template_b
         if isinstance(pairs, TemplatePairs)
@@ -86,11 +94,11 @@ def match_inputs(job: Job, stages: Collection[str]) -> None:
     Raises:
         FiqaRayError: names do not meet; the message shows one of each side, and the rule under which they would.
     """
-    if "score" in stages:
+    if "score" in stages and job.with_training:
         image_id = listed_image_ids(job.faces("train"))
         for method in job.settings.methods:
             if method.scores is not None:
-                allow_others = job.settings.source.limit is not None
+                allow_others = job.settings.train_source.limit is not None
                 _match_scores(f"methods: {method.label}", image_id, method.scores, allow_others)
     if not {"score", "evaluate"} & set(stages):
         return

@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from fiqa_ray._version import __version__
 from fiqa_ray.config import Settings
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
 from fiqa_ray.documents import create_document
+from fiqa_ray.engine.interrupts import sigterm_as_ctrl_c
 from fiqa_ray.engine.local import local_map
 from fiqa_ray.engine.lock import RunLock
-from fiqa_ray.engine.ray import RayMapper, ray_session
+from fiqa_ray.engine.ray import ray_when_needed
+from fiqa_ray.engine.run_state import run_state
 from fiqa_ray.engine.run_steps import run_steps
-from fiqa_ray.errors import UsageError
+from fiqa_ray.errors import IncompleteError, StorageError, UsageError
 from fiqa_ray.job import Job
 from fiqa_ray.stages import STAGES, stage_steps
 from fiqa_ray.storage import fingerprint, join, list_files
+from fiqa_ray.storage.patience import set_patience
 from fiqa_ray.tools.inputs import match_inputs, read_inputs
 from fiqa_ray.tools.open_run import record_results
 from fiqa_ray.tools.status import read_settings_record
@@ -37,27 +41,46 @@ def run_job(settings: Settings, stages: Iterable[str] = tuple(STAGES), *, new_se
         UsageError: An unknown stage, or a run with other settings or from another version.
         FiqaRayError: A stage failed; the message says how to continue.
     """
-    wanted = [s for s in STAGES if s in set(_checked(stages))]
-    job = Job(settings)
+    return run_stages(Job(settings), stages, new_settings=new_settings)
+
+
+def run_stages(job: Job, stages: Iterable[str], *, new_settings: bool = False) -> Job:
+    """Run stages of a job; arguments and errors as in `run_job`."""
+    settings, wanted = job.settings, [s for s in STAGES if s in set(_checked(stages))]
     if settings.compute.engine == "ray" and settings.run_uri.startswith("memory://"):
         raise UsageError(
             f"run_uri={settings.run_uri}: memory:// lives in one process, Ray has many; use compute.engine=local"
         )
-    with RunLock(settings.run_uri), ray_session(settings.compute):
+    set_patience(settings.compute.storage_patience_s)
+    run_state.reset()
+    is_local = settings.compute.engine == "local"
+    session = nullcontext(local_map) if is_local else ray_when_needed(settings.compute)
+    with _pauses(), RunLock(settings.run_uri, run_state.as_dict) as lock, session as mapper:
         _check_settings(settings, new_settings)
         read_inputs(job, wanted)
-        mapper = RayMapper(settings.compute) if settings.compute.engine == "ray" else local_map
         is_recorded = False
         for stage in wanted:
             for steps in stage_steps(stage, job):
                 if stage == "pack":  # its faces are listed now
                     match_inputs(job, wanted)
-                if not is_recorded:  # only now, so that what was refused until here can be corrected
+                if not is_recorded and not lock.is_read_only:  # what was refused until here can be corrected
                     _record_settings(settings)
                     record_results(job)
                     is_recorded = True
                 run_steps(steps, mapper, settings.max_bad_fraction)
     return job
+
+
+@contextmanager
+def _pauses() -> Iterator[None]:
+    """Turn what ends a run that can be continued into exit code 3: SIGTERM, and storage that was away for too long."""
+    with sigterm_as_ctrl_c():
+        try:
+            yield
+        except StorageError as exc:
+            if exc.may_pass:
+                raise IncompleteError(str(exc)) from exc
+            raise
 
 
 def _checked(stages: Iterable[str]) -> list[str]:

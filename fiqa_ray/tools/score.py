@@ -47,6 +47,9 @@ def score_images(
     scale: QualityScale | None = None,
     batch_size: int = 8,
     n_threads: int = 1,
+    apply_exif: bool = True,
+    resize_crops: bool = False,
+    allow_missing_end: bool = False,
     read: Callable[[Sequence[ImageFile]], Iterable[bytes | None]] = read_images,
     advance: Callable[[int], None] = lambda _: None,
 ) -> pa.Table:
@@ -63,6 +66,9 @@ def score_images(
         scale: how scores become qualities; without it, qualities are null, and -1 where there is no score.
         batch_size: images per call of the scorer.
         n_threads: threads that call the scorer.
+        apply_exif: turn images as their EXIF orientation says.
+        resize_crops: take square images of another size for aligned crops, and resize them.
+        allow_missing_end: accept JPEGs that lack nothing but their end mark.
         read: returns the bytes of images.
         advance: is called with the number of images of each finished batch.
 
@@ -72,7 +78,17 @@ def score_images(
 
     def score_files(at: int) -> pa.Table:
         batch = images[at : at + batch_size]
-        prepared = [prepare_face(content, None, detector) for content in read(batch)]
+        prepared = [
+            prepare_face(
+                content,
+                None,
+                detector,
+                apply_exif=apply_exif,
+                resize_crops=resize_crops,
+                allow_missing_end=allow_missing_end,
+            )
+            for content in read(batch)
+        ]
         score = _score_faces(prepared, scorer, batch_size, first_row=at)
         return _score_table(batch, prepared, score, validation_scores, scale)
 

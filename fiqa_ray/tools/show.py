@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 from rich import box
 from rich.table import Table
 
@@ -51,7 +52,7 @@ def plan_total(rows: Sequence[dict[str, Any]], n_workers: int) -> str:
 
 def status_table(records: Sequence[dict[str, Any]]) -> Table:
     """Return the table of `fiqa-ray status`: one line per dataset."""
-    table = Table("stage", "dataset", "parts", "rows", "failed", "size", "work")
+    table = Table("stage", "dataset", "parts", "rows", "failed", "size", "work", "rows/s of a worker")
     for r in records:
         failed = ", ".join(f"{k} {v}" for k, v in r["failed"].items()) or "0"
         table.add_row(
@@ -61,9 +62,38 @@ def status_table(records: Sequence[dict[str, Any]]) -> Table:
             f"{r['n_rows_done']:,}/{r['n_rows']:,} {r['unit']}",
             failed,
             format_bytes(r["n_bytes"]),
-            format_seconds(r["work_s"]),
+            "" if r["work_s"] is None else format_seconds(r["work_s"]),
+            f"{r['n_rows_done'] / r['work_s']:,.1f}" if r["work_s"] else "",
         )
     return table
+
+
+def run_lines(now: dict[str, Any]) -> list[str]:
+    """Return what `fiqa-ray status` says below the table: who is at work, on what, and what failed."""
+    holder = now["holder"] and f"process {now['holder']['pid']} on {now['holder']['host']}"
+    if now["is_at_work"]:
+        machines = f"{now.get('n_machines', 1)} machine(s)"
+        lines = [f"a run is at work: {holder}, {machines}, last sign {format_seconds(now['beat_age_s'] or 0.0)} ago"]
+    elif now["has_died"]:
+        lines = [f"no run is at work; that of {holder} has died: run the same command again to continue"]
+    else:
+        lines = ["no run is at work"]
+    step = now.get("step")
+    if step:
+        left = "" if step["left_s"] is None else f", {format_seconds(step['left_s'])} left"
+        share = f"{step['done']:,} of {step['total']:,} {step['unit']}"
+        lines.append(f"{step['name']}: {share}, {step['rows_per_s']:,.1f} {step['unit']}/s{left}")
+    if now.get("waits_for"):
+        lines.append(now["waits_for"])
+    if now["machine_s"]:
+        lines.append(f"machines have worked for {format_seconds(now['machine_s'])} in all")
+    if now.get("storage_retries"):
+        lines.append(f"storage was tried again {now['storage_retries']:,} time(s) by the driver")
+    lines += [
+        f"failed: {f['part'] or 'a part'} of {f['dataset'] or 'a dataset'}, try {f['n_tries']} ({f['kind']}): {f['error']}"
+        for f in now.get("failures", [])[-5:]
+    ]
+    return lines
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
@@ -137,3 +167,39 @@ def format_seconds(duration_s: float) -> str:
     if duration_s < 120:
         return f"{duration_s:.1f} s"
     return f"{duration_s / 60:.1f} min" if duration_s < 7200 else f"{duration_s / 3600:,.1f} h"
+
+
+def areas_tables(areas: pa.Table, exclusions: pa.Table) -> list[tuple[str, Table]]:
+    """Return the tables of `fiqa-ray evaluate`: 1000 times each area up to the curve's own end, with its interval.
+
+    One table per recogniser, convention and rate, with its title; scorers by benchmarks. "*" marks the smallest area of a
+    column and those that cannot be told from it; "/" a score that the benchmark leaves out.
+    """
+    rows = [row for row in areas.to_pylist() if row["is_own_limit"]]
+    excluded = {(row["benchmark"], row["method"]) for row in exclusions.to_pylist()}
+    groups: dict[tuple[str, str, float | None], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["recognizer"], row["convention"], row["fmr"]), []).append(row)
+    tables = []
+    for (recognizer, convention, fmr), members in groups.items():
+        benchmarks = list(dict.fromkeys(row["benchmark"] for row in members))
+        rate = "" if fmr is None else f", FMR {fmr:g}"
+        table = Table("1000 x area", *benchmarks, box=box.SIMPLE)
+        cells = {(row["scorer"], row["benchmark"]): row for row in members}
+        for scorer, method in dict.fromkeys((row["scorer"], row["method"]) for row in members):
+            texts = [
+                "/" if (benchmark, method) in excluded else _area_text(cells.get((scorer, benchmark)))
+                for benchmark in benchmarks
+            ]
+            table.add_row(scorer, *texts)
+        tables.append((f"{recognizer}, convention {convention}{rate}", table))
+    return tables
+
+
+def _area_text(row: dict[str, Any] | None) -> str:
+    if row is None or row["auc"] is None:
+        return ""
+    mark = "*" if row["is_leading"] else ""
+    limit = f" to {row['discard_limit']:g}" if row["reason"].startswith("the curve") else ""
+    ends = f" [{1000 * row['auc_low']:.1f}, {1000 * row['auc_high']:.1f}]" if row["auc_low"] is not None else ""
+    return f"{1000 * row['auc']:.1f}{mark}{limit}{ends}"

@@ -1,59 +1,129 @@
-"""What a run has done so far, read from storage alone."""
+"""What a run has done so far, and what it does now, read from storage alone."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fiqa_ray.datasets.dataset import Dataset, add_stats
+from fiqa_ray.datasets.dataset import Dataset, add_stats, is_record
+from fiqa_ray.datasets.folders import find_folders, in_parallel
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
 from fiqa_ray.documents import SUM_KEY, parse_document, parse_object
+from fiqa_ray.engine.lock import STALE_S, holder_lives, newest_lock, read_holder
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.stages import STAGES
-from fiqa_ray.storage import join, list_files, read_bytes
+from fiqa_ray.storage import filesystem, join, list_files, read_bytes, read_json
 
 REJECTS = pa.schema([(n, pa.string()) for n in ("dataset", "image_id", "identity", "status", "error")])
+MAX_RECORDS_READ = 500
+"""Of an unfinished dataset with more parts, rows are estimated from their share, and counts of failures are left out."""
 
 
 def run_status(run_uri: str) -> list[dict[str, Any]]:
     """Return one record per dataset of a run, in the order of the stages: parts and rows done, failures, bytes, seconds.
 
-    Reads one listing and the parts' records; works from any machine, also during the run.
+    Reads the plan and the manifest of each dataset, and the records of an unfinished one; works from any machine, also
+    during the run.
 
     Raises:
         FiqaRayError: There is no run.
     """
-    sizes = list_files(run_uri)
-    folders = [n.removesuffix("/_plan.json") for n in sizes if n.endswith("/_plan.json")]
-    if not folders:
+    fs, _ = filesystem(run_uri)
+    folders = find_folders(run_uri)
+    found = in_parallel(lambda folder: _dataset_status(run_uri, folder), folders, fs)
+    records = [record for record in found if record is not None]
+    if not records:
         raise FiqaRayError(f"{run_uri} holds no run; give the run_uri of a job that was started")
-    records = []
-    for folder in folders:
-        dataset = Dataset(join(run_uri, folder), folder.split("/")[0])
-        plan = dataset.plan() or {}
-        parts = list(dataset.finished_parts().values())
-        stats = add_stats([p.stats for p in parts])
-        failed = {k: v for k, v in stats.get("status", {}).items() if k != "ok"}
-        records.append(
-            {
-                "stage": plan.get("stage", ""),
-                "dataset": folder,
-                "n_parts_done": len(parts),
-                "n_parts": plan.get("n_parts", 0),
-                "n_rows_done": sum(p.n_rows for p in parts),
-                "n_rows": plan.get("n_rows", 0),
-                "unit": plan.get("unit", "rows"),
-                "failed": failed,
-                "n_bytes": sum(f["n_bytes"] for p in parts for f in p.files.values()),
-                "work_s": round(sum(p.duration_s for p in parts), 2),
-                "finished": f"{folder}/_manifest.json" in sizes,
-                "started_s": plan.get("created_s", 0.0),
-            }
-        )
     order = {name: i for i, name in enumerate(STAGES)}
     return sorted(records, key=lambda r: (order.get(r["stage"], 99), r["started_s"]))
+
+
+def _dataset_status(run_uri: str, folder: str) -> dict[str, Any] | None:
+    """Return the record of one dataset, or None if it was not begun."""
+    dataset = Dataset(join(run_uri, folder), folder.split("/")[0])
+    plan = dataset.plan()
+    manifest = None if plan is None else dataset.manifest_beside(plan)
+    if plan is None:
+        return None
+    n_parts, n_rows = plan.get("n_parts", 0), plan.get("n_rows", 0)
+    is_estimate = False
+    if manifest is not None:
+        parts = manifest.parts
+    else:
+        sizes = list_files(dataset.uri)
+        n_records = sum(map(is_record, sizes))
+        is_estimate = n_records > MAX_RECORDS_READ
+        parts = [] if is_estimate else list(dataset.finished_parts().values())
+    stats = add_stats([p.stats for p in parts])
+    return {
+        "stage": plan.get("stage", ""),
+        "dataset": folder,
+        "n_parts_done": n_records if is_estimate else len(parts),
+        "n_parts": n_parts,
+        "n_rows_done": n_rows * n_records // max(n_parts, 1) if is_estimate else sum(p.n_rows for p in parts),
+        "n_rows": n_rows,
+        "unit": plan.get("unit", "rows"),
+        "failed": {k: v for k, v in stats.get("status", {}).items() if k != "ok"},
+        "storage_retries": stats.get("storage_retries", 0),
+        "n_bytes": sum(sizes.values()) if is_estimate else sum(f["n_bytes"] for p in parts for f in p.files.values()),
+        "work_s": None if is_estimate else round(sum(p.duration_s for p in parts), 2),
+        "is_estimate": is_estimate,
+        "finished": manifest is not None,
+        "started_s": plan.get("created_s", 0.0),
+    }
+
+
+def run_now(run_uri: str) -> dict[str, Any]:
+    """Return what holds the lock of a run, whether it lives, and what it did by its last beat.
+
+    Returns:
+        `is_at_work`; `holder` (host, pid) and `beat_age_s`, or None; `machine_s` of all runs so far; and the entries of
+        `RunState.as_dict` by the last beat: the step with rows per second and seconds left, failed parts with reasons.
+
+    Raises:
+        FiqaRayError: The lock is damaged.
+    """
+    uri = join(run_uri, "_lock")
+    number, is_released = newest_lock(uri)
+    if not number:
+        return {"is_at_work": False, "has_died": False, "holder": None, "beat_age_s": None, "machine_s": 0.0}
+    beats = [_beat(uri, n) for n in range(max(1, number - _MAX_BEATS), number + 1)]
+    holder, beat = read_holder(uri, number), beats[-1]
+    is_alive = not is_released and _is_alive(uri, number, holder, beat)
+    state = dict(beat.get("state", {}))
+    if not is_alive:
+        state.pop("step", None)
+    return {
+        **state,
+        "is_at_work": is_alive,
+        "has_died": not is_alive and not is_released,
+        "holder": {"host": holder.get("host"), "pid": holder["pid"]},
+        "beat_age_s": round(time.time() - beat["beat_s"], 1) if "beat_s" in beat else None,
+        "machine_s": round(sum(b.get("state", {}).get("machine_s", 0.0) for b in beats), 1),
+    }
+
+
+_MAX_BEATS = 100
+_LOOK_AGAIN_S = 6.0
+
+
+def _beat(uri: str, number: int) -> dict[str, Any]:
+    beat = read_json(join(uri, f"{number:06d}.beat"))
+    return beat if isinstance(beat, dict) else {}
+
+
+def _is_alive(uri: str, number: int, holder: dict[str, Any], beat: dict[str, Any]) -> bool:
+    """Return whether the holder lives: by its process, else by its beats."""
+    is_alive = holder_lives(holder)
+    if is_alive is not None:
+        return is_alive
+    if abs(time.time() - beat.get("beat_s", 0.0)) < STALE_S:
+        return True
+    time.sleep(_LOOK_AGAIN_S)  # its clock may differ from this one
+    return _beat(uri, number) != beat
 
 
 def rejected_images(run_uri: str) -> pa.Table:
@@ -100,10 +170,3 @@ def made_by_another_version(record: dict[str, Any]) -> str:
         f"fiqa_ray ({record.get('code_version', 'unknown')}, schema {version or 'before 3'}; this one has schema "
         f"{SCHEMA_VERSION}) and cannot be read; choose another run_uri"
     )
-
-
-def is_locked(run_uri: str) -> bool:
-    """Return whether a process holds the lock of the run (or ended without releasing it)."""
-    names = [n for n in list_files(join(run_uri, "_lock")) if n[:6].isdigit()]
-    newest = max((n[:6] for n in names), default=None)
-    return newest is not None and f"{newest}.released" not in names

@@ -13,9 +13,9 @@ from fiqa_ray.core.ranking import (
     RankTable,
     add_histograms,
     merge_range,
-    range_cuts,
     similarity_key,
 )
+from fiqa_ray.core.sample_sort import choose_cuts
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,8 @@ def test_both_engines_equal_scipy(n_shards, n_ranges, spread, seed):
     counted = add_histograms([histogram_of(s) for s in shards])
     at_once = histogram_of(*shards)
     runs = [np.sort(s) for s in shards]
-    cuts = range_cuts(np.concatenate([r[:: max(1, len(r) // 16)] for r in runs]), n_ranges)
+    samples = np.concatenate([r[:: max(1, len(r) // 16)] for r in runs])
+    cuts = [cut.key for cut in choose_cuts(samples, np.zeros_like(samples), n_ranges)]
     pieces = [np.split(r, np.searchsorted(r, cuts)) for r in runs]
     merged = add_histograms(merge_range([p[j] for p in pieces]) for j in range(len(cuts) + 1))
 

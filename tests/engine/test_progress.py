@@ -1,15 +1,20 @@
 """Progress of a run: what a step waits for is said, again and again, and never hidden behind a rate of 0."""
 
+import json
+import re
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from fiqa_ray.config import ComputeSettings
 from fiqa_ray.datasets.dataset import Dataset
 from fiqa_ray.engine import progress
+from fiqa_ray.engine.metrics import METRICS, metric_values
 from fiqa_ray.engine.progress import StepProgress
 from fiqa_ray.engine.ray import RayMapper
+from fiqa_ray.engine.run_state import run_state
 from fiqa_ray.engine.step import Step
 
 STEP = Step("embed", Dataset("memory://r/embeddings/v=0", "embeddings"), [0, 1, 2], lambda: None, 3)
@@ -36,6 +41,27 @@ def test_the_reason_is_printed_by_the_clock(monkeypatch, capsys):
     monkeypatch.setattr(progress, "LOG_INTERVAL_S", 0.02)
     with StepProgress("embed: train", 30, "images", waits_for=lambda: "the Ray cluster has no CPU"):
         time.sleep(0.2)
-    lines = [line for line in capsys.readouterr().err.splitlines() if "done in" not in line]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "done in" not in line and line[0] != "{"]
     assert len(lines) >= 2
     assert all(line.endswith("embed: train: 0 of 30 images, the Ray cluster has no CPU") for line in lines)
+
+
+def test_the_log_has_a_line_for_programs(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LOG_INTERVAL_S", 0.02)
+    run_state.reset()
+    run_state.add_part(1000, 3)
+    with StepProgress("embed: train", 30, "images", done=10) as bar:
+        bar.advance(5)
+        time.sleep(0.1)
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    step = lines[-1]["step"]
+    assert (step["name"], step["done"], step["total"], step["unit"]) == ("embed: train", 15, 30, "images")
+    assert step["left_s"] == pytest.approx(15 / step["rows_per_s"], abs=0.06)
+    assert (lines[-1]["n_parts"], lines[-1]["n_bytes"], lines[-1]["n_rejected"]) == (1, 1000, 3)
+
+
+def test_the_board_shows_every_metric_and_no_other():
+    board = json.loads((Path(__file__).parents[2] / "deploy" / "grafana.json").read_text())
+    shown = {m for p in board["panels"] for t in p["targets"] for m in re.findall(r"ray_(fiqa_ray_\w+)", t["expr"])}
+    assert shown == METRICS.keys()
+    assert metric_values(run_state.as_dict()).keys() == METRICS.keys()

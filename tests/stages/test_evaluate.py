@@ -1,5 +1,6 @@
 """The evaluate stage: rows that follow from pairs and scores alone, families of comparisons, persons."""
 
+import uuid
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,9 +8,14 @@ import pyarrow as pa
 import pytest
 
 from fiqa_ray.config import EvaluateSettings
-from fiqa_ray.datasets.results import AucRow, DifferenceRow
+from fiqa_ray.core.conventions import cells_of
+from fiqa_ray.datasets.cells import read_cell
+from fiqa_ray.datasets.dataset import Dataset
+from fiqa_ray.datasets.judgement import Judgement, correct_families
+from fiqa_ray.datasets.results import AucRow, DifferenceRow, ScorerKey
 from fiqa_ray.errors import FiqaRayError, UsageError
-from fiqa_ray.stages.evaluate import UsablePairs, _area_rows, _bootstrap, _comparisons, _difference_rows
+from fiqa_ray.stages.cells import CellShard, run_shard
+from fiqa_ray.stages.evaluate import REFERENCES, comparisons_of
 
 N_PERSONS, N_EACH = 120, 8
 
@@ -32,18 +38,39 @@ def rows_of_benchmark(
     if short:  # images 6 and 7 are the worst, so that the non-mated pairs go first
         scores["short"] = utility - 2 * (np.arange(names.size) % N_EACH >= 6)
     place = np.argsort(order)
-    shard = SimpleNamespace(
-        benchmark=SimpleNamespace(name="bench"),
-        fr="r18",
-        keys={},
-        seed=0,
-        settings=EvaluateSettings(fmr=0.05, draws=40, resample=resample, conventions=("paper", "dasec", "nearest")),
-        faces=SimpleNamespace(read_all=lambda _: pa.table({"identity": [identity_of(name) for name in names[order]]})),
-        compare={"random": [("sharp", "random"), ("blunt", "random")], "scorers": [("sharp", "blunt")]},
-    )
-    pairs = UsablePairs(place[a], place[b], mated, np.full(1200, -1), similarity, 0)
-    areas = _bootstrap(shard, pa.array(names[order]), pairs, {name: s[order] for name, s in scores.items()})
-    return _area_rows(shard, areas), _difference_rows(shard, areas)
+    settings = EvaluateSettings(fmr=0.05, draws=40, resample=resample, conventions=("paper", "dasec", "nearest"))
+    pairs = {"image_row_a": place[a], "image_row_b": place[b], "mated": mated, "similarity": similarity}
+    faces = {"identity": [identity_of(name) for name in names[order]], "image_id": names[order]}
+    cells = cells_of(settings.curve_conventions(), settings.fmr)
+    root, stored, keys = f"memory://{uuid.uuid4().hex}", {}, {}
+    for name in [*scores, "random"]:
+        variant = name if name in ("oracle", "random") else "given"
+        keys[name] = ScorerKey(name, "", name, variant, np.nan, None)
+        scorer = SimpleNamespace(
+            key=keys[name], scores=lambda _, name=name: scores[name][order], seed_scores=lambda: np.empty((0, 0))
+        )
+        datasets = [
+            (cell, convention, Dataset(f"{root}/{name}/{i}/v=1", "cells"))
+            for i, (cell, convention) in enumerate(cells.items())
+        ]
+        run_shard(
+            CellShard(
+                benchmark=SimpleNamespace(name="bench", pairs=SimpleNamespace(kind="lfw")),
+                scorer=scorer,
+                settings=settings,
+                seed=0,
+                faces=SimpleNamespace(read_all=lambda columns: pa.table(faces).select(columns)),
+                comparisons=SimpleNamespace(read_all=lambda columns: pa.table(pairs).select(columns)),
+                cells=datasets,
+            )
+        )
+        for cell, convention, dataset in datasets:
+            dataset.write_plan({})
+            dataset.commit(1)
+            stored[name, cell] = read_cell(dataset, cell, convention)
+    judgement = Judgement("bench", "r18", keys, stored, settings.limits, settings.draws, 0, REFERENCES)
+    compare = {"random": [("sharp", "random"), ("blunt", "random")], "scorers": [("sharp", "blunt")]}
+    return judgement.area_rows(), correct_families(judgement.difference_rows(compare))
 
 
 def test_the_order_of_images_changes_nothing() -> None:
@@ -102,22 +129,41 @@ def test_families_of_comparisons() -> None:
     label_sets = [SimpleNamespace(method=method, is_prior=prior) for prior in (True, False)]
 
     def families(scorers: list[str], **settings: object) -> dict:
+        known = [SimpleNamespace(key=SimpleNamespace(scorer=name)) for name in (*scorers, "oracle")]
         job = SimpleNamespace(
-            settings=SimpleNamespace(evaluate=EvaluateSettings(**settings)),
+            settings=SimpleNamespace(evaluate=EvaluateSettings(**settings), benchmarks=["b"]),
             label_sets=lambda: label_sets,
             scorer_name=lambda t: "m, prior" if t.is_prior else "m, optimized",
+            scorers=lambda _: known,
         )
-        return _comparisons(job, scorers)
+        return comparisons_of(job, scorers)
 
     trained = ["m, prior", "m, optimized"]
-    assert families(["m", *trained], compare_scorers=[("m", "oracle")]) == {
+    assert families(["m", *trained, "oracle"], compare_scorers=[("m", "oracle")]) == {
+        "imitated": [("m, prior", "m")],
         "baseline": [("m, optimized", "m")],
         "unoptimized": [("m, optimized", "m, prior")],
         "random": [("m", "random"), ("m, prior", "random"), ("m, optimized", "random")],
         "scorers": [("m", "oracle")],
     }
     assert families(trained, compare=["baseline"]) == {"baseline": [], "scorers": []}
-    with pytest.raises(UsageError, match=r"compare_scorers: there is no scorer 'x'; choose from m, random, oracle"):
+    with pytest.raises(UsageError, match=r"compare_scorers: there is no scorer 'x'; choose from m, oracle, random"):
         families(["m"], compare_scorers=[("m", "x")])
-    with pytest.raises(UsageError, match="may not be named 'oracle'"):
-        families(["m", "oracle"])
+
+
+def test_families_are_corrected_over_benchmarks_and_not_over_recognisers() -> None:
+    """Holm by hand: of two, the smaller p-value is doubled; of one, it stays; a row without interval does not count."""
+
+    def row(benchmark: str, recognizer: str, p: float, fmr: float = np.nan) -> DifferenceRow:
+        return DifferenceRow(benchmark, recognizer, "paper", "a", "b", -1.0, -2.0, -0.5, fmr=fmr, p_value=p)
+
+    rows = [
+        row("x", "r", 0.02),
+        row("y", "r", 0.03),
+        row("z", "r", np.nan),
+        row("x", "s", 0.02),
+        row("x", "r", 0.02, 0.1),
+    ]
+    corrected = correct_families(rows)
+    assert [r.p_holm for r in corrected] == pytest.approx([0.04, 0.04, np.nan, 0.02, 0.02], nan_ok=True)
+    assert [r.n_family for r in corrected] == [2, 2, 2, 1, 1]

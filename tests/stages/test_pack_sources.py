@@ -161,8 +161,7 @@ def test_bin_is_a_benchmark(tmp_path, samples):
     )  # fmt: skip
     run_job(settings)
     job = Job(settings)
-    result = job.evaluation(settings.benchmarks[0])
-    found = result.read(result.require().parts[0], suffix=".comparisons.parquet")
+    found = job.comparisons(settings.benchmarks[0], settings.recognizer).read_all()
     assert found["mated"].to_pylist() == same
     assert found["fold"].to_pylist() == [i // 6 for i in range(60)]
     faces = job.faces("own").read_all()
@@ -201,7 +200,7 @@ def test_detector_on_raw_faces(tmp_path):
     with pytest.raises(FiqaRayError, match=f"by given landmarks 10.*{mark} {len(by_list) - 10}|{mark}.*landmarks 10"):
         packed(tmp_path, "some", some)
     assert len(packed(tmp_path, "some", some | {"allow_mixed_crops": True})[0]) == len(by_list) + 1
-    with pytest.raises(FiqaRayError, match="not a YuNet network"):
+    with pytest.raises(FiqaRayError, match="not a readable ONNX file"):
         packed(tmp_path, "wrong", raw | {"detector": str(tmp_path / "some.csv")})
 
 

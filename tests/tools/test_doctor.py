@@ -4,18 +4,22 @@ import re
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from fiqa_ray.cli import main
-from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.core.align import TEMPLATE
+from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.models.preprocessing import UNIT_PIXELS
 from fiqa_ray.models.quality import METHODS, load_scorer
 from fiqa_ray.models.recognizer import Recognizer
 from fiqa_ray.models.scorer import Scorer
 from fiqa_ray.synthetic.compact import build
+from fiqa_ray.synthetic.dataset import aligned_faces
 from fiqa_ray.synthetic.recognizer import train_recognizer
-from fiqa_ray.tools.doctor import check_file, check_recognizer, check_scorer
+from fiqa_ray.tools.doctor import check_file, check_landmarks, check_recognizer, check_scorer
 from fiqa_ray.tools.trial_faces import load_trial_faces
 
 pytestmark = pytest.mark.slow  # its first test trains a small recogniser
@@ -161,16 +165,48 @@ def swapped(weights=None):
 @pytest.mark.parametrize(
     ("argv", "code", "words"),
     [
-        (["fiqa_ray.synthetic.compact:build", "--as-recognizer", "--weights"], 0, "nothing wrong was found"),
+        (["--recognizer", "fiqa_ray.synthetic.compact:build", "--recognizer-weights"], 0, "nothing wrong was found"),
         (
-            ["embedding_norm", "--recognizer", "fiqa_ray.synthetic.compact:build", "--weights"],
+            ["embedding_norm", "--recognizer", "fiqa_ray.synthetic.compact:build", "--recognizer-weights"],
             0,
             "nothing wrong was found",
         ),
-        (["test_doctor:swapped", "--as-recognizer", "--weights"], 1, "1 fault(s) found"),
+        (["--recognizer", "test_doctor:swapped", "--recognizer-weights"], 1, "1 fault(s) found"),
     ],
 )
 def test_the_command(weights, capsys, argv, code, words):
     with pytest.raises(SystemExit) as ended:
         main(["doctor", *argv, str(weights)])
     assert (ended.value.code, words in capsys.readouterr().out) == (code, True)
+
+
+def raw_faces(folder, order):
+    """Drawn faces of 4 people in larger pictures, moved and turned; a table with their landmarks in some order."""
+    rows = []
+    for person in range(4):
+        for i, face in enumerate(aligned_faces((0, 0, person, 2))[:3]):
+            turn = cv2.getRotationMatrix2D((56, 56), 10.0 * i, 1.2) + np.array([[0, 0, 30 + 5 * i], [0, 0, 25]])
+            picture = cv2.warpAffine(np.ascontiguousarray(face[:, :, ::-1]), turn, (180, 180))
+            cv2.imwrite(str(folder / f"{person}_{i}.png"), picture)
+            points = TEMPLATE @ turn[:, :2].T + turn[:, 2]
+            rows.append((f"{person}_{i}.png", f"p{person}", *points[order].ravel()))
+    names = ["uri", "identity", *(f"{axis}{n}" for n in range(1, 6) for axis in "xy")]
+    pq.write_table(pa.table({name: [row[i] for row in rows] for i, name in enumerate(names)}), folder / "faces.parquet")
+    return str(folder / "faces.parquet")
+
+
+def test_landmarks_are_shown_with_their_order_and_residual(tmp_path):
+    right = raw_faces(tmp_path, [0, 1, 2, 3, 4])
+    found = check_landmarks(load_trial_faces(right, 4))
+    assert [(f.check, f.state) for f in found] == [("landmarks", "ok")]
+    assert re.match(r"landmarks of 12 images, read as standard, lie 0\.\d px from the template", found[0].message)
+    aligned = load_trial_faces(right, 4)
+    original = torch.from_numpy(aligned_faces((0, 0, 0, 2))[:1].transpose(0, 3, 1, 2).copy())
+    assert (aligned.faces[:1].float() - original.float())[:, :, 16:96, 16:96].abs().mean() < 12  # upright, in place
+    mouth = raw_faces(tmp_path, [0, 1, 2, 4, 3])
+    with pytest.raises(FiqaRayError, match="mouth_exchanged"):
+        load_trial_faces(mouth, 4)
+    found = check_landmarks(load_trial_faces(mouth, 4, landmark_order="mouth_exchanged"))
+    assert found[0].message.startswith("landmarks of 12 images, read as mouth_exchanged, lie 0.")
+    with pytest.raises(UsageError, match="holds its own landmarks"):
+        load_trial_faces(mouth, 4, "landmarks.csv")

@@ -1,19 +1,14 @@
-"""Any fsspec URL: read, list, write atomically, and say what went wrong. Fingerprints and content hashes.
-
-One code path for local folders, `s3://` (endpoint and credentials from the usual environment variables) and `memory://` (one
-process only). `datasets/dataset.py` says what is stored there; `engine/lock.py` is the lock of a run.
-"""
+"""Read, list and write files at any fsspec URL; fingerprints and content hashes."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any
 
@@ -23,10 +18,11 @@ import pyarrow as pa
 from fiqa_ray.errors import FiqaRayError, StorageError, UsageError
 from fiqa_ray.hub import PROTOCOL, read_hub_file
 from fiqa_ray.public_uri import private_parts, public_table, public_text
-from fiqa_ray.public_uri import public_uri as public_uri
+from fiqa_ray.storage.faults import answer_code, fault_text, is_refused, may_pass
+from fiqa_ray.storage.patience import PatientFileSystem, one_try, patiently, shown
 
 SLASH = "/"
-
+_NO_FILES = fsspec.AbstractFileSystem()
 
 _CHAINING = ("zip", "tar", "libarchive", "simplecache", "filecache", "blockcache", "cached", "reference", "dir")
 """Protocols that may stand before `::`; other names that hold these two characters are names."""
@@ -39,8 +35,17 @@ def split_chain(uri: str) -> tuple[str, str]:
     return (head, separator + rest) if is_chain else (uri, "")
 
 
-def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return the file system of a URI and the path within it."""
+def _patient(fs: fsspec.AbstractFileSystem) -> Any:
+    """Return a file system that outlasts a store that is away, unless this machine or process holds the files."""
+    if is_local(fs) or fs.protocol == "memory":
+        return fs
+    if not hasattr(fs, "_patient"):
+        fs._patient = PatientFileSystem(fs)
+    return fs._patient
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    """Return the file system of a URI (an `fsspec.AbstractFileSystem` or what stands for one) and the path within it."""
     options: dict[str, Any] = {}
     if uri.startswith(("s3://", "s3a://")):
         if "@" in uri and private_parts(uri.partition("?")[0]):
@@ -50,15 +55,21 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         # stores other than AWS reject the checksums that newer clients add unasked
         os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
         os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
-        options = {"use_listings_cache": False, "config_kwargs": {"max_pool_connections": 32}}
+        # a single request is tried again within seconds; `patience.py` outlasts a store that is away
+        retries = {"mode": "standard", "total_max_attempts": 3}
+        options = {"use_listings_cache": False, "config_kwargs": {"max_pool_connections": 32, "retries": retries}}
         if os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL_S3"):
             options["config_kwargs"]["s3"] = {"addressing_style": "path"}
     try:
         if uri.startswith("/") or ("::" in uri and not split_chain(uri)[1]):  # fsspec would split the name
             protocol = "file" if uri.startswith("/") else fsspec.core.split_protocol(uri)[0] or "file"
             fs = fsspec.filesystem(protocol, **options)
-            return fs, fs._strip_protocol(uri)
-        return fsspec.core.url_to_fs(uri, **options)
+            return _patient(fs), fs._strip_protocol(uri)
+        if split_chain(uri)[1]:  # opens the outer file
+            fs, path = patiently(lambda: fsspec.core.url_to_fs(uri, **options), _NO_FILES, uri)
+        else:
+            fs, path = fsspec.core.url_to_fs(uri, **options)
+        return _patient(fs), path
     except (ValueError, ImportError) as exc:
         raise FiqaRayError(
             f"cannot open {uri}: {exc}; use a local path, s3://, memory:// or another fsspec URL"
@@ -73,53 +84,12 @@ def storage_errors(uri: str) -> Iterator[None]:
     except FiqaRayError:
         raise
     except Exception as exc:
-        hint = _storage_hint(exc)
-        if hint is None:
+        text = fault_text(exc)
+        if text is None:
             raise
         for part in private_parts(uri):  # a library may name them without their URI
-            hint = hint.replace(part, "***")
-        raise StorageError(f"{uri}: {hint}") from exc
-
-
-def _storage_hint(exc: BaseException) -> str | None:
-    code = str(getattr(exc, "response", {}).get("Error", {}).get("Code", ""))
-    cause = getattr(exc.__cause__, "response", {}) if exc.__cause__ else {}
-    code = code or str(cause.get("Error", {}).get("Code", ""))
-    name = type(exc).__name__
-    number = getattr(exc, "errno", None)
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full or over quota; free some space and run the same command again, it continues"
-    if name in ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError"):
-        return "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or an instance role"
-    if isinstance(exc, PermissionError) or code in (
-        "AccessDenied",
-        "403",
-        "InvalidAccessKeyId",
-        "SignatureDoesNotMatch",
-    ):
-        return f"access denied ({code or exc}); check the credentials and the rights on this location"
-    if code in ("NoSuchBucket",) or "NoSuchBucket" in str(exc) or "bucket does not exist" in str(exc):
-        return "the bucket does not exist; create it or correct the name"
-    if name in (
-        "EndpointConnectionError",
-        "ConnectTimeoutError",
-        "ConnectionError",
-        "ClientConnectorError",
-    ) or isinstance(exc, ConnectionError | TimeoutError):
-        return f"cannot be reached ({exc}); check the network and AWS_ENDPOINT_URL"
-    if isinstance(exc, FileNotFoundError):
-        return "not found; check the path"
-    if isinstance(exc, IsADirectoryError):
-        return "is a folder; give a file"
-    if isinstance(exc, NotADirectoryError):
-        return "a part of this path is a file, not a folder; choose another path"
-    if name == "ParamValidationError":
-        return f"not a valid bucket or key; correct the name ({' '.join(str(exc).split())[:120]})"
-    if isinstance(exc, OSError):
-        return str(exc) or name
-    if type(exc).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp", "urllib3"):
-        return f"{name}: {exc}; check the network and AWS_ENDPOINT_URL, and run the same command again"
-    return None
+            text = text.replace(part, "***")
+        raise StorageError(f"{uri}: {text}", may_pass=may_pass(exc), is_refused=is_refused(exc)) from exc
 
 
 def join(uri: str, *parts: str) -> str:
@@ -151,6 +121,17 @@ def read_if_there(uri: str) -> bytes | None:
         fs, path = filesystem(uri)
         try:
             return fs.cat_file(path)
+        except FileNotFoundError:
+            return None
+
+
+def read_shown(uri: str) -> bytes | None:
+    """Return the content of a file that was written or listed a moment ago; None if it does not show within seconds."""
+    with storage_errors(uri):
+        fs, path = filesystem(uri)
+        try:
+            content: bytes = shown(lambda: fs.cat_file(path), fs)
+            return content
         except FileNotFoundError:
             return None
 
@@ -201,14 +182,14 @@ def put_if_absent(uri: str, data: bytes) -> bool:
                 _write_local(path, data, os.link)  # fails where the name is taken
             else:
                 fs.pipe_file(path, data, mode="create")
+            return True
         except FileExistsError:
-            return False
+            pass
         except OSError as exc:  # stores that do not name the condition in their answer
-            code = getattr(exc.__cause__, "response", {}).get("Error", {}).get("Code") if exc.__cause__ else None
-            if code in ("PreconditionFailed", "ConditionalRequestConflict"):
-                return False
-            raise
-        return True
+            if answer_code(exc) not in ("PreconditionFailed", "ConditionalRequestConflict"):
+                raise
+    # the answer to a first try may have been lost, so that a second one found the content that the first had written
+    return isinstance(fs, PatientFileSystem) and bool(data) and read_shown(uri) == data
 
 
 def is_local(fs: fsspec.AbstractFileSystem) -> bool:
@@ -221,12 +202,32 @@ def list_files(uri: str) -> dict[str, int]:
     """Return the sizes in bytes of all files below a folder by name, relative to it; empty where there is no folder."""
     with storage_errors(uri):
         fs, path = filesystem(uri)
+        if is_local(fs):
+            return _local_sizes(path)
         try:
             infos = fs.find(path, detail=True)
         except FileNotFoundError:
             return {}
         root = fs._strip_protocol(path).rstrip(SLASH)
         return {p[len(root) :].lstrip(SLASH): int(info["size"] or 0) for p, info in infos.items()}
+
+
+def _local_sizes(folder: str) -> dict[str, int]:
+    """Return the sizes of the files below a local folder; ten times as fast as fsspec's listing."""
+    if not os.path.isdir(folder):
+        return {"": os.path.getsize(folder)} if os.path.exists(folder) else {}
+    sizes: dict[str, int] = {}
+    pending = [""]
+    while pending:
+        below = pending.pop()
+        with os.scandir(os.path.join(folder, below)) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    pending.append(f"{below}{entry.name}{SLASH}")
+                else:
+                    with suppress(FileNotFoundError):  # a temporary file that has got its name
+                        sizes[below + entry.name] = entry.stat().st_size
+    return {name: sizes[name] for name in sorted(sizes)}
 
 
 def fingerprint(content: Any) -> str:
@@ -260,8 +261,9 @@ def json_bytes(value: Any) -> bytes:
 
 @contextmanager
 def storage_quiet() -> Iterator[None]:
-    """Log a fault and go on, in what is tried again anyway, such as a lock's beat."""
+    """Try once, log a fault and go on, in what is tried again anyway, such as a lock's beat."""
     try:
-        yield
+        with one_try():
+            yield
     except Exception as exc:  # logged, not raised: storage may be back by the next beat
         logging.getLogger("fiqa_ray").warning("storage did not answer: %s", public_text(str(exc)))

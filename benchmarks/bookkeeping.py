@@ -1,0 +1,192 @@
+"""What many parts cost: a resumed start of a finished dataset, its requests to S3, and the driver's time per shard.
+
+python benchmarks/bookkeeping.py --parts 100000
+python benchmarks/bookkeeping.py --parts 20000 --ray-parts 2000 --s3-parts 1000
+
+Prints CPU seconds and memory of a process of its own per measurement. Parts hold one row; what is measured is bookkeeping.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+
+from fiqa_ray.config import ComputeSettings
+from fiqa_ray.datasets.dataset import Dataset, Part, part_name, record_name
+from fiqa_ray.datasets.parquet import table_bytes
+from fiqa_ray.datasets.sums import file_sums
+from fiqa_ray.documents import document_bytes
+from fiqa_ray.engine.local import local_map
+from fiqa_ray.engine.ray import RayMapper, ray_session
+from fiqa_ray.engine.run_steps import run_steps
+from fiqa_ray.engine.step import Step, stateless_worker
+
+SERVER = Path(__file__).parents[1] / "tests" / "helpers" / "s3_server.py"
+
+
+def dataset_at(root: str) -> Dataset:
+    """Return the dataset that is measured."""
+    return Dataset(f"{root}/embeddings/set=train/v=0123456789abcdef", "embeddings")
+
+
+def make_parts(root: str, n_parts: int) -> None:
+    """Write a finished dataset of one-row parts on a local disk."""
+    from dataclasses import asdict
+
+    dataset = dataset_at(root)
+    dataset.write_plan({"stage": "embed", "n_parts": n_parts, "n_rows": n_parts, "unit": "images", "created_s": 0.0})
+    content = table_bytes(pa.table({"image_row": [0]}))
+    sums = file_sums("x.parquet", content)
+    folder = Path(dataset.uri)
+    for i in range(n_parts):
+        name = f"{part_name(i)}.parquet"
+        (folder / name).write_bytes(content)
+        part = Part(i, 1, {name: sums}, {"status": {"ok": 1}}, 0.1)
+        place = f"v=0123456789abcdef/{record_name(i)}"
+        (folder / record_name(i)).write_bytes(document_bytes(asdict(part), place))
+    dataset.commit(n_parts)
+
+
+def step_of(root: str, n_parts: int, engine: Any = "data") -> Step:
+    """Return a step whose shards do nothing but report their part."""
+    return Step("embed", dataset_at(root), range(n_parts), stateless_worker(tiny_part), n_parts, engine, unit="images")
+
+
+def tiny_part(index: int) -> Part:
+    """Return the record of a part as if it had been written."""
+    return Part(
+        index, 1, {f"{part_name(index)}.parquet": {"n_bytes": 8, "crc32": "0a0b0c0d"}}, {"status": {"ok": 1}}, 0.1
+    )
+
+
+def measured(target: Any, *args: Any) -> tuple[float, float, Any]:
+    """Return the CPU seconds, the growth of memory in MB, and the result of a call in a new process."""
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_measure, args=(theirs, target, args))
+    process.start()
+    result: tuple[float, float, Any] = ours.recv()
+    process.join()
+    return result
+
+
+def _measure(pipe: Any, target: Any, args: tuple[Any, ...]) -> None:
+    before, started = psutil.Process().memory_info().rss, time.process_time()
+    result = target(*args)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    pipe.send((time.process_time() - started, (peak - before) / 1e6, result))
+
+
+def resume(root: str, n_parts: int) -> int:
+    """Run the step of a finished dataset; return its rows."""
+    (manifest,) = run_steps([step_of(root, n_parts)], local_map)
+    return manifest.n_rows
+
+
+def resume_on_s3(url: str, n_parts: int) -> dict[str, int]:
+    """Run the step of a finished dataset in a bucket; return the requests by kind."""
+    import aiobotocore.client
+
+    counts: Counter[str] = Counter()
+    call = aiobotocore.client.AioBaseClient._make_api_call
+
+    async def counted(self: Any, operation: str, kwargs: Any) -> Any:
+        counts[operation] += 1
+        return await call(self, operation, kwargs)
+
+    aiobotocore.client.AioBaseClient._make_api_call = counted
+    resume("s3://bookkeeping/run", n_parts)
+    return dict(counts)
+
+
+def drive(n_parts: int, engine: str) -> tuple[float, float, int]:
+    """Run shards that do nothing on Ray; return driver CPU seconds and MB per run after the first 100, and objects."""
+    compute = ComputeSettings(n_workers=2, object_store_bytes=200_000_000)
+    with ray_session(compute):
+        step = step_of("/nowhere", n_parts, engine)
+        items = [(step, shard) for shard in step.shards]
+        process, peak, most_objects = psutil.Process(), 0, 0
+        n_seen, cpu, start_rss = 0, 0.0, 0
+        for _, outcome in RayMapper(compute)(items):
+            assert isinstance(outcome, Part), outcome
+            n_seen += 1
+            if n_seen == 100:
+                cpu, start_rss = time.process_time(), process.memory_info().rss
+            if n_seen % 100 == 0:
+                peak = max(peak, process.memory_info().rss)
+                most_objects = max(most_objects, _n_objects())
+        return (time.process_time() - cpu) / (n_seen - 100), (peak - start_rss) / 1e6, most_objects
+
+
+def _n_objects() -> int:
+    """Return how many objects lie in Ray's store."""
+    from ray._private.internal_api import memory_summary  # the only count of a cluster without a dashboard
+
+    summary = memory_summary(stats_only=True)
+    words = next((line for line in summary.splitlines() if "Plasma memory usage" in line), "")
+    return int(words.split(",")[1].split()[0]) if "objects" in words else 0
+
+
+def main() -> None:
+    """Print all measurements."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", type=int, default=20_000)
+    parser.add_argument("--ray-parts", type=int, default=0)
+    parser.add_argument("--s3-parts", type=int, default=0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as root:
+        make_parts(root, arguments.parts)
+        cpu, memory, n_rows = measured(resume, root, arguments.parts)
+        assert n_rows == arguments.parts
+        print(f"resumed start, {arguments.parts:,} parts: {cpu:.2f} s of CPU, {memory:.0f} MB")
+    if arguments.s3_parts:
+        with tempfile.TemporaryDirectory() as root:
+            make_parts(root, arguments.s3_parts)
+            cpu, memory, counts = _on_s3(root, arguments.s3_parts)
+        print(f"resumed start on S3, {arguments.s3_parts:,} parts: {cpu:.2f} s of CPU, requests {counts}")
+    for engine in ("tasks", "data") if arguments.ray_parts else ():
+        _, _, (per_part, memory, n_objects) = measured(drive, arguments.ray_parts, engine)
+        print(
+            f"Ray {engine}, {arguments.ray_parts:,} shards that do nothing: {1e3 * per_part:.2f} ms of driver CPU a shard, "
+            f"{memory:+.0f} MB, at most {n_objects} objects in the store"
+        )
+
+
+def _on_s3(root: str, n_parts: int) -> tuple[float, float, Any]:
+    """Copy a dataset to an S3 server and measure there."""
+    import s3fs
+
+    port = 5599
+    url = f"http://127.0.0.1:{port}"
+    names = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}
+    os.environ.update({**names, "AWS_ENDPOINT_URL": url})
+    server = subprocess.Popen([sys.executable, str(SERVER), str(port)], stderr=subprocess.DEVNULL)
+    try:
+        fs = s3fs.S3FileSystem(endpoint_url=url)
+        for _ in range(100):
+            try:
+                fs.mkdir("bookkeeping")
+                break
+            except Exception:
+                time.sleep(0.2)
+        fs.put(f"{root}/", "bookkeeping/run/", recursive=True)
+        return measured(resume_on_s3, url, n_parts)
+    finally:
+        server.kill()
+        server.wait()
+
+
+if __name__ == "__main__":
+    main()

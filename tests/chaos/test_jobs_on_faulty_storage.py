@@ -1,0 +1,72 @@
+"""Whole jobs on a bucket that fails: exit code 0 in one run, and the bytes of an undisturbed one."""
+
+import hashlib
+import os
+import threading
+
+import pytest
+
+import smoke
+from fiqa_ray.storage import list_files, read_bytes
+
+MIXED = {"unavailable": 0.05, "reset": 0.02, "cut_body": 0.03, "lost_answer": 0.03, "doubled": 0.05, "late_s": 0.2}
+ALL = [
+    {"unavailable": 0.05},
+    {"unavailable": 0.3},
+    {"reset": 0.3},
+    {"stall": 0.02, "stall_s": 10},
+    {"cut_body": 0.3},
+    {"lost_answer": 0.5},
+    {"doubled": 0.3},
+    {"late_s": 1.0},
+    {"away_s": 10},
+    {"away_s": 60},
+    {"away_s": 300},
+    MIXED,
+]
+IS_FULL = "FIQA_RAY_CHAOS" in os.environ
+STAGES = "pack,embed,score,pair,rank,optimize" + (",train" if IS_FULL else "")
+
+
+def digest(run_uri):
+    """SHA-256 of each file of labels and weights; a regressor's card names the place of the faces, so it stays out."""
+    names = [n for n in list_files(run_uri) if n.startswith(("optimized_labels", "regressor"))]
+    names = [n.split("/v=")[0] + "|" + n for n in names if n.endswith((".parquet", ".pt"))]
+    return {n.split("|")[0]: hashlib.sha256(read_bytes(f"{run_uri}/{n.split('|')[1]}")).hexdigest() for n in names}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Faces, and the digest of a run on a disk."""
+    folder = tmp_path_factory.mktemp("chaos")
+    faces = smoke.make_faces(folder / "faces", n_identities=4, per_identity=6, benchmark=False)
+    return faces, run(folder, faces, str(folder / "run"))
+
+
+def run(folder, faces, run_uri):
+    """Run the job in this process; return its digest."""
+    from fiqa_ray.cli import main
+
+    compute = {"engine": "local", "rows_per_part": 6, "train_workers": 0}
+    methods = [{"name": "embedding_norm"}]
+    train = {"mode": "head", "n_epochs": 2}
+    job = smoke.write_job(
+        folder / "job.yaml", faces, run_uri, benchmarks=[], methods=methods, compute=compute, train=train
+    )
+    with pytest.raises(SystemExit) as end:
+        main(["run", job, "--stages", STAGES])
+    assert end.value.code == 0
+    return digest(run_uri)
+
+
+@pytest.mark.parametrize("wanted", ALL if IS_FULL else [MIXED], ids=str)
+def test_a_job_ends_with_the_undisturbed_bytes_in_one_run(faulty, undisturbed, tmp_path, wanted):
+    faces, expected = undisturbed
+    wanted = dict(wanted)
+    if away_s := wanted.pop("away_s", 0):
+        threading.Timer(3.0, faulty.set, kwargs={"away": True}).start()
+        threading.Timer(3.0 + away_s, faulty.set).start()
+    faulty.set(**wanted)
+    assert run(tmp_path, faces, f"{faulty.uri}/run") == expected
+    faulty.set()
+    assert len(expected) == len(digest(f"{faulty.uri}/run"))

@@ -1,0 +1,111 @@
+"""What a run does now, told from storage alone: alive, ended or dead, its step, its failures, its machines' time."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pyarrow as pa
+import pytest
+
+from fiqa_ray.datasets.dataset import Dataset
+from fiqa_ray.engine.lock import RunLock
+from fiqa_ray.engine.run_state import RunState
+from fiqa_ray.storage import join, write_atomic
+from fiqa_ray.tools import status
+from fiqa_ray.tools.show import run_lines
+from fiqa_ray.tools.status import run_now, run_status
+
+
+class Step:
+    name, unit, total, done, rate = "embed: embeddings", "images", 300, 100, 50.0
+
+
+def state_of_a_run():
+    state = RunState()
+    state.count_machines(4)
+    state.show(Step())
+    state.add_failure("embeddings train", "part-00003", "system", "StorageError: away", 2)
+    return state.as_dict()
+
+
+HOLDER = """
+import sys, time
+sys.path.insert(0, {folder!r})
+from fiqa_ray.engine.lock import RunLock
+from test_status import state_of_a_run
+RunLock({run!r}, state_of_a_run).__enter__()
+while True: time.sleep(1)
+"""
+
+
+def test_a_run_is_seen_at_work_and_seen_dead(tmp_path):
+    """By its process, at once."""
+    code = HOLDER.format(folder=__file__.rsplit("/", 1)[0], run=str(tmp_path))
+    holder = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        until = time.monotonic() + 60
+        while not (tmp_path / "_lock" / "000001.beat").exists() and time.monotonic() < until:
+            time.sleep(0.1)
+        now = run_now(str(tmp_path))
+        assert now["is_at_work"]
+        assert now["holder"]["pid"] == holder.pid
+        assert now["step"] == {
+            "name": "embed: embeddings", "unit": "images", "done": 100, "total": 300, "rows_per_s": 50.0, "left_s": 4.0,
+        }  # fmt: skip
+        text = "\n".join(run_lines(now))
+        assert f"a run is at work: process {holder.pid}" in text
+        assert "4 machine(s)" in text
+        assert "100 of 300 images, 50.0 images/s, 4.0 s left" in text
+        assert "part-00003 of embeddings train, try 2 (system): StorageError: away" in text
+    finally:
+        holder.kill()
+        holder.wait()
+    now = run_now(str(tmp_path))
+    assert (now["is_at_work"], now["has_died"]) == (False, True)
+    assert "has died: run the same command again" in "\n".join(run_lines(now))
+
+
+@pytest.mark.parametrize(
+    ("age_s", "beats", "is_alive"), [(1.0, False, True), (3600.0, False, False), (3600.0, True, True)]
+)
+def test_a_run_elsewhere_is_judged_by_its_beats(tmp_path, monkeypatch, age_s, beats, is_alive):
+    """Its clock may differ by an hour: then a second look tells."""
+    uri = join(str(tmp_path), "_lock")
+
+    def beat(_=0.0):
+        content = {"token": "t", "beat": time.monotonic(), "beat_s": time.time() - age_s}
+        write_atomic(join(uri, "000001.beat"), json.dumps(content).encode())
+
+    write_atomic(join(uri, "000001.json"), json.dumps({"host": "elsewhere", "pid": 1, "start": "1"}).encode())
+    beat()
+    monkeypatch.setattr(status.time, "sleep", beat if beats else lambda _: None)
+    now = run_now(str(tmp_path))
+    assert (now["is_at_work"], now["has_died"]) == (is_alive, not is_alive)
+
+
+def test_machine_time_adds_up_over_runs(tmp_path):
+    for seconds in (30.0, 12.5):
+        with RunLock(str(tmp_path), lambda s=seconds: {"machine_s": s}):
+            pass
+    now = run_now(str(tmp_path))
+    assert not now["is_at_work"]
+    assert not now["has_died"]
+    assert now["machine_s"] == 42.5
+
+
+def test_many_records_are_not_read(root, monkeypatch):
+    """Of an unfinished dataset with many parts the rows are estimated; of a finished one they come from the manifest."""
+    monkeypatch.setattr(status, "MAX_RECORDS_READ", 2)
+    dataset = Dataset(join(root, "embeddings", "set=train", "v=0123456789abcdef"), "embeddings")
+    dataset.write_plan({"stage": "embed", "n_parts": 4, "n_rows": 40})
+    for i in range(4):
+        if i == 3:
+            (record,) = run_status(root)
+            assert (record["n_parts_done"], record["n_rows_done"], record["is_estimate"]) == (3, 30, True)
+        stats = {"status": {"ok": 9, "bad": 1}}
+        dataset.write_part(i, {".parquet": pa.table({"x": range(10)})}, n_rows=10, stats=stats, duration_s=1.5)
+    dataset.commit(4)
+    (record,) = run_status(root)
+    assert (record["dataset"], record["finished"]) == ("embeddings/set=train/v=0123456789abcdef", True)
+    assert (record["n_rows_done"], record["failed"], record["work_s"]) == (40, {"bad": 4}, 6.0)
