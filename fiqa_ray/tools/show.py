@@ -13,7 +13,7 @@ from fiqa_ray.models.method_table import METHODS, MethodRow
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
 
 if TYPE_CHECKING:
-    from fiqa_ray.tools.doctor import Finding
+    from fiqa_ray.tools.input_checks import Finding
     from fiqa_ray.tools.time_methods import Timing
 
 
