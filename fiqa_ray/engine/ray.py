@@ -26,7 +26,7 @@ from fiqa_ray.engine.interrupts import catch_sigterm
 from fiqa_ray.engine.late_shards import Announcer, LateShards, start_board
 from fiqa_ray.engine.local import Item, LostProcessError, Outcome, WorkerSlot, call_and_catch, local_map
 from fiqa_ray.engine.progress import note
-from fiqa_ray.engine.step import Worker
+from fiqa_ray.engine.step import Step, Worker
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.storage.patience import set_patience
 
@@ -105,7 +105,11 @@ def _ray_tasks(
         while len(running) < width and (item := next(waiting, None)) is not None:
             number, (step, shard) = item
             memory = _grantable(step.memory_bytes) if step.memory_bytes else 0
-            options = task.options(memory=memory or None, num_gpus=1 if step.needs_gpu else None)
+            options = task.options(
+                memory=memory or None,
+                num_gpus=1 if step.needs_gpu else None,
+                label_selector=machine_labels(step, compute),
+            )
             is_large = step.memory_bytes > LARGE_BYTES
             sent = options.remote(number, step.make_worker, shard, is_large, compute.storage_patience_s)
             running[sent] = number
@@ -139,6 +143,11 @@ def lost_process(exc: Exception) -> Exception:
     code = re.search(r"exit code[:= ]*(-?\d+)", text)
     how = f"exit code {code[1]}" if code else "killed, out of memory, or a crash in native code"
     return LostProcessError(f"its process ended in the middle of the work, also when it was tried again ({how})")
+
+
+def machine_labels(step: Step, compute: ComputeSettings) -> dict[str, str] | None:
+    """Return the labels that a machine must have to run a step, or None if any will do."""
+    return (compute.model_labels if step.uses_model else compute.other_labels) or None
 
 
 def _grantable(memory_bytes: int) -> int:
@@ -282,6 +291,7 @@ def _run_pool(items: dict[int, Item], compute: ComputeSettings, announce: Announ
             fn_constructor_args=(makers, _Chunks(entries, 2 * size), announce, compute.storage_patience_s),
             num_gpus=1 if on_gpu else 0,
             num_cpus=1,
+            label_selector=machine_labels(steps[0], compute),
             # a worker that dies for good must end the step: by default Ray Data tries forever
             max_restarts=3,
             max_task_retries=3,
