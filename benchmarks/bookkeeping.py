@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -85,7 +85,8 @@ def measured(target: Any, *args: Any) -> tuple[float, float, Any]:
 def _measure(pipe: Any, target: Any, args: tuple[Any, ...]) -> None:
     before, started = psutil.Process().memory_info().rss, time.process_time()
     result = target(*args)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # getrusage would give the parent's peak, which a child inherits
+    peak = 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])  # type: ignore[index]
     pipe.send((time.process_time() - started, (peak - before) / 1e6, result))
 
 
