@@ -133,6 +133,7 @@ MADE_BY = {
     "sorted_scores": "rank",
     "quality_index": "rank",
     "optimized_index": "optimize",
+    "theta_choice": "optimize",
     "index_runs": "optimize",
     "sorted_indices": "optimize",
     "optimized_labels": "optimize",
@@ -141,6 +142,7 @@ MADE_BY = {
     "cells": "evaluate",
     "evaluation": "evaluate",
     "results": "evaluate",
+    "report": "report",
 }
 """Dataset name -> the stage that writes it, for error messages."""
 

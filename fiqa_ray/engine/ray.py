@@ -13,23 +13,26 @@ import logging
 import os
 import re
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from fiqa_ray.config import ComputeSettings
 from fiqa_ray.datasets.dataset import Dataset, Part
-from fiqa_ray.engine.head_watch import head_watch
+from fiqa_ray.engine.head_watch import HeadWatch, head_watch
 from fiqa_ray.engine.interrupts import catch_sigterm
 from fiqa_ray.engine.late_shards import Announcer, LateShards, start_board
-from fiqa_ray.engine.local import Item, LostProcessError, Outcome, WorkerSlot, call_and_catch, local_map
+from fiqa_ray.engine.local import Item, LostProcessError, Mapper, Outcome, WorkerSlot, call_and_catch, local_map
 from fiqa_ray.engine.progress import note
 from fiqa_ray.engine.step import Step, Worker
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.storage.patience import set_patience
 
+N_STARTS = 3
+"""Times that a Ray of our own is started before the run gives up."""
 LARGE_BYTES = 1 << 30
 """A process returns the memory of larger shards to the system; that of smaller ones serves its next shard."""
 
@@ -367,6 +370,31 @@ def _loopback() -> Iterator[None]:
 
 
 @contextmanager
+def ray_when_needed(compute: ComputeSettings) -> Iterator[Mapper]:
+    """Yield a mapper that joins or starts Ray when the first shard is to run; a run with nothing to do needs none."""
+    with ExitStack() as stack:
+        yield _LateRay(compute, stack)
+
+
+class _LateRay:
+    """Runs shards as `RayMapper` does, on a Ray that is there from the first of them on."""
+
+    def __init__(self, compute: ComputeSettings, stack: ExitStack) -> None:
+        self._mapper, self._stack, self._has_ray = RayMapper(compute), stack, False
+
+    def __call__(self, items: Sequence[Item]) -> Iterator[tuple[Item | None, Outcome]]:
+        """Run shards."""
+        if not self._has_ray:
+            self._stack.enter_context(ray_session(self._mapper.compute))
+            self._has_ray = True
+        return self._mapper(items)
+
+    def waits_for(self, items: Sequence[Item]) -> str:
+        """Return which resource the cluster lacks altogether, or an empty text."""
+        return self._mapper.waits_for(items) if self._has_ray else ""
+
+
+@contextmanager
 def ray_session(compute: ComputeSettings) -> Iterator[None]:
     """Join or start Ray for the time of a run; where Ray is up already, only set its options."""
     if compute.engine != "ray":
@@ -407,29 +435,63 @@ def ray_session(compute: ComputeSettings) -> Iterator[None]:
     else:
         _check_token(address)
     with _loopback() if address == "local" else nullcontext():
-        _start(address, options)
+        _start({"address": address, "log_to_driver": False, "logging_level": logging.ERROR, **options})
+        watch: HeadWatch | None = None
         try:
             with head_watch() as watch:
                 yield
         finally:
-            if watch.is_lost:  # nothing answers any more
+            if watch is not None and watch.is_lost:  # nothing answers any more
                 atexit.unregister(ray.shutdown)
             else:
-                ray.shutdown()
+                with _without_stderr():
+                    ray.shutdown()
 
 
-def _start(address: str, options: dict[str, Any]) -> None:
-    """Start or join Ray; try once more if it does not start in time, as on a machine under load."""
+def _start(options: dict[str, Any]) -> None:
+    """Join or start Ray; a Ray of our own that does not come up is started again.
+
+    Raises:
+        FiqaRayError: one line on what failed and what to do.
+    """
     import ray
 
-    for is_last in (False, True):
+    address = options["address"]
+    for trial in range(N_STARTS if address == "local" else 1):
+        if trial:
+            note("Ray did not start; trying again")
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            with _without_stderr():
+                ray.init(**options)
             catch_sigterm()
             return
-        except (ConnectionError, OSError, ValueError, RuntimeError) as exc:
-            is_late = "timed out" in str(exc).lower() or "timeout" in str(exc).lower()
-            if is_last or not is_late:
-                raise FiqaRayError(f"cannot start or join Ray at address {address!r}: {exc}") from exc
-            note(f"Ray did not start in time ({' '.join(str(exc).split())[:120]}); trying once more")
-            ray.shutdown()
+        except Exception as exc:  # Ray raises what it likes, a bare Exception where its processes come too late
+            fault = exc
+            with _without_stderr(), suppress(Exception):
+                ray.shutdown()
+    reason = next((line.strip() for line in str(fault).splitlines() if line.strip()), type(fault).__name__)
+    if address != "local":
+        raise FiqaRayError(f"cannot start or join Ray at address {address!r}: {reason}") from fault
+    raise FiqaRayError(
+        f"Ray did not start in {N_STARTS} trials ({reason[:200]}). Is the machine busy? Run the same command again, or work "
+        "without Ray, in one process: compute.engine=local"
+    ) from fault
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Send what Ray's C++ parts write to this process's stderr nowhere: they say how they set up their own logs."""
+    sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # a process without stderr
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
