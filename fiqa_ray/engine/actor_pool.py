@@ -1,7 +1,7 @@
 """Runs shards in actor pools of Ray Data: for models and decoding. `run_in_pools` is the entry.
 
-A pool has a fixed size and replaces actors that die. Its rows are the places of shards: a shard reads and writes its own part,
-so that a lost actor costs one part and a resumed run repeats none.
+A pool has a fixed size and replaces actors that die. Its rows are the places of shards: a shard reads and writes its own
+part, so that a lost actor costs one part and a resumed run repeats none.
 """
 
 from __future__ import annotations
