@@ -79,6 +79,7 @@ def measured(target: Any, *args: Any) -> tuple[float, float, Any]:
     ours, theirs = context.Pipe()
     process = context.Process(target=_measure, args=(theirs, target, args))
     process.start()
+    theirs.close()  # so that the end of a process that failed is seen here
     result: tuple[float, float, Any] = ours.recv()
     process.join()
     return result
