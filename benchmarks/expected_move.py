@@ -1,6 +1,6 @@
 """How far theta moves images: the mean move measured, against `expected_move`, over C, sizes and priors.
 
-    python benchmarks/expected_move.py [EMBEDDINGS.npz]     # of `fiqa-ray embeddings RUN -o EMBEDDINGS.npz`
+    python benchmarks/expected_move.py [EMBEDDINGS.npz] [--json FILE]    # of `fiqa-ray embeddings RUN -o EMBEDDINGS.npz`
 
 Without a file: identities of 40 random images around a centre, each image with its own noise. Priors: random numbers,
 the norm of the raw embedding, and the noise itself with as much error as signal.
@@ -8,8 +8,11 @@ the norm of the raw embedding, and the noise itself with as much error as signal
 
 from __future__ import annotations
 
-import sys
+import argparse
+import json
 import warnings
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,39 +30,47 @@ def synthetic(n_people: int, rng: np.random.Generator) -> tuple[np.ndarray, np.n
     return (centre + noise[:, None] * rng.normal(size=centre.shape)).astype(np.float32), people, noise
 
 
-def measure(embeddings: np.ndarray, people: np.ndarray, priors: dict[str, np.ndarray], name: str) -> None:
-    """Print one line per C and index scale."""
+def measure(embeddings: np.ndarray, people: np.ndarray, priors: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Return a row per C, index scale and prior. Small sets get a larger theta, so that a step passes other images."""
     sizes = np.unique(people, return_counts=True)[1]
+    n, rows = len(people), []
     for n_clusters in (5, 10, 20):
         if n_clusters > sizes.max():
             continue
         per_image = float((sizes * (np.minimum(sizes, n_clusters) - 1)).sum() / sizes.sum())
-        for scale, theta in (("raw", 1e-3), ("normalized", 0.03)):
+        for scale, theta in (("raw", 1e-3 if n > 1000 else 1e-2), ("normalized", 0.03)):
             results = optimize_labels(embeddings, people, priors, n_clusters=n_clusters, theta=theta, index_scale=scale)
-            expected = expected_move(theta, per_image, len(people), scale)
-            ratios = " ".join(f"{prior} {r.mean_move / expected:.2f}" for prior, r in results.items())
-            print(
-                f"{name}: {len(people):,} images, C={n_clusters}, {scale} {theta}: measured / expected {ratios}",
-                flush=True,
-            )
+            expected = expected_move(theta, per_image, n, scale)
+            for prior, r in results.items():
+                row = {"images": n, "C": n_clusters, "scale": scale, "theta": theta, "prior": prior}
+                row |= {"measured, % of ranks": round(100 * r.mean_move, 3), "expected": round(100 * expected, 3)}
+                rows.append(row | {"expected / measured": round(expected / max(r.mean_move, 1e-12), 2)})
+                print(rows[-1], flush=True)
+    return rows
 
 
 def main() -> None:
     """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("embeddings", nargs="?", type=Path)
+    parser.add_argument("--json", type=Path)
+    a = parser.parse_args()
     warnings.simplefilter("ignore")
     rng = np.random.default_rng(0)
-    if len(sys.argv) > 1:
-        arrays = np.load(sys.argv[1])
+    rows = []
+    if a.embeddings:
+        arrays = np.load(a.embeddings)
         embeddings, people = arrays["embedding"], arrays["identity"]
         for n_people in (24, 118, len(np.unique(people))):
-            rows = np.flatnonzero(np.isin(people, np.unique(people)[:n_people]))
-            priors = {"random": rng.random(len(rows)), "norm": np.linalg.norm(embeddings[rows], axis=1)}
-            measure(embeddings[rows], people[rows], priors, "given")
-        return
-    for n_images in (336, 3_360, 33_620):
+            chosen = np.flatnonzero(np.isin(people, np.unique(people)[:n_people]))
+            priors = {"random": rng.random(len(chosen)), "norm": np.linalg.norm(embeddings[chosen], axis=1)}
+            rows += measure(embeddings[chosen], people[chosen], priors)
+    for n_images in () if a.embeddings else (336, 3_360, 33_620):
         embeddings, people, noise = synthetic(round(n_images / PER_PERSON), rng)
         priors = {"random": rng.random(len(people)), "half": -noise + rng.normal(0, noise.std(), len(noise))}
-        measure(embeddings, people, priors, "synthetic")
+        rows += measure(embeddings, people, priors)
+    if a.json:
+        a.json.write_text(json.dumps({"faces": a.embeddings.stem if a.embeddings else "synthetic", "moves": rows}))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,6 @@ from functools import lru_cache
 from math import nan
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
-
 from fiqa_ray.config import (
     BenchmarkSettings,
     FuseSettings,
@@ -26,14 +22,18 @@ from fiqa_ray.config import (
     ScoresSettings,
     Settings,
     SourceSettings,
+    Theta,
     label_of,
+    theta_name,
 )
+from fiqa_ray.core.candidates import CANDIDATES, HELDOUT
 from fiqa_ray.core.conventions import Cell, Convention, cells_of, further_limits
 from fiqa_ray.datasets.dataset import Dataset
 from fiqa_ray.datasets.results import BASELINE, GIVEN, OPTIMIZED, ORACLE, RANDOM, UNOPTIMIZED, ScorerKey
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
 from fiqa_ray.models.reference import ModelRef
 from fiqa_ray.public_uri import public_values
+from fiqa_ray.sources.scorer import Scorer
 from fiqa_ray.storage import content_hash, exists, fingerprint, join, list_hash
 
 if TYPE_CHECKING:
@@ -51,11 +51,12 @@ class LabelSet:
 
     Attributes:
         method: the FIQA method whose scores are the labels.
-        theta: weight of the update; None for prior labels, which are not optimized.
+        theta: weight of the update, or `heldout` for the one chosen on held-out people (`Job.theta_choice`); None
+            for prior labels, which are not optimized.
     """
 
     method: MethodSettings
-    theta: float | None = None
+    theta: Theta | None = None
 
     @property
     def is_prior(self) -> bool:
@@ -64,44 +65,13 @@ class LabelSet:
 
     @property
     def key(self) -> str:
-        """The label set's name in paths: `prior`, or such as `theta-0.03`."""
-        return "prior" if self.theta is None else f"theta-{self.theta:g}"
+        """The label set's name in paths: `prior`, or such as `theta-0.03` or `theta-heldout`."""
+        return "prior" if self.theta is None else f"theta-{theta_name(self.theta)}"
 
     @property
     def score_column(self) -> str:
         """The column of `optimized_labels` that holds the scores."""
         return "prior_score" if self.theta is None else "optimized_score"
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """A quality score that is judged on a benchmark.
-
-    Attributes:
-        key: What it is.
-        path: Its name in paths.
-        dataset: Its scores, or None.
-        file: The user's file of its scores, or None.
-        truth: The table of degradations whose quality it is, or None. Random numbers have none of the three.
-    """
-
-    key: ScorerKey
-    path: str
-    dataset: Dataset | None = None
-    file: ScoresSettings | None = None
-    truth: str | None = None
-
-    def scores(self, image_id: pa.Array) -> NDArray[np.float64]:
-        """Return the scores of all images of the benchmark, `(I,)`; NaN where an image has none."""
-        from fiqa_ray.sources.degradations import recorded_truth  # tables, which `status` and `--help` do without
-        from fiqa_ray.sources.scores import scores_by_id
-
-        if self.dataset is not None:
-            return self.dataset.read_all(["score"])["score"].to_numpy().astype(np.float64)
-        if self.file is not None:
-            return scores_by_id(image_id, **self.file.model_dump())
-        assert self.truth is not None
-        return recorded_truth(self.truth, image_id).quality
 
 
 @dataclass(frozen=True)
@@ -259,32 +229,60 @@ class Job:
         """Return the optimized indices of all methods and thetas, which one pass over the pairs gives."""
         inputs = {"ranks": self.similarity_ranks()}
         inputs |= {m.label: self.prior_scores("train", m) for m in self.settings.methods}
-        config = self.settings.optimize.model_dump(mode="json")
+        config = {"theta": list(self.index_thetas()), "index_scale": self.settings.optimize.index_scale}
         return self._dataset("optimized_index", {"fr": self.fr}, config, inputs)
 
-    def index_runs(self, method: MethodSettings, theta: float) -> Dataset:
+    def index_thetas(self) -> tuple[float, ...]:
+        """Return the thetas at which indices are optimized: those of the settings, and the candidates of `heldout`."""
+        thetas = self.settings.optimize.theta
+        numbers = [t for t in thetas if not isinstance(t, str)]
+        return tuple(sorted({*numbers, *(CANDIDATES if HELDOUT in thetas else ())}))
+
+    def theta_choice(self, method: MethodSettings) -> Dataset:
+        """Return what each candidate theta is worth on held-out training people, and which one is chosen.
+
+        Its table has the rows of `datasets.results.ThetaRow`, one per candidate.
+        """
+        config = {
+            "candidates": list(CANDIDATES),
+            "index_scale": self.settings.optimize.index_scale,
+            "seed": self.settings.seed,
+        }
+        inputs = {
+            "ranks": self.similarity_ranks(),
+            "prior_scores": self.prior_scores("train", method),
+            "embeddings": self.embeddings("train"),
+        }
+        return self._dataset("theta_choice", {"fr": self.fr, "fiqa": method.label}, config, inputs)
+
+    def index_runs(self, method: MethodSettings, theta: Theta) -> Dataset:
         """Return the sorted optimized indices of each span of images (where one task does not sort all of them)."""
         return self._of_labels("index_runs", method, theta)
 
-    def sorted_indices(self, method: MethodSettings, theta: float) -> Dataset:
+    def sorted_indices(self, method: MethodSettings, theta: Theta) -> Dataset:
         """Return the new scores, by range of optimized indices (where one task does not sort all of them)."""
         return self._of_labels("sorted_indices", method, theta)
 
-    def optimized_labels(self, method: MethodSettings, theta: float) -> Dataset:
+    def optimized_labels(self, method: MethodSettings, theta: Theta) -> Dataset:
         """Return the optimized labels of one method at one theta."""
         return self._of_labels("optimized_labels", method, theta)
 
-    def _of_labels(self, name: str, method: MethodSettings, theta: float) -> Dataset:
-        keys = {"fr": self.fr, "fiqa": method.label, "theta": f"{theta:g}"}
+    def _of_labels(self, name: str, method: MethodSettings, theta: Theta) -> Dataset:
+        keys = {"fr": self.fr, "fiqa": method.label, "theta": theta_name(theta)}
         config = {"theta": theta, "index_scale": self.settings.optimize.index_scale}
         inputs = {"ranks": self.similarity_ranks(), "prior_scores": self.prior_scores("train", method)}
+        if theta == HELDOUT:
+            inputs["choice"] = self.theta_choice(method)
         return self._dataset(name, keys, config, inputs)
 
     # regressors
 
     def label_sets(self) -> list[LabelSet]:
-        """Return the label sets that regressors are trained on: for every method the prior one and one per theta."""
-        if not self.with_training:
+        """Return the label sets that regressors are trained on: for every method the prior one and one per theta.
+
+        Without images there is no network to train on, and so no regressor.
+        """
+        if not self.with_training or self.settings.has_given_embeddings:
             return []
         return [LabelSet(m, t) for m in self.settings.methods for t in (None, *self.settings.optimize.theta)]
 
@@ -292,6 +290,15 @@ class Job:
         """Return the dataset that holds a label set; prior labels are a column of the first theta's dataset."""
         theta = self.settings.optimize.theta[0] if label_set.theta is None else label_set.theta
         return self.optimized_labels(label_set.method, theta)
+
+    def theta_of(self, label_set: LabelSet) -> float:
+        """Return the theta of a label set as a number: NaN for prior labels, and while `heldout` is not chosen."""
+        if label_set.theta is None:
+            return nan
+        if label_set.theta != HELDOUT:
+            return float(label_set.theta)
+        choice = self.theta_choice(label_set.method).manifest()
+        return nan if choice is None else float(choice.stats["theta"])
 
     def regressor(self, label_set: LabelSet) -> Dataset:
         """Return the regressor trained on a label set."""
@@ -307,7 +314,7 @@ class Job:
         """Return the name of a label set's regressor in tables; it names theta only if the job has several."""
         kind = "prior" if label_set.is_prior else "optimized"
         several = not label_set.is_prior and len(self.settings.optimize.theta) > 1
-        suffix = f" (theta {label_set.theta:g})" if several else ""
+        suffix = f" (theta {theta_name(label_set.theta)})" if several and label_set.theta is not None else ""
         return f"{label_set.method.label}, regressor on {kind} labels{suffix}"
 
     def regressor_scores(self, face_set: str, label_set: LabelSet) -> Dataset:
@@ -332,7 +339,7 @@ class Job:
                 scorers.append(Scorer(key, m.label, self.prior_scores(name, m)))
         for label_set in self.label_sets():
             if label_set.method.label not in excluded:
-                theta, variant = (nan, UNOPTIMIZED) if label_set.theta is None else (label_set.theta, OPTIMIZED)
+                theta, variant = self.theta_of(label_set), UNOPTIMIZED if label_set.is_prior else OPTIMIZED
                 method, seed = label_set.method.label, self.settings.seed
                 key = ScorerKey(self.scorer_name(label_set), self.fr, method, variant, theta, seed)
                 path = f"{method}-regressor-{label_set.key}"

@@ -45,6 +45,32 @@ def test_yaml_that_would_take_all_memory_or_time_is_refused(tmp_path, text, word
         parse_options([f"a={text}"])
 
 
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("methods=[{nam: faceqan}]", "methods.0.nam: unknown key (did you mean 'name'?)"),
+        ("methods=[{name: faceqan, optons: {}}]", "methods.0.optons: unknown key (did you mean 'options'?)"),
+        ("methods=faceqan", "methods: give a list, such as methods=[{name: faceqan}] (found 'faceqan')"),
+        ("evaluate.conventions=paper", "evaluate.conventions: give a list, such as evaluate.conventions=[paper]"),
+        ("optimize=3", "optimize: give keys and values, of theta, index_scale (found 3)"),
+        ("methods=[]", "methods: is missing"),
+    ],
+)
+def test_one_mistake_is_one_line(tmp_path, override, line):
+    with pytest.raises(UsageError) as fault:
+        load_settings(job(tmp_path), [override])
+    first, *lines = str(fault.value).splitlines()
+    assert first == "job.yaml: 1 wrong setting(s)"
+    assert len(lines) == 1
+    assert lines[0].strip().startswith(line)
+
+
+def test_a_regressor_as_method_is_named_by_what_it_learned(tmp_path):
+    folder = "runs/a/regressor/fr=m.onnx/fiqa=faceqan/labels=theta-0.1/v=86bdea26874e576f"
+    (method,) = load_settings(job(tmp_path), [f"methods=[{{name: {folder}}}]"]).methods
+    assert method.label == "faceqan-regressor-theta-0.1"
+
+
 def test_aliases_that_save_typing_are_read(tmp_path):
     path = tmp_path / "job.yaml"
     path.write_text("a: &shared {x: 1}\nb: *shared\nc: [*shared, *shared]\n")
@@ -145,6 +171,35 @@ def test_what_a_run_accepts_is_part_of_no_result(tmp_path):
     assert lenient.identity() == strict.identity() != detected.identity()
     fingerprints = [Job(s).embeddings("train").fingerprint for s in (strict, lenient, detected)]
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "theta", "scale"),
+    [
+        ([], ("heldout",), "normalized"),
+        (["optimize.theta=0.001"], (0.001,), "raw"),
+        (["optimize.theta=[0.001, 0.1]"], (0.001, 0.1), "normalized"),
+        (["optimize.theta=0.1", "optimize.index_scale=raw"], (0.1,), "raw"),
+        (["optimize.theta=[heldout, 0.1]"], ("heldout", 0.1), "normalized"),
+    ],
+)
+def test_the_scale_is_raw_only_for_the_papers_theta(tmp_path, overrides, theta, scale):
+    optimize = load_settings(job(tmp_path), ["recognizer.weights=null", *overrides]).optimize
+    assert (optimize.theta, optimize.index_scale) == (theta, scale)
+
+
+def test_heldout_has_its_own_names_and_scale(tmp_path):
+    made = Job(load_settings(job(tmp_path), ["recognizer.weights=null"]))
+    assert [s.key for s in made.label_sets()] == ["prior", "theta-heldout"]
+    assert made.scorer_name(made.label_sets()[1]) == "faceqan, regressor on optimized labels"
+    with pytest.raises(UsageError, match=r"theta: heldout chooses on the scale normalized"):
+        load_settings(job(tmp_path), ["optimize.theta=heldout", "optimize.index_scale=raw"])
+
+
+def test_finetune_has_one_seed_and_the_published_head(tmp_path):
+    for wrong, message in (("seeds=3", "trains one network per label set, not 3"), ("head=norm", "published head")):
+        with pytest.raises(UsageError, match=message):
+            load_settings(job(tmp_path), ["train.mode=finetune", f"train.{wrong}"])
 
 
 def test_label_sets_and_their_names(tmp_path):

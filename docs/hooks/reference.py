@@ -79,8 +79,9 @@ def _type(schema: dict[str, Any]) -> str:
     """Return the type of a key in words, with its limits."""
     if "$ref" in schema or schema.get("type") == "object":
         return "section" if "$ref" in schema else "keys and values"
-    if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(_type(s) for s in schema["anyOf"] if s.get("type") != "null"))
+    choices = schema.get("anyOf", schema.get("oneOf"))
+    if choices:
+        return " or ".join(dict.fromkeys(_type(s) for s in choices if s.get("type") != "null"))
     if "enum" in schema or "const" in schema:
         return " or ".join(f"`{v}`" for v in schema.get("enum", [schema.get("const")]))
     if schema.get("type") == "array":

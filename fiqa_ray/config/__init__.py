@@ -9,7 +9,7 @@ from fiqa_ray.config.compute import ComputeSettings, default_batch_size
 from fiqa_ray.config.evaluation import BenchmarkSettings, EvaluateSettings, PairListSettings
 from fiqa_ray.config.faces import RecognizerSettings, SourceSettings, label_of
 from fiqa_ray.config.job import Settings
-from fiqa_ray.config.labels import OptimizeSettings, PairSettings, RankSettings
+from fiqa_ray.config.labels import OptimizeSettings, PairSettings, RankSettings, Theta, theta_name
 from fiqa_ray.config.load import load_settings, make_settings, settings_values
 from fiqa_ray.config.methods import FuseSettings, KeyRule, MethodSettings, ScoresFile, ScoresSettings
 from fiqa_ray.config.training import TrainSettings
@@ -30,10 +30,12 @@ __all__ = [
     "ScoresSettings",
     "Settings",
     "SourceSettings",
+    "Theta",
     "TrainSettings",
     "default_batch_size",
     "label_of",
     "load_settings",
     "make_settings",
     "settings_values",
+    "theta_name",
 ]

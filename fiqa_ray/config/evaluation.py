@@ -131,9 +131,10 @@ class EvaluateSettings(Section):
         "auto", description="what bootstrap draws hold; auto: identities where the faces name them as the pairs do"
     )
     draws: int = Field(2000, ge=0, description="bootstrap draws; 0: no intervals")
-    compare: tuple[Literal["baseline", "unoptimized", "random"], ...] = Field(
-        ("baseline", "unoptimized", "random"),
-        description="optimized minus the method's scores, minus the regressor on prior labels; every score minus random",
+    compare: tuple[Literal["imitated", "baseline", "unoptimized", "random"], ...] = Field(
+        ("imitated", "baseline", "unoptimized", "random"),
+        description="the regressor on prior labels minus the scores that it imitates; optimized minus the method's scores, "
+        "minus the regressor on prior labels; every score minus random",
     )
     compare_scorers: tuple[tuple[str, str], ...] = Field((), description="further differences of two scorers by name")
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from fiqa_ray.config.section import Section, repeated
 from fiqa_ray.setting_types import Fraction
@@ -41,20 +41,60 @@ class RankSettings(Section):
     n_ranges: int = Field(8, ge=1, description="sort: key ranges per repeat, which are merged in parallel")
 
 
+Theta = float | Literal["heldout"]
+"""A step size, or `heldout`: the one that is best on held-out training people."""
+
+PAPER_THETA = 1e-3
+"""The paper's step size, on the index scale `raw`."""
+
+_CheckedTheta = Annotated[
+    Annotated[Fraction, Tag("number")] | Annotated[Literal["heldout"], Tag("heldout")],
+    Discriminator(lambda v: "heldout" if v == "heldout" else "number"),
+]
+
+
+def theta_name(theta: Theta) -> str:
+    """Return a theta as it is written in paths and tables."""
+    return theta if isinstance(theta, str) else f"{theta:g}"
+
+
 class OptimizeSettings(Section):
     """Label optimization (paper, equation 3)."""
 
     theta: Annotated[
-        tuple[Fraction, ...], BeforeValidator(lambda v: v if isinstance(v, list | tuple) else (v,)), Field(min_length=1)
-    ] = Field((1e-3,), description="step size, or several; each gives one label set")
-    index_scale: Literal["raw", "normalized"] = Field(
-        "raw", description="ranks of pairs as they are, or scaled to the range of the quality indices"
+        tuple[_CheckedTheta, ...],
+        BeforeValidator(lambda v: v if isinstance(v, list | tuple) else (v,)),
+        Field(min_length=1),
+    ] = Field(
+        ("heldout",),
+        description="step size, or heldout: chosen for each method on training people who are held out; or several, each "
+        "of which gives one label set",
     )
+    index_scale: Literal["raw", "normalized"] = Field(
+        "normalized",
+        description="ranks of pairs scaled to the range of the quality indices, or raw as published; default: raw where "
+        "theta is the paper's 0.001 alone",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_scale(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "index_scale" not in values:
+            theta = values.get("theta")
+            if theta in (PAPER_THETA, [PAPER_THETA], (PAPER_THETA,)):
+                return {**values, "index_scale": "raw"}
+        return values
+
+    @model_validator(mode="after")
+    def _check_scale(self) -> OptimizeSettings:
+        if "heldout" in self.theta and self.index_scale == "raw":
+            raise ValueError("theta: heldout chooses on the scale normalized; leave out index_scale, or give numbers")
+        return self
 
     @field_validator("theta")
     @classmethod
-    def _check_unique(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        twice = repeated(f"{t:g}" for t in value)  # as in paths and tables
+    def _check_unique(cls, value: tuple[Theta, ...]) -> tuple[Theta, ...]:
+        twice = repeated(theta_name(t) for t in value)
         if twice:
             raise ValueError(f"{', '.join(twice)} is given twice; give each theta once")
         return value

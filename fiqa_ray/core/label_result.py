@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 MOVE_PER_THETA = {"raw": 0.16, "normalized": 0.13}
 """Mean move of an image, as a share of all ranks, per unit of theta (raw: and per pair of an image), while theta is small.
 
-Measured by `benchmarks/expected_move.py`: raw 0.14 to 0.18 for C = 5, 10 and 20, whatever the prior; normalized 0.19 for a
-prior that is random numbers, down to 0.09 for one that follows the similarities.
+Measured by `benchmarks/expected_move.py` for C = 5, 10 and 20 and 336 to 33,600 images: raw 0.13 to 0.20, so 0.16 is within
+20 %; normalized 0.19 for a prior that is random numbers, down to 0.09 for one that follows the similarities.
 """
+LARGEST_RAW_THETA = 0.01
+"""Theta above which the scale `raw` moves images without pairs, which are good ones, down among the bad."""
 LEAST_STEP = 0.37
 """Ranks below which a step passes no other image, so that small sets move less than their share."""
 LEAST_MOVE = 0.005
@@ -126,6 +128,32 @@ def expected_move(theta: float, pairs_per_image: float, n_images: int, index_sca
     return step * math.exp(-((LEAST_STEP / n_ranks) ** 2)) if n_ranks > 0 else 0.0
 
 
+def raw_scale_advice(theta: float) -> str:
+    """Say what the scale `raw` does at a theta above `LARGEST_RAW_THETA`."""
+    return (
+        f"theta={theta:g} on index_scale raw labels images without a pair as bad, though they are among the best; take "
+        f"index_scale normalized, or a theta of at most {LARGEST_RAW_THETA:g}"
+    )
+
+
+def move_advice(theta: float, move: float, pairs_per_image: float, n_images: int, index_scale: str) -> str:
+    """Say that a theta moves almost nothing, and which one would move `_WANTED_MOVE`; arguments as in `expected_move`.
+
+    Args:
+        theta: weight of the update.
+        move: its mean move, measured or expected.
+        pairs_per_image: L / I.
+        n_images: I.
+        index_scale: `raw` or `normalized`.
+    """
+    wanted = min(1.0, _WANTED_MOVE / expected_move(1.0, pairs_per_image, n_images, "normalized"))
+    scale = "" if index_scale == "normalized" else ", index_scale normalized"
+    return (
+        f"theta={theta:g} moves an image by {100 * move:.2g} % of the ranks on average, so the labels are almost "
+        f"your scores; try theta={wanted:.1g}{scale}"
+    )
+
+
 def advice(
     images_of_people: NDArray[np.int64],
     n_clusters: int,
@@ -150,6 +178,9 @@ def advice(
             f"{int(alone.sum()):,} of {n_people:,} people ({int(images_of_people[alone].sum()):,} of {n_images:,} images) "
             f"have no pair, since {why}: these images keep their quality index"
         )
+    largest = max((r.theta for r in results), default=0.0)
+    if index_scale == "raw" and largest > LARGEST_RAW_THETA:
+        yield raw_scale_advice(largest)
     few = (images_of_people < n_clusters) & ~alone
     if 2 * few.sum() > n_people - alone.sum():
         typical = int(np.median(images_of_people[~alone]))
@@ -162,8 +193,4 @@ def advice(
     for theta in sorted({r.theta for r in results if r.theta > 0}):
         move = max(r.mean_move for r in results if r.theta == theta)
         if move < LEAST_MOVE:
-            wanted = min(1.0, _WANTED_MOVE / expected_move(1.0, n_pairs / n_images, n_images, index_scale))
-            yield (
-                f"theta={theta:g} moves an image by {100 * move:.2g} % of the ranks on average, so the labels are almost "
-                f"your scores; try theta={wanted:.1g}"
-            )
+            yield move_advice(theta, move, n_pairs / n_images, n_images, index_scale)

@@ -13,7 +13,7 @@ src/iterative_optimization/optimize.py. Ranks run over L pairs, indices over I i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
@@ -30,6 +30,11 @@ from fiqa_ray.core.ranking import RankTable
 from fiqa_ray.errors import UsageError
 
 INDEX_SCALES = ("raw", "normalized")
+_PAIRS_SHARE = 0.6
+"""Share of the time that clusters and pairs take, about; for progress."""
+
+PAPER_THETA = 1e-3
+"""The paper's theta, on the scale `raw`."""
 
 
 Theta: TypeAlias = "float | Sequence[float]"
@@ -41,12 +46,13 @@ def optimize_labels(
     prior_scores: ArrayLike | Mapping[str, ArrayLike],
     *,
     n_clusters: int = 20,
-    theta: Theta = 1e-3,
+    theta: Theta = PAPER_THETA,
     n_repeats: int = 10,
     seed: int = 0,
-    index_scale: str = "raw",
+    index_scale: str | None = None,
     init: str = "random",
     device: str = "cpu",
+    progress: Callable[[float], None] | None = None,
 ) -> Any:
     """Run the whole of section III-C in memory: no Ray, no files.
 
@@ -60,9 +66,10 @@ def optimize_labels(
         theta: weight of the update, in [0, 1], or several.
         n_repeats: R.
         seed: of all random draws.
-        index_scale: `raw` or `normalized`.
+        index_scale: `raw` as published, or `normalized`; None: `raw` where theta is the paper's 0.001 alone.
         init: images that K-Means starts from: `random` ones, or spread by `k-means++`.
         device: `cpu` for the compiled loops, else a torch device such as `cuda`.
+        progress: is called with the share of the work that is done, from 0 to 1.
 
     Returns:
         `OptimizedLabels`; for several thetas {theta: labels}; for several methods {method: that}.
@@ -71,7 +78,8 @@ def optimize_labels(
         UsageError: arrays that do not fit together, or values that are not finite.
 
     Warns:
-        UserWarning: people without pairs, more clusters than images, a theta that moves almost nothing.
+        UserWarning: people without pairs, more clusters than images, a theta that moves almost nothing, or one that is too
+            large for the scale `raw`.
 
     Memory: the sum of
         - the pairs of all repeats, 8 bytes each: 1.5 kB per image at the defaults;
@@ -84,6 +92,7 @@ def optimize_labels(
     if init not in ("random", "k-means++"):
         raise UsageError(f"init={init!r} must be random or k-means++")
     thetas = _thetas(theta)
+    index_scale = index_scale or default_scale(thetas)
     for value in thetas:
         check_theta(value, index_scale)
     methods = prior_scores if isinstance(prior_scores, Mapping) else {"": prior_scores}
@@ -105,9 +114,12 @@ def optimize_labels(
         init=init,
         device=device,
         n_threads=n_threads,
+        progress=progress and (lambda share: progress(_PAIRS_SHARE * share)),
     )
     updates = {name: IndexUpdate(quality_index(prior)) for name, prior in priors.items()}
-    _add_repeats(updates, repeats, order, index_scale, n_threads)
+    for n_done in _add_repeats(updates, repeats, order, index_scale, n_threads):
+        if progress:
+            progress(_PAIRS_SHARE + (1 - _PAIRS_SHARE) * n_done / n_repeats)
     labels = {name: {t: _labels(priors[name], u, t) for t in thetas} for name, u in updates.items()}
     results = [result for by_theta in labels.values() for result in by_theta.values()]
     for text in advice(n_images_of, n_clusters, len(repeats[0].mate), index_scale, results):
@@ -134,26 +146,30 @@ def _add_repeats(
     order: NDArray[np.int64],
     index_scale: str,
     n_threads: int,
-) -> None:
-    """Add the repeats to each method's update, in their order; image i of the pairs is image order[i] of the updates."""
+) -> Iterator[int]:
+    """Add the repeats to each method's update, in their order, and yield how many are added.
+
+    Image i of the pairs is image order[i] of the updates.
+    """
     indices = {name: update.index[order] for name, update in updates.items()}
 
     def sums_of(pairs: Pairs) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
         return sum_owned_ranks(indices, pairs.n_opened, pairs.mate, pairs.similarity)
 
     with one_thread(), ThreadPoolExecutor(n_threads) as pool:
-        for pairs, sums in zip(repeats, pool.map(sums_of, repeats), strict=True):
+        for n_done, (pairs, sums) in enumerate(zip(repeats, pool.map(sums_of, repeats), strict=True), 1):
             scale = rank_scale(index_scale, len(order), len(pairs.mate))
             for name, (rank_sum, n_owned) in sums.items():
                 updates[name].add(_reordered(rank_sum, order), _reordered(n_owned, order), scale)
+            yield n_done
 
 
 def optimize_from_pairs(
     prior_scores: ArrayLike,
     repeats: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]],
     *,
-    theta: float = 1e-3,
-    index_scale: str = "raw",
+    theta: float = PAPER_THETA,
+    index_scale: str | None = None,
 ) -> OptimizedLabels:
     """Run label optimization on the caller's own pairs.
 
@@ -162,12 +178,13 @@ def optimize_from_pairs(
         repeats: per repeat `image_row` and `mate_row`, `(L,)` integers, and `similarity`, `(L,)` in [-1, 1], which is
             rounded to multiples of 2^-23.
         theta: weight of the update, in [0, 1].
-        index_scale: `raw` or `normalized`.
+        index_scale: as in `optimize_labels`.
 
     Raises:
         UsageError: scores that are not finite, rows out of range, theta outside [0, 1], or an unknown index scale.
     """
     prior = checked_scores(prior_scores)
+    index_scale = index_scale or default_scale([theta])
     check_theta(theta, index_scale)
     index = quality_index(prior)
     update = IndexUpdate(index)
@@ -310,6 +327,11 @@ def scale_to_unit(score: NDArray[np.float64], extremes: tuple[float, float] | No
 def rank_scale(index_scale: str, n_images: int, n_pairs: int) -> float:
     """Return the factor on similarity ranks: 1 for `raw`, I / L for `normalized`."""
     return 1.0 if index_scale == "raw" or n_pairs == 0 else n_images / n_pairs
+
+
+def default_scale(thetas: Sequence[float]) -> str:
+    """Return the index scale where none is given: the published one for the paper's theta alone."""
+    return "raw" if list(thetas) == [PAPER_THETA] else "normalized"
 
 
 def check_theta(theta: float, index_scale: str) -> None:

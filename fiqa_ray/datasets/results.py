@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from fiqa_ray.datasets.theta_row import ThetaRow as ThetaRow
 from fiqa_ray.errors import FiqaRayError
 
 BASELINE, UNOPTIMIZED, OPTIMIZED, GIVEN = "baseline", "unoptimized", "optimized", "given"
@@ -170,7 +171,7 @@ class DifferenceRow:
         method: FIQA method of the first scorer.
         theta: Step size of the first scorer's label optimization, or null.
         seed: Seed of the first scorer's training, or null.
-        family: Name of the comparisons that are corrected together: "baseline", "unoptimized", "random" or "scorers".
+        family: Name of the comparisons that are corrected together: one of `evaluate.compare`, or "scorers".
         n_family: Comparisons with an interval in the family, over all benchmarks of the recogniser at this operating point.
         p_value: Two-sided bootstrap p-value of no difference; NaN without an interval.
         p_holm: The same after Holm's correction within the family.
@@ -348,7 +349,9 @@ class CorrelationRow:
     n: int
 
 
-Row = TypeVar("Row", AucRow, DifferenceRow, ConventionRow, RankingRow, ExclusionRow, VerificationRow, CorrelationRow)
+Row = TypeVar(
+    "Row", AucRow, DifferenceRow, ConventionRow, RankingRow, ExclusionRow, VerificationRow, CorrelationRow, ThetaRow
+)
 
 _INTEGER = int | None
 _ARROW = {

@@ -48,7 +48,7 @@ STAGES: dict[str, Stage] = {
         "Run the FR model on every face (Ray Data, on GPUs where there are some).",
         reads=("faces",),
         writes=("embeddings",),
-        planned_by=("infer:embed_steps",),
+        planned_by=("infer:embed_steps", "given:given_steps"),
         estimated_by="infer:estimate_embed",
     ),
     "score": Stage(
@@ -80,9 +80,9 @@ STAGES: dict[str, Stage] = {
         estimated_by="rank:estimate",
     ),
     "optimize": Stage(
-        "Move quality indices towards similarity ranks, and reassign the prior scores (Ray tasks; equations 2 and 3).",
-        reads=("faces", "pairs", "similarity_ranks", "sorted_scores", "quality_index"),
-        writes=("optimized_index", "index_runs", "sorted_indices", "optimized_labels"),
+        "Move quality indices towards similarity ranks, choose theta, and reassign the prior scores (equations 2 and 3).",
+        reads=("faces", "embeddings", "pairs", "similarity_ranks", "sorted_scores", "quality_index"),
+        writes=("optimized_index", "theta_choice", "index_runs", "sorted_indices", "optimized_labels"),
         planned_by=("optimize:optimize_steps",),
         estimated_by="optimize:estimate",
     ),

@@ -38,8 +38,9 @@ from fiqa_ray.datasets.results import (
 )
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.errors import UsageError
-from fiqa_ray.job import Job, LabelSet, Scorer
+from fiqa_ray.job import Job, LabelSet
 from fiqa_ray.sources.degradations import recorded_truth
+from fiqa_ray.sources.scorer import Scorer
 
 REFERENCES = (RANDOM, ORACLE)
 """Scorers that never compete for the best: random numbers, and the recorded truth."""
@@ -111,8 +112,10 @@ def comparisons_of(job: Job, scorers: list[str]) -> dict[str, list[tuple[str, st
     """
     own = [name for name in scorers if name not in REFERENCES]
     settings = job.settings.evaluate
-    optimized = [t for t in job.label_sets() if not t.is_prior and job.scorer_name(t) in own]
+    trained = [t for t in job.label_sets() if job.scorer_name(t) in own]
+    prior, optimized = ([t for t in trained if t.is_prior == is_prior] for is_prior in (True, False))
     families = {
+        "imitated": [(job.scorer_name(t), t.method.label) for t in prior if t.method.label in own],
         "baseline": [(job.scorer_name(t), t.method.label) for t in optimized if t.method.label in own],
         "unoptimized": [(job.scorer_name(t), job.scorer_name(LabelSet(t.method))) for t in optimized],
         "random": [(name, RANDOM) for name in own],

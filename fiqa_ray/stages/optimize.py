@@ -1,7 +1,7 @@
 """optimize: equations 2 and 3 for all FIQA methods and thetas in one pass over the pairs, then the prior scores reassigned.
 
 First the optimized index of every image (one task per part of pairs; a pair's owner is always in its own part), then the
-final sort and the labels (`optimize_labels.py`).
+choice of theta, where it is not given (`optimize_theta.py`), then the final sort and the labels (`optimize_labels.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
+from fiqa_ray.core.candidates import HELDOUT
 from fiqa_ray.core.labels import IndexUpdate, rank_scale, sum_owned_ranks
 from fiqa_ray.core.ranking import RankTable
 from fiqa_ray.datasets import schemas
@@ -25,24 +26,26 @@ from fiqa_ray.engine.cost import Cost, Scale, Units, Workload
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.job import Job
 from fiqa_ray.stages.optimize_labels import label_costs, label_steps
+from fiqa_ray.stages.optimize_theta import theta_cost, theta_steps
 
 N_TABLES = 10
 """Repeats whose ranks a worker keeps for its next shards."""
 
 
 def optimize_steps(job: Job) -> Iterator[list[Step]]:
-    """Yield the step of the optimized indices, then the steps of the labels, one per method and theta."""
+    """Yield the step of the optimized indices, those of theta, and those of the labels."""
     settings = job.settings
     n_images = job.faces("train").require().n_rows
     indices = {m.label: job.quality_index(m) for m in settings.methods}
     ranks, dataset, reader = job.similarity_ranks(), job.optimized_index(), job.pair_reader()
     for needed in (ranks, *indices.values()):
         needed.require()
-    thetas = settings.optimize.theta
+    thetas = job.index_thetas()
     worker = stateless_worker(update_shard, dataset, reader, ranks, indices, thetas, settings.optimize.index_scale)
     step = Step("optimize", dataset, reader.stored(), worker, n_images, unit="images", needs_gpu=reader.needs_gpu)
     yield [step]
-    yield from label_steps(job, thetas)
+    yield from theta_steps(job)
+    yield from label_steps(job)
 
 
 def estimate(job: Job, workload: Workload) -> Iterator[Cost]:
@@ -50,10 +53,20 @@ def estimate(job: Job, workload: Workload) -> Iterator[Cost]:
     settings = job.settings
     indices, *labels = step_costs(workload.scale, workload.units)
     yield replace(indices, datasets=(job.optimized_index(),))
+    if HELDOUT in settings.optimize.theta:
+        yield theta_cost(job, workload)
     sets = [(m, t) for m in settings.methods for t in settings.optimize.theta]
+    share = len(settings.optimize.theta) / workload.scale.n_thetas  # fewer labels than indices where theta is chosen
     made = (job.index_runs, job.sorted_indices, job.optimized_labels)
     for cost, dataset in zip(labels, made[-len(labels) :], strict=True):
-        yield replace(cost, datasets=tuple(dataset(m, t) for m, t in sets))
+        yield replace(
+            cost,
+            n_shards=round(share * cost.n_shards),
+            work_s=share * cost.work_s,
+            read_bytes=share * cost.read_bytes,
+            written_bytes=share * cost.written_bytes,
+            datasets=tuple(dataset(m, t) for m, t in sets),
+        )
 
 
 def step_costs(s: Scale, units: Units) -> list[Cost]:

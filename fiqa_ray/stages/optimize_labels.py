@@ -12,7 +12,7 @@ Images stand by optimized index, equal ones by quality index, whichever way is t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -43,7 +43,7 @@ from fiqa_ray.datasets.parquet import table_bytes, tables_bytes
 from fiqa_ray.datasets.sorted_runs import SortedRuns, SortRange
 from fiqa_ray.engine.cost import Cost, Scale, Units
 from fiqa_ray.engine.step import Step, stateless_worker
-from fiqa_ray.job import Job
+from fiqa_ray.job import Job, LabelSet
 
 NAME_BYTES = 12
 """Stored bytes of an image's name: compressed, neighbours share most of theirs."""
@@ -74,13 +74,13 @@ class LabelData:
     sorted_indices: Dataset
 
     @staticmethod
-    def all_of(job: Job, thetas: Sequence[float]) -> list[LabelData]:
-        """Return the label sets of all methods and thetas."""
+    def all_of(job: Job) -> list[LabelData]:
+        """Return the label sets of all methods and thetas; where theta is to be chosen, it must have been."""
         return [
             LabelData(
                 job.optimized_labels(method, theta),
                 method.label,
-                theta,
+                job.theta_of(LabelSet(method, theta)),
                 job.settings.optimize.index_scale,
                 job.similarity_ranks(),
                 job.quality_index(method),
@@ -91,7 +91,7 @@ class LabelData:
                 job.sorted_indices(method, theta),
             )
             for method in job.settings.methods
-            for theta in thetas
+            for theta in job.settings.optimize.theta
         ]
 
     @property
@@ -104,6 +104,7 @@ class LabelData:
         n_pairs = self.ranks.require().parts[0].n_rows
         raw = self.index_scale == "raw"
         return {
+            "theta": self.theta,
             "n_pairs_per_repeat": n_pairs,
             "theta_effective": self.theta * (n_pairs / n_scored if raw and n_scored else 1.0),
             "mean_move_fraction": mean_ranks_moved / max(n_scored, 1),
@@ -118,11 +119,11 @@ class LabelSpan:
     faces: PartRun
 
 
-def label_steps(job: Job, thetas: Sequence[float]) -> Iterator[list[Step]]:
+def label_steps(job: Job) -> Iterator[list[Step]]:
     """Plan the labels of all methods and thetas."""
     faces = job.faces("train").require()
     n_images = faces.n_rows
-    sets = LabelData.all_of(job, thetas)
+    sets = LabelData.all_of(job)
     step = partial(Step, "optimize", unit="images")
     spans = image_spans(n_images)
     named = [LabelSpan(s, PartRun.of(faces).between(s.first, s.last)) for s in spans]

@@ -10,8 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from fiqa_ray._version import __version__
-from fiqa_ray.config import BenchmarkSettings, MethodSettings, RecognizerSettings
+from fiqa_ray.config import BenchmarkSettings, MethodSettings, RecognizerSettings, Theta, theta_name
+from fiqa_ray.core.candidates import HELDOUT
 from fiqa_ray.core.kernels.draws import counter_draws
+from fiqa_ray.core.label_result import LARGEST_RAW_THETA, LEAST_MOVE, move_advice, raw_scale_advice
 from fiqa_ray.core.verification import threshold_at_fmr
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.datasets.results import (
@@ -20,6 +22,7 @@ from fiqa_ray.datasets.results import (
     DifferenceRow,
     EdcLine,
     Row,
+    ThetaRow,
     VerificationRow,
     edc_lines,
     rows_of,
@@ -95,7 +98,7 @@ def _settings(job: Job) -> dict[str, Any]:
         "training faces": public_uri(s.source.uri) if s.source else "none",
         "clusters C": s.pair.n_clusters,
         "repeats R": s.pair.n_repeats,
-        "theta": ", ".join(f"{t:g}" for t in s.optimize.theta),
+        "theta": ", ".join(theta_name(t) for t in s.optimize.theta),
         "index scale": s.optimize.index_scale,
         "clusters fitted": "in each repeat" if s.pair.recluster else "once per identity",
         "ranking engine": s.rank.engine,
@@ -170,7 +173,7 @@ def _models(job: Job) -> list[ModelRow]:
     ]
 
 
-def _labels(job: Job, method: Any, theta: float) -> LabelSummary:
+def _labels(job: Job, method: Any, theta: Theta) -> LabelSummary:
     dataset = job.optimized_labels(method, theta)
     stats = dataset.require().stats
     table = dataset.read_all(["prior_score", "optimized_score"]).drop_null()
@@ -181,7 +184,7 @@ def _labels(job: Job, method: Any, theta: float) -> LabelSummary:
         chosen = np.sort(np.argsort(counter_draws(job.settings.seed, chosen))[:N_SCATTER])
     return LabelSummary(
         method=method.label,
-        theta=theta,
+        theta=stats["theta"],
         theta_effective=stats["theta_effective"],
         prior_score=prior[chosen],
         optimized_score=optimized[chosen],
@@ -209,6 +212,8 @@ def _similarities(job: Job, benchmark: BenchmarkSettings, recognizer: Recognizer
 
 def _faces(job: Job, name: str) -> list[FaceStrip]:
     """Return the best and the worst faces of a benchmark by every scorer but the random one."""
+    if job.face_sets[name].kind == "embeddings":  # there is nothing to show
+        return []
     scores = job.evaluation(job.benchmark(name)).read_all(suffix=".scores.parquet")
     picks: dict[str, tuple[list[int], list[int]]] = {}  # scorer -> rows of the best and of the worst faces
     for scorer in scores.column_names[1:]:
@@ -242,6 +247,27 @@ def _pictures(faces: Dataset, rows: list[int]) -> dict[int, tuple[bytes, str]]:
     return pictures
 
 
+def _theta_notes(job: Job) -> Iterator[str]:
+    """Yield whether each method gains where theta is chosen, and what speaks against the thetas of the job."""
+    if not job.with_training:
+        return
+    s = job.settings
+    index_scale = s.optimize.index_scale
+    for method in s.methods if HELDOUT in s.optimize.theta else ():
+        yield rows_of(ThetaRow, job.theta_choice(method).read_all())[0].summary
+    for label_set in job.label_sets():
+        theta = job.theta_of(label_set)
+        if label_set.is_prior or theta == 0:
+            continue
+        stats = job.labels(label_set).require().stats
+        move, n = stats["mean_move_fraction"], max(int(stats["n_scored"]), 1)
+        if move < LEAST_MOVE:
+            text = move_advice(theta, move, stats["n_pairs_per_repeat"] / n, n, index_scale)
+            yield f"{label_set.method.label}: {text}."
+        if index_scale == "raw" and theta > LARGEST_RAW_THETA:
+            yield f"{label_set.method.label}: {raw_scale_advice(theta)}."
+
+
 def _notes(job: Job) -> list[str]:
     s = job.settings
     notes = [f"Source of {f}: {Account.from_json(job.faces(f).require().plan['account'])}." for f in job.face_sets]
@@ -257,6 +283,7 @@ def _notes(job: Job) -> list[str]:
         stats = job.evaluation(b).require().stats
         if stats["n_pairs_skipped"]:
             notes.append(f"{b.name}: {stats['n_pairs_skipped']} pairs were skipped for images without embedding.")
+    notes += _theta_notes(job)
     if job.with_training and s.optimize.index_scale == "raw":
         notes.append(
             "Similarity ranks run over pairs and quality indices over images, unscaled, as published; the effective "

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from fiqa_ray._version import __version__
+from fiqa_ray.core.candidates import HELDOUT
 from fiqa_ray.core.kernels.threads import one_thread
 from fiqa_ray.datasets.dataset import Part
 from fiqa_ray.documents import read_document
@@ -32,7 +33,9 @@ from fiqa_ray.training.loop import PARTS_AT_ONCE, RECIPES, Plan, Recipe, Report,
 
 
 def train_steps(job: Job) -> Iterator[list[Step]]:
-    """Yield one step with one shard, which trains all regressors."""
+    """Yield one step with one shard, which trains all regressors; none where a job has no images."""
+    if not job.label_sets():
+        return
     plan = training_plan(job)
     n_rows = plan.embeddings.require().n_rows
     for task in plan.tasks:
@@ -109,7 +112,8 @@ def training_task(job: Job, label_set: LabelSet) -> Task:
         "scorer": job.scorer_name(label_set),
         "fiqa_method": label_set.method.label,
         "labels": "prior" if label_set.is_prior else "optimized",
-        "theta": label_set.theta,
+        "theta": None if label_set.is_prior else job.theta_of(label_set),
+        "is_theta_chosen": label_set.theta == HELDOUT,
         "index_scale": s.optimize.index_scale,
         "n_clusters": s.pair.n_clusters,
         "n_repeats": s.pair.n_repeats,

@@ -2,9 +2,10 @@
 
 A wrong colour order, scaling or crop costs little accuracy, so it is rarely noticed, but it changes every score. Each
 check compares the model's input with its alternatives: the input as configured must tell people apart better than
-swapped channels, another scaling, or crops moved by 8 px. The measure is d', the distance between the mean cosines of
+swapped channels, another scaling, or crops moved by 4 or 8 px. The measure is d', the distance between the mean cosines of
 mated and of non-mated pairs in units of their spread. A difference counts if it exceeds three standard errors (jackknife
-over people) and two per cent. Where the faces do not suffice to tell, the finding says so and is "open".
+over people) and two per cent. Where an alternative is ahead by more than one standard error, or where the faces do not
+suffice to tell, the finding says so and is "open"; all people given are then looked at before it stays so.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from fiqa_ray.core.kernels.gram import unit_vectors
+from fiqa_ray.engine.progress import StepProgress, note
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.models.devices import find_device
 from fiqa_ray.models.formats.onnx_network import OnnxNetwork
@@ -32,6 +34,7 @@ from fiqa_ray.models.recognizer_table import RECOGNIZERS, NetworkRow
 from fiqa_ray.models.reference import ModelRef
 from fiqa_ray.models.scorer import Scorer
 from fiqa_ray.tools.named_model import NamedModel
+from fiqa_ray.tools.separation import difference, separations
 from fiqa_ray.tools.trial_faces import TrialFaces, load_trial_faces
 
 SCALINGS = {  # (mean, scale) of pixels in 0..255, as released networks want them
@@ -40,9 +43,16 @@ SCALINGS = {  # (mean, scale) of pixels in 0..255, as released networks want the
     "v, 0..255": (0.0, 1.0),
     "v - 127.5": (127.5, 1.0),
 }
-SHIFTS = {"left": (-8, 0), "right": (8, 0), "up": (0, -8), "down": (0, 8)}
+SHIFTS = {
+    f"{n} px {side}": (n * x, n * y)
+    for n in (4, 8)
+    for side, (x, y) in {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}.items()
+}
+INPUT_CHECKS = ("colour order", "scaling", "crop")
+MAX_PEOPLE = 1000
+"""People that are looked at where fewer leave a check of the input open."""
 _BATCH = 16
-_STANDARD_ERRORS, _LEAST_GAIN = 3.0, 0.02
+_STANDARD_ERRORS, _LEAST_GAIN, _OPEN_ERRORS = 3.0, 0.02, 1.0
 _SMALLEST_D = 1.0
 """Below this d', a model hardly tells the people apart."""
 
@@ -79,37 +89,50 @@ def examine(
         n_people: people to look at.
         landmarks: landmarks of a folder's images.
         landmark_order: order of the landmarks.
-        as_recognizer: whether the model is an FR model, where its name could be either (`.onnx`, `module:function`).
+        as_recognizer: whether the model is an FR model; `.onnx` and `module:function` could be either.
 
     Raises:
         UsageError: the name or an option is wrong.
     """
-    is_recognizer = as_recognizer or (model.name in RECOGNIZERS and model.name not in METHODS)
-    if is_recognizer and (
-        model.recognizer or model.recognizer_weights or model.recognizer_options or model.allow_import
-    ):
-        raise UsageError(f"{model.name} is an FR model itself: give its own --weights and --option only")
+    if not as_recognizer and model.name in RECOGNIZERS and model.name not in METHODS:
+        raise UsageError(f"{model.name} is an FR model: fiqa-ray doctor --recognizer {model.name}")
     find_device(model.device)
     trial = load_trial_faces(images, n_people, landmarks, landmark_order)
     kind = ModelRef.parse(model.name).kind
     loaded: Recognizer | Scorer
     try:
         loaded = (
-            load_recognizer(model.name, model.weights, model.device, **model.options) if is_recognizer else model.load()
+            load_recognizer(model.name, model.weights, model.device, **model.options) if as_recognizer else model.load()
         )
     except UsageError as error:
-        if not is_recognizer and kind in ("onnx", "function"):
-            raise UsageError(f"{error}. If {model.name} is an FR model, add --as-recognizer") from error
+        if not as_recognizer and kind in ("onnx", "function"):
+            raise UsageError(f"{error}. If {model.name} is an FR model, name it by --recognizer") from error
         raise
     except FiqaRayError as error:
-        hint = ". If it is an FR model, add --as-recognizer" if kind == "onnx" and not is_recognizer else ""
+        hint = ". If it is an FR model, name it by --recognizer" if kind == "onnx" and not as_recognizer else ""
         return [Finding("file", "fault", f"{error}{hint}")]
     first = check_landmarks(trial)
     if isinstance(loaded, Recognizer):
-        return [*first, check_file(loaded, RECOGNIZERS.get(model.name)), *check_recognizer(loaded, trial)]
-    row = METHODS[model.name].network if model.name in METHODS else None
-    file_findings = [check_file(loaded.network, row)] if loaded.network is not None else []
-    return [*first, *file_findings, *check_scorer(loaded, trial)]
+        first.append(check_file(loaded, RECOGNIZERS.get(model.name)))
+    elif loaded.network is not None:
+        first.append(check_file(loaded.network, METHODS[model.name].network if model.name in METHODS else None))
+    findings = _check(loaded, trial)
+    if images is not None and n_people < MAX_PEOPLE and _open_inputs(findings):
+        everybody = load_trial_faces(images, MAX_PEOPLE, landmarks, landmark_order)
+        if len(everybody.faces) > len(trial.faces):
+            n = int(everybody.person.max()) + 1
+            note(f"doctor: {', '.join(_open_inputs(findings))} open with {n_people} people; looking at {n}")
+            findings = _check(loaded, everybody)
+    return [*first, *findings]
+
+
+def _check(model: Recognizer | Scorer, trial: TrialFaces) -> list[Finding]:
+    return check_recognizer(model, trial) if isinstance(model, Recognizer) else check_scorer(model, trial)
+
+
+def _open_inputs(findings: list[Finding]) -> list[str]:
+    """Return the checks of the input that are open."""
+    return [f.check for f in findings if f.state == "open" and f.check in INPUT_CHECKS]
 
 
 def check_landmarks(trial: TrialFaces) -> list[Finding]:
@@ -156,7 +179,7 @@ def check_recognizer(recognizer: Recognizer, trial: TrialFaces) -> list[Finding]
             f"{n_bad} of {len(embeddings)} embeddings are NaN or infinite; the file is damaged or the scaling is wrong"
         )
         return [Finding("output", "fault", message)]
-    base = _separations(embeddings, trial.person)
+    base = separations(embeddings, trial.person)
     message = f"d' {base[0]:.2f} between mated and non-mated pairs of {len(embeddings)} faces ({trial.source})"
     return [
         Finding("people", "ok" if base[0] >= _SMALLEST_D else "open", message),
@@ -197,27 +220,40 @@ def _input_findings(
         recognizer: the network.
         faces: `(I, 3, 112, 112) float32` in [0, 1].
         person: `(I,)` number of each face's person.
-        base: separations of the faces as they are, from `_separations`.
+        base: separations of the faces as they are, from `separations`.
     """
+    n_inputs = 1 + len(SCALINGS) + len(SHIFTS)
+    with StepProgress("doctor: inputs", n_inputs * len(faces), "faces") as progress:
 
-    def separations(x: torch.Tensor) -> NDArray[np.float64]:
-        return _separations(_embed(recognizer, x), person)
+        def separate(x: torch.Tensor) -> NDArray[np.float64]:
+            values = separations(_embed(recognizer, x), person)
+            progress.advance(len(x))
+            return values
 
+        return _compare_inputs(recognizer, faces, base, separate)
+
+
+def _compare_inputs(
+    recognizer: Recognizer,
+    faces: torch.Tensor,
+    base: NDArray[np.float64],
+    separate: Callable[[torch.Tensor], NDArray[np.float64]],
+) -> list[Finding]:
     colour, mean, scale = (getattr(recognizer.preprocessing, name) for name in ("colour", "mean", "scale"))
     source = recognizer.scaling_source
     other_colour = "BGR" if colour == "RGB" else "RGB"
     scalings = {
-        f"{formula} (mean={m:g}, scale={s:g})": separations((((255 * faces - m) / s) * scale + mean) / 255)
+        f"{formula} (mean={m:g}, scale={s:g})": separate((((255 * faces - m) / s) * scale + mean) / 255)
         for formula, (m, s) in SCALINGS.items()
         if (m, s) != (mean, scale)
     }
-    crops = {f"moved 8 px {side}": separations(_shifted(faces, *offset)) for side, offset in SHIFTS.items()}
+    crops = {f"moved {shift}": separate(_shifted(faces, *offset)) for shift, offset in SHIFTS.items()}
     return [
         _compare(
             "colour order",
             f"the network gets {colour}",
             base,
-            {f"{other_colour} instead": separations(faces.flip(1))},
+            {f"{other_colour} instead": separate(faces.flip(1))},
             f"set colour={other_colour}, or swap the channels in your own code",
         ),
         _compare(
@@ -246,21 +282,25 @@ def _compare(
     Args:
         check: name of the check.
         current: the current input, in words.
-        base: d' of the current input, from `_separations`.
+        base: d' of the current input, from `separations`.
         variants: d' of each alternative, by its name.
         remedy: what to do if an alternative is better.
     """
     name, best = max(variants.items(), key=lambda item: float(item[1][0]))
-    gain, error = _difference(best, base)
+    gain, error = difference(best, base)
     if best[0] >= _SMALLEST_D and gain > _STANDARD_ERRORS * error and gain > _LEAST_GAIN * abs(base[0]):
         better = f"{name}: {best[0]:.2f}, which is better (by {gain:.2f} +- {error:.2f})"
         return Finding(check, "fault", f"{current}: d' {base[0]:.2f}; {better}: {remedy}")
     if base[0] < _SMALLEST_D:
         advice = "correct other faults first, or give other --images"
         return Finding(check, "open", f"{current}; the model hardly tells these people apart: {advice}")
+    if best[0] > base[0] and gain > _OPEN_ERRORS * error:
+        ahead = f"{name} is ahead with {best[0]:.2f} (by {gain:.2f} +- {error:.2f}), which may be chance"
+        advice = "more people (--images, --people) would tell"
+        return Finding(check, "open", f"{current}: d' {base[0]:.2f}; {ahead}: {advice}")
     worse = []
     for other, values in variants.items():
-        loss, error = _difference(base, values)
+        loss, error = difference(base, values)
         if loss > _STANDARD_ERRORS * error:
             worse.append(f"{other} {values[0]:.2f}")
     if worse:
@@ -290,7 +330,7 @@ def _sign(scorer: Scorer, trial: TrialFaces, clean: NDArray[np.float64], damaged
         similarity, lower = np.einsum("ij,ij->i", units[i], units[j]), np.minimum(score[i], score[j])
         left_out = [person[i] != k for k in range(-1, n_people)]
         rho = np.array([spearmanr(lower[mask], similarity[mask]).statistic for mask in left_out])
-        _, error = _difference(rho, np.zeros_like(rho))
+        _, error = difference(rho, np.zeros_like(rho))
         messages.append(f"similarity of mated pairs against the lower score: Spearman {rho[0]:+.2f}")
         evidence.append(float(rho[0] / max(error, 1e-12)))
     message = f"{'; '.join(messages)} ({trial.source})"
@@ -349,30 +389,6 @@ def _half_precision(recognizer: Recognizer, faces: torch.Tensor, embeddings: NDA
 
 
 # --- numbers ---
-
-
-def _separations(embeddings: NDArray[Any], person: NDArray[Any]) -> NDArray[Any]:
-    """Return the separation d' of all people, then with each person left out: `(1 + n_people,)`."""
-    units = unit_vectors(embeddings)
-    i, j = np.triu_indices(len(units), 1)
-    cosine = np.einsum("ij,ij->i", units[i], units[j]).astype(np.float64)
-    mated = person[i] == person[j]
-
-    def d_prime(mask: NDArray[np.bool_]) -> float:
-        m, n = cosine[mask & mated], cosine[mask & ~mated]
-        return float((m.mean() - n.mean()) / max(np.sqrt((m.var() + n.var()) / 2), 1e-12))
-
-    everybody = np.ones(len(i), bool)
-    left_out = [(person[i] != k) & (person[j] != k) for k in range(int(person.max()) + 1)]
-    return np.array([d_prime(mask) for mask in [everybody, *left_out]])
-
-
-def _difference(a: NDArray[Any], b: NDArray[Any]) -> tuple[float, float]:
-    """Return a - b and its standard error: a jackknife over the values from the second on."""
-    difference = a - b
-    left_out = difference[1:]
-    n = len(left_out)
-    return float(difference[0]), float(np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum()))
 
 
 def _device(recognizer: Recognizer) -> torch.device:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fiqa_ray.core.label_result import LARGEST_RAW_THETA, LEAST_MOVE, expected_move, move_advice, raw_scale_advice
+from fiqa_ray.engine.progress import note
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
+
+if TYPE_CHECKING:
+    from fiqa_ray.engine.cost import Scale
 
 
 def plan_job(job: Job, n_workers: int = 1, bandwidth: float | None = None) -> list[dict[str, Any]]:
@@ -31,6 +37,8 @@ def plan_job(job: Job, n_workers: int = 1, bandwidth: float | None = None) -> li
     from fiqa_ray.stages import STAGES, stage_costs
 
     workload = _workload(job)
+    for line in theta_notes(job, workload.scale):
+        note(line)
     rows = []
     for cost in (cost for stage in STAGES for cost in stage_costs(stage, job, workload)):
         manifests = [d.manifest() for d in cost.datasets]
@@ -55,6 +63,22 @@ def plan_job(job: Job, n_workers: int = 1, bandwidth: float | None = None) -> li
     return rows
 
 
+def theta_notes(job: Job, scale: Scale) -> Iterator[str]:
+    """Yield how far each theta is expected to move images, and what speaks against it."""
+    index_scale = job.settings.optimize.index_scale
+    for theta in job.settings.optimize.theta:
+        if isinstance(theta, str):
+            yield "theta heldout: chosen for each method on held-out people; 0 where nothing is gained"
+            continue
+        size = scale.pairs_per_image, scale.n_images
+        move = expected_move(theta, *size, index_scale)
+        yield f"theta {theta:g} ({index_scale}) is expected to move an image by {100 * move:.2g} % of the ranks"
+        if 0 < move < LEAST_MOVE:
+            yield f"warning: {move_advice(theta, move, *size, index_scale)}"
+        if index_scale == "raw" and theta > LARGEST_RAW_THETA:
+            yield f"warning: {raw_scale_advice(theta)}"
+
+
 def _workload(job: Job) -> Any:
     """Count the job's faces, and measure its models and this machine."""
     from fiqa_ray.engine.cost import Scale, Workload
@@ -69,7 +93,7 @@ def _workload(job: Job) -> Any:
         n_clusters=settings.pair.n_clusters,
         n_repeats=settings.pair.n_repeats,
         n_methods=len(settings.methods),
-        n_thetas=len(settings.optimize.theta),
+        n_thetas=len(job.index_thetas()),
         engine=settings.rank.engine,
         n_ranges=settings.rank.n_ranges,
         keep=settings.pair.keep,
@@ -91,6 +115,14 @@ def _count_faces(job: Job, face_set: str) -> tuple[int, int]:
     return len(faces), account.n_people
 
 
+def _given_dim(job: Job) -> int:
+    """Return the dimensions of embeddings that are given, from the first of them."""
+    from fiqa_ray.sources.stored_embeddings import list_embeddings, read_stored_embeddings
+
+    uri = next(iter(job.face_sets.values())).uri
+    return read_stored_embeddings(uri, list_embeddings(uri).slice(0, 1)).shape[1]
+
+
 def _measure_models(job: Job) -> tuple[dict[str, float], int, dict[str, float]]:
     """Return the seconds per image of each FR model, the job's dimensions, and the seconds of each method with a model.
 
@@ -102,6 +134,8 @@ def _measure_models(job: Job) -> tuple[dict[str, float], int, dict[str, float]]:
     from fiqa_ray.stages.infer import ModelCall, is_from_embeddings, method_call
 
     s = job.settings
+    if s.has_given_embeddings:
+        return {s.recognizer.label: 0.0}, _given_dim(job), {}
     faces = torch.randint(0, 256, (4, 3, 112, 112), dtype=torch.uint8)
 
     def measure(name: str, call: ModelCall) -> tuple[float, Any]:

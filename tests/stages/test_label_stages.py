@@ -10,14 +10,16 @@ import pytest
 from scipy.stats import rankdata
 
 from fiqa_ray.config import make_settings
+from fiqa_ray.core.candidates import CANDIDATES
 from fiqa_ray.core.labels import optimize_labels
 from fiqa_ray.core.pairs import mated_pairs
+from fiqa_ray.core.theta import ThetaCurve
 from fiqa_ray.datasets import schemas
 from fiqa_ray.engine.local import LocalMapper, local_map
 from fiqa_ray.engine.run_steps import run_steps
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
-from fiqa_ray.stages import rank, stage_steps
+from fiqa_ray.stages import optimize_theta, rank, stage_steps
 from fiqa_ray.storage import read_bytes
 
 SIZES = [1, 3, 30, 12, 25, 2, 41]
@@ -130,6 +132,49 @@ def test_job_equals_in_memory(tmp_path, engine, bounds, index_scale):
             assert got["n_owned_pairs"].to_numpy().tolist() == expected.n_owned_pairs.tolist()
             means = got["mean_similarity_rank"].to_numpy(zero_copy_only=False)
             np.testing.assert_array_equal(means, expected.mean_similarity_rank)
+
+
+def test_heldout_theta_gives_the_labels_of_the_chosen_candidate(tmp_path, monkeypatch):
+    """The candidates are compared by the labels that optimize_labels gives, of the images with an embedding and a score."""
+    identity, embeddings, scores = data(2)
+    seen = {}
+
+    def choose(values, person, targets, seed):
+        seen.update(values=values, person=person, targets=targets, seed=seed)
+        nan = (np.nan,) * len(CANDIDATES)
+        return ThetaCurve(CANDIDATES, nan, nan, nan, nan, 0.3, "", 5, len(person), 6, 7, 0.001, 0.5)
+
+    monkeypatch.setattr(optimize_theta, "compare_thetas", choose)
+    monkeypatch.setattr(ThetaCurve, "sentence", lambda self, method: f"{method} gains")
+    job = Job(settings(str(tmp_path), optimize={"theta": ["heldout", 0.2]}, methods=[{"name": "one"}]))
+    assert job.settings.optimize.index_scale == "normalized"
+    write_inputs(job, identity, embeddings, scores, SHARDS)
+    run_stages(job)
+    (method,) = job.settings.methods
+    expected = optimize_labels(
+        embeddings,
+        identity,
+        scores["one"],
+        n_clusters=6,
+        n_repeats=3,
+        seed=11,
+        theta=[0.0, 0.1, 0.2, 0.3],
+        index_scale="normalized",
+    )
+    for theta, number in (("heldout", 0.3), (0.2, 0.2)):
+        dataset = job.optimized_labels(method, theta)
+        assert dataset.read_all()["label"].to_numpy().tolist() == expected[number].label.tolist()
+        assert dataset.require().stats["theta"] == number
+    rows = np.lexsort((np.arange(len(seen["person"])), seen["person"]))  # parts come in a random order
+    assert seen["person"][rows].tolist() == identity.tolist()
+    assert seen["values"][rows].tolist() == embeddings.tolist()
+    for theta in (0.0, 0.1, 0.3):  # other orders of equal scores only
+        assert np.sort(seen["targets"][theta]).tolist() == np.sort(expected[theta].label).tolist()
+        assert np.abs(seen["targets"][theta][rows] - expected[theta].label).mean() < 0.02
+    table = job.theta_choice(method).read_all().to_pylist()
+    assert [r["theta"] for r in table if r["is_chosen"]] == [0.3]
+    assert {r["summary"] for r in table} == {"one gains"}
+    assert [job.theta_of(s) for s in job.label_sets()[1:]] == [0.3, 0.2]
 
 
 @pytest.mark.parametrize("recluster", [False, True])

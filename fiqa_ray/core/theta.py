@@ -1,0 +1,290 @@
+"""Theta chosen on people who were held out: does a prior gain from label optimization, at which theta, and by how much?
+
+The people are divided into folds. For each candidate theta a head learns the labels of the other folds' people and scores
+the images of one fold; so every image has a score of a head that never saw its person. The criterion is the area under the
+error-versus-discard curve of the mated and non-mated pairs within the folds. Theta 0 stands for the prior labels. A theta is
+chosen only where it is better than 0 by more than its interval; else the labels are left alone.
+
+The head is fitted by least squares on the standardised embedding and its norm, in closed form: it has no training noise.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t as student_t
+
+from fiqa_ray.core.bootstrap import AreaDraws, bootstrap_areas
+from fiqa_ray.core.candidates import CANDIDATES
+from fiqa_ray.core.kernels.gram import unit_vectors
+from fiqa_ray.core.labels import optimize_labels
+from fiqa_ray.errors import UsageError
+
+N_FOLDS = 5
+N_DRAWS = 400
+LEVEL = 0.95
+
+MAX_IMAGES = 20_000
+"""Images that the choice is made on; of more, the people of the first ones in a random order."""
+MAX_MATED, MAX_NONMATED = 6_000, 24_000
+"""Pairs that the choice is made on."""
+MIN_PEOPLE = 2 * N_FOLDS
+"""With fewer people of two images there is no choice."""
+MIN_ERRORS = 20
+"""With fewer mated pairs below the threshold, and with fewer false matches allowed, an area says nothing."""
+
+RIDGE = 0.01
+"""Weight of the squared coefficients, as a share of the images, against overfitting where images are few."""
+
+CONVENTION = "dasec"
+"""Convention of the curve: one threshold for all levels, so that its noise is shared by all candidates."""
+
+
+@dataclass(frozen=True)
+class ThetaCurve:
+    """What each candidate is worth on held-out people, and which one is chosen.
+
+    Attributes:
+        theta: the candidates, rising, 0 among them.
+        area: area under the curve at each; lower is better. NaN where there is none.
+        gain: area minus that of theta 0; below 0 the candidate is better.
+        low, high: `LEVEL` interval of the gain over people; NaN where there is none.
+        chosen: the chosen theta.
+        reason: why there is no interval; empty where there are some.
+        n_people, n_images, n_mated, n_nonmated: what the areas stand on.
+        fmr: false match rate of the threshold.
+        fnmr: false non-match rate before anything is discarded.
+    """
+
+    theta: tuple[float, ...]
+    area: tuple[float, ...]
+    gain: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    chosen: float
+    reason: str
+    n_people: int
+    n_images: int
+    n_mated: int
+    n_nonmated: int
+    fmr: float
+    fnmr: float
+
+    def sentence(self, method: str = "This prior") -> str:
+        """Return in one sentence whether the prior gains, and by how much."""
+        people = f"{self.n_people:,} held-out people"
+        if self.reason:
+            return f"{method}: no theta could be compared on {people} ({self.reason}); the labels are left as they are."
+        at = self.theta.index(self.chosen)
+        if self.chosen == 0:
+            best = min(range(1, len(self.theta)), key=lambda i: self.gain[i])
+            return (
+                f"{method} does not gain measurably: on {people} the best theta, {self.theta[best]:g}, changes the area by "
+                f"{_permille(self.gain[best])} [{_permille(self.low[best])}, {_permille(self.high[best])}]; the labels are "
+                "left as they are."
+            )
+        return (
+            f"{method} gains at theta {self.chosen:g}: on {people} the area falls from {1e3 * self.area[0]:.1f} to "
+            f"{1e3 * self.area[at]:.1f} ({_permille(self.gain[at])} [{_permille(self.low[at])}, "
+            f"{_permille(self.high[at])}])."
+        )
+
+
+def _permille(value: float) -> str:
+    return f"{1e3 * value:+.1f}"
+
+
+def choose_theta(
+    embeddings: NDArray[np.float32],
+    identities: Sequence[Any] | NDArray[Any],
+    prior_scores: NDArray[np.floating[Any]],
+    *,
+    n_clusters: int = 20,
+    n_repeats: int = 10,
+    fmr: float = 1e-3,
+    seed: int = 0,
+) -> ThetaCurve:
+    """Optimize labels at every candidate theta, and choose one on held-out people.
+
+    Args:
+        embeddings: `(I, D) float32`, raw.
+        identities: `(I,)` person of each image.
+        prior_scores: `(I,)` finite, larger is better.
+        n_clusters: C.
+        n_repeats: R.
+        fmr: as in `compare_thetas`.
+        seed: of all random draws.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="theta=")  # small candidates move little, as they should
+        labels = optimize_labels(
+            embeddings,
+            identities,
+            prior_scores,
+            n_clusters=n_clusters,
+            theta=list(CANDIDATES),
+            n_repeats=n_repeats,
+            seed=seed,
+            index_scale="normalized",
+        )
+    _, person = np.unique(np.asarray(identities), return_inverse=True)
+    targets = {theta: result.label for theta, result in labels.items()}
+    return compare_thetas(np.asarray(embeddings, np.float32), person, targets, fmr=fmr, seed=seed)
+
+
+def compare_thetas(
+    embeddings: NDArray[np.float32],
+    identities: NDArray[np.integer[Any]],
+    targets: Mapping[float, NDArray[np.floating[Any]]],
+    *,
+    fmr: float = 1e-3,
+    seed: int = 0,
+) -> ThetaCurve:
+    """Compare label sets by heads that are fitted to them, on people whom the heads have not seen.
+
+    Args:
+        embeddings: `(I, D) float32`, raw.
+        identities: `(I,)` person of each image.
+        targets: labels `(I,)` in [0, 1] of each candidate theta, 0 among them.
+        fmr: false match rate of the threshold; raised where the pairs allow fewer than `MIN_ERRORS` false matches.
+        seed: of folds, pairs and draws.
+
+    Returns:
+        The areas and the choice.
+    """
+    thetas = tuple(sorted(targets))
+    if not thetas or thetas[0] != 0:
+        raise UsageError(f"thetas {thetas} must hold 0, which stands for the labels as they are")
+    _, person = np.unique(identities, return_inverse=True)
+    rng = np.random.default_rng([seed, 17])
+    fold = rng.permutation(np.arange(person.max(initial=0) + 1) % N_FOLDS)[person]
+    pairs = HeldoutPairs.draw(person, fold, rng)
+    n_people = len(np.unique(person[pairs.row_a[pairs.mated]]))
+    n_mated, n_nonmated = int(pairs.mated.sum()), int((~pairs.mated).sum())
+    rate = max(fmr, MIN_ERRORS / max(n_nonmated, 1))
+    reason = ""
+    if n_people < MIN_PEOPLE:
+        reason = f"{n_people} people with two images or more are too few: {MIN_PEOPLE} are needed"
+    elif rate >= 0.5:
+        reason = f"{n_nonmated} non-mated pairs are too few"
+    nan, areas, fnmr = (np.nan,) * len(thetas), None, np.nan
+    if not reason:
+        scores = heldout_scores(embeddings, fold, np.stack([targets[t] for t in thetas], axis=1))
+        areas = _areas(embeddings, person, pairs, dict(zip(thetas, scores.T, strict=True)), rate, seed)
+        curve = areas.curves[_name(0.0), (CONVENTION, rate)]
+        fnmr = float(curve.fnmr[0])
+        if round(fnmr * n_mated) < MIN_ERRORS:
+            reason = f"{round(fnmr * n_mated)} errors among {n_mated} mated pairs are too few: {MIN_ERRORS} are needed"
+    area, gain, low, high = nan, nan, nan, nan
+    if areas is not None:
+        area = tuple(areas.curves[_name(t), (CONVENTION, rate)].auc() for t in thetas)
+    if areas is not None and not reason:
+        gain, low, high = _gains(areas, thetas, rate, n_people)
+    better = [i for i in range(len(thetas)) if high[i] < 0]
+    chosen = thetas[min(better, key=lambda i: area[i])] if better else 0.0
+    return ThetaCurve(
+        thetas, area, gain, low, high, chosen, reason, n_people, len(person), n_mated, n_nonmated, rate, fnmr
+    )
+
+
+@dataclass(frozen=True)
+class HeldoutPairs:
+    """Pairs within folds: `(L,)` rows of both images, and whether they show one person."""
+
+    row_a: NDArray[np.int64]
+    row_b: NDArray[np.int64]
+    mated: NDArray[np.bool_]
+
+    @staticmethod
+    def draw(person: NDArray[np.int64], fold: NDArray[np.int64], rng: np.random.Generator) -> HeldoutPairs:
+        """Draw mated pairs, as many of each person as their number of images allows, and non-mated ones of the same fold.
+
+        Args:
+            person: `(I,)`, dense from 0.
+            fold: `(I,)`, the same for all images of a person.
+            rng: of the draws.
+        """
+        order = np.argsort(person, kind="stable")
+        sizes = np.bincount(person)
+        first = np.concatenate([[0], np.cumsum(sizes)])
+        per_person = max(1, MAX_MATED // max(int((sizes > 1).sum()), 1))
+        mated = []
+        for start, n in zip(first, sizes, strict=False):
+            a, b = np.triu_indices(n, 1) if n <= 50 else np.sort(rng.integers(0, n, (2, 4 * per_person)), axis=0)
+            a, b = a[a != b], b[a != b]
+            chosen = rng.permutation(len(a))[:per_person]
+            mated.append(order[start + np.stack([a[chosen], b[chosen]])])
+        nonmated = []
+        for f in np.unique(fold):
+            rows = np.flatnonzero(fold == f)
+            drawn = rows[rng.integers(0, len(rows), (2, MAX_NONMATED // N_FOLDS))]
+            drawn = np.unique(np.sort(drawn[:, person[drawn[0]] != person[drawn[1]]], axis=0), axis=1)
+            nonmated.append(drawn)
+        both = np.concatenate([*mated, *nonmated], axis=1)
+        return HeldoutPairs(both[0], both[1], np.arange(both.shape[1]) < sum(m.shape[1] for m in mated))
+
+
+def heldout_scores(
+    embeddings: NDArray[np.float32], fold: NDArray[np.int64], targets: NDArray[np.floating[Any]]
+) -> NDArray[np.float64]:
+    """Return scores `(I, K)`: each fold's by heads that were fitted to the targets `(I, K)` of the other folds."""
+    x = embeddings.astype(np.float64)
+    x = np.hstack([x, np.linalg.norm(x, axis=1, keepdims=True)])
+    scores = np.empty(targets.shape)
+    for f in np.unique(fold):
+        train = fold != f
+        mean, deviation = x[train].mean(axis=0), np.maximum(x[train].std(axis=0), 1e-12)
+        z, level = (x - mean) / deviation, targets[train].mean(axis=0)
+        gram = z[train].T @ z[train] + RIDGE * train.sum() * np.eye(x.shape[1])
+        scores[~train] = z[~train] @ np.linalg.solve(gram, z[train].T @ (targets[train] - level)) + level
+    return scores
+
+
+def _name(theta: float) -> str:
+    return f"{theta:g}"
+
+
+def _areas(
+    embeddings: NDArray[np.float32],
+    person: NDArray[np.int64],
+    pairs: HeldoutPairs,
+    scores: Mapping[float, NDArray[np.float64]],
+    fmr: float,
+    seed: int,
+) -> AreaDraws:
+    units = unit_vectors(embeddings)
+    a, b = pairs.row_a, pairs.row_b
+    similarity = np.einsum("ij,ij->i", units[a], units[b], dtype=np.float64).clip(-1, 1)
+    return bootstrap_areas(
+        similarity,
+        pairs.mated,
+        {_name(t): (score[a], score[b]) for t, score in scores.items()},
+        fmrs=(fmr,),
+        conventions=(CONVENTION,),
+        identities=(person[a], person[b]),
+        n_draws=N_DRAWS,
+        seed=seed,
+    )
+
+
+def _gains(
+    areas: AreaDraws, thetas: Sequence[float], fmr: float, n_people: int
+) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+    """Return the differences to theta 0 and their intervals, value plus or minus Student's quantile times the spread."""
+    cell = (CONVENTION, fmr)
+    quantile = float(student_t.ppf((1 + LEVEL) / 2, n_people - 1))
+    gains, lows, highs = [], [], []
+    for theta in thetas:
+        limit = areas.common_limit(_name(theta), _name(0.0), cell)
+        draws = areas.draws[_name(theta), cell, limit] - areas.draws[_name(0.0), cell, limit]
+        gain = areas.curves[_name(theta), cell].auc(limit) - areas.curves[_name(0.0), cell].auc(limit)
+        margin = quantile * float(np.nanstd(draws))
+        gains.append(gain)
+        lows.append(gain - margin)
+        highs.append(gain + margin)
+    return tuple(gains), tuple(lows), tuple(highs)

@@ -1,0 +1,141 @@
+"""optimize, second step: theta of each FIQA method, chosen on held-out training people; only where settings ask for it.
+
+One task per method. It reads the embeddings of at most `MAX_IMAGES` images, whole parts in a random order, and the optimized
+indices at every candidate theta.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fiqa_ray.core.candidates import CANDIDATES, HELDOUT
+from fiqa_ray.core.kernels.threads import one_thread
+from fiqa_ray.core.labels import quality_index, reassign_scores
+from fiqa_ray.core.theta import MAX_IMAGES, ThetaCurve, compare_thetas
+from fiqa_ray.datasets.columns import embedding_values
+from fiqa_ray.datasets.dataset import Dataset, Part
+from fiqa_ray.datasets.results import ThetaRow, table_of
+from fiqa_ray.datasets.schemas import index_suffix
+from fiqa_ray.engine.cost import Cost, Workload
+from fiqa_ray.engine.step import Step, stateless_worker
+from fiqa_ray.job import Job
+
+CHOICE_S = 10.0
+"""Seconds per method, on a core, with `MAX_IMAGES` images of 512 numbers; they fall with the images."""
+
+
+@dataclass(frozen=True)
+class ThetaShard:
+    """One FIQA method: its label and its quality indices."""
+
+    method: str
+    quality_index: Dataset
+
+
+def theta_steps(job: Job) -> Iterator[list[Step]]:
+    """Yield one step per method."""
+    if HELDOUT not in job.settings.optimize.theta:
+        return
+    embeddings, updates, seed = job.embeddings("train"), job.optimized_index(), job.settings.seed
+    steps = []
+    for method in job.settings.methods:
+        dataset = job.theta_choice(method)
+        worker = stateless_worker(choose_shard, dataset, embeddings, updates, seed)
+        shard = ThetaShard(method.label, job.quality_index(method))
+        steps.append(Step("optimize", dataset, [shard], worker, len(CANDIDATES), unit="thetas"))
+    yield steps
+
+
+def theta_cost(job: Job, workload: Workload) -> Cost:
+    """Return the cost of choosing theta for all methods."""
+    scale, methods = workload.scale, job.settings.methods
+    n = min(scale.n_images, MAX_IMAGES)
+    return Cost(
+        "optimize",
+        "choice of theta",
+        scale.n_images,
+        len(methods),
+        work_s=len(methods) * (1 + CHOICE_S * n / MAX_IMAGES),
+        memory_bytes=40.0 * scale.dim * n + 40.0 * scale.n_images,
+        read_bytes=len(methods) * (4.0 * scale.dim * n + 17.0 * scale.n_images * len(CANDIDATES)),
+        written_bytes=0.0,
+        datasets=tuple(job.theta_choice(m) for m in methods),
+    )
+
+
+def choose_shard(dataset: Dataset, embeddings: Dataset, updates: Dataset, seed: int, shard: ThetaShard) -> Part:
+    """Compare all candidates on a sample of the people, and write what each is worth.
+
+    Memory: the sample's embeddings, five times as float64, and 40 bytes per image of the whole database.
+    """
+    started = time.monotonic()
+    stored = shard.quality_index.read_all(["prior_score"])["prior_score"].to_numpy()
+    values, rows, person = _sample(embeddings, np.isfinite(stored), seed)
+    prior = stored[rows]
+    index = quality_index(prior)
+    targets = {}
+    for theta in CANDIDATES:
+        table = updates.read_all(["image_row", "optimized_index"], index_suffix(shard.method, theta))
+        optimized = np.full(len(stored), np.nan)
+        optimized[table["image_row"].to_numpy()] = table["optimized_index"].to_numpy()
+        targets[theta] = reassign_scores(prior, index, optimized[rows])[1]
+    with one_thread():
+        curve = compare_thetas(values, person, targets, seed=seed)
+    return dataset.write_part(
+        0,
+        {".parquet": table_of(ThetaRow, _rows(shard.method, curve))},
+        n_rows=len(CANDIDATES),
+        stats={"theta": curve.chosen},
+        duration_s=time.monotonic() - started,
+    )
+
+
+def _sample(
+    embeddings: Dataset, is_scored: NDArray[np.bool_], seed: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+    """Return embeddings, image rows and identity rows of parts in a random order, until there are `MAX_IMAGES`."""
+    manifest = embeddings.require()
+    loaded: list[tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]] = []
+    n_images = 0
+    for p in np.random.default_rng([seed, len(manifest.parts)]).permutation(len(manifest.parts)):
+        table = embeddings.read(manifest.parts[p], ["identity_row", "embedding"])
+        values, good = embedding_values(table)
+        rows = good + manifest.first_rows[p]
+        person = table["identity_row"].to_numpy()[good].astype(np.int64)
+        usable = is_scored[rows]
+        within = np.cumsum(usable) <= MAX_IMAGES - n_images
+        usable &= ~np.isin(person, person[usable & ~within])  # whole people only
+        loaded.append((values[usable], rows[usable], person[usable]))
+        n_images += int(usable.sum())
+        if not within.all():
+            break
+    values, rows, person = (np.concatenate(arrays) for arrays in zip(*loaded, strict=True))
+    return values, rows, person
+
+
+def _rows(method: str, curve: ThetaCurve) -> list[ThetaRow]:
+    summary = curve.sentence(method)
+    return [
+        ThetaRow(
+            method=method,
+            theta=theta,
+            area=area,
+            gain=gain,
+            low=low,
+            high=high,
+            is_chosen=theta == curve.chosen,
+            summary=summary,
+            n_people=curve.n_people,
+            n_images=curve.n_images,
+            n_mated=curve.n_mated,
+            n_nonmated=curve.n_nonmated,
+            fmr=curve.fmr,
+            fnmr=curve.fnmr,
+        )
+        for theta, area, gain, low, high in zip(curve.theta, curve.area, curve.gain, curve.low, curve.high, strict=True)
+    ]

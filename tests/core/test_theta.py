@@ -1,0 +1,120 @@
+"""Theta on held-out people: folds, pairs and heads against direct computations, and the choice where the answer is known."""
+
+import numpy as np
+import pytest
+
+from fiqa_ray.core import theta as module
+from fiqa_ray.core.labels import optimize_labels, scale_to_unit
+from fiqa_ray.core.theta import CANDIDATES, HeldoutPairs, choose_theta, compare_thetas, heldout_scores
+from fiqa_ray.errors import UsageError
+
+
+def people(n_people, per_person, rng, dim=48):
+    """Embeddings whose similarity falls with the quality of both images, and a nuisance that quality has no part in.
+
+    The nuisance moves embeddings along one direction, so that a head can learn it.
+    """
+    person = np.repeat(np.arange(n_people), per_person)
+    quality, nuisance = rng.uniform(0, 1, len(person)), rng.normal(size=len(person))
+    raw = rng.normal(size=(n_people, dim))[person] + (1.8 - 1.4 * quality)[:, None] * rng.normal(
+        size=(len(person), dim)
+    )
+    raw *= ((0.5 + quality) / np.linalg.norm(raw, axis=1))[:, None]
+    direction = rng.normal(size=dim)
+    return (
+        (raw + 0.15 * nuisance[:, None] * direction / np.linalg.norm(direction)).astype(np.float32),
+        person,
+        quality,
+        nuisance,
+    )
+
+
+def test_a_prior_that_is_the_truth_is_left_alone_and_one_that_is_half_nuisance_gains():
+    embeddings, person, quality, nuisance = people(80, 10, np.random.default_rng(0))
+    truth = choose_theta(embeddings, person, quality, n_clusters=6, n_repeats=5)
+    assert truth.theta == CANDIDATES
+    assert truth.chosen == 0
+    assert "does not gain measurably" in truth.sentence("truth")
+    half = choose_theta(embeddings, person, quality / quality.std() + nuisance, n_clusters=6, n_repeats=5)
+    at = half.theta.index(half.chosen)
+    assert half.chosen >= 0.1
+    assert half.high[at] < 0
+    assert half.gain[at] == pytest.approx(half.area[at] - half.area[0])
+    assert half.low[at] < half.gain[at] < half.high[at]
+    assert f"half gains at theta {half.chosen:g}: on 80 held-out people the area falls from" in half.sentence("half")
+    assert half.gain[at] < (truth.area[0] - half.area[0]) / 3 < 0  # a third of the way to the prior that is the truth
+
+
+def test_each_folds_scores_are_of_a_ridge_fit_to_the_other_folds():
+    rng = np.random.default_rng(1)
+    embeddings, fold = rng.normal(size=(60, 5)).astype(np.float32), rng.integers(0, 3, 60)
+    targets = rng.uniform(size=(60, 2))
+    scores = heldout_scores(embeddings, fold, targets)
+    for f in range(3):
+        inner, outer = embeddings[fold != f], embeddings[fold == f]
+        with_norm = [np.hstack([e, np.linalg.norm(e, axis=1, keepdims=True)]).astype(float) for e in (inner, outer)]
+        mean, deviation = with_norm[0].mean(0), with_norm[0].std(0)
+        z, other = ((x - mean) / deviation for x in with_norm)
+        # ridge as ordinary least squares with a row more per coefficient
+        rows = np.vstack([z, np.sqrt(module.RIDGE * len(z)) * np.eye(6)])
+        level = targets[fold != f].mean(0)
+        fit = np.linalg.lstsq(rows, np.vstack([targets[fold != f] - level, np.zeros((6, 2))]), rcond=None)[0]
+        np.testing.assert_allclose(scores[fold == f], other @ fit + level, rtol=1e-6)
+
+
+def test_pairs_lie_within_folds_and_are_what_they_are_said_to_be(monkeypatch):
+    rng = np.random.default_rng(2)
+    monkeypatch.setattr(module, "MAX_MATED", 40)
+    monkeypatch.setattr(module, "MAX_NONMATED", 300)
+    sizes = [1, 2, 9, 70, 4, 6, 3, 1, 5, 8]
+    person = rng.permutation(np.repeat(np.arange(10), sizes))
+    fold = (np.arange(10) % 5)[person]
+    pairs = HeldoutPairs.draw(person, fold, rng)
+    assert (fold[pairs.row_a] == fold[pairs.row_b]).all()
+    assert ((person[pairs.row_a] == person[pairs.row_b]) == pairs.mated).all()
+    assert (pairs.row_a != pairs.row_b).all()
+    both = np.sort(np.stack([pairs.row_a, pairs.row_b]), axis=0).T
+    assert len(np.unique(both[~pairs.mated], axis=0)) == (~pairs.mated).sum() <= 300
+    # 40 mated pairs for 8 people of two images or more: 5 of each, where it has so many
+    drawn = np.bincount(person[pairs.row_a[pairs.mated]], minlength=10)
+    assert drawn.tolist() == [0, 1, 5, 5, 5, 5, 3, 0, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("n_people", "per_person", "reason"),
+    [(8, 6, "8 people with two images or more are too few: 10 are needed"), (40, 1, "0 people with two images")],
+)
+def test_where_there_is_too_little_the_labels_are_left_alone(n_people, per_person, reason):
+    embeddings, person, quality, _ = people(n_people, per_person, np.random.default_rng(3))
+    curve = compare_thetas(embeddings, person, {0.0: quality, 0.3: 1 - quality})
+    assert curve.chosen == 0
+    assert curve.reason.startswith(reason)
+    assert np.isnan(curve.gain).all()
+    assert "the labels are left as they are" in curve.sentence()
+
+
+def test_a_recogniser_without_errors_says_nothing_about_theta():
+    rng = np.random.default_rng(4)
+    person = np.repeat(np.arange(30), 8)
+    embeddings = (rng.normal(size=(30, 64))[person] + 0.01 * rng.normal(size=(240, 64))).astype(np.float32)
+    curve = compare_thetas(embeddings, person, {0.0: rng.uniform(size=240), 0.3: rng.uniform(size=240)})
+    assert curve.chosen == 0
+    assert curve.reason == f"0 errors among {curve.n_mated} mated pairs are too few: 20 are needed"
+
+
+def test_zero_must_be_among_the_thetas():
+    embeddings, person, quality, _ = people(20, 4, np.random.default_rng(5))
+    with pytest.raises(UsageError, match=r"must hold 0"):
+        compare_thetas(embeddings, person, {0.3: quality})
+
+
+def test_choose_theta_compares_the_labels_that_optimize_labels_gives(monkeypatch):
+    embeddings, person, quality, nuisance = people(25, 6, np.random.default_rng(6))
+    prior = quality + nuisance
+    labels = optimize_labels(
+        embeddings, person, prior, n_clusters=4, n_repeats=3, theta=[0.1, 0.3, 0.6, 1], index_scale="normalized", seed=7
+    )
+    targets = {0.0: scale_to_unit(prior)} | {t: r.label for t, r in labels.items()}
+    monkeypatch.setattr(module, "CANDIDATES", tuple(targets))
+    chosen = choose_theta(embeddings, person, prior, n_clusters=4, n_repeats=3, seed=7)
+    assert chosen == compare_thetas(embeddings, person, targets, seed=7)

@@ -1,0 +1,33 @@
+"""What plan says of thetas before anything is computed."""
+
+from types import SimpleNamespace
+
+from fiqa_ray.engine.cost import Scale
+from fiqa_ray.tools.plan import theta_notes
+
+
+def notes(theta, index_scale):
+    optimize = SimpleNamespace(theta=theta, index_scale=index_scale)
+    job = SimpleNamespace(settings=SimpleNamespace(optimize=optimize))
+    return list(theta_notes(job, Scale(10_000, 200, n_clusters=20, rows_per_part=1000)))
+
+
+def test_the_papers_theta_moves_almost_nothing():
+    """0.16 x 0.001 x 19 pairs per image = 0.3 % of the ranks."""
+    expected, warning = notes((0.001,), "raw")
+    assert expected == "theta 0.001 (raw) is expected to move an image by 0.3 % of the ranks"
+    assert warning.startswith("warning: theta=0.001 moves an image by 0.3 % of the ranks on average")
+    assert warning.endswith("try theta=0.2, index_scale normalized")
+
+
+def test_a_large_theta_on_the_raw_scale_is_warned_of():
+    expected, warning = notes((0.1,), "raw")
+    assert "30 % of the ranks" in expected
+    assert "warning: theta=0.1 on index_scale raw labels images without a pair as bad" in warning
+
+
+def test_other_thetas_pass():
+    assert notes(("heldout", 0.3), "normalized") == [
+        "theta heldout: chosen for each method on held-out people; 0 where nothing is gained",
+        "theta 0.3 (normalized) is expected to move an image by 3.9 % of the ranks",
+    ]
