@@ -15,9 +15,14 @@ $(BIN)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e '.[dev]'
 	touch $@
 
-demo: $(BIN)/.ready  ## synthetic faces, the whole job, a report; about four minutes on two cores
-	$(BIN)/python -m fiqa_ray.synthetic runs/demo
-	$(BIN)/fiqa-ray run jobs/demo.yaml
+$(BIN)/.demo-ready: pyproject.toml constraints.txt  # the package alone, unless the tools for tests are there already
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -e $(BIN)/.ready || $(BIN)/python -m pip install -q -c $(CONSTRAINTS) torch
+	test -e $(BIN)/.ready || $(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e .
+	touch $@
+
+demo: $(BIN)/.demo-ready  ## synthetic faces, the whole job, a report; at most five minutes on two cores
+	$(BIN)/fiqa-ray demo runs/demo
 
 check: lint  ## what to run before each commit: lint, types, and the tests that start neither Ray nor an S3 server
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and not s3 and not slow"

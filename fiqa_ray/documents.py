@@ -16,6 +16,7 @@ from fiqa_ray.errors import FiqaRayError, StorageError
 from fiqa_ray.storage import exists, json_bytes, put_if_absent, read_bytes, read_if_there, read_shown, write_atomic
 
 SUM_KEY = "document_sha256"
+_ITEMS_AT_ONCE = 1000
 _SEAL = b"\nsha256 "
 _SEAL_BYTES = len(_SEAL) + 64
 
@@ -125,5 +126,21 @@ def damaged(uri: str, how: str, remedy: str) -> FiqaRayError:
 
 
 def _sum(values: Mapping[str, Any], place: str) -> str:
-    text = json.dumps([place, values], sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    """Return the SHA-256 of `[place, values]` as compact JSON with sorted keys; made item by item, as lists may be long."""
+    digest = hashlib.sha256(f"[{_text(place)},{{".encode())
+    for i, (key, value) in enumerate(sorted(values.items())):
+        digest.update(f"{',' if i else ''}{_text(key)}:".encode())
+        if isinstance(value, list):
+            digest.update(b"[")
+            for first in range(0, len(value), _ITEMS_AT_ONCE):
+                items = _text(value[first : first + _ITEMS_AT_ONCE])[1:-1]
+                digest.update(f"{',' if first else ''}{items}".encode())
+            digest.update(b"]")
+        else:
+            digest.update(_text(value).encode())
+    digest.update(b"}]")
+    return digest.hexdigest()
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

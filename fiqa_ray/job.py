@@ -14,10 +14,6 @@ from functools import lru_cache
 from math import nan
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
-
 from fiqa_ray.config import (
     BenchmarkSettings,
     FuseSettings,
@@ -37,6 +33,7 @@ from fiqa_ray.datasets.results import BASELINE, GIVEN, OPTIMIZED, ORACLE, RANDOM
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
 from fiqa_ray.models.reference import ModelRef
 from fiqa_ray.public_uri import public_values
+from fiqa_ray.sources.scorer import Scorer
 from fiqa_ray.storage import content_hash, exists, fingerprint, join, list_hash
 
 if TYPE_CHECKING:
@@ -75,37 +72,6 @@ class LabelSet:
     def score_column(self) -> str:
         """The column of `optimized_labels` that holds the scores."""
         return "prior_score" if self.theta is None else "optimized_score"
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """A quality score that is judged on a benchmark.
-
-    Attributes:
-        key: What it is.
-        path: Its name in paths.
-        dataset: Its scores, or None.
-        file: The user's file of its scores, or None.
-        truth: The table of degradations whose quality it is, or None. Random numbers have none of the three.
-    """
-
-    key: ScorerKey
-    path: str
-    dataset: Dataset | None = None
-    file: ScoresSettings | None = None
-    truth: str | None = None
-
-    def scores(self, image_id: pa.Array) -> NDArray[np.float64]:
-        """Return the scores of all images of the benchmark, `(I,)`; NaN where an image has none."""
-        from fiqa_ray.sources.degradations import recorded_truth  # tables, which `status` and `--help` do without
-        from fiqa_ray.sources.scores import scores_by_id
-
-        if self.dataset is not None:
-            return self.dataset.read_all(["score"])["score"].to_numpy().astype(np.float64)
-        if self.file is not None:
-            return scores_by_id(image_id, **self.file.model_dump())
-        assert self.truth is not None
-        return recorded_truth(self.truth, image_id).quality
 
 
 @dataclass(frozen=True)
@@ -312,8 +278,11 @@ class Job:
     # regressors
 
     def label_sets(self) -> list[LabelSet]:
-        """Return the label sets that regressors are trained on: for every method the prior one and one per theta."""
-        if not self.with_training:
+        """Return the label sets that regressors are trained on: for every method the prior one and one per theta.
+
+        Without images there is no network to train on, and so no regressor.
+        """
+        if not self.with_training or self.settings.has_given_embeddings:
             return []
         return [LabelSet(m, t) for m in self.settings.methods for t in (None, *self.settings.optimize.theta)]
 

@@ -77,12 +77,13 @@ def prepare(root: Path, out: Path, n_train: int, n_test_folds: int, n_mated: int
         "source": {"kind": "folder", "uri": str(out / "train")},
         "recognizer": {"name": "FR.onnx"},
         "methods": [
+            {"name": "fiqa_ray.jobs.contrast:contrast", "label": "contrast"},  # the demo's weak method
             {"name": "faceqan", "options": {"n_samples": 5, "n_iterations": 3, "epsilon": 0.002}},
             {"name": "embedding_norm"},
         ],
         "pair": {"n_clusters": 7, "n_repeats": 10},
-        "optimize": {"theta": [0.001, 0.03]},
-        "train": {"mode": "head", "n_epochs": 60},
+        "optimize": {"theta": [0.3, 0.6], "index_scale": "normalized"},
+        "train": {"mode": "head"},
         "benchmarks": [
             {
                 "name": "cfp",

@@ -71,6 +71,26 @@ def run_uri(job_yaml):
     return load_settings(job_yaml).run_uri
 
 
+def test_score_draws_a_contact_sheet_by_decile_and_a_histogram(cli, faces, tmp_path):
+    model = ["--model", "embedding_norm", "--recognizer", "smoke:tiny"]
+    code, out, _ = cli(
+        "score", faces / "train", *model, "-o", tmp_path / "s.csv", "--sheet", tmp_path / "sheet.jpg", "--histogram"
+    )
+    assert code == 0
+    assert str(tmp_path / "s_histogram.png") in out
+    assert cv2.imread(str(tmp_path / "s_histogram.png")).std() > 10
+    rows = pacsv.read_csv(tmp_path / "s.csv").to_pandas().sort_values("score", kind="stable")
+    sheet = cv2.imread(str(tmp_path / "sheet.jpg"))
+    assert sheet.shape[0] == 4 + 10 * 116  # ten deciles of 30 images, three faces in each
+    for i in (0, 14, 29):  # worst, middle, best
+        top, left = 4 + 116 * (i // 3), 150 + 116 * (i % 3)
+        face = cv2.imread(rows["uri"].iloc[i])
+        assert np.abs(sheet[top : top + 112, left : left + 112].astype(float) - face).mean() < 12, i  # twice JPEG
+    code, _, err = cli("score", faces / "train", *model, "--sheet", tmp_path / "sheet.png")
+    assert code == 2
+    assert "must end in .jpg" in err
+
+
 def test_run_prints_where_the_report_lies(cli, done, tmp_path, faces):
     code, out, _ = cli("run", done)
     assert code == 0
@@ -513,7 +533,9 @@ def test_doctor_names_a_truncated_checkpoint(cli, tmp_path):
     torch.save(whole.state_dict(), tmp_path / "whole.pth")
     data = (tmp_path / "whole.pth").read_bytes()
     (tmp_path / "cut.pth").write_bytes(data[: len(data) * 2 // 3])
-    code, out, err = cli("doctor", "curricularface_mobilefacenet", "--weights", tmp_path / "cut.pth")
+    code, out, err = cli(
+        "doctor", "--recognizer", "curricularface_mobilefacenet", "--recognizer-weights", tmp_path / "cut.pth"
+    )
     assert (code, err) == (1, "")
     assert "FAULT" in out
     assert "1 fault(s) found" in out
@@ -524,7 +546,7 @@ def test_doctor_names_a_truncated_checkpoint(cli, tmp_path):
 def test_doctor_looks_at_recognisers_methods_and_regressors(cli, convolutional, faces, tmp_path):
     job, method = convolutional
     images = ["--images", faces / "bench", "--people", "6", "--json"]
-    code, out, _ = cli("doctor", "smoke:tiny", "--as-recognizer", *images)
+    code, out, _ = cli("doctor", "--recognizer", "smoke:tiny", *images)
     found = {f["check"]: f["state"] for f in json.loads(out)}
     assert list(found) == ["file", "people", "colour order", "scaling", "crop", "batches", "float16", "bfloat16"]
     assert code == ("fault" in found.values())
@@ -623,9 +645,9 @@ def test_score_raw_images_with_a_detector(cli, faces, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "code", "words"),
     [
-        (["smoke:tiny", "--as-recognizer", "--images", "EMPTY"], 1, "no images found"),
-        (["smoke:tiny", "--as-recognizer", "--device", "cuda"], 1, "device 'cuda'"),
-        (["smoke:tiny", "--as-recognizer", "--recognizer", "x"], 2, "smoke:tiny is an FR model itself"),
+        (["--recognizer", "smoke:tiny", "--images", "EMPTY"], 1, "no images found"),
+        (["--recognizer", "smoke:tiny", "--device", "cuda"], 1, "device 'cuda'"),
+        (["--recognizer", "smoke:tiny", "--option", "x=1"], 2, "belong to a MODEL"),
         (["smoke:tiny", "--people", "3"], 1, "smoke:tiny: returned scores of shape (12, 32)"),
     ],
 )

@@ -45,6 +45,32 @@ def test_yaml_that_would_take_all_memory_or_time_is_refused(tmp_path, text, word
         parse_options([f"a={text}"])
 
 
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("methods=[{nam: faceqan}]", "methods.0.nam: unknown key (did you mean 'name'?)"),
+        ("methods=[{name: faceqan, optons: {}}]", "methods.0.optons: unknown key (did you mean 'options'?)"),
+        ("methods=faceqan", "methods: give a list, such as methods=[{name: faceqan}] (found 'faceqan')"),
+        ("evaluate.conventions=paper", "evaluate.conventions: give a list, such as evaluate.conventions=[paper]"),
+        ("optimize=3", "optimize: give keys and values, of theta, index_scale (found 3)"),
+        ("methods=[]", "methods: is missing"),
+    ],
+)
+def test_one_mistake_is_one_line(tmp_path, override, line):
+    with pytest.raises(UsageError) as fault:
+        load_settings(job(tmp_path), [override])
+    first, *lines = str(fault.value).splitlines()
+    assert first == "job.yaml: 1 wrong setting(s)"
+    assert len(lines) == 1
+    assert lines[0].strip().startswith(line)
+
+
+def test_a_regressor_as_method_is_named_by_what_it_learned(tmp_path):
+    folder = "runs/a/regressor/fr=m.onnx/fiqa=faceqan/labels=theta-0.1/v=86bdea26874e576f"
+    (method,) = load_settings(job(tmp_path), [f"methods=[{{name: {folder}}}]"]).methods
+    assert method.label == "faceqan-regressor-theta-0.1"
+
+
 def test_aliases_that_save_typing_are_read(tmp_path):
     path = tmp_path / "job.yaml"
     path.write_text("a: &shared {x: 1}\nb: *shared\nc: [*shared, *shared]\n")

@@ -4,6 +4,7 @@ Every page is one script: its blocks run from top to bottom in a folder with the
 with a title is a file. A command that needs a cluster, a network or a bucket is not run, but its options are checked.
 """
 
+import contextlib
 import glob
 import json
 import re
@@ -139,7 +140,10 @@ def test_keys_that_a_page_names_exist(page):
 
 def run_command(words):
     """Run one line of a page, or check its options where it is out of reach."""
-    if words[0] == "make":
+    if ">" in words[:-1]:
+        with open(words[-1], "w") as file, contextlib.redirect_stdout(file):
+            run_command(words[:-2])
+    elif words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
         assert set(words[1:]) <= set(targets), words
     elif words[0] == "python" and words[1].endswith(".py") and (Path(words[1]).exists()):
@@ -160,6 +164,7 @@ def run_command(words):
 
 def check_options(words):
     """Parse a command without running it; unknown commands and options raise."""
+    words = words[: words.index(">")] if ">" in words else words
     command = typer.main.get_command(app)
     context = command.make_context("fiqa-ray", [words[1], "--help"], resilient_parsing=True)
     inner = command.get_command(context, words[1])
@@ -177,6 +182,8 @@ def check_yaml(text):
         "name": "x", "run_uri": "runs/x", "source": {"kind": "folder", "uri": "faces"},
         "recognizer": {"name": "arcface_r18"}, "methods": [{"name": "faceqan"}, {"name": "embedding_norm"}],
     }  # fmt: skip
+    if values.get("source", {}).get("kind") == "embeddings":
+        del whole["recognizer"]
     Path("checked.yaml").write_text(yaml.safe_dump(whole | values))
     load_settings("checked.yaml")
 

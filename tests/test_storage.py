@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import multiprocessing
 import os
@@ -336,3 +337,16 @@ def test_documents_refuse_what_does_not_fit(root):
         write_atomic(uri, content)
         with pytest.raises(FiqaRayError, match=r"a\.json is damaged: .*; mend it$"):
             documents.read_document(uri, "mend it", "v=1/a.json")
+
+
+def test_the_sum_of_a_document_is_that_of_its_compact_json():
+    """Whatever the length of a list, as one call of json says."""
+    for values in (
+        {},
+        {"b": 1, "a": "ü"},
+        {"parts": []},
+        {"parts": [{"x": i} for i in range(2500)], "z": {"b": [1], "a": None}},
+    ):
+        text = json.dumps(["place", values], sort_keys=True, separators=(",", ":"))
+        expected = hashlib.sha256(text.encode()).hexdigest()
+        assert json.loads(documents.document_bytes(values, "place"))["document_sha256"] == expected

@@ -10,20 +10,22 @@ from typing import Annotated, Any
 import typer
 
 from fiqa_ray._version import __version__
-from fiqa_ray.cli import evaluate, faces, job, model, results, tables
+from fiqa_ray.cli import evaluate, faces, job, model, paper, results, start, tables
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.public_uri import public_text
 
 app = typer.Typer(
     help="Face-image-quality labels and scores at any scale.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 _ClickError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 """The base of all command-line errors; not always `click.ClickException`, because newer typers contain their own click."""
 
 COMMANDS = (
+    start.demo,
+    start.init,
+    start.jobs,
     job.run,
     evaluate.evaluate,
     job.plan,
@@ -33,6 +35,7 @@ COMMANDS = (
     results.scores,
     results.embeddings,
     results.verify,
+    paper.tables,
     faces.score,
     model.doctor,
     model.train_pcnet,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,13 +18,8 @@ AllowImport = Annotated[
     bool, typer.Option("--allow-import", help="let the regressor import the code of the FR model it was trained on")
 ]
 Recognizer_ = Annotated[str | None, typer.Option("--recognizer", help="for a method: the FR model it needs")]
-Weights = Annotated[
-    str | None, typer.Option("--weights", help="checkpoint of the FR model, or of a method with a network of its own")
-]
-RecognizerWeights = Annotated[
-    str | None,
-    typer.Option("--recognizer-weights", help="checkpoint of the FR model where --weights is the method's (pcnet)"),
-]
+Weights = Annotated[str | None, typer.Option("--weights", help="checkpoint of a method with a network of its own")]
+RecognizerWeights = Annotated[str | None, typer.Option("--recognizer-weights", help="checkpoint of the FR model")]
 Options = Annotated[
     list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="an option of the method; may be repeated")
 ]
@@ -37,7 +33,7 @@ NewSettings = Annotated[
     typer.Option("--new-settings", help="allow a run folder made by other settings; reuses what is still valid"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="machine-readable output")]
-console = Console(width=None if sys.stdout.isatty() else 160)
+console = Console(width=None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 160)
 
 
 def named_model(

@@ -33,7 +33,10 @@ def score(
         ),
     ],
     model: Annotated[
-        str, typer.Option(help="a trained regressor's folder or exported .onnx, a FIQA method, or module:function")
+        str,
+        typer.Option(
+            help="a regressor's folder or .onnx, a run_uri (lists its regressors), a FIQA method, or module:function"
+        ),
     ],
     output: Annotated[str, typer.Option("-o", "--output", help=".parquet, .csv or .json")] = "scores.parquet",
     recognizer: Recognizer_ = None,
@@ -45,6 +48,13 @@ def score(
     detector: Annotated[
         str | None, typer.Option(help="YuNet's .onnx: images are raw, and the largest face of each is aligned")
     ] = None,
+    sheet: Annotated[
+        str | None,
+        typer.Option(help="also write a contact sheet to this .jpg: faces by decile of quality, worst first"),
+    ] = None,
+    histogram: Annotated[
+        bool, typer.Option("--histogram", help="also draw a histogram of the scores, as .png beside the scores")
+    ] = False,
     ignore_exif: Annotated[
         bool, typer.Option("--ignore-exif", help="take pixels as they are stored, as code that reads by PIL does")
     ] = False,
@@ -62,14 +72,18 @@ def score(
 
     Exit code 1 if no image could be scored.
     """
-    from fiqa_ray.config import default_batch_size
+    from fiqa_ray.config import default_batch_size, label_of
     from fiqa_ray.engine.progress import StepProgress
     from fiqa_ray.models.detector import FaceDetector
     from fiqa_ray.sources.command_line import list_images
     from fiqa_ray.sources.leftovers import count_text
+    from fiqa_ray.storage import write_atomic
+    from fiqa_ray.tools.open_run import find_regressor
     from fiqa_ray.tools.score import check_output, score_images, write_scores
 
     check_output(output)
+    if sheet is not None and not sheet.lower().endswith((".jpg", ".jpeg")):
+        raise UsageError(f"--sheet {sheet!r} must end in .jpg")
     if detector and resize_crops:
         raise UsageError(
             "--resize-crops takes images for aligned crops, and --detector aligns them; give one of the two"
@@ -78,14 +92,16 @@ def score(
     files = list_images(images, left_out)
     if left_out:
         print(f"{len(files):,} images; {left_out.total():,} files left out ({count_text(left_out)})", file=sys.stderr)
+    model = find_regressor(model)
     named = named_model(model, recognizer, weights, recognizer_weights, option, recognizer_option, allow_import, device)
     scorer = named.load()
     n_threads = 1 if named.runs_user_code or device != "cpu" else os.cpu_count() or 1
+    face_detector = FaceDetector(detector) if detector else None
     with StepProgress("score", len(files), "images") as progress:
         table = score_images(
             files,
             scorer,
-            detector=FaceDetector(detector) if detector else None,
+            detector=face_detector,
             validation_scores=(scorer.card or {}).get("validation_scores"),
             batch_size=batch_size or default_batch_size(device),
             n_threads=n_threads,
@@ -98,6 +114,17 @@ def score(
     print(f"{_score_summary(table)}; written to {output}")
     if table["score"].null_count == len(table):
         raise FiqaRayError(f"none of the {len(table):,} images could be scored; the rows in {output} say why")
+    if sheet is not None:
+        from fiqa_ray.tools.score_pictures import sheet_of_scores
+
+        write_atomic(sheet, sheet_of_scores(files, table, face_detector))
+        print(f"faces by decile, worst first: {sheet}")
+    if histogram:
+        from fiqa_ray.report.score_pictures import histogram_png
+
+        picture = f"{output.rsplit('.', 1)[0]}_histogram.png"
+        write_atomic(picture, histogram_png(table["score"].drop_null().to_numpy(), label_of(model)))
+        print(f"histogram: {picture}")
 
 
 def _score_summary(table: pa.Table) -> str:

@@ -71,18 +71,26 @@ def plan(
 
 
 def report(
-    job: Job_,
+    job: Annotated[str, typer.Argument(metavar="RUN_URI|JOB.yaml", help="run_uri of a job, or its settings")],
     overrides: Overrides = None,
     output: Annotated[str | None, typer.Option("-o", "--output", help="also copy the page to this file")] = None,
     new_settings: NewSettings = False,
 ) -> None:
-    """Write the report of a finished job and print its location."""
+    """Print where the report of a run lies; of a JOB.yaml, write it first."""
     from fiqa_ray.config import load_settings
     from fiqa_ray.storage import read_bytes, write_atomic
-    from fiqa_ray.tools.run_job import run_job
 
-    settings = load_settings(job, [*(overrides or []), "compute.engine=local"])
-    uri = run_job(settings, ["report"], new_settings=new_settings).report().at("report.html")
+    if job.lower().endswith((".yaml", ".yml")):
+        from fiqa_ray.tools.run_job import run_job
+
+        settings = load_settings(job, [*(overrides or []), "compute.engine=local"])
+        uri = run_job(settings, ["report"], new_settings=new_settings).report().at("report.html")
+    else:
+        from fiqa_ray.tools.open_run import open_run
+
+        if overrides or new_settings:
+            raise UsageError("settings and --new-settings belong to a JOB.yaml; a run has its own")
+        uri = open_run(job).report
     if output:
         write_atomic(output, read_bytes(uri))
     print(public_text(f"report: {output or uri}"))

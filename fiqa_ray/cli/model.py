@@ -27,9 +27,12 @@ from fiqa_ray.errors import UsageError
 
 def doctor(
     model: Annotated[
-        str,
-        typer.Argument(metavar="MODEL", help="an FR model, a FIQA method or a regressor, named as elsewhere"),
-    ],
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="a FIQA method or a regressor, named as elsewhere; leave it out to check --recognizer itself",
+        ),
+    ] = None,
     images: Annotated[
         str | None,
         typer.Option(
@@ -49,24 +52,32 @@ def doctor(
     option: Options = None,
     recognizer_option: RecognizerOptions = None,
     allow_import: AllowImport = False,
-    as_recognizer: Annotated[
-        bool,
-        typer.Option(
-            "--as-recognizer", help="MODEL is an FR model where its name could be either (.onnx, module:function)"
-        ),
-    ] = False,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Check that a model gets the input it was made for and gives sound output. Exit code 1 if anything is wrong."""
+    """Check that a model gets the input it was made for and gives sound output. Exit code 1 if anything is wrong.
+
+    An FR model is checked by --recognizer alone, with its --recognizer-weights and --recognizer-option.
+    """
     from fiqa_ray.tools.doctor import examine
     from fiqa_ray.tools.show import findings_table, findings_total
 
-    named = named_model(model, recognizer, weights, recognizer_weights, option, recognizer_option, allow_import, device)
     if images is None and (landmarks or landmark_order):
         raise UsageError("--landmarks and --landmark-order belong to --images; name the images")
+    if model is None:
+        if recognizer is None:
+            raise UsageError("name a FIQA method or a regressor, or an FR model by --recognizer")
+        if weights or option or allow_import:
+            raise UsageError(
+                "--weights, --option and --allow-import belong to a MODEL; an FR model has --recognizer-..."
+            )
+        named = named_model(recognizer, None, recognizer_weights, None, recognizer_option, None, False, device)
+    else:
+        named = named_model(
+            model, recognizer, weights, recognizer_weights, option, recognizer_option, allow_import, device
+        )
     findings = examine(
-        named, images, people, landmarks=landmarks, landmark_order=landmark_order, as_recognizer=as_recognizer
+        named, images, people, landmarks=landmarks, landmark_order=landmark_order, as_recognizer=model is None
     )
     if as_json:
         print(json.dumps([vars(f) for f in findings], indent=1))

@@ -18,12 +18,13 @@ class SourceSettings(Section):
     Kinds: `folder`: one folder per identity; `vggface2`: the data set as distributed; `table`: CSV or Parquet that names
     image files; `recordio`: MXNet's `train.rec` with its `.idx`; `webdataset`: tar shards, by braces or glob;
     `parquet_images`: images inside Parquet, as Hugging Face stores them; `bin`: InsightFace's verification file;
-    `ijb`: the root of IJB-B or IJB-C, with `loose_crop` and `meta`.
+    `ijb`: the root of IJB-B or IJB-C, with `loose_crop` and `meta`; `embeddings`: Parquet with image_id, identity and
+    embedding, without images.
     """
 
-    kind: Literal["folder", "vggface2", "table", "recordio", "webdataset", "parquet_images", "bin", "ijb"] = Field(
-        description="format of the source"
-    )
+    kind: Literal[
+        "folder", "vggface2", "table", "recordio", "webdataset", "parquet_images", "bin", "ijb", "embeddings"
+    ] = Field(description="format of the source")
     uri: Uri = Field(description="path or URL of the folder or file")
     landmarks_uri: Uri | None = Field(None, description="folder: CSV with five landmarks per image, in VGGFace2's form")
     identity_level: int | None = Field(
@@ -67,8 +68,12 @@ class SourceSettings(Section):
         return self
 
 
+STORED = "embeddings"
+"""The name of the recogniser of a job whose embeddings are given."""
+
+
 class RecognizerSettings(Section):
-    """The FR model M."""
+    """The FR model M; left out where the source holds embeddings."""
 
     name: Uri = Field(description="a name of `fiqa-ray models`, `module:function`, or an .onnx file")
     label: str = Field(

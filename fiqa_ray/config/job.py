@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from fiqa_ray.config.compute import ComputeSettings
 from fiqa_ray.config.evaluation import BenchmarkSettings, EvaluateSettings
-from fiqa_ray.config.faces import RecognizerSettings, SourceSettings
+from fiqa_ray.config.faces import STORED, RecognizerSettings, SourceSettings
 from fiqa_ray.config.labels import OptimizeSettings, PairSettings, RankSettings
 from fiqa_ray.config.methods import MethodSettings
 from fiqa_ray.config.section import Section, repeated
@@ -35,6 +35,38 @@ class Settings(Section):
     benchmarks: tuple[BenchmarkSettings, ...] = Field((), description="the benchmarks")
     evaluate: EvaluateSettings = Field(EvaluateSettings(), description="evaluation on the benchmarks")
     compute: ComputeSettings = Field(ComputeSettings(), description="where the job runs and with how many workers")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_embeddings(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "recognizer" in value:
+            return value
+        sets = [value, *(value.get("benchmarks") or [])]
+        sources = [s.get("source") for s in sets if isinstance(s, dict)]
+        if any(isinstance(source, dict) and source.get("kind") == "embeddings" for source in sources):
+            return {**value, "recognizer": {"name": STORED}}
+        return value
+
+    @model_validator(mode="after")
+    def _check_embeddings(self) -> Settings:
+        if not self.has_given_embeddings:
+            return self
+        sources = {"source": self.source, **{f"benchmarks: {b.name}": b.source for b in self.benchmarks}}
+        for place, source in sources.items():
+            if source is not None and source.kind != "embeddings":
+                raise ValueError(
+                    f"{place} has images and others have embeddings alone; give embeddings of one recogniser for all"
+                )
+        if self.recognizer.name != STORED or self.evaluate.recognizers:
+            raise ValueError(
+                "the source holds embeddings, and no recogniser runs; leave out recognizer and evaluate.recognizers"
+            )
+        for m in self.methods:
+            if m.scores is None and m.fuse is None and m.name != "embedding_norm":
+                raise ValueError(
+                    f"methods: {m.label} needs images, and the source holds embeddings alone; give its scores: FILE.csv"
+                )
+        return self
 
     @field_validator("methods", "benchmarks")
     @classmethod
@@ -110,6 +142,13 @@ class Settings(Section):
             source.pop("allow_mixed_crops")
             source.pop("allow_single_images")
         return values
+
+    @property
+    def has_given_embeddings(self) -> bool:
+        """Whether embeddings are given and there are no images."""
+        return any(
+            s is not None and s.kind == "embeddings" for s in (self.source, *(b.source for b in self.benchmarks))
+        )
 
     @property
     def train_source(self) -> SourceSettings:

@@ -60,7 +60,17 @@ def make_settings(values: dict[str, Any], origin: str = "settings", *, with_trai
         if not lines:
             return settings
     except ValidationError as exc:
-        lines += [_explain(error) for error in exc.errors()]
+        errors = exc.errors()
+        # a list whose members are wrong is called too short as well
+        told_elsewhere = {error["loc"][:n] for error in errors for n in range(len(error["loc"]))}
+        # a key that is there by a wrong name is called missing as well
+        told_elsewhere |= {
+            (*error["loc"][:-1], near)
+            for error in errors
+            if error["type"] == "extra_forbidden"
+            for near in _near(error)
+        }
+        lines += [_explain(error) for error in errors if error["loc"] not in told_elsewhere]
     raise UsageError(f"{origin}: {len(lines)} wrong setting(s)\n" + "\n".join(f"  {line}" for line in lines))
 
 
@@ -69,15 +79,25 @@ def _explain(error: Any) -> str:
     path = [p for p in error["loc"] if not str(p).startswith("function-") and p != "number"]  # of unions
     key = ".".join(str(p) for p in path)
     if error["type"] == "extra_forbidden":
-        valid = _keys_at(path[:-1])
-        near = difflib.get_close_matches(str(path[-1]), valid, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(valid)}"
+        near = _near(error)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(_keys_at(path[:-1]))}"
         return f"{key}: unknown key ({hint})"
     if error["type"] == "missing":
         return f"{key}: is missing"
     value = error.get("input")
+    if error["type"] in ("tuple_type", "list_type"):
+        example = f"[{{name: {value}}}]" if key in ("methods", "benchmarks") else f"[{value}]"
+        return f"{key}: give a list, such as {key}={example} (found {value!r})"
+    if error["type"] in ("model_type", "model_attributes_type"):
+        known = ", ".join(_keys_at(path))
+        return f"{key}: give keys and values, of {known} (found {value!r})"
     shown = f" (found {value!r})" if not isinstance(value, dict | list) else ""
-    return f"{key}: {error['msg'].removeprefix('Value error, ')}{shown}"
+    return f"{f'{key}: ' if key else ''}{error['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _near(error: Any) -> list[str]:
+    """Return the key that an unknown key is nearest to, if one is near."""
+    return difflib.get_close_matches(str(error["loc"][-1]), _keys_at(list(error["loc"][:-1])), n=1, cutoff=0.5)
 
 
 def _keys_at(path: list[Any]) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fiqa_ray.config.faces import RecognizerSettings, labelled
+from fiqa_ray.config.faces import RecognizerSettings, label_of
 from fiqa_ray.config.section import Section, repeated
+from fiqa_ray.public_uri import public_uri
 from fiqa_ray.setting_types import Name, Options, Uri
 
 
@@ -57,7 +59,9 @@ class MethodSettings(Section):
     name: Uri = Field(
         description="a name of `fiqa-ray models`, an .onnx file, or `module:function`; free if scores or fuse is given"
     )
-    label: Name = Field("", description="name of the method in results; default: the last part of name")
+    label: Name = Field(
+        "", description="name of the method in results; default: the last part of name, or what a regressor learned"
+    )
     weights: Uri | None = Field(None, description="path or URL of the weights")
     recognizer: RecognizerSettings | None = Field(
         None, description="FR model that the method works on, such as the one it was released with; default: the job's"
@@ -68,8 +72,10 @@ class MethodSettings(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_label(cls, value: Any) -> Any:
-        return labelled(value)
+    def _set_label(cls, value: Any) -> Any:
+        if isinstance(value, dict) and not value.get("label") and isinstance(value.get("name"), str):
+            return {**value, "label": _default_label(value["name"])}
+        return value
 
     @model_validator(mode="after")
     def _check_kind(self) -> MethodSettings:
@@ -78,3 +84,10 @@ class MethodSettings(Section):
         if self.scores is not None and self.recognizer is not None:
             raise ValueError(f"{self.label} has scores of its own: leave out its recognizer")
         return self
+
+
+def _default_label(name: str) -> str:
+    """Return a method's name in results: of a regressor that a job trained, the method and labels that it learned."""
+    keys = dict(part.split("=", 1) for part in public_uri(name).split("/") if "=" in part)
+    label = f"{keys['fiqa']}-regressor-{keys['labels']}" if {"fiqa", "labels"} <= set(keys) else label_of(name)
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", label).lstrip("_.-")

@@ -229,6 +229,20 @@ def bootstrap_cells(
     return AreaDraws(curves, draws, errors, n_units, settings)
 
 
+def curves_of(
+    similarity: ArrayLike,
+    mated: ArrayLike,
+    qualities: Sequence[QualityPair],
+    cells: Mapping[Cell, Convention],
+    *,
+    images: tuple[ArrayLike, ArrayLike] | None = None,
+) -> dict[Cell, list[EDC]]:
+    """Return, per cell, the curve of each quality; arguments as in `bootstrap_areas`."""
+    pairs = PairOrder.of(similarity, mated)
+    scorers = [_Scorer([Qualities.of(pairs, *quality, images)], is_expectation=False) for quality in qualities]
+    return {cell: [s.curve(pairs, cell[1], convention) for s in scorers] for cell, convention in cells.items()}
+
+
 def _check_numbers(limits: Sequence[float], n_draws: int, level: float) -> None:
     for limit in limits:
         if not 0 < limit <= 1:

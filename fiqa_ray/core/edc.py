@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -28,8 +29,11 @@ from fiqa_ray.core.orders import PairOrder, Qualities, QualityOrder
 from fiqa_ray.core.verification import FloatArray, IntArray, exact_fmr
 from fiqa_ray.errors import UsageError
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class EDC:
     """One curve; all arrays are (n_levels,), one entry per discard level, in rising order of `discard_fraction`.
 
@@ -58,6 +62,40 @@ class EDC:
     n_false_matches: IntArray
     n_allowed: IntArray
     n_tied: int
+
+    def __repr__(self) -> str:
+        limit = self.defined_limit
+        area = f"area {self.auc(limit):.4g} up to {limit:g}" if limit > 0 else "no area"
+        rate = f", FMR {self.fmr:g}" if self.fmr is not None else ""
+        return (
+            f"<EDC {self.convention.name}{rate}: {area}, {self.fnmr[0]:.4g} before anything is discarded, "
+            f"{int(self.n_mated[0]):,} mated and {int(self.n_nonmated[0]):,} non-mated pairs>"
+        )
+
+    def plot(self, axes: Axes | None = None, *, label: str | None = None) -> Axes:
+        """Draw the curve.
+
+        Args:
+            axes: matplotlib's, to draw several curves together; default: new ones.
+            label: name of the score in the legend; its area is added.
+
+        Returns:
+            The axes.
+        """
+        import matplotlib.pyplot as plt
+
+        if axes is None:
+            axes = plt.subplots(figsize=(5, 3.5), layout="constrained")[1]
+        area = 1000 * self.auc(self.defined_limit) if self.defined_limit > 0 else float("nan")
+        style = "steps-post" if self.convention.is_stepped else "default"
+        text = f"{label}: {area:.1f}" if label else f"area x 1000: {area:.1f}"
+        axes.plot(self.discard_fraction, self.fnmr, drawstyle=style, label=text)
+        error = "false match rate" if self.convention.pool == "nonmated" else "false non-match rate"
+        rate = f" at FMR {self.fmr:g}" if self.fmr is not None else ""
+        axes.set(xlabel=f"share of {self.convention.discards} discarded", ylabel=f"{error}{rate}")
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False)
+        return axes
 
     @property
     def fmr_achieved(self) -> float:

@@ -13,7 +13,7 @@ src/iterative_optimization/optimize.py. Ranks run over L pairs, indices over I i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
@@ -30,6 +30,8 @@ from fiqa_ray.core.ranking import RankTable
 from fiqa_ray.errors import UsageError
 
 INDEX_SCALES = ("raw", "normalized")
+_PAIRS_SHARE = 0.6
+"""Share of the time that clusters and pairs take, about; for progress."""
 
 PAPER_THETA = 1e-3
 """The paper's theta, on the scale `raw`."""
@@ -50,6 +52,7 @@ def optimize_labels(
     index_scale: str | None = None,
     init: str = "random",
     device: str = "cpu",
+    progress: Callable[[float], None] | None = None,
 ) -> Any:
     """Run the whole of section III-C in memory: no Ray, no files.
 
@@ -66,6 +69,7 @@ def optimize_labels(
         index_scale: `raw` as published, or `normalized`; None: `raw` where theta is the paper's 0.001 alone.
         init: images that K-Means starts from: `random` ones, or spread by `k-means++`.
         device: `cpu` for the compiled loops, else a torch device such as `cuda`.
+        progress: is called with the share of the work that is done, from 0 to 1.
 
     Returns:
         `OptimizedLabels`; for several thetas {theta: labels}; for several methods {method: that}.
@@ -110,9 +114,12 @@ def optimize_labels(
         init=init,
         device=device,
         n_threads=n_threads,
+        progress=progress and (lambda share: progress(_PAIRS_SHARE * share)),
     )
     updates = {name: IndexUpdate(quality_index(prior)) for name, prior in priors.items()}
-    _add_repeats(updates, repeats, order, index_scale, n_threads)
+    for n_done in _add_repeats(updates, repeats, order, index_scale, n_threads):
+        if progress:
+            progress(_PAIRS_SHARE + (1 - _PAIRS_SHARE) * n_done / n_repeats)
     labels = {name: {t: _labels(priors[name], u, t) for t in thetas} for name, u in updates.items()}
     results = [result for by_theta in labels.values() for result in by_theta.values()]
     for text in advice(n_images_of, n_clusters, len(repeats[0].mate), index_scale, results):
@@ -139,18 +146,22 @@ def _add_repeats(
     order: NDArray[np.int64],
     index_scale: str,
     n_threads: int,
-) -> None:
-    """Add the repeats to each method's update, in their order; image i of the pairs is image order[i] of the updates."""
+) -> Iterator[int]:
+    """Add the repeats to each method's update, in their order, and yield how many are added.
+
+    Image i of the pairs is image order[i] of the updates.
+    """
     indices = {name: update.index[order] for name, update in updates.items()}
 
     def sums_of(pairs: Pairs) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
         return sum_owned_ranks(indices, pairs.n_opened, pairs.mate, pairs.similarity)
 
     with one_thread(), ThreadPoolExecutor(n_threads) as pool:
-        for pairs, sums in zip(repeats, pool.map(sums_of, repeats), strict=True):
+        for n_done, (pairs, sums) in enumerate(zip(repeats, pool.map(sums_of, repeats), strict=True), 1):
             scale = rank_scale(index_scale, len(order), len(pairs.mate))
             for name, (rank_sum, n_owned) in sums.items():
                 updates[name].add(_reordered(rank_sum, order), _reordered(n_owned, order), scale)
+            yield n_done
 
 
 def optimize_from_pairs(

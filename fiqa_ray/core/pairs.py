@@ -12,7 +12,7 @@ and hold the similarities of all repeats.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -75,6 +75,7 @@ def mated_pairs(
     clusters: Sequence[NDArray[np.int32]] = (),
     device: str = "cpu",
     n_threads: int = 1,
+    progress: Callable[[float], None] | None = None,
 ) -> list[Pairs]:
     """Cluster every identity and draw the pairs of all repeats.
 
@@ -91,6 +92,7 @@ def mated_pairs(
         clusters: `(I,)` clusters of an earlier call, one array per clustering; nothing is clustered then.
         device: `cpu` for the compiled loops, else a torch device.
         n_threads: threads that share the identities.
+        progress: is called with the share of the identities that is done.
 
     Raises:
         ValueError: `clusters` do not fit the identities.
@@ -116,11 +118,13 @@ def mated_pairs(
     run = partial(_pair_blocks, buffers, embeddings, None if len(clusters) else clustering, device)
     blocks = list(identity_blocks(buffers.sizes, _BLOCK_ENTRIES if device == "cpu" else _DEVICE_BLOCK_ENTRIES))
     with one_thread():
-        if n_threads > 1 and len(blocks) > 1:
+        if len(blocks) > 1 and (n_threads > 1 or progress):
             n_shares = min(len(blocks), 8 * n_threads)
             shares = [list(s) for s in np.array_split(np.array(blocks, object), n_shares)]
             with ThreadPoolExecutor(n_threads) as pool:
-                list(pool.map(run, shares))
+                for n_done, _ in enumerate(pool.map(run, shares), 1):
+                    if progress:
+                        progress(n_done / n_shares)
         else:
             run(blocks)
     return [buffers.pairs(r) for r in range(n_repeats)]

@@ -32,6 +32,7 @@ class StoredCell:
         n_nonmated: Non-mated pairs.
         n_unscored: Images without a score.
         unit: What was drawn: "pairs" or "identities".
+        seed_areas: Limit -> `(S,)` areas of the single trainings of a regressor; empty without training.
     """
 
     curve: EDC
@@ -41,6 +42,7 @@ class StoredCell:
     n_nonmated: int
     n_unscored: int
     unit: str
+    seed_areas: dict[float, FloatArray]
 
 
 def write_cell(
@@ -49,16 +51,25 @@ def write_cell(
     scorer: str,
     cell: Cell,
     limits: Sequence[float],
+    by_seed: Sequence[EDC],
     n_unscored: int,
     duration_s: float,
 ) -> Part:
-    """Write one cell: its curve, its draws (a column per limit), and what intervals need beside them."""
+    """Write one cell: its curve, its draws (a column per limit), and what intervals need beside them.
+
+    `by_seed` holds the curves of the single trainings of a regressor, whose mean score is judged.
+    """
     draws = {repr(limit): areas.draws[scorer, cell, limit] for limit in limits}
     curve = areas.curves[scorer, cell]
     files = {
         ".parquet": pa.table({name: pa.array(getattr(curve, name), from_pandas=True) for name in EdcLine.LEVELS}),
         ".draws.parquet": pa.table({k: pa.array(v.astype(np.float32), from_pandas=True) for k, v in draws.items()}),
     }
+    if by_seed:
+        areas_by_seed = {repr(limit): [curve_of_seed.auc(limit) for curve_of_seed in by_seed] for limit in limits}
+        files[".seeds.parquet"] = pa.table(
+            {k: pa.array(v, pa.float64(), from_pandas=True) for k, v in areas_by_seed.items()}
+        )
     facts = {
         "n_tied": curve.n_tied,
         "n_wrong": areas.errors[cell].n_wrong,
@@ -80,19 +91,23 @@ def read_cell(dataset: Dataset, cell: Cell, convention: Convention) -> StoredCel
     (part,) = dataset.require().parts
     if not part.stats:
         return None
-    levels = {name: column.to_numpy() for name, column in zip(*_columns(dataset.read(part)), strict=True)}
-    names, columns = _columns(dataset.read(part, suffix=".draws.parquet"))
+    table = dataset.read(part)
+    levels = {name: table[name].to_numpy() for name in EdcLine.LEVELS}
     fmr, facts = cell[1], part.stats
+    has_seeds = any(name.endswith(".seeds.parquet") for name in part.files)
     return StoredCell(
         curve=EDC(convention=convention, fmr=fmr, n_tied=facts["n_tied"], **levels),
-        draws={float(n): c.to_numpy().astype(np.float64) for n, c in zip(names, columns, strict=True)},
+        draws=_by_limit(dataset.read(part, suffix=".draws.parquet")),
         errors=Errors(fmr, facts["n_wrong"]),
         n_units=facts["n_units"],
         n_nonmated=facts["n_nonmated"],
         n_unscored=facts["n_unscored"],
         unit="identities" if facts["is_by_identity"] else "pairs",
+        seed_areas=_by_limit(dataset.read(part, suffix=".seeds.parquet")) if has_seeds else {},
     )
 
 
-def _columns(table: pa.Table) -> tuple[list[str], list[pa.ChunkedArray]]:
-    return table.column_names, table.columns
+def _by_limit(table: pa.Table) -> dict[float, FloatArray]:
+    """Return the columns of a table by the limits that are their names."""
+    columns = zip(table.column_names, table.columns, strict=True)
+    return {float(name): column.to_numpy().astype(np.float64) for name, column in columns}

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias, TypeVar
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 
 from fiqa_ray.datasets.folders import in_parallel
 from fiqa_ray.datasets.parquet import table_bytes
+from fiqa_ray.datasets.records import add_stats as add_stats
 from fiqa_ray.datasets.records import fault_of_manifest, fault_of_part, fault_of_plan
 from fiqa_ray.datasets.sums import Choose, file_sums, read_table
 from fiqa_ray.documents import (
@@ -43,14 +43,12 @@ from fiqa_ray.storage import (
     list_files,
     read_if_there,
     read_shown,
-    remove_file,
     storage_errors,
     write_atomic,
 )
 from fiqa_ray.storage.patience import take_retries
 
 _Wanted = TypeVar("_Wanted")
-_LEFTOVER = re.compile(r"\.[0-9a-f]{32}\.tmp$")
 _last_manifest: dict[tuple[str, int], Manifest] = {}
 """The manifest that `write_part` read last, by URI and content: a finished dataset may lack many parts."""
 _REMEDIES = {
@@ -60,7 +58,7 @@ _REMEDIES = {
 _PART_REMEDY = "remove this file and run again: its part is then computed again"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Part:
     """The record of one finished part.
 
@@ -122,18 +120,6 @@ def _is_stored(part: Part, sizes: Mapping[str, int]) -> bool:
     return record_name(part.index) in sizes and all(sizes.get(n) == sums["n_bytes"] for n, sums in part.files.items())
 
 
-def add_stats(all_stats: Iterator[Mapping[str, Any]] | list[Mapping[str, Any]]) -> dict[str, Any]:
-    """Add numbers key by key, also in nested dicts."""
-    total: dict[str, Any] = {}
-    for stats in all_stats:
-        for key, value in stats.items():
-            if isinstance(value, Mapping):
-                total[key] = add_stats([total.get(key, {}), value])
-            else:
-                total[key] = total.get(key, 0) + value
-    return dict(sorted(total.items()))
-
-
 MADE_BY = {
     "faces": "pack",
     "embeddings": "embed",
@@ -156,6 +142,7 @@ MADE_BY = {
     "cells": "evaluate",
     "evaluation": "evaluate",
     "results": "evaluate",
+    "report": "report",
 }
 """Dataset name -> the stage that writes it, for error messages."""
 
@@ -299,13 +286,6 @@ class Dataset:
             read_written(self.at(name), _REMEDIES[name], self._place(name)), self.plan() or {}
         )
 
-    def remove_leftovers(self) -> None:
-        """Remove files under temporary names, which killed processes leave on a disk. Call it under the run's lock."""
-        if is_local(filesystem(self.uri)[0]):
-            for name in list_files(self.uri):
-                if _LEFTOVER.search(name):
-                    remove_file(self.at(name))
-
     # reading
 
     def plan(self) -> dict[str, Any] | None:
@@ -366,6 +346,14 @@ class Dataset:
         contents = in_parallel(lambda name: read_shown(self.at(name)), records, fs)
         yield from ((name, content) for name, content in zip(records, contents, strict=True) if content is not None)
 
+    def recorded_part(self, index: int) -> Part | None:
+        """Return the record of a part if it is there and sound."""
+        content = read_if_there(self.at(record_name(index)))
+        try:
+            return None if content is None else self.parse_record(record_name(index), content)
+        except FiqaRayError:
+            return None
+
     def parse_record(self, name: str, content: bytes) -> Part:
         """Return the record of a part from the content of its file `name`. Raise `FiqaRayError` if it is damaged."""
         values = parse_document(content, self.at(name), _PART_REMEDY, self._place(name))
@@ -387,7 +375,9 @@ class Dataset:
         fault = fault_of_manifest(content, self.name, plan)
         if fault:
             raise damaged(self.at("_manifest.json"), fault, _REMEDIES["_manifest.json"])
-        parts = [Part(**p) for p in content["parts"]]
+        parts = content["parts"]
+        for i, record in enumerate(parts):  # in the same list: a dataset may have 100,000
+            parts[i] = Part(**record)
         return Manifest(self.uri, plan, parts, add_stats([p.stats for p in parts]), sum(p.n_rows for p in parts))
 
     def is_incomplete(self) -> bool:

@@ -1,15 +1,19 @@
-"""Finds the datasets of a run without a listing of their parts."""
+"""Finds the datasets of a run without a listing of their parts; removes what killed writers leave."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
-from fiqa_ray.storage import SLASH, filesystem, is_local, storage_errors
+from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.storage import SLASH, filesystem, is_local, join, list_files, remove_file, storage_errors
 
 _REQUESTS_AT_ONCE = 16
+_LEFTOVER = re.compile(r"\.[0-9a-f]{32}\.tmp$")
 A = TypeVar("A")
 T = TypeVar("T")
 
@@ -42,6 +46,15 @@ def _folders(fs: Any, root: str, folder: str) -> Iterator[str]:
         return
     for name in names:
         yield f"{folder}{SLASH}{name}" if folder else name
+
+
+def remove_leftovers(uri: str) -> None:
+    """Remove files under temporary names, which killed processes leave on a disk. Call it under the run's lock."""
+    if is_local(filesystem(uri)[0]):
+        for name in list_files(uri):
+            if _LEFTOVER.search(name):
+                with suppress(FiqaRayError):  # its writer lives for another moment and has given it its name
+                    remove_file(join(uri, name))
 
 
 def in_parallel(call: Callable[[A], T], values: Sequence[A], fs: Any) -> list[T]:

@@ -9,12 +9,13 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau, ttest_1samp
 
 from fiqa_ray.core.bootstrap import AreaDraws
 from fiqa_ray.core.conventions import Cell
 from fiqa_ray.core.intervals import Interval, IntervalSettings
 from fiqa_ray.core.verdicts import holm
+from fiqa_ray.core.verification import FloatArray
 from fiqa_ray.datasets.cells import StoredCell
 from fiqa_ray.datasets.results import AucRow, DifferenceRow, EdcLine, RankingRow, ScorerKey
 
@@ -151,13 +152,15 @@ class Judgement:
 
     def _difference_row(self, family: str, scorers: tuple[str, str], cell: Cell) -> DifferenceRow:
         interval: Interval = self.areas.difference(*scorers, cell)
+        limit = self.areas.common_limit(*scorers, cell)
+        trained = self._seed_differences(scorers, cell, limit)
         key = self.keys[scorers[0]]
         return DifferenceRow(
             benchmark=self.benchmark,
             recognizer=self.recognizer,
             convention=cell[0],
             fmr=np.nan if cell[1] is None else cell[1],
-            discard_limit=self.areas.common_limit(*scorers, cell),
+            discard_limit=limit,
             method=key.method,
             theta=key.theta,
             seed=key.seed,
@@ -174,7 +177,33 @@ class Judgement:
             n_draws=interval.settings.n_draws,
             draws_seed=interval.settings.seed,
             n_undefined=interval.n_undefined,
+            n_seeds=trained.size,
+            pairs_sd=self._pairs_sd(scorers, cell, limit),
+            training_sd=float(trained.std(ddof=1)) if trained.size > 1 else np.nan,
+            p_training=_p_of_mean(trained),
         )
+
+    def _seed_differences(self, scorers: tuple[str, str], cell: Cell, limit: float) -> FloatArray:
+        """Return the difference of two areas by each training seed, (S,); S is 0 where neither was trained.
+
+        Where one score was not trained its area is the same for all. Two regressors of one seed start alike.
+        """
+        by_seed = [self.cells[name, cell].seed_areas.get(limit, np.empty(0)) for name in scorers]
+        n = max(areas.size for areas in by_seed)
+        if limit <= 0 or any(areas.size not in (0, n) for areas in by_seed):
+            return np.empty(0)
+        a, b = (
+            areas if areas.size else np.full(n, self.cells[name, cell].curve.auc(limit))
+            for name, areas in zip(scorers, by_seed, strict=True)
+        )
+        return np.asarray(a - b)
+
+    def _pairs_sd(self, scorers: tuple[str, str], cell: Cell, limit: float) -> float:
+        """Return the standard deviation of a difference over the draws; NaN without draws."""
+        a, b = (self.cells[name, cell].draws.get(limit, np.empty(0)) for name in scorers)
+        differences = a - b if a.size == b.size else np.empty(0)
+        defined = differences[~np.isnan(differences)]
+        return float(defined.std(ddof=1)) if defined.size > 1 else np.nan
 
     # --- agreement of conventions ---
 
@@ -206,6 +235,15 @@ class Judgement:
         """Return a scorer's area up to the limit that all of `names` have."""
         limit = min(self.areas.own_limit(other, cell) for other in names)
         return self.cells[name, cell].curve.auc(limit) if limit > 0 else np.nan
+
+
+def _p_of_mean(values: FloatArray) -> float:
+    """Return the two-sided p-value of Student's t that the mean of some values is zero; NaN with fewer than two."""
+    if values.size < 2 or np.isnan(values).any():
+        return np.nan
+    if np.ptp(values) == 0:
+        return 1.0 if values[0] == 0 else 0.0
+    return float(ttest_1samp(values, 0.0).pvalue)
 
 
 def correct_families(rows: Sequence[DifferenceRow]) -> list[DifferenceRow]:

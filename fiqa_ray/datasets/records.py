@@ -1,19 +1,22 @@
-"""What must hold of a part's record, a manifest and a plan, beside the sum of their content.
+"""What must hold of a part's record, a manifest and a plan, beside the sum of their content; and how stats add up.
 
-The functions get the parsed JSON and return what is wrong with it, or an empty text. They never raise.
+The functions `fault_of_...` get the parsed JSON and return what is wrong with it, or an empty text. They never raise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
 _PART: dict[str, Any] = {"index": int, "n_rows": int, "files": dict, "stats": dict, "duration_s": (int, float)}
-_HEX = frozenset("0123456789abcdef")
+_HEX = "0123456789abcdef"
 
 
 def fault_of_part(values: Any, index: int) -> str:
     """Return what is wrong with the record of part `index`."""
+    if _is_sound_part(values, index):
+        return ""
     if not isinstance(values, dict) or values.keys() != _PART.keys():
         return f"the record of part {index} must have the entries {', '.join(_PART)}"
     for key, kind in _PART.items():
@@ -29,6 +32,25 @@ def fault_of_part(values: Any, index: int) -> str:
     if not _are_stats(values["stats"]):
         return f"the stats of part {index} are no numbers"
     return ""
+
+
+def _is_sound_part(values: Any, index: int) -> bool:
+    """Return whether nothing is wrong with a record: what almost all are, told in a third of the time."""
+    if type(values) is not dict or values.keys() != _PART.keys():
+        return False
+    n_rows, files, duration_s = values["n_rows"], values["files"], values["duration_s"]
+    return (
+        type(values["index"]) is int
+        and values["index"] == index
+        and type(n_rows) is int
+        and n_rows >= 0
+        and type(files) is dict
+        and type(duration_s) in (int, float)
+        and 0 <= duration_s < float("inf")
+        and all(map(_are_sums, files.values()))
+        and type(values["stats"]) is dict
+        and _are_stats(values["stats"])
+    )
 
 
 def fault_of_manifest(values: dict[str, Any], dataset: str, plan: dict[str, Any]) -> str:
@@ -78,15 +100,37 @@ def is_count(value: Any) -> bool:
 def _are_sums(sums: Any) -> bool:
     if not isinstance(sums, dict) or not is_count(sums.get("n_bytes")) or not _is_crc32(sums.get("crc32")):
         return False
-    chunks = sums.get("chunk_crc32", [])
+    chunks = sums.get("chunk_crc32")
+    if chunks is None:
+        return "n_footer" not in sums or is_count(sums["n_footer"])
     return isinstance(chunks, list) and all(map(_is_crc32, chunks)) and is_count(sums.get("n_footer", 0))
 
 
 def _is_crc32(value: Any) -> bool:
-    return isinstance(value, str) and len(value) == 8 and set(value) <= _HEX
+    return isinstance(value, str) and len(value) == 8 and not value.strip(_HEX)
 
 
 def _are_stats(stats: Any) -> bool:
     if isinstance(stats, dict):
         return all(_are_stats(value) for value in stats.values())
     return isinstance(stats, int | float) and not isinstance(stats, bool)
+
+
+def add_stats(all_stats: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add numbers key by key, also in nested dicts."""
+    total: dict[str, Any] = {}
+    for stats in all_stats:
+        _add(total, stats)
+    return _sorted(total)
+
+
+def _add(total: dict[str, Any], stats: Mapping[str, Any]) -> None:
+    for key, value in stats.items():
+        if isinstance(value, dict):
+            _add(total.setdefault(key, {}), value)
+        else:
+            total[key] = total.get(key, 0) + value
+
+
+def _sorted(total: dict[str, Any]) -> dict[str, Any]:
+    return {key: _sorted(value) if isinstance(value, dict) else value for key, value in sorted(total.items())}

@@ -13,21 +13,26 @@ import logging
 import os
 import re
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from fiqa_ray.config import ComputeSettings
-from fiqa_ray.engine.head_watch import head_watch
+from fiqa_ray.datasets.dataset import Dataset, Part
+from fiqa_ray.engine.head_watch import HeadWatch, head_watch
 from fiqa_ray.engine.interrupts import catch_sigterm
 from fiqa_ray.engine.late_shards import Announcer, LateShards, start_board
-from fiqa_ray.engine.local import Item, LostProcessError, Outcome, WorkerSlot, call_and_catch, local_map
+from fiqa_ray.engine.local import Item, LostProcessError, Mapper, Outcome, WorkerSlot, call_and_catch, local_map
 from fiqa_ray.engine.progress import note
 from fiqa_ray.engine.step import Worker
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.storage.patience import set_patience
 
+N_STARTS = 3
+"""Times that a Ray of our own is started before the run gives up."""
 LARGE_BYTES = 1 << 30
 """A process returns the memory of larger shards to the system; that of smaller ones serves its next shard."""
 
@@ -148,12 +153,38 @@ def _grantable(memory_bytes: int) -> int:
     return int(min(memory_bytes, largest))  # 0 before the first machine is there: it then asks for a processor alone
 
 
+BLOCKS_PER_WORKER = 64
+"""Shards of a step with more per worker come in blocks of several, so that Ray's store holds few objects."""
+
+
+@dataclass(frozen=True)
+class _Makers:
+    """What an actor needs of the steps: a factory of workers and the datasets of each."""
+
+    make_worker: list[Callable[[], Worker]]
+    datasets: list[tuple[Dataset, ...]]
+
+
+class _Entry(NamedTuple):
+    """A shard on its way to an actor.
+
+    Attributes:
+        number: Among the shards that run together.
+        step: Number of its step.
+        part: Number of its part, or None if that is not known.
+        shard: The shard.
+    """
+
+    number: int
+    step: int
+    part: int | None
+    shard: Any
+
+
 class _ShardActor:
     """One worker of a Ray Data actor pool; loads a model when the first of its shards comes."""
 
-    def __init__(
-        self, makers: list[Callable[[], Worker]], chunks: _Chunks, announce: Announcer, patience_s: float
-    ) -> None:
+    def __init__(self, makers: _Makers, chunks: _Chunks, announce: Announcer, patience_s: float) -> None:
         import torch
 
         torch.set_num_threads(1)
@@ -163,27 +194,37 @@ class _ShardActor:
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         from ray import cloudpickle
 
-        numbers, outcomes = [], []
-        for i in batch["id"]:
-            number, maker, shard = self._chunks.get(int(i))
-            with self._announce(number):
-                outcomes.append(call_and_catch(lambda m=maker, s=shard: self._workers.get(self._makers[m])(s)))  # type: ignore[misc]
-            numbers.append(number)
-        return {"number": numbers, "outcome": [cloudpickle.dumps(o) for o in outcomes]}
+        (index,) = batch["item"]
+        entry = self._chunks.get(int(index))
+        outcome: Outcome | None = self._part_from_before(entry)
+        if outcome is None:
+            with self._announce(entry.number):
+                make_worker = self._makers.make_worker[entry.step]
+                outcome = call_and_catch(lambda: self._workers.get(make_worker)(entry.shard))
+        return {"number": [entry.number], "outcome": [cloudpickle.dumps(outcome)]}
+
+    def _part_from_before(self, entry: _Entry) -> Part | None:
+        """Return the part of a shard that this actor finished before it died: all shards of its block come again."""
+        import ray
+
+        if entry.part is None or not ray.get_runtime_context().was_current_actor_reconstructed:
+            return None
+        parts = [dataset.recorded_part(entry.part) for dataset in self._makers.datasets[entry.step]]
+        return parts[0] if all(parts) else None
 
 
 class _Chunks:
     """Shards in a few objects of Ray's store; an actor holds the chunk that it works on."""
 
-    def __init__(self, shards: list[tuple[int, int, Any]], n_chunks: int) -> None:
+    def __init__(self, entries: list[_Entry], n_chunks: int) -> None:
         import ray
 
-        self._size = max(1, -(-len(shards) // n_chunks))
-        self._refs = [ray.put(shards[i : i + self._size]) for i in range(0, len(shards), self._size)]
-        self._held: tuple[int, list[tuple[int, int, Any]]] = (-1, [])
+        self._size = max(1, -(-len(entries) // n_chunks))
+        self._refs = [ray.put(entries[i : i + self._size]) for i in range(0, len(entries), self._size)]
+        self._held: tuple[int, list[_Entry]] = (-1, [])
 
-    def get(self, index: int) -> tuple[int, int, Any]:
-        """Return a shard with its number and the number of its maker."""
+    def get(self, index: int) -> _Entry:
+        """Return a shard by its place."""
         import ray
 
         chunk, place = divmod(index, self._size)
@@ -228,16 +269,20 @@ def _run_pool(items: dict[int, Item], compute: ComputeSettings, announce: Announ
     n_present = n_gpus if on_gpu else int(resources.get("CPU", 1))
     size = min(compute.n_workers or max(1, n_present), len(items))
     steps = list({id(step): step for step, _ in items.values()}.values())
-    maker = {id(step): i for i, step in enumerate(steps)}
-    chunks = _Chunks([(number, maker[id(step)], shard) for number, (step, shard) in items.items()], 2 * size)
+    number_of = {id(step): i for i, step in enumerate(steps)}
+    part_of = {id(shard): i for step in steps for i, shard in enumerate(step.shards)}
+    entries = [_Entry(n, number_of[id(step)], part_of.get(id(shard)), shard) for n, (step, shard) in items.items()]
+    makers = _Makers([step.make_worker for step in steps], [step.datasets for step in steps])
+    n_blocks = min(len(items), BLOCKS_PER_WORKER * size)
+    data: ray.data.Dataset = ray.data.from_items([{"item": i} for i in range(len(items))], override_num_blocks=n_blocks)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # max_restarts has no named parameter yet
-        data = ray.data.range(len(items), override_num_blocks=len(items)).map_batches(
+        data = data.map_batches(
             _ShardActor,
             batch_size=1,
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(size=size),
-            fn_constructor_args=([s.make_worker for s in steps], chunks, announce, compute.storage_patience_s),
+            fn_constructor_args=(makers, _Chunks(entries, 2 * size), announce, compute.storage_patience_s),
             num_gpus=1 if on_gpu else 0,
             num_cpus=1,
             # a worker that dies for good must end the step: by default Ray Data tries forever
@@ -315,6 +360,31 @@ def _loopback() -> Iterator[None]:
 
 
 @contextmanager
+def ray_when_needed(compute: ComputeSettings) -> Iterator[Mapper]:
+    """Yield a mapper that joins or starts Ray when the first shard is to run; a run with nothing to do needs none."""
+    with ExitStack() as stack:
+        yield _LateRay(compute, stack)
+
+
+class _LateRay:
+    """Runs shards as `RayMapper` does, on a Ray that is there from the first of them on."""
+
+    def __init__(self, compute: ComputeSettings, stack: ExitStack) -> None:
+        self._mapper, self._stack, self._has_ray = RayMapper(compute), stack, False
+
+    def __call__(self, items: Sequence[Item]) -> Iterator[tuple[Item | None, Outcome]]:
+        """Run shards."""
+        if not self._has_ray:
+            self._stack.enter_context(ray_session(self._mapper.compute))
+            self._has_ray = True
+        return self._mapper(items)
+
+    def waits_for(self, items: Sequence[Item]) -> str:
+        """Return which resource the cluster lacks altogether, or an empty text."""
+        return self._mapper.waits_for(items) if self._has_ray else ""
+
+
+@contextmanager
 def ray_session(compute: ComputeSettings) -> Iterator[None]:
     """Join or start Ray for the time of a run; where Ray is up already, only set its options."""
     if compute.engine != "ray":
@@ -355,29 +425,63 @@ def ray_session(compute: ComputeSettings) -> Iterator[None]:
     else:
         _check_token(address)
     with _loopback() if address == "local" else nullcontext():
-        _start(address, options)
+        _start({"address": address, "log_to_driver": False, "logging_level": logging.ERROR, **options})
+        watch: HeadWatch | None = None
         try:
             with head_watch() as watch:
                 yield
         finally:
-            if watch.is_lost:  # nothing answers any more
+            if watch is not None and watch.is_lost:  # nothing answers any more
                 atexit.unregister(ray.shutdown)
             else:
-                ray.shutdown()
+                with _without_stderr():
+                    ray.shutdown()
 
 
-def _start(address: str, options: dict[str, Any]) -> None:
-    """Start or join Ray; try once more if it does not start in time, as on a machine under load."""
+def _start(options: dict[str, Any]) -> None:
+    """Join or start Ray; a Ray of our own that does not come up is started again.
+
+    Raises:
+        FiqaRayError: one line on what failed and what to do.
+    """
     import ray
 
-    for is_last in (False, True):
+    address = options["address"]
+    for trial in range(N_STARTS if address == "local" else 1):
+        if trial:
+            note("Ray did not start; trying again")
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            with _without_stderr():
+                ray.init(**options)
             catch_sigterm()
             return
-        except (ConnectionError, OSError, ValueError, RuntimeError) as exc:
-            is_late = "timed out" in str(exc).lower() or "timeout" in str(exc).lower()
-            if is_last or not is_late:
-                raise FiqaRayError(f"cannot start or join Ray at address {address!r}: {exc}") from exc
-            note(f"Ray did not start in time ({' '.join(str(exc).split())[:120]}); trying once more")
-            ray.shutdown()
+        except Exception as exc:  # Ray raises what it likes, a bare Exception where its processes come too late
+            fault = exc
+            with _without_stderr(), suppress(Exception):
+                ray.shutdown()
+    reason = next((line.strip() for line in str(fault).splitlines() if line.strip()), type(fault).__name__)
+    if address != "local":
+        raise FiqaRayError(f"cannot start or join Ray at address {address!r}: {reason}") from fault
+    raise FiqaRayError(
+        f"Ray did not start in {N_STARTS} trials ({reason[:200]}). Is the machine busy? Run the same command again, or work "
+        "without Ray, in one process: compute.engine=local"
+    ) from fault
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Send what Ray's C++ parts write to this process's stderr nowhere: they say how they set up their own logs."""
+    sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # a process without stderr
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

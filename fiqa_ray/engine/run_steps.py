@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from fiqa_ray.datasets.dataset import Manifest, part_name
+from fiqa_ray.datasets.folders import remove_leftovers
 from fiqa_ray.engine.local import Item, LostProcessError, Mapper
 from fiqa_ray.engine.progress import StepProgress
 from fiqa_ray.engine.run_state import run_state
@@ -49,7 +50,7 @@ def run_steps(steps: Sequence[Step], mapper: Mapper, max_bad_fraction: float = 1
         missing = [s for i, s in enumerate(step.shards) if i not in finished]
         if missing or None in stored:
             for dataset in step.datasets:
-                dataset.remove_leftovers()
+                remove_leftovers(dataset.uri)
             _write_plans(step)
             items += [(step, s) for s in missing]
             done += [(step, p.n_rows) for p in finished.values()]

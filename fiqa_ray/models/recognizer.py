@@ -17,6 +17,7 @@ from fiqa_ray.models.formats.onnx_network import OnnxNetwork
 from fiqa_ray.models.networks.iresnet import SplitNetwork
 from fiqa_ray.models.preprocessing import Preprocessing
 from fiqa_ray.models.probe import probe_faces
+from fiqa_ray.public_uri import public_uri
 
 FACE_SHAPE = (3, FACE_SIZE, FACE_SIZE)
 
@@ -65,6 +66,13 @@ class Recognizer(nn.Module):
         self.trainable_names = tuple(key for key, value in backbone.named_parameters() if value.requires_grad)
         self.backbone = backbone
         self.requires_grad_(False).eval()
+
+    def __repr__(self) -> str:  # the network's own would fill pages
+        pixels = self.preprocessing
+        return (
+            f"<Recognizer {public_uri(self.name)}: {self.dim} numbers per face, {pixels.colour} pixels "
+            f"(v - {pixels.mean:g}) / {pixels.scale:g}>"
+        )
 
     def forward(self, faces: Tensor) -> Tensor:
         """Embed aligned RGB faces.

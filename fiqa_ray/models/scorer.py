@@ -13,12 +13,13 @@ from torch import Tensor
 
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.models.recognizer import CleanPass, Recognizer, check_faces
+from fiqa_ray.public_uri import public_uri
 
 ScoreFaces = Callable[[CleanPass, NDArray[np.int64]], Any]
 """Maps a batch of N faces on the device and their `(N,) int64` image rows to `(N,)` scores."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scorer:
     """A loaded FIQA method or regressor.
 
@@ -37,6 +38,10 @@ class Scorer:
     random: bool = False
     network: Recognizer | None = None
     card: dict[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        on = "" if self.network is None or self.network.name == self.name else f" on {public_uri(self.network.name)}"
+        return f"<Scorer {public_uri(self.name)}{on}, {self.device}>"
 
     def __call__(
         self, faces: Tensor | NDArray[np.uint8], image_row: Tensor | NDArray[np.int64] | None = None

@@ -144,12 +144,14 @@ def verdict(row: DifferenceRow) -> str:
     """Say what the interval of a difference of areas means for its first scorer; smaller areas are better.
 
     A difference is clear where the interval leaves out zero and the p-value, corrected for its family, is small enough.
+    Where regressors were trained several times, the mean over the trainings must differ from zero too.
     """
     if math.isnan(row.low) or math.isnan(row.high):
         return "undefined" if math.isnan(row.difference) else "no interval"
-    if row.p_holm < 1 - row.level and row.high < 0:
+    is_clear = row.p_holm < 1 - row.level and not row.p_training >= 1 - row.level  # NaN: one training or none
+    if is_clear and row.high < 0:
         return "improves"
-    return "worsens" if row.p_holm < 1 - row.level and row.low > 0 else "no clear difference"
+    return "worsens" if is_clear and row.low > 0 else "no clear difference"
 
 
 def area_interval(row: AucRow) -> str:

@@ -37,6 +37,7 @@ from fiqa_ray.sources.protocols import (
     read_pairs_table,
 )
 from fiqa_ray.sources.recordio import list_recordio, read_recordio, recordio_lists
+from fiqa_ray.sources.stored_embeddings import list_embeddings
 from fiqa_ray.sources.table import list_table
 from fiqa_ray.sources.vggface2 import list_vggface2
 from fiqa_ray.sources.webdataset import list_webdataset
@@ -52,6 +53,7 @@ class Source:
         read_images: called with rows of that table, yields their rows and contents in the order that suits the source.
         options: settings of `SourceSettings` that `list_faces` takes.
         counts_left_out: whether `list_faces` takes `left_out`.
+        has_images: whether there are images to read, or embeddings alone.
         lists: called with the URI, returns the files that say which images there are, by name. A change of their content
             makes another data set; folders and archives count by their URI alone.
     """
@@ -60,6 +62,7 @@ class Source:
     read_images: Callable[[pa.Table], Iterator[tuple[int, Content]]]
     options: tuple[str, ...] = ()
     counts_left_out: bool = False
+    has_images: bool = True
     lists: Callable[[str], dict[str, str]] = lambda _: {}
 
 
@@ -87,6 +90,7 @@ SOURCES: dict[str, Source] = {
     "webdataset": Source(list_webdataset, read_entries, ("identity_key",), True),
     "parquet_images": Source(list_parquet_images, read_parquet_images, ("identity_key",), True),
     "bin": Source(list_bin, read_bin, lists=lambda uri: {"list": uri}),
+    "embeddings": Source(list_embeddings, read_files, (), True, has_images=False),
     "ijb": Source(list_ijb, read_files, lists=lambda uri: {"list": ijb_lists(uri)["images"]}),
 }
 

@@ -79,7 +79,7 @@ def read_parquet_images(faces: pa.Table) -> Iterator[tuple[int, Content]]:
     uris, offsets = faces["uri"].to_pylist(), faces["offset"].to_numpy()
     for uri in dict.fromkeys(uris):
         rows = np.array([row for row, u in enumerate(uris) if u == uri])
-        with _open(uri) as file:
+        with open_parquet(uri) as file:
             name, kind = _image_column(file.schema_arrow, uri)
             column = f"{name}.bytes" if pa.types.is_struct(kind) else name
             first = 0
@@ -137,7 +137,8 @@ def _files(uri: str, left_out: Counter[str] | None) -> dict[str, str]:
 
 
 @contextmanager
-def _open(uri: str) -> Iterator[pq.ParquetFile]:
+def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file on any storage; raise `FiqaRayError` if it is none."""
     with storage_errors(uri):
         fs, path = filesystem(uri)
         # what pyarrow asks for goes to storage as it is: fsspec's readahead would fetch columns that nobody wants
@@ -152,7 +153,7 @@ def _open(uri: str) -> Iterator[pq.ParquetFile]:
 
 
 def _list_file(uri: str, identity_key: str | None) -> pa.Table:
-    with _open(uri) as file:
+    with open_parquet(uri) as file:
         schema = file.schema_arrow
         image, kind = _image_column(schema, uri)
         _refuse_bomb(file.metadata, image, uri)

@@ -48,7 +48,7 @@ STAGES: dict[str, Stage] = {
         "Run the FR model on every face (Ray Data, on GPUs where there are some).",
         reads=("faces",),
         writes=("embeddings",),
-        planned_by=("infer:embed_steps",),
+        planned_by=("infer:embed_steps", "given:given_steps"),
         estimated_by="infer:estimate_embed",
     ),
     "score": Stage(

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from fiqa_ray.config import BenchmarkSettings, EvaluateSettings
-from fiqa_ray.core.bootstrap import bootstrap_cells
+from fiqa_ray.core.bootstrap import bootstrap_cells, curves_of
 from fiqa_ray.core.conventions import Cell, Convention, stored_limits
 from fiqa_ray.core.floor import n_random_orders, random_qualities
 from fiqa_ray.core.verification import FloatArray, IntArray
@@ -25,8 +25,9 @@ from fiqa_ray.datasets.results import ORACLE, RANDOM
 from fiqa_ray.engine.progress import note
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.job import Job, Scorer
-from fiqa_ray.sources.comparisons import match_pairs
+from fiqa_ray.job import Job
+from fiqa_ray.sources.comparisons import Comparisons, match_pairs
+from fiqa_ray.sources.scorer import Scorer
 
 
 @dataclass(frozen=True)
@@ -91,71 +92,109 @@ def run_shard(shard: CellShard) -> Part:
     started = time.monotonic()
     pairs = shard.comparisons.read_all(["image_row_a", "image_row_b", "mated", "similarity"])
     row_a, row_b = (pairs[name].to_numpy() for name in ("image_row_a", "image_row_b"))
-    image_id = shard.faces.read_all(["image_id"])["image_id"].combine_chunks()
-    # rows of pairs are those of images, or of templates, which only their list names
-    templates = match_pairs(shard.benchmark, image_id) if shard.benchmark.pairs.kind == "ijb" else None
-    names = image_id if templates is None else templates.names(image_id)
-    used, rows = np.unique(np.concatenate([row_a, row_b]), return_inverse=True)
-    name = shard.scorer.key.scorer
+    mated = pairs["mated"].to_numpy(zero_copy_only=False)
+    units, name = Units.of(shard), shard.scorer.key.scorer
+    is_used = np.zeros(len(units.names), bool)
+    is_used[row_a] = is_used[row_b] = True
+    orders: list[tuple[FloatArray, FloatArray]] = []
+    seeds: FloatArray = np.empty((0, 0))
     scores: dict[str, tuple[FloatArray, FloatArray]] = {}
     n_unscored = 0
-    orders: list[tuple[FloatArray, FloatArray]] = []
     if shard.scorer.key.variant == RANDOM:
-        rows_a, rows_b = rows.reshape(2, -1)
-        random = random_qualities(names.take(pa.array(used)).to_pylist(), shard.seed, n_random_orders(len(rows_a)))
-        orders = [(quality[rows_a], quality[rows_b]) for quality in random]
+        row = np.cumsum(is_used) - 1  # among the used ones
+        names = units.names.filter(pa.array(is_used)).to_pylist()
+        random = random_qualities(names, shard.seed, n_random_orders(len(row_a)))
+        orders = [(quality[row[row_a]], quality[row[row_b]]) for quality in random]
     else:
-        score = shard.scorer.scores(image_id)
-        if templates is not None:
-            score = templates.qualities(score)
-        if shard.scorer.key.variant == ORACLE and not np.isfinite(score[used]).all():
+        score, seeds = units.qualities(shard.scorer)
+        if shard.scorer.key.variant == ORACLE and not np.isfinite(score[is_used]).all():
             parts = [write_empty_cell(dataset) for _, _, dataset in shard.cells]
             return parts[0]
-        score, n_unscored = _ranked_last(score, used, name)
+        score, n_unscored = _ranked_last(score, is_used, name)
         scores[name] = score[row_a], score[row_b]
-    mated = pairs["mated"].to_numpy(zero_copy_only=False)
     limits = sorted({limit for _, c, _ in shard.cells for limit in stored_limits(c, shard.settings.limits)})
+    cells = {cell: convention for cell, convention, _ in shard.cells}
     areas = bootstrap_cells(
         pairs["similarity"].to_numpy(),
         mated,
         scores,
-        {cell: convention for cell, convention, _ in shard.cells},
+        cells,
         random_orders=orders,
         limits=limits,
-        identities=_identities(shard, None if templates is None else templates.subjects(), row_a, row_b, mated),
+        identities=_identities(shard, units, row_a, row_b, mated),
         images=(row_a, row_b),
         n_draws=shard.settings.draws,
         seed=shard.seed,
     )
+    of_seeds = [_ranked_last(score, is_used, name)[0] for score in seeds.T]
+    trained = curves_of(
+        pairs["similarity"].to_numpy(), mated, [(s[row_a], s[row_b]) for s in of_seeds], cells, images=(row_a, row_b)
+    )
     duration_s = (time.monotonic() - started) / len(shard.cells)
-    parts = [
-        write_cell(dataset, areas, name, cell, stored_limits(convention, shard.settings.limits), n_unscored, duration_s)
-        for cell, convention, dataset in shard.cells
-    ]
+    parts = []
+    for cell, convention, dataset in shard.cells:
+        stored = stored_limits(convention, shard.settings.limits)
+        parts.append(write_cell(dataset, areas, name, cell, stored, trained[cell], n_unscored, duration_s))
     return parts[0]
 
 
-def _ranked_last(score: FloatArray, used: IntArray, name: str) -> tuple[FloatArray, int]:
-    """Return scores with those that lack below all others, and the number of images in use without one.
+@dataclass(frozen=True)
+class Units:
+    """What a benchmark compares: images, or templates of several.
+
+    Attributes:
+        names: Their names.
+        image_id: The images.
+        templates: The comparisons of templates, or None.
+    """
+
+    names: pa.Array
+    image_id: pa.Array
+    templates: Comparisons | None
+
+    @classmethod
+    def of(cls, shard: CellShard) -> Units:
+        """Read the names of images, and of templates their list."""
+        image_id = shard.faces.read_all(["image_id"])["image_id"].combine_chunks()
+        if shard.benchmark.pairs.kind != "ijb":
+            return cls(image_id, image_id, None)
+        templates = match_pairs(shard.benchmark, image_id)
+        return cls(templates.names(image_id), image_id, templates)
+
+    def qualities(self, scorer: Scorer) -> tuple[FloatArray, FloatArray]:
+        """Return the qualities `(U,)` of units, and those by each training seed, `(U, S)`; S is 0 without training."""
+        score, seeds = scorer.scores(self.image_id), scorer.seed_scores()
+        if self.templates is None:
+            return score, seeds
+        columns = [self.templates.qualities(column) for column in seeds.T]
+        return self.templates.qualities(score), np.stack(columns, axis=1) if columns else seeds
+
+    def persons(self, faces: Dataset) -> np.ndarray:
+        """Return the person of each unit."""
+        if self.templates is not None:
+            return self.templates.subjects()
+        return np.asarray(faces.read_all(["identity"])["identity"].to_numpy(zero_copy_only=False))
+
+
+def _ranked_last(score: FloatArray, is_used: np.ndarray, name: str) -> tuple[FloatArray, int]:
+    """Return scores with those that lack below all others, and the number of used images without one.
 
     An image that a method cannot score is the first to go.
     """
     is_scored = np.isfinite(score)
-    if not is_scored[used].any():
+    if not is_scored[is_used].any():
         raise FiqaRayError(f"{name}: none of the images in the pairs has a score")
-    return np.where(is_scored, score, score[is_scored].min() - 1), int((~is_scored[used]).sum())
+    return np.where(is_scored, score, score[is_scored].min() - 1), int((~is_scored[is_used]).sum())
 
 
 def _identities(
-    shard: CellShard, subjects: IntArray | None, row_a: IntArray, row_b: IntArray, mated: np.ndarray
+    shard: CellShard, units: Units, row_a: IntArray, row_b: IntArray, mated: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the persons of both units where persons are to be resampled, else None; `subjects` are those of templates."""
+    """Return the persons of both images where persons are to be resampled, else None."""
     if shard.settings.resample == "pairs":
         return None
-    names = subjects
-    if names is None:
-        names = shard.faces.read_all(["identity"])["identity"].to_numpy(zero_copy_only=False)
+    names = units.persons(shard.faces)
     identities = names[row_a], names[row_b]
-    # auto: a flat folder names no persons, and its identities contradict the pairs
+    # auto: a flat folder names no persons, and its identities contradict the pairs; so may a wrong label
     is_named = np.array_equal(identities[0] == identities[1], mated)
     return identities if is_named or shard.settings.resample == "identities" else None

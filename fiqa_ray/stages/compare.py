@@ -33,7 +33,7 @@ def compare_steps(job: Job) -> Iterator[list[Step]]:
     """Yield one step per benchmark and recogniser."""
     steps = []
     for benchmark in job.settings.benchmarks:
-        n_pairs = len(read_pairs(benchmark.pairs).mated)
+        n_pairs = len(read_pairs(benchmark.pairs))
         for recognizer in job.judges:
             dataset = job.comparisons(benchmark, recognizer)
             embeddings = job.embeddings(benchmark.name, recognizer)
@@ -74,10 +74,9 @@ def run_shard(dataset: Dataset, shard: CompareShard) -> Part:
     position = np.full(len(pairs.names(image_id)), -1, np.int64)  # of a unit's embedding in `values`
     position[rows] = np.arange(len(rows))
 
-    is_there = (pairs.row_a >= 0) & (pairs.row_b >= 0)
-    chosen = is_there & (position[pairs.row_a] >= 0) & (position[pairs.row_b] >= 0)
-    a, b = pairs.row_a[chosen], pairs.row_b[chosen]
-    mated = np.asarray(pairs.mated)[chosen]
+    row_a, row_b = pairs.row_a, pairs.row_b
+    chosen = (row_a >= 0) & (row_b >= 0) & (position[row_a] >= 0) & (position[row_b] >= 0)
+    a, b, mated = row_a[chosen], row_b[chosen], pairs.mated[chosen]
     n_skipped = int((~chosen).sum())
     if not mated.any() or mated.all():
         raise FiqaRayError(
@@ -89,13 +88,13 @@ def run_shard(dataset: Dataset, shard: CompareShard) -> Part:
         "image_row_a": a,
         "image_row_b": b,
         "mated": mated,
-        "fold": np.asarray(pairs.fold)[chosen].astype(np.int32),
+        "fold": pairs.fold[chosen].astype(np.int32),
         "similarity": pair_similarities(values, position[a], position[b]),
     }
     return dataset.write_part(
         0,
         {".parquet": pa.table(comparisons, schema=schemas.COMPARISONS)},
-        n_rows=len(pairs.mated),
+        n_rows=len(chosen),
         stats={"n_pairs_used": len(mated), "n_pairs_skipped": n_skipped},
         duration_s=time.monotonic() - started,
     )

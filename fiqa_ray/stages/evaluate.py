@@ -38,8 +38,9 @@ from fiqa_ray.datasets.results import (
 )
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.errors import UsageError
-from fiqa_ray.job import Job, LabelSet, Scorer
+from fiqa_ray.job import Job, LabelSet
 from fiqa_ray.sources.degradations import recorded_truth
+from fiqa_ray.sources.scorer import Scorer
 
 REFERENCES = (RANDOM, ORACLE)
 """Scorers that never compete for the best: random numbers, and the recorded truth."""

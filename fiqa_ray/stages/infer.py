@@ -52,6 +52,8 @@ Models = Callable[[torch.Tensor, NDArray[np.int64]], list[NDArray[np.float32]]]
 
 def embed_steps(job: Job) -> Iterator[list[Step]]:
     """Yield the steps that embed every face set; the FR models that lack embeddings of a set share its decoded faces."""
+    if job.settings.has_given_embeddings:
+        return  # fiqa_ray.stages.given copies them
     steps = []
     for face_set in job.face_sets:
         models = job.recognizers_of(face_set)

@@ -5,7 +5,6 @@ The source is listed once; the sorted list is kept beside the shards, so a resum
 
 from __future__ import annotations
 
-import io
 import itertools
 import time
 from collections import Counter
@@ -17,15 +16,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from fiqa_ray.config import SourceSettings
 from fiqa_ray.core.landmark_order import LandmarkOrder
 from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.dataset import Dataset, Manifest, Part
 from fiqa_ray.datasets.parquet import table_bytes
+from fiqa_ray.datasets.source_list import SOURCE_LIST, read_list
 from fiqa_ray.datasets.sums import file_sums
-from fiqa_ray.documents import damaged
 from fiqa_ray.engine.cost import FACE_BYTES, FACE_MEMORY, Cost, Workload
 from fiqa_ray.engine.progress import note
 from fiqa_ray.engine.step import Step, Worker
@@ -39,10 +37,8 @@ from fiqa_ray.sources.containers import Fault
 from fiqa_ray.sources.kinds import SOURCES
 from fiqa_ray.sources.landmarks import LandmarkFit, arrange_landmarks
 from fiqa_ray.sources.private_uris import private_faces, public_faces
-from fiqa_ray.storage import exists, read_bytes, storage_errors, write_atomic
+from fiqa_ray.storage import exists, storage_errors, write_atomic
 
-SOURCE_LIST = "_source.parquet"
-"""The sorted list of a face set's images, beside its parts; its sums stand in the plan."""
 _ALIGNMENTS = {"landmarks": "by given landmarks", "as_is": "taken as they are"}
 
 
@@ -171,18 +167,6 @@ def _bounds(dataset: Dataset, face_set: str, faces: pa.Table, rows_per_part: int
     return bounds
 
 
-def read_list(dataset: Dataset, columns: list[str] | None = None) -> pa.Table:
-    """Return the stored list of a face set, or some of its columns, after a check of its bytes against the plan."""
-    plan, uri = dataset.plan(), dataset.at(SOURCE_LIST)
-    data = read_bytes(uri)
-    sums = file_sums("", data)  # of the whole: nothing is decoded before
-    if plan is not None and any(plan["source_list"][key] != sums[key] for key in sums):
-        raise damaged(
-            uri, "its checksum differs from the plan", "remove this file and run again: the source is listed again"
-        )
-    return pq.read_table(io.BytesIO(data), columns=columns)
-
-
 def listed_image_ids(dataset: Dataset) -> pa.Array:
     """Return the names of a listed face set's images, in their order."""
     return read_list(dataset, ["image_id"])["image_id"].combine_chunks()
@@ -305,7 +289,9 @@ def run_shard(
     started = time.monotonic()
     landmarks = shard.faces["landmarks"].to_pylist()
     face_of_row: dict[int, PreparedFace] = {}
-    for row, content in SOURCES[kind].read_images(shard.faces):
+    if not SOURCES[kind].has_images:
+        face_of_row = dict.fromkeys(range(len(shard.faces)), PreparedFace(None, "ok", None))
+    for row, content in SOURCES[kind].read_images(shard.faces) if SOURCES[kind].has_images else ():
         if isinstance(content, Fault):
             face_of_row[row] = PreparedFace(None, content.status, content.error)
         else:

@@ -212,6 +212,8 @@ def _similarities(job: Job, benchmark: BenchmarkSettings, recognizer: Recognizer
 
 def _faces(job: Job, name: str) -> list[FaceStrip]:
     """Return the best and the worst faces of a benchmark by every scorer but the random one."""
+    if job.face_sets[name].kind == "embeddings":  # there is nothing to show
+        return []
     scores = job.evaluation(job.benchmark(name)).read_all(suffix=".scores.parquet")
     picks: dict[str, tuple[list[int], list[int]]] = {}  # scorer -> rows of the best and of the worst faces
     for scorer in scores.column_names[1:]:

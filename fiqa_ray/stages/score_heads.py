@@ -25,7 +25,7 @@ Files = dict[str, Any]
 
 def head_score_steps(job: Job) -> Iterator[list[Step]]:
     """Yield one step per benchmark, which writes the scores of all regressors."""
-    if job.settings.train.mode != "head" or not job.settings.benchmarks:
+    if job.settings.train.mode != "head" or not job.settings.benchmarks or not job.label_sets():
         return
     yield [_benchmark_step(job, b.name) for b in job.settings.benchmarks]
 

@@ -33,7 +33,9 @@ from fiqa_ray.training.loop import PARTS_AT_ONCE, RECIPES, Plan, Recipe, Report,
 
 
 def train_steps(job: Job) -> Iterator[list[Step]]:
-    """Yield one step with one shard, which trains all regressors."""
+    """Yield one step with one shard, which trains all regressors; none where a job has no images."""
+    if not job.label_sets():
+        return
     plan = training_plan(job)
     n_rows = plan.embeddings.require().n_rows
     for task in plan.tasks:

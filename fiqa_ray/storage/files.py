@@ -227,7 +227,7 @@ def _local_sizes(folder: str) -> dict[str, int]:
                 else:
                     with suppress(FileNotFoundError):  # a temporary file that has got its name
                         sizes[below + entry.name] = entry.stat().st_size
-    return dict(sorted(sizes.items()))
+    return {name: sizes[name] for name in sorted(sizes)}
 
 
 def fingerprint(content: Any) -> str:

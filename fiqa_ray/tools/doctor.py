@@ -89,30 +89,27 @@ def examine(
         n_people: people to look at.
         landmarks: landmarks of a folder's images.
         landmark_order: order of the landmarks.
-        as_recognizer: whether the model is an FR model, where its name could be either (`.onnx`, `module:function`).
+        as_recognizer: whether the model is an FR model; `.onnx` and `module:function` could be either.
 
     Raises:
         UsageError: the name or an option is wrong.
     """
-    is_recognizer = as_recognizer or (model.name in RECOGNIZERS and model.name not in METHODS)
-    if is_recognizer and (
-        model.recognizer or model.recognizer_weights or model.recognizer_options or model.allow_import
-    ):
-        raise UsageError(f"{model.name} is an FR model itself: give its own --weights and --option only")
+    if not as_recognizer and model.name in RECOGNIZERS and model.name not in METHODS:
+        raise UsageError(f"{model.name} is an FR model: fiqa-ray doctor --recognizer {model.name}")
     find_device(model.device)
     trial = load_trial_faces(images, n_people, landmarks, landmark_order)
     kind = ModelRef.parse(model.name).kind
     loaded: Recognizer | Scorer
     try:
         loaded = (
-            load_recognizer(model.name, model.weights, model.device, **model.options) if is_recognizer else model.load()
+            load_recognizer(model.name, model.weights, model.device, **model.options) if as_recognizer else model.load()
         )
     except UsageError as error:
-        if not is_recognizer and kind in ("onnx", "function"):
-            raise UsageError(f"{error}. If {model.name} is an FR model, add --as-recognizer") from error
+        if not as_recognizer and kind in ("onnx", "function"):
+            raise UsageError(f"{error}. If {model.name} is an FR model, name it by --recognizer") from error
         raise
     except FiqaRayError as error:
-        hint = ". If it is an FR model, add --as-recognizer" if kind == "onnx" and not is_recognizer else ""
+        hint = ". If it is an FR model, name it by --recognizer" if kind == "onnx" and not as_recognizer else ""
         return [Finding("file", "fault", f"{error}{hint}")]
     first = check_landmarks(trial)
     if isinstance(loaded, Recognizer):

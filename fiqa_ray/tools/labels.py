@@ -2,48 +2,31 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from fiqa_ray.core.labels import optimize_labels
-from fiqa_ray.datasets.columns import embedding_values
 from fiqa_ray.errors import FiqaRayError, UsageError
+from fiqa_ray.sources.embedding_files import (
+    PICKLES,
+    Column,
+    ending_of,
+    load_numpy,
+    people_of,
+    read_embeddings,
+    read_identities,
+)
 from fiqa_ray.sources.keys import remedy_of, rows_of_keys
-from fiqa_ray.sources.read_table import TEXT, read_table
+from fiqa_ray.sources.read_table import TEXT
 from fiqa_ray.sources.scores import read_scores
 from fiqa_ray.sources.vector_pickle import read_pickle
 from fiqa_ray.storage import read_bytes
 from fiqa_ray.tools.open_run import LABELS
-
-_EMBEDDING_NAMES = ("embedding", "embeddings")
-_PICKLES = (".pkl", ".pickle")
-_PARQUET = (".parquet", ".pq")
-
-
-@dataclass(frozen=True)
-class Column:
-    """Values of images as a file gives them.
-
-    Attributes:
-        uri: the file.
-        values: `(I, ...)`.
-        image_id: `(I,)` names of the images; None: the file holds the values alone, in the order of the embeddings.
-        identity: `(I,)` names of the people where a file of embeddings has them.
-    """
-
-    uri: str
-    values: NDArray[Any]
-    image_id: list[str] | None = None
-    identity: list[str] | None = None
 
 
 def labels_of_files(
@@ -89,7 +72,7 @@ def labels_of_files(
     if people is not None:
         identity = [str(v) for v in _in_order(people, names, n, embeddings.uri)]
     else:
-        identity = embeddings.identity or _folders(embeddings)
+        identity = embeddings.identity or people_of(embeddings)
     priors = {name: _in_order(c, names, n, embeddings.uri) for name, c in others.items()}
     results = optimize_labels(
         embeddings.values,
@@ -109,94 +92,16 @@ def labels_of_files(
             yield pa.table([pa.array(c) for c in columns], schema=LABELS)
 
 
-def read_embeddings(uri: str) -> Column:
-    """Read embeddings, with the names of images and people where the file has them; images without one are left out.
-
-    Raises:
-        FiqaRayError: the file holds no embeddings, or their lengths differ.
-    """
-    ending = _ending(uri)
-    if ending == ".npy":
-        return Column(uri, _matrix(uri, _load_numpy(uri)))
-    if ending == ".npz":
-        arrays = _load_numpy(uri)
-        names = list(arrays)
-        key = next((k for k in _EMBEDDING_NAMES if k in names), names[0] if len(names) == 1 else None)
-        if key is None:
-            raise FiqaRayError(f"{uri}: no array 'embedding' (found: {', '.join(names)}); name it so")
-        texts = [[str(v) for v in arrays[k]] if k in names else None for k in ("image_id", "identity")]
-        return _without_missing(Column(uri, _matrix(uri, arrays[key]), *texts))
-    if ending in _PARQUET:
-        return _parquet_embeddings(uri)
-    if ending in _PICKLES:
-        value = read_pickle(uri)
-        if isinstance(value, dict):
-            return Column(uri, _matrix(uri, list(value.values())), [str(k) for k in value])
-        return Column(uri, _matrix(uri, value))
-    raise UsageError(f"embeddings {uri!r} must end in .npy, .npz, .parquet or .pkl")
-
-
-def _parquet_embeddings(uri: str) -> Column:
-    try:
-        table = pq.read_table(pa.BufferReader(read_bytes(uri)))
-    except pa.ArrowException as exc:
-        raise FiqaRayError(f"{uri}: not a Parquet file ({str(exc)[:100]}); write it again") from exc
-    key = next((k for k in _EMBEDDING_NAMES if k in table.column_names), None)
-    if key is None:
-        raise FiqaRayError(f"{uri}: no column 'embedding' (found: {', '.join(table.column_names)}); name it so")
-    table = table.filter(table[key].is_valid())
-    if pa.types.is_fixed_size_binary(table[key].type):  # as a run stores them
-        values = embedding_values(table.rename_columns(["embedding" if c == key else c for c in table.column_names]))[0]
-    else:
-        values = _matrix(uri, table[key].to_pylist())
-    texts = [
-        [str(v) for v in table[k].to_pylist()] if k in table.column_names else None for k in ("image_id", "identity")
-    ]
-    return Column(uri, values, *texts)
-
-
-def _without_missing(column: Column) -> Column:
-    """Leave out the rows of NaN that `fiqa-ray embeddings` writes for images without an embedding."""
-    present = ~np.isnan(column.values).all(axis=1)
-    texts = [
-        None if names is None else [v for v, keep in zip(names, present, strict=True) if keep]
-        for names in (column.image_id, column.identity)
-    ]
-    return Column(column.uri, column.values[present], *texts)
-
-
-def read_identities(uri: str) -> Column:
-    """Read whom each image shows.
-
-    Raises:
-        FiqaRayError: the file holds no such list.
-    """
-    ending = _ending(uri)
-    if ending == ".txt":
-        lines = [line.strip() for line in read_bytes(uri).decode("utf-8-sig", "replace").splitlines()]
-        return Column(uri, np.array([line for line in lines if line], dtype=object))
-    if ending == ".npy":
-        return Column(uri, np.array([str(v) for v in _load_numpy(uri)], dtype=object))
-    if ending in _PICKLES:
-        value = read_pickle(uri)
-        pairs = value if isinstance(value, dict) else dict(enumerate(value))
-        names = [str(k) for k in value] if isinstance(value, dict) else None
-        return Column(uri, np.array([str(v) for v in pairs.values()], dtype=object), names)
-    what = "identities need the columns image_id and identity, or a .txt with one name per line"
-    table = read_table(uri, {"image_id": TEXT, "identity": TEXT}, ("image_id", "identity"), what)
-    return Column(uri, np.array(table["identity"].to_pylist(), dtype=object), table["image_id"].to_pylist())
-
-
 def read_image_scores(uri: str) -> Column:
     """Read one score per image; larger is better.
 
     Raises:
         FiqaRayError: the file holds no such scores.
     """
-    ending = _ending(uri)
+    ending = ending_of(uri)
     if ending == ".npy":
-        return Column(uri, _numbers(uri, _load_numpy(uri)))
-    if ending in _PICKLES:
+        return Column(uri, _numbers(uri, load_numpy(uri)))
+    if ending in PICKLES:
         value = read_pickle(uri)
         if isinstance(value, dict):
             return Column(uri, _numbers(uri, list(value.values())), [str(k) for k in value])
@@ -236,47 +141,8 @@ def _in_order(column: Column, names: list[str] | None, n: int, embeddings_uri: s
     return column.values[place]
 
 
-def _folders(embeddings: Column) -> list[str]:
-    """Return the folder of each image, which is the person in most data sets."""
-    people = [str(PurePosixPath(name.replace("\\", "/")).parent) for name in embeddings.image_id or ["."]]
-    if "." in people:
-        raise UsageError(
-            f"{embeddings.uri} does not say whom its images show; give --identities, a file with one name per embedding"
-        )
-    return people
-
-
 def _method_name(uri: str) -> str:
     return os.path.splitext(uri.replace("\\", "/").rsplit("/", 1)[-1])[0]
-
-
-def _ending(uri: str) -> str:
-    return os.path.splitext(uri)[1].lower()
-
-
-def _load_numpy(uri: str) -> Any:
-    """Return the array of a .npy, or the arrays of a .npz; nothing in it is unpickled."""
-    try:
-        value = np.load(io.BytesIO(read_bytes(uri)), allow_pickle=False)
-        return value if isinstance(value, np.ndarray) else {name: value[name] for name in value.files}
-    except (ValueError, OSError, EOFError) as exc:
-        raise FiqaRayError(
-            f"{uri}: cannot be read as numbers or text of numpy ({str(exc)[:100]}); arrays of objects are not read"
-        ) from exc
-
-
-def _matrix(uri: str, values: Any) -> NDArray[np.float32]:
-    try:
-        matrix = np.asarray(values, np.float32)
-    except (ValueError, TypeError) as exc:
-        raise FiqaRayError(
-            f"{uri}: the embeddings are not numbers, or their lengths differ ({str(exc)[:100]})"
-        ) from exc
-    if matrix.ndim == 3 and matrix.shape[1] == 1:  # one batch of one image per entry
-        matrix = matrix[:, 0]
-    if matrix.ndim != 2:
-        raise FiqaRayError(f"{uri}: embeddings of shape {matrix.shape}; wanted (n_images, dim)")
-    return matrix
 
 
 def _numbers(uri: str, values: Any) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ from fiqa_ray.models.quality import load_scorer
 from fiqa_ray.models.recognition import load_recognizer
 from fiqa_ray.models.reference import ModelRef
 from fiqa_ray.models.scorer import Scorer
+from fiqa_ray.tools.open_run import find_regressor
 
 
 @dataclass(frozen=True)
@@ -18,10 +19,11 @@ class NamedModel:
     """A model as the command line names it.
 
     Attributes:
-        name: a FIQA method, a regressor's folder or file, or `module:function`; for `doctor` also an FR model.
+        name: a FIQA method, a regressor's folder or file, a run with one regressor, or `module:function`; for `doctor` also
+            an FR model.
         recognizer: name of the FR model that a method works on.
-        weights: checkpoint of the model or, if only the FR model has weights, of that.
-        recognizer_weights: checkpoint of the FR model where `weights` is the method's.
+        weights: checkpoint of the model.
+        recognizer_weights: checkpoint of the FR model.
         options: options of the model.
         recognizer_options: options of the FR model.
         allow_import: let a regressor import the code of the FR model that it was trained on.
@@ -50,23 +52,24 @@ class NamedModel:
             UsageError: an option would have no effect.
             FiqaRayError: as `load_scorer`.
         """
-        reference = ModelRef.parse(self.name)
+        name = find_regressor(self.name)
+        reference = ModelRef.parse(name)
         if self.recognizer_options and not self.recognizer:
             key, value = next(iter(self.recognizer_options.items()))
             raise UsageError(f"--recognizer-option '{key}={value}' belongs to a --recognizer; name it")
         if self.recognizer_weights and not self.recognizer:
             raise UsageError(f"--recognizer-weights {self.recognizer_weights} belongs to no FR model: add --recognizer")
-        weights, recognizer_weights = self.weights, self.recognizer_weights
-        has_head = reference.method is not None and reference.method.head is not None
-        if self.recognizer and not recognizer_weights and not has_head:
-            weights, recognizer_weights = None, weights
+        if self.weights and reference.needs_recognizer and reference.method and reference.method.head is None:
+            raise UsageError(
+                f"{self.name} has no weights of its own; those of the FR model are --recognizer-weights {self.weights}"
+            )
         recognizer = None
         if self.recognizer:
             recognizer = load_recognizer(
-                self.recognizer, recognizer_weights, self.device, **dict(self.recognizer_options)
+                self.recognizer, self.recognizer_weights, self.device, **dict(self.recognizer_options)
             )
         options = dict(self.options) | ({"allow_import": True} if self.allow_import and reference.card_uri else {})
-        scorer = load_scorer(self.name, recognizer, weights, self.device, **options)
+        scorer = load_scorer(name, recognizer, self.weights, self.device, **options)
         if recognizer is not None and scorer.network is not recognizer:
             raise UsageError(f"--recognizer {self.recognizer}: {self.name!r} works on none; leave it out")
         return scorer

@@ -12,15 +12,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from fiqa_ray.config import theta_name
+from fiqa_ray.config import PairSettings, theta_name
 from fiqa_ray.core.candidates import HELDOUT
 from fiqa_ray.datasets.columns import embedding_lists
 from fiqa_ray.datasets.dataset import MADE_BY, Dataset
+from fiqa_ray.datasets.results import AucRow, DifferenceRow, Row, rows_of
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
 from fiqa_ray.documents import read_document, write_document
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.job import Job
-from fiqa_ray.storage import join, list_files
+from fiqa_ray.models.reference import ModelRef
+from fiqa_ray.report.answer import answer_lines
+from fiqa_ray.storage import exists, join, list_files
 
 LABELS = pa.schema(
     [
@@ -84,8 +87,12 @@ def record_results(job: Job) -> None:
             for m in (s.methods if job.with_training and HELDOUT in s.optimize.theta else ())
         ),
         *([({}, job.results)] if benchmarks else []),
+        *(({"method": job.scorer_name(t)}, partial(job.regressor, t)) for t in job.label_sets()),
+        *([({}, job.pairs)] if job.with_training else []),
+        ({}, job.report),
     ]
     record: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "name": s.name, "datasets": []}
+    record |= {"pair": s.pair.model_dump(mode="json"), "seed": s.seed}
     for keys, find in wanted:
         with suppress(FiqaRayError):
             dataset = find()
@@ -106,6 +113,24 @@ def record_results(job: Job) -> None:
 def read_results_record(run_uri: str) -> dict[str, Any] | None:
     """Return what a run notes of its datasets, or None; raise `FiqaRayError` if the file is damaged."""
     return read_document(join(run_uri, RESULTS), "remove this file and run the job again: it is written again", RESULTS)
+
+
+def find_regressor(name: str) -> str:
+    """Return a model's name; of a run that has one regressor, the location of that one.
+
+    Raises:
+        UsageError: the run has several regressors, which the message lists, or none.
+    """
+    is_folder = ModelRef.parse(name).kind == "folder"
+    if not is_folder or not exists(join(name, RESULTS)):
+        return name
+    found = open_run(name).regressors()
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if not found:
+        raise UsageError(f"{name} is a run without a finished regressor; run its job with stage train")
+    lines = "\n".join(f"  {uri}   {what}" for what, uri in found.items())
+    raise UsageError(f"{name} is a run with {len(found)} regressors; give the location of one of them:\n{lines}")
 
 
 class Run:
@@ -134,6 +159,7 @@ class Run:
             )
         self.name: str = record["name"]
         self._entries: list[dict[str, Any]] = record["datasets"]
+        self._draws: dict[str, Any] = {key: record.get(key) for key in ("pair", "seed")}
 
     def __repr__(self) -> str:
         labels = self._of("optimized_labels")
@@ -235,6 +261,53 @@ class Run:
                 columns = [rows["image_id"], rows["identity"], embedding_lists(table["embedding"]), table["status"]]
                 yield pa.table(columns, names=["image_id", "identity", "embedding", "status"])
 
+    def pairs(self, repeat: int = 0) -> pa.Table:
+        """Return the mated pairs of one repeat, from which the labels were made.
+
+        Args:
+            repeat: from 0 to R - 1.
+
+        Returns:
+            One row per pair: `image_id`, `mate_id`, and `similarity`, the cosine of their embeddings (float32).
+
+        Raises:
+            UsageError: the job has no such repeat.
+            FiqaRayError: the run has no pairs yet.
+        """
+        return pa.concat_tables(self.pair_tables(repeat))
+
+    def pair_tables(self, repeat: int = 0) -> Iterator[pa.Table]:
+        """Yield the pairs of one repeat part by part, as tables like that of `pairs`."""
+        from fiqa_ray.datasets.pairs import PairReader  # compiled loops, which the others do without
+
+        ((_, pairs),) = self._finished("pairs")
+        ((_, embeddings),) = self._finished("embeddings", "train")
+        settings = PairSettings.model_validate(self._draws["pair"])
+        if not 0 <= repeat < settings.n_repeats:
+            raise UsageError(f"repeat={repeat}: {self.uri} has repeats 0 to {settings.n_repeats - 1}")
+        names = self._names("train")["image_id"]
+        reader = PairReader(pairs, embeddings, settings, int(self._draws["seed"]))
+        for stored in reader.stored():
+            first = stored.shard.first
+            for part in reader.read(stored, [repeat]):
+                columns = [names.take(pa.array(rows + first)) for rows in (part.image, part.mate)]
+                yield pa.table([*columns, pa.array(part.similarity)], names=["image_id", "mate_id", "similarity"])
+
+    def regressors(self) -> dict[str, str]:
+        """Return where each finished regressor lies, by its name in tables; `load_scorer` and `score` take it."""
+        entries = [(e["method"], self._dataset(e)) for e in self._of("regressor")]
+        return {name: dataset.uri for name, dataset in entries if dataset.manifest() is not None}
+
+    @property
+    def report(self) -> str:
+        """Where the report page lies.
+
+        Raises:
+            FiqaRayError: the run has no report yet.
+        """
+        ((_, dataset),) = self._finished("report")
+        return dataset.at("report.html")
+
     def areas(self) -> pa.Table:
         """Return the areas under the error-versus-discard curves of all benchmarks, with 95 % intervals; lower is better.
 
@@ -245,7 +318,29 @@ class Run:
         Raises:
             FiqaRayError: the run has no results yet, or the job has no benchmarks.
         """
-        return pa.concat_tables(d.read_all(suffix=".auc.parquet") for _, d in self._finished("results"))
+        return self.result_table("auc")
+
+    def result_table(self, name: str) -> pa.Table:
+        """Return one kind of results of all benchmarks, by the `TABLE` of its row class in `fiqa_ray.datasets.results`.
+
+        Raises:
+            FiqaRayError: the run has no results yet, or the job has no benchmarks.
+        """
+        return pa.concat_tables(d.read_all(suffix=f".{name}.parquet") for _, d in self._finished("results"))
+
+    def answer(self) -> list[str]:
+        """Return what the benchmarks say of optimized labels: whether they help, by how much, and for which method.
+
+        Raises:
+            FiqaRayError: the run has no results yet.
+        """
+        finished = self._finished("results") if self._of("results") else []
+
+        def rows(row_class: type[Row]) -> list[Row]:
+            suffix = f".{row_class.TABLE}.parquet"
+            return [row for _, d in finished for row in rows_of(row_class, d.read_all(suffix=suffix))]
+
+        return list(answer_lines(rows(AucRow), rows(DifferenceRow)))
 
     def _of(self, name: str) -> list[dict[str, Any]]:
         return [e for e in self._entries if e["dataset"] == name]

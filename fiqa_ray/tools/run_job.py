@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from fiqa_ray._version import __version__
@@ -16,7 +16,7 @@ from fiqa_ray.documents import create_document
 from fiqa_ray.engine.interrupts import sigterm_as_ctrl_c
 from fiqa_ray.engine.local import local_map
 from fiqa_ray.engine.lock import RunLock
-from fiqa_ray.engine.ray import RayMapper, ray_session
+from fiqa_ray.engine.ray import ray_when_needed
 from fiqa_ray.engine.run_state import run_state
 from fiqa_ray.engine.run_steps import run_steps
 from fiqa_ray.errors import IncompleteError, StorageError, UsageError
@@ -53,10 +53,11 @@ def run_stages(job: Job, stages: Iterable[str], *, new_settings: bool = False) -
         )
     set_patience(settings.compute.storage_patience_s)
     run_state.reset()
-    with _pauses(), RunLock(settings.run_uri, run_state.as_dict) as lock, ray_session(settings.compute):
+    is_local = settings.compute.engine == "local"
+    session = nullcontext(local_map) if is_local else ray_when_needed(settings.compute)
+    with _pauses(), RunLock(settings.run_uri, run_state.as_dict) as lock, session as mapper:
         _check_settings(settings, new_settings)
         read_inputs(job, wanted)
-        mapper = RayMapper(settings.compute) if settings.compute.engine == "ray" else local_map
         is_recorded = False
         for stage in wanted:
             for steps in stage_steps(stage, job):

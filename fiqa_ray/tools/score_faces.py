@@ -19,6 +19,7 @@ from fiqa_ray.models.quality import load_scorer
 from fiqa_ray.models.recognizer import Recognizer
 from fiqa_ray.models.scorer import Scorer
 from fiqa_ray.sources.command_line import ImageFile, list_images, read_images
+from fiqa_ray.tools.open_run import find_regressor
 from fiqa_ray.tools.score import score_images
 
 Image = Any
@@ -34,6 +35,7 @@ def score(
     weights: str | None = None,
     device: str = "cpu",
     batch_size: int | None = None,
+    progress: Callable[[float], None] | None = None,
     **options: Any,
 ) -> pa.Table:
     """Score face images; a larger score means better quality.
@@ -42,13 +44,14 @@ def score(
         images: paths (files, folders, globs, tars, URLs), PIL images, or arrays and tensors: one image or a batch,
             `(h, w, 3)` or `(3, h, w)` RGB, uint8 or float in [0, 1]. Without a detector they are aligned
             crops of 112x112 px.
-        model: a regressor's folder or a method as `load_scorer` names it, a loaded scorer, or a function that maps faces
-            `(N, 3, 112, 112)`, float32 in [0, 1], to `(N,)` scores.
+        model: a regressor's folder, a run with one regressor, a method as `load_scorer` names it, a loaded scorer, or a
+            function that maps faces `(N, 3, 112, 112)`, float32 in [0, 1], to `(N,)` scores.
         detector: YuNet's .onnx file: images are raw, and the largest face of each is aligned and scored.
         recognizer: for a method that works on one: its name, or a loaded one.
         weights: checkpoint of the model, see `load_scorer`.
         device: as torch names it.
         batch_size: images per forward pass; default: as in a job.
+        progress: is called with the share of the images that is done, from 0 to 1.
         **options: of the model, see `load_scorer`.
 
     Returns:
@@ -65,12 +68,19 @@ def score(
             raise UsageError("a loaded scorer has its recognizer, weights and options already; leave them out")
         scorer = model
     elif isinstance(model, str | os.PathLike):
-        scorer = load_scorer(os.fspath(model), recognizer, weights, device, **options)
+        scorer = load_scorer(find_regressor(os.fspath(model)), recognizer, weights, device, **options)
     else:
         scorer = _function_scorer(model)
     if detector is not None and not isinstance(detector, FaceDetector):
         detector = FaceDetector(os.fspath(detector))
-    n_threads = torch.get_num_threads()
+    n_threads, n_done = torch.get_num_threads(), 0
+
+    def advance(n_images: int) -> None:
+        nonlocal n_done
+        n_done += n_images
+        if progress:
+            progress(n_done / len(files))
+
     try:
         return score_images(
             files,
@@ -79,6 +89,7 @@ def score(
             validation_scores=(scorer.card or {}).get("validation_scores"),
             batch_size=batch_size or min(default_batch_size(device), max(len(files), 1)),
             read=read,
+            advance=advance,
         )
     finally:
         torch.set_num_threads(n_threads)

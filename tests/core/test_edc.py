@@ -278,3 +278,25 @@ def test_too_few_nonmated_pairs_for_the_rate_gives_rate_zero() -> None:
     edc = edc_curve(*GOOD, fmr=1e-3, convention="dasec")
     assert edc.fmr_achieved == 0
     assert edc.fnmr.tolist() == [0, 0, 0]
+
+
+def test_a_curve_draws_itself_and_prints_as_one_line():
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    rng = np.random.default_rng(0)
+    mated = np.arange(400) % 2 == 0
+    curves = [
+        edc_curve(rng.normal(size=400) + 2 * mated, mated, rng.random(400), rng.random(400), fmr=0.05, convention=name)
+        for name in ("paper", "dasec")
+    ]
+    axes = curves[0].plot(label="mine")
+    assert curves[1].plot(axes) is axes
+    for line, curve in zip(axes.get_lines(), curves, strict=True):
+        np.testing.assert_array_equal(line.get_xydata(), np.stack([curve.discard_fraction, curve.fnmr], axis=1))
+    texts = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert texts[0] == f"mine: {1000 * curves[0].auc():.1f}"
+    assert [line.get_drawstyle() for line in axes.get_lines()] == ["default", "steps-post"]
+    assert repr(curves[0]).startswith("<EDC paper, FMR 0.05: area 0.")
+    assert "200 mated and 200 non-mated pairs" in repr(curves[0])
+    mpl.pyplot.close("all")

@@ -266,3 +266,15 @@ def test_bad_input_is_named(change, words):
     good = {"embeddings": np.eye(3, 4, dtype=np.float32), "identities": list("aab"), "prior_scores": np.arange(3.0)}
     with pytest.raises(UsageError, match=words):
         optimize_labels(**{**good, **change})
+
+
+def test_progress_rises_to_one():
+    rng = np.random.default_rng(0)
+    shares = []
+    with pytest.warns(UserWarning, match="images of"):
+        optimize_labels(
+            rng.normal(size=(400, 8)), np.repeat(np.arange(200), 2), rng.random(400), progress=shares.append
+        )
+    assert shares == sorted(shares)
+    assert len(shares) > 5
+    assert shares[-1] == 1

@@ -6,10 +6,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 
+import fiqa_ray.engine.ray
 import smoke
+from fiqa_ray.config import ComputeSettings
+from fiqa_ray.datasets.dataset import Dataset
+from fiqa_ray.engine.ray import ray_session, ray_when_needed
+from fiqa_ray.engine.step import Step
+from fiqa_ray.errors import FiqaRayError
 
 LISTENERS = """
 import json, psutil
@@ -95,3 +103,53 @@ def test_a_cluster_that_wants_a_token_says_so_at_once():
         finally:
             head.terminate()
             head.wait(timeout=30)
+
+
+def _fake_ray(monkeypatch, n_failures):
+    """Let `ray.init` fail some times, and write to stderr as Ray's C++ parts do."""
+    import ray
+
+    calls = []
+
+    def init(**options):
+        calls.append(options)
+        os.write(2, b"[logging.cc:303: Set ray log level]\n")
+        if len(calls) <= n_failures:
+            raise Exception("The current node timed out during startup. This could happen\nbecause ...")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(fiqa_ray.engine.ray, "head_watch", lambda: nullcontext(SimpleNamespace(is_lost=False)))
+    monkeypatch.setattr(fiqa_ray.engine.ray, "catch_sigterm", lambda: None)
+    return calls
+
+
+def test_a_ray_that_comes_too_late_is_started_again(monkeypatch, capfd):
+    calls = _fake_ray(monkeypatch, 2)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with ray_session(ComputeSettings(n_workers=1)):
+        assert len(calls) == 3
+    assert [line.split(" ", 1)[1] for line in capfd.readouterr().err.splitlines()] == 2 * [
+        "Ray did not start; trying again"
+    ]
+
+
+def test_a_ray_that_does_not_come_up_is_one_line(monkeypatch, capfd):
+    _fake_ray(monkeypatch, 99)
+    with pytest.raises(FiqaRayError) as fault, ray_session(ComputeSettings(n_workers=1)):
+        pass
+    assert "\n" not in str(fault.value)
+    assert "3 trials (The current node timed out during startup" in str(fault.value)
+    assert "compute.engine=local" in str(fault.value)
+    assert "logging.cc" not in capfd.readouterr().err
+
+
+def test_ray_starts_with_the_first_shard(monkeypatch):
+    calls = _fake_ray(monkeypatch, 0)
+    step = Step("s", Dataset("memory://none/v=0", "d"), [1], lambda: lambda shard: shard, 1, engine="driver")
+    with ray_when_needed(ComputeSettings(n_workers=1)) as mapper:
+        assert not calls
+        assert [outcome for _, outcome in mapper([(step, 1)])] == [1]
+        assert [outcome for _, outcome in mapper([(step, 2)])] == [2]
+    assert len(calls) == 1

@@ -83,7 +83,7 @@ def test_settings_travel_as_a_file(server):
 
 def test_dependencies_are_those_of_the_package(server):
     names = {r.split(">")[0].split("[")[0] for r in submit.dependencies()}
-    assert {"numpy", "torch", "pyarrow", "s3fs", "tenacity"} <= names
+    assert {"numpy", "torch", "pyarrow", "s3fs"} <= names
     assert not names & {"ray", "pytest", "faiss-cpu"}
 
 

@@ -97,7 +97,7 @@ def test_a_job_on_templates(tmp_path: Path, norm: str, how: str) -> None:
     bench = {"name": "ijbx", "source": {"kind": "ijb", "uri": str(root)}, "pairs": pairs}
     settings = smoke.settings(
         tmp_path, faces, str(tmp_path / "run"), benchmarks=[bench], methods=[{"name": "embedding_norm"}],
-        evaluate={"fmr": 0.1, "draws": 0, "conventions": ["dasec"], "allow_rare_fmr": True}, train={"n_epochs": 1},
+        evaluate={"fmr": 0.1, "allow_rare_fmr": True, "draws": 0, "conventions": ["dasec"]}, train={"n_epochs": 1},
     )  # fmt: skip
     job = run_job(settings)
     dataset = job.evaluation(settings.benchmarks[0])
@@ -105,9 +105,8 @@ def test_a_job_on_templates(tmp_path: Path, norm: str, how: str) -> None:
     names = job.faces("ijbx").read_all(["image_id"])["image_id"].to_pylist()
     values, _ = embedding_values(job.embeddings("ijbx").read_all(["embedding"]))
     expected = by_hand(root, values, names, norm)
-    compared = job.comparisons(settings.benchmarks[0], job.judges[0])
-    found = compared.read_all()
-    assert compared.require().stats == {"n_pairs_used": 28, "n_pairs_skipped": 0}
+    found = job.comparisons(settings.benchmarks[0], settings.recognizer).read_all()
+    assert part.stats == {"n_pairs_used": 28, "n_pairs_skipped": 0}
     np.testing.assert_allclose(found["similarity"], list(expected.values()), atol=1e-6)
     # dasec by hand: one threshold, of the two mated pairs with the lowest quality one after the other goes
     score = dict(zip(names, job.prior_scores("ijbx", settings.methods[0]).read_all()["score"].to_pylist(), strict=True))

@@ -46,7 +46,9 @@ def rows_of_benchmark(
     for name in [*scores, "random"]:
         variant = name if name in ("oracle", "random") else "given"
         keys[name] = ScorerKey(name, "", name, variant, np.nan, None)
-        scorer = SimpleNamespace(key=keys[name], scores=lambda _, name=name: scores[name][order])
+        scorer = SimpleNamespace(
+            key=keys[name], scores=lambda _, name=name: scores[name][order], seed_scores=lambda: np.empty((0, 0))
+        )
         datasets = [
             (cell, convention, Dataset(f"{root}/{name}/{i}/v=1", "cells"))
             for i, (cell, convention) in enumerate(cells.items())

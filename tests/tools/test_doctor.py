@@ -165,13 +165,13 @@ def swapped(weights=None):
 @pytest.mark.parametrize(
     ("argv", "code", "words"),
     [
-        (["fiqa_ray.synthetic.compact:build", "--as-recognizer", "--weights"], 0, "nothing wrong was found"),
+        (["--recognizer", "fiqa_ray.synthetic.compact:build", "--recognizer-weights"], 0, "nothing wrong was found"),
         (
-            ["embedding_norm", "--recognizer", "fiqa_ray.synthetic.compact:build", "--weights"],
+            ["embedding_norm", "--recognizer", "fiqa_ray.synthetic.compact:build", "--recognizer-weights"],
             0,
             "nothing wrong was found",
         ),
-        (["test_doctor:swapped", "--as-recognizer", "--weights"], 1, "1 fault(s) found"),
+        (["--recognizer", "test_doctor:swapped", "--recognizer-weights"], 1, "1 fault(s) found"),
     ],
 )
 def test_the_command(weights, capsys, argv, code, words):

@@ -31,9 +31,8 @@ def job(tmp_path, faces, *, pairs=None, scores=None, methods=None, **bench):
     }
     methods = methods or [{"name": "embedding_norm"}]
     evaluate = {"fmr": 0.1, "draws": 20, "allow_rare_fmr": True}
-    return smoke.settings(
-        tmp_path, faces, str(tmp_path / "run"), benchmarks=[benchmark], methods=methods, evaluate=evaluate
-    )
+    run_uri = str(tmp_path / "run")
+    return smoke.settings(tmp_path, faces, run_uri, benchmarks=[benchmark], methods=methods, evaluate=evaluate)
 
 
 def refused(settings, *words):
@@ -133,6 +132,10 @@ def test_a_partial_copy_without_folders_of_persons(tmp_path, faces, capsys):
     pairs = {"kind": "table", "uri": table(tmp_path / "partial.csv", text), "allow_partial": True}
     source = {"kind": "folder", "uri": str(flat), "identity_level": None}
     settings = job(tmp_path, faces, pairs=pairs, source=source)
+    strict = settings.evaluate.model_copy(update={"allow_rare_fmr": False})
+    refused(
+        settings.model_copy(update={"evaluate": strict}), "evaluate.fmr=0.1 is below 3 / 3, the number of non-mated"
+    )
     compute = settings.compute.model_copy(update={"rows_per_part": 5})
     done = run_job(settings.model_copy(update={"compute": compute}))
     text = capsys.readouterr().err
@@ -141,9 +144,11 @@ def test_a_partial_copy_without_folders_of_persons(tmp_path, faces, capsys):
     n_rows = [part.n_rows for part in done.faces("bench").require().parts]
     assert set(n_rows[:-1]) == {5}
     assert sum(n_rows) == len(list(flat.iterdir()))
-    dataset = done.comparisons(settings.benchmarks[0], done.judges[0])
-    assert dataset.require().stats == {"n_pairs_used": 4, "n_pairs_skipped": 2}
-    assert dataset.read_all()["mated"].to_pylist() == [True, True, False, False]
+    dataset = done.evaluation(settings.benchmarks[0])
+    (part,) = dataset.require().parts
+    assert part.stats == {"n_pairs_used": 4, "n_pairs_skipped": 2}
+    compared = done.comparisons(settings.benchmarks[0], settings.recognizer)
+    assert compared.read_all()["mated"].to_pylist() == [True, True, False, False]
 
 
 def test_accents_composed_in_another_way_meet_by_the_rule(tmp_path):

@@ -12,8 +12,8 @@ import pytest
 
 from fiqa_ray.core.labels import optimize_labels
 from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.sources.embedding_files import read_embeddings
 from fiqa_ray.sources.vector_pickle import read_pickle
-from fiqa_ray.tools.labels import read_embeddings
 
 N = 60
 

@@ -70,6 +70,43 @@ def test_labels_name_their_images(run):
     assert len(labels) == 2 * 2 * 20
 
 
+def test_pairs_are_those_of_the_arrays(run):
+    from fiqa_ray.core.pairs import mated_pairs
+
+    results = open_run(str(run / "run"))
+    table = results.embeddings("train").to_pandas()
+    good = table[table["status"] == "ok"]
+    sizes = good["identity"].value_counts(sort=False)
+    expected = mated_pairs(
+        np.stack(good["embedding"]), np.concatenate([[0], np.cumsum(sizes)]), np.arange(4),
+        n_clusters=3, n_repeats=2, seed=3,
+    )  # fmt: skip
+    names = good["image_id"].to_numpy()
+    for repeat, pairs in enumerate(expected):
+        stored = results.pairs(repeat).to_pandas()
+        assert stored["image_id"].tolist() == names[pairs.image].tolist()
+        assert stored["mate_id"].tolist() == names[pairs.mate].tolist()
+        np.testing.assert_array_equal(stored["similarity"], pairs.similarity)
+        assert (stored["image_id"].str[:3] == stored["mate_id"].str[:3]).all()
+    with pytest.raises(UsageError, match=r"repeat=2: .* has repeats 0 to 1"):
+        results.pairs(2)
+
+
+def test_a_run_names_its_regressors_and_its_report(run, cli, tmp_path):
+    uri = str(run / "run")
+    names = open_run(uri).regressors()
+    assert len(names) == 2 * 3
+    assert all((Path(folder) / "card.json").is_file() for folder in names.values())
+    code, _, err = cli("score", run / "faces" / "train", "--model", uri)
+    assert code == 2
+    assert f"{uri} is a run with 6 regressors" in err
+    assert all(f"{folder}   {name}" in err for name, folder in names.items())
+    code, _, _ = cli("report", uri, "-o", tmp_path / "page.html")
+    assert code == 0
+    assert (tmp_path / "page.html").read_bytes() == Path(open_run(uri).report).read_bytes()
+    assert cli("report", uri, "evaluate.fmr=0.2")[0] == 2
+
+
 def test_scores_and_embeddings(run):
     results = open_run(str(run / "run"))
     scores = results.scores("train").to_pandas()

@@ -113,3 +113,12 @@ def test_import_is_light():
     done = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout for _ in range(3)]
     assert all(text.endswith("set()\n") for text in done)
     assert min(float(text.split()[0]) for text in done) < 0.1
+
+
+def test_progress_and_models_are_told_in_short(faces):
+    shares = []
+    fiqa_ray.score(faces[1], redness, batch_size=2, progress=shares.append)
+    assert shares == [0.4, 0.8, 1.0]
+    recognizer = fiqa_ray.load_recognizer("magface_r18", "random:0")
+    assert repr(recognizer) == "<Recognizer magface_r18: 512 numbers per face, BGR pixels (v - 0) / 255>"
+    assert repr(fiqa_ray.load_scorer("embedding_norm", recognizer)) == "<Scorer embedding_norm on magface_r18, cpu>"

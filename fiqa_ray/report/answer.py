@@ -1,0 +1,68 @@
+"""What a job's benchmarks say in a few sentences: do optimized labels help, by how much, and for which method?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from fiqa_ray.datasets.results import AucRow, DifferenceRow
+
+
+def answer_lines(areas: Sequence[AucRow], differences: Sequence[DifferenceRow]) -> Iterator[str]:
+    """Yield sentences on the first benchmark, recogniser, convention and rate of some results.
+
+    A difference is clear where its interval leaves out 0 and its p-value holds after Holm's correction for all comparisons.
+    """
+    if not areas:
+        yield "The job has no benchmark of other people, so it does not tell whether optimized labels help."
+        return
+    first = areas[0]
+    area_of = {r.scorer: r.auc for r in areas if r.is_own_limit and _cell(r) == _cell(first)}
+    told = [r for r in differences if _cell(r) == _cell(first)]
+    gains = [r for r in told if r.family == "unoptimized"]
+    yield _answer(gains)
+    for row in gains:
+        yield f"  {_gain(row, area_of)}"
+        against = next((r for r in told if r.family == "baseline" and r.scorer_a == row.scorer_a), None)
+        if against is not None:
+            yield f"    against {row.method} itself: {_change(against, area_of)}"
+    rate = "" if first.fmr is None or math.isnan(first.fmr) else f"FMR {first.fmr:g}, "
+    levels = {f"{r.level:.0%}" for r in gains if r.n_draws}
+    yield (
+        f"Areas under the error-versus-discard curve x 1000 on {first.benchmark}, lower is better ({rate}convention "
+        f"{first.convention}){'; in brackets a ' + levels.pop() + ' interval' if levels else ''}."
+    )
+
+
+def _cell(row: AucRow | DifferenceRow) -> tuple[str, str, str, str]:
+    """Return what areas must share to be compared; a rate that is NaN equals itself."""
+    return row.benchmark, row.recognizer, row.convention, f"{row.fmr}"
+
+
+def _is_clear(row: DifferenceRow) -> bool:
+    return row.p_holm < 1 - row.level and (row.high < 0 or row.low > 0)
+
+
+def _answer(gains: list[DifferenceRow]) -> str:
+    """Return the first sentence."""
+    helps = dict.fromkeys(r.method for r in gains if _is_clear(r) and r.difference < 0)
+    harms = dict.fromkeys(r.method for r in gains if _is_clear(r) and r.difference > 0)
+    open_ = dict.fromkeys(r.method for r in gains if r.method not in helps and r.method not in harms)
+    parts = [f"yes for {', '.join(helps)}"] if helps else []
+    parts += [f"no clear difference for {', '.join(open_)}"] if open_ else []
+    parts += [f"they harm {', '.join(harms)}"] if harms else []
+    answer = "; ".join(parts) or "nothing was compared"
+    return f"Do optimized labels help? {answer[0].upper()}{answer[1:]}."
+
+
+def _gain(row: DifferenceRow, area_of: dict[str, float]) -> str:
+    theta = "" if row.theta is None or math.isnan(row.theta) else f" (theta {row.theta:g})"
+    return f"{row.method}{theta}: regressor on optimized labels against one on the scores: {_change(row, area_of)}"
+
+
+def _change(row: DifferenceRow, area_of: dict[str, float]) -> str:
+    """Return both areas, their difference and its interval, in words."""
+    after, before = area_of.get(row.scorer_a, math.nan), area_of.get(row.scorer_b, math.nan)
+    interval = "" if math.isnan(row.low) else f" [{1000 * row.low:+.1f}, {1000 * row.high:+.1f}]"
+    word = "clear" if _is_clear(row) else "not clear"
+    return f"area {1000 * before:.1f} to {1000 * after:.1f}, {1000 * row.difference:+.1f}{interval}, {word}"

@@ -1,0 +1,420 @@
+"""Tables I to IV of the paper, and all differences, from the results of finished runs: as CSV, Markdown and LaTeX.
+
+One table is one operating point: a convention, a false match rate and a discard limit. Areas are printed times 1000, as the
+paper does; smaller is better.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fiqa_ray.datasets.results import (
+    BASELINE,
+    GIVEN,
+    OPTIMIZED,
+    UNOPTIMIZED,
+    AucRow,
+    ConventionRow,
+    DifferenceRow,
+    ExclusionRow,
+    rows_of,
+)
+from fiqa_ray.errors import UsageError
+from fiqa_ray.storage import join, read_bytes, write_atomic
+from fiqa_ray.tools.open_run import open_run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+VARIANTS = (BASELINE, GIVEN, UNOPTIMIZED, OPTIMIZED)
+"""Variants of scores in the order of a table's rows."""
+SIGNIFICANT = 0.05
+"""Level of the arrows: a difference with a p-value below it, after Holm's correction."""
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """What all numbers of a table have in common.
+
+    Attributes:
+        convention: Name of the convention.
+        fmr: False match rate; NaN where a starting FNMR sets the threshold.
+        limit: Discarded share at which areas end; None: the end of each curve.
+    """
+
+    convention: str
+    fmr: float
+    limit: float | None
+
+    def holds(self, row: AucRow | DifferenceRow) -> bool:
+        """Return whether a row is at this point. Without a limit, each area ends with its curve."""
+        is_rate = row.fmr == self.fmr or (math.isnan(row.fmr) and math.isnan(self.fmr))
+        return row.convention == self.convention and is_rate and self.limit in (None, row.discard_limit)
+
+
+@dataclass(frozen=True)
+class Results:
+    """The rows of one run or several."""
+
+    areas: list[AucRow]
+    differences: list[DifferenceRow]
+    exclusions: list[ExclusionRow]
+    conventions: dict[str, ConventionRow]
+
+    def at(self, point: OperatingPoint) -> list[AucRow]:
+        """Return the areas at an operating point."""
+        return [r for r in self.areas if point.holds(r) and (r.is_own_limit or point.limit is not None)]
+
+
+@dataclass(frozen=True)
+class CellText:
+    """One printed area.
+
+    Attributes:
+        value: The area times 1000; NaN where there is none.
+        low: Lower end of its interval; NaN where there is none.
+        high: Upper end; alone, it is an upper limit.
+        is_best: No other score of the column can rival it.
+        is_tied: It is among the best, which cannot be told apart.
+        change: "↓" or "↑" where it is smaller or larger than the method's own score beyond chance.
+        text: What stands there instead of a number, such as "/".
+    """
+
+    value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    is_best: bool = False
+    is_tied: bool = False
+    change: str = ""
+    text: str = ""
+
+    def plain(self) -> str:
+        """Return the cell for Markdown."""
+        if math.isnan(self.value):
+            return self.text
+        value = f"**{self.value:.1f}**" if self.is_best else f"{self.value:.1f}" + ("†" if self.is_tied else "")
+        return value + self.change + self._interval()
+
+    def latex(self) -> str:
+        """Return the cell for LaTeX."""
+        if math.isnan(self.value):
+            return self.text
+        value = rf"\textbf{{{self.value:.1f}}}" if self.is_best else f"{self.value:.1f}"
+        value += r"$^\dagger$" if self.is_tied and not self.is_best else ""
+        arrow = {"↓": r"$\downarrow$", "↑": r"$\uparrow$", "": ""}[self.change]
+        interval = self._interval().strip().replace("≤", r"$\leq$")
+        return value + arrow + (rf" {{\scriptsize {interval}}}" if interval else "")
+
+    def _interval(self) -> str:
+        if math.isnan(self.high):
+            return ""
+        return f" [≤ {self.high:.1f}]" if math.isnan(self.low) else f" [{self.low:.1f}, {self.high:.1f}]"
+
+
+def read_results(run_uris: Sequence[str]) -> Results:
+    """Return the results of finished runs together.
+
+    Raises:
+        FiqaRayError: A run has no results.
+        UsageError: Two runs have the same cell.
+    """
+    results = Results([], [], [], {})
+    for uri in run_uris:
+        run = open_run(uri)
+        results.areas.extend(rows_of(AucRow, run.areas()))
+        results.differences.extend(rows_of(DifferenceRow, run.result_table(DifferenceRow.TABLE)))
+        results.exclusions.extend(rows_of(ExclusionRow, run.result_table(ExclusionRow.TABLE)))
+        for convention in rows_of(ConventionRow, run.result_table(ConventionRow.TABLE)):
+            results.conventions[convention.convention] = convention
+    seen: set[tuple[Any, ...]] = set()
+    for r in results.areas:
+        key = (r.benchmark, r.recognizer, r.scorer, r.convention, str(r.fmr), r.discard_limit)
+        if key in seen:
+            raise UsageError(f"two of the runs have the area of {r.scorer} on {r.benchmark} under {r.recognizer}")
+        seen.add(key)
+    return results
+
+
+def choose_point(results: Results, convention: str | None, fmr: float | None, limit: float | None) -> OperatingPoint:
+    """Return the wanted operating point; what is not given is that of the first result.
+
+    Raises:
+        UsageError: The results have no such point; the message lists those that there are.
+    """
+    points = list(dict.fromkeys((r.convention, r.fmr) for r in results.areas))
+    matching = [
+        (c, f)
+        for c, f in points
+        if convention in (None, c) and (fmr is None or f == fmr or (math.isnan(f) and math.isnan(fmr)))
+    ]
+    if not matching:
+        known = ", ".join(f"{c} at {f:g}" for c, f in points)
+        raise UsageError(f"the results hold no convention {convention!r} at FMR {fmr}; there are {known}")
+    point = OperatingPoint(*matching[0], limit)
+    if not results.at(point):
+        usual = OperatingPoint(point.convention, point.fmr, None)
+        limits = sorted({r.discard_limit for r in results.areas if usual.holds(r)})
+        raise UsageError(
+            f"the results hold no areas up to {limit}; limits of {point.convention} are "
+            f"{', '.join(f'{v:g}' for v in limits)}: add the limit to evaluate.limits and run again"
+        )
+    return point
+
+
+def tables_of(
+    results: Results, point: OperatingPoint, published: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, tuple[pd.DataFrame, str]]:
+    """Return tables of `CellText` with their captions, by name.
+
+    `table-1`: each method's own and optimized scores, judged by the recogniser of the labels. `table-2`: the same, judged by
+    other recognisers. `table-3`: with the regressors on prior labels. A table without rows is left out.
+
+    Args:
+        results: All results.
+        point: The operating point.
+        published: Records of printed numbers to stand beside, see `read_published`.
+    """
+    rows = results.at(point)
+    labelled = {r.quality_model for r in rows if r.variant in (UNOPTIMIZED, OPTIMIZED)}
+    same = [r for r in rows if not labelled or r.recognizer in labelled]
+    cross = [r for r in rows if labelled and r.recognizer not in labelled]
+    shown = (BASELINE, GIVEN, OPTIMIZED)
+    chosen = {
+        "table-1": ([r for r in same if r.variant in shown], "judged by the recogniser that the labels come from"),
+        "table-2": ([r for r in cross if r.variant in shown], "judged by recognisers that the labels do not come from"),
+        "table-3": (
+            [r for r in same if r.variant in VARIANTS] if labelled else [],
+            "with regressors on prior labels (unoptimized) and on optimized labels",
+        ),
+    }
+    return {
+        name: (_table(results, point, table_rows, published), _caption(results, point, table_rows, what))
+        for name, (table_rows, what) in chosen.items()
+        if table_rows
+    }
+
+
+def _table(
+    results: Results, point: OperatingPoint, rows: list[AucRow], published: Sequence[Mapping[str, Any]]
+) -> pd.DataFrame:
+    """Return a table with a row per recogniser, method and variant, a column per benchmark, and the mean rank."""
+    import pandas as pd
+
+    arrows = _arrows(results, point)
+    best = {
+        column: [r.scorer for r in results.at(point) if r.is_leading and _column(r) == column]
+        for column in {_column(r) for r in rows}
+    }
+    benchmarks = list(dict.fromkeys(r.benchmark for r in rows))
+    excluded = {(e.benchmark, e.method) for e in results.exclusions}
+    cells: dict[tuple[str, str, str], dict[str, CellText]] = {}
+    for r in sorted(rows, key=lambda r: VARIANTS.index(r.variant)):
+        line = cells.setdefault((r.recognizer, r.method, _variant_name(r, rows)), {})
+        line[r.benchmark] = CellText(
+            value=1000 * r.auc,
+            low=1000 * r.auc_low,
+            high=1000 * r.auc_high,
+            is_best=best[_column(r)] == [r.scorer],
+            is_tied=len(best[_column(r)]) > 1 and r.is_leading,
+            change=arrows.get((r.benchmark, r.recognizer, r.scorer), ""),
+        )
+    keys = sorted(cells, key=_row_order(rows))
+    frame: dict[str, list[Any]] = {}
+    for b in benchmarks:
+        frame[b] = [cells[k].get(b, CellText(text="/" if (b, k[1]) in excluded else "")) for k in keys]
+        if published:
+            frame[f"{b} (published)"] = [CellText(value=_published(published, k, b)) for k in keys]
+    ranks = _mean_ranks(cells, benchmarks)
+    frame["mean rank"] = [CellText(text=f"{ranks[k]:.1f}" if k in ranks else "") for k in keys]
+    index = pd.MultiIndex.from_tuples(keys, names=["recogniser", "method", "variant"])
+    return pd.DataFrame(frame, index=index)
+
+
+def _column(row: AucRow) -> tuple[str, str, float]:
+    """Return what the scores compete in: a benchmark under a recogniser, up to one limit."""
+    return row.benchmark, row.recognizer, row.discard_limit
+
+
+def _variant_name(row: AucRow, rows: list[AucRow]) -> str:
+    """Return the variant, with theta where a method has several."""
+    thetas = {r.theta for r in rows if r.method == row.method and r.variant == OPTIMIZED}
+    return f"{row.variant}, theta {row.theta:g}" if row.variant == OPTIMIZED and len(thetas) > 1 else row.variant
+
+
+def _row_order(rows: list[AucRow]) -> Any:
+    """Return a sort key of (recogniser, method, variant): the order of the job, variants as in `VARIANTS`."""
+    recognizers = list(dict.fromkeys(r.recognizer for r in rows))
+    methods = list(dict.fromkeys(r.method for r in rows))
+    return lambda k: (
+        recognizers.index(k[0]),
+        methods.index(k[1]),
+        [v for v in range(len(VARIANTS)) if k[2].startswith(VARIANTS[v])],
+        k[2],
+    )
+
+
+def _arrows(results: Results, point: OperatingPoint) -> dict[tuple[str, str, str], str]:
+    """Return where an optimized score differs from the method's own beyond chance."""
+    return {
+        (d.benchmark, d.recognizer, d.scorer_a): "↓" if d.difference < 0 else "↑"
+        for d in results.differences
+        if d.family == BASELINE and point.holds(d) and d.p_holm < SIGNIFICANT
+    }
+
+
+def _mean_ranks(
+    cells: Mapping[tuple[str, str, str], Mapping[str, CellText]], benchmarks: Sequence[str]
+) -> dict[tuple[str, str, str], float]:
+    """Return the mean over the benchmarks of each row's rank among the rows of its recogniser, 1 the best."""
+    from scipy.stats import rankdata
+
+    ranks: dict[tuple[str, str, str], float] = {}
+    for recognizer in {k[0] for k in cells}:
+        whole = [k for k in cells if k[0] == recognizer and all(b in cells[k] for b in benchmarks)]
+        if whole:
+            of_benchmark = [rankdata([cells[k][b].value for k in whole]) for b in benchmarks]
+            ranks |= {k: sum(r[i] for r in of_benchmark) / len(benchmarks) for i, k in enumerate(whole)}
+    return ranks
+
+
+def _caption(results: Results, point: OperatingPoint, rows: list[AucRow], what: str) -> str:
+    """Return the operating point, the sizes of the benchmarks and what the marks mean."""
+    convention = results.conventions.get(point.convention)
+    rate = "a starting FNMR" if math.isnan(point.fmr) else f"FMR {point.fmr:g}"
+    end = "the end of each curve" if point.limit is None else f"{point.limit:g} discarded"
+    sizes = {r.benchmark: f"{r.benchmark} {r.n_mated:,} + {r.n_nonmated:,}" for r in rows}
+    draws = sorted({r.n_draws for r in rows})
+    units = sorted({r.unit for r in rows})
+    choices = ""
+    if convention is not None:
+        choices = f" ({convention.pool} discarded, threshold {convention.threshold}, count {convention.count})"
+    return (
+        f"Area under the error-versus-discard curve times 1000, {what}; smaller is better. Convention {point.convention}"
+        f"{choices}, {rate}, up to {end}. Mated + non-mated pairs: {'; '.join(sizes.values())}. "
+        f"Brackets: {100 * rows[0].level:g} % intervals of {' or '.join(map(str, draws))} bootstrap draws of "
+        f"{' or '.join(units)}. Bold: no other score is as good; †: among the best, which cannot be told apart; ↓ ↑: "
+        f"smaller or larger than the method's own score (p < {SIGNIFICANT:g} after Holm's correction); /: left out by "
+        "the user."
+    )
+
+
+def difference_table(results: Results, point: OperatingPoint) -> pd.DataFrame:
+    """Return all differences at an operating point, each with interval and p-value, as numbers."""
+    import pandas as pd
+
+    rows = [d for d in results.differences if point.holds(d)]
+    columns = {
+        "family": [d.family for d in rows],
+        "benchmark": [d.benchmark for d in rows],
+        "recogniser": [d.recognizer for d in rows],
+        "first": [d.scorer_a for d in rows],
+        "second": [d.scorer_b for d in rows],
+        "limit": [d.discard_limit for d in rows],
+        "difference x 1000": [1000 * d.difference for d in rows],
+        "low": [1000 * d.low for d in rows],
+        "high": [1000 * d.high for d in rows],
+        "p (Holm)": [d.p_holm for d in rows],
+    }
+    return pd.DataFrame(columns)
+
+
+def read_published(uri: str) -> list[Mapping[str, Any]]:
+    """Return printed numbers from JSON: records of method, variant, fr_model, benchmark and auc_x1000.
+
+    Raises:
+        UsageError: The file has no such records.
+    """
+    try:
+        content = json.loads(read_bytes(uri))
+        records = content["records"] if isinstance(content, dict) else content
+        return [dict(r) for r in records if {"method", "variant", "fr_model", "benchmark", "auc_x1000"} <= set(r)]
+    except (ValueError, KeyError, TypeError) as exc:
+        raise UsageError(f"{uri} holds no records of published numbers ({exc})") from exc
+
+
+def _published(records: Sequence[Mapping[str, Any]], key: tuple[str, str, str], benchmark: str) -> float:
+    """Return the printed number of a cell, or NaN; names are compared by letters and digits, and may be longer here."""
+
+    def is_same(here: str, there: str) -> bool:
+        a, b = ("".join(c for c in name.lower() if c.isalnum()) for name in (here, there))
+        return a.startswith(b)
+
+    for r in records:
+        names = ((key[0], r["fr_model"]), (key[1], r["method"]), (benchmark, r["benchmark"]))
+        if r["variant"] == key[2].split(",")[0] and all(is_same(*pair) for pair in names):
+            return math.nan if r["auc_x1000"] is None else float(r["auc_x1000"])
+    return math.nan
+
+
+def write_tables(
+    results: Results, point: OperatingPoint, folder: str, published: Sequence[Mapping[str, Any]] = ()
+) -> list[str]:
+    """Write all tables into a folder, each as .csv, .md and .tex, and return their names.
+
+    `differences` holds every difference, `long` every area of all operating points, in CSV alone.
+    """
+    import pandas as pd
+
+    names = []
+    for name, (frame, caption) in tables_of(results, point, published).items():
+        _write(folder, name, _as_numbers(frame), _markdown(frame, caption), _latex(frame, caption, name))
+        names.append(name)
+    differences = difference_table(results, point)
+    if len(differences):
+        text = differences.copy()
+        for column in ("difference x 1000", "low", "high"):
+            text[column] = [f"{v:.2f}" for v in differences[column]]
+        text["limit"] = [f"{v:g}" for v in differences["limit"]]
+        text["p (Holm)"] = [f"{p:.3g}" for p in differences["p (Holm)"]]
+        caption = "Differences of areas times 1000; below 0 the first score is better. "
+        caption += f"Convention {point.convention}, FMR {point.fmr:g}."
+        latex = text.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+        tex = latex.to_latex(hrules=True, caption=caption, label="tab:differences", environment="longtable")
+        _write(folder, "differences", differences, text.to_markdown(index=False) + f"\n\n{caption}\n", tex)
+        names.append("differences")
+    long = pd.DataFrame([vars(r) for r in results.areas])
+    write_atomic(join(folder, "long.csv"), long.to_csv(index=False).encode())
+    return [*names, "long"]
+
+
+def _write(folder: str, name: str, numbers: pd.DataFrame, markdown: str, latex: str) -> None:
+    write_atomic(join(folder, f"{name}.csv"), numbers.to_csv(index=False).encode())
+    write_atomic(join(folder, f"{name}.md"), markdown.encode())
+    write_atomic(join(folder, f"{name}.tex"), latex.encode())
+
+
+def _as_numbers(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of cells as columns of numbers: value, low and high of each benchmark."""
+    import pandas as pd
+
+    columns: dict[str, list[Any]] = {}
+    for name in frame.columns:
+        cells: list[CellText] = list(frame[name])
+        if any(not math.isnan(c.high) for c in cells):
+            columns[name] = [c.text if math.isnan(c.value) else c.value for c in cells]
+            columns[f"{name} low"], columns[f"{name} high"] = [c.low for c in cells], [c.high for c in cells]
+            marks = ["best" if c.is_best else "tied" if c.is_tied else "" for c in cells]
+            columns[f"{name} mark"] = [" ".join(filter(None, (m, c.change))) for m, c in zip(marks, cells, strict=True)]
+        else:
+            columns[name] = [c.text if math.isnan(c.value) else c.value for c in cells]
+    return pd.concat([frame.index.to_frame(index=False), pd.DataFrame(columns)], axis=1)
+
+
+def _markdown(frame: pd.DataFrame, caption: str) -> str:
+    text = frame.map(lambda cell: cell.plain()).reset_index()
+    return f"{text.to_markdown(index=False)}\n\n{caption}\n"
+
+
+def _latex(frame: pd.DataFrame, caption: str, name: str) -> str:
+    style = frame.style.format(lambda cell: cell.latex())
+    style = style.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
+    marks = {"†": r"$\dagger$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "%": r"\%", "_": r"\_", "<": "$<$"}
+    for mark, command in marks.items():
+        caption = caption.replace(mark, command)
+    columns = "lll" + "r" * frame.shape[1]
+    latex = style.to_latex(hrules=True, caption=caption, label=f"tab:{name}", column_format=columns, multirow_align="t")
+    return str(latex)

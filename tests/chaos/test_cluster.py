@@ -1,0 +1,103 @@
+"""A job server that wants a token: submit, follow, stop, submit again, and lose the head. Run by `make chaos`."""
+
+import os
+import re
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import smoke
+
+pytestmark = pytest.mark.skipif("FIQA_RAY_CHAOS" not in os.environ, reason="minutes: run by make chaos")
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def head(folder, port, env):
+    """A head of two processors with a job server on this port."""
+    command = [
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2",
+        "--object-store-memory=100000000", f"--port={smoke.free_port()}", "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={port}", f"--dashboard-agent-listen-port={smoke.free_port()}",
+        f"--ray-client-server-port={smoke.free_port()}", "--disable-usage-stats",
+    ]  # fmt: skip
+    with open(folder / "head.log", "ab") as log:
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
+    try:
+        until = time.monotonic() + 120
+        while time.monotonic() < until:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/version", timeout=2).close()
+                break
+            except urllib.error.HTTPError:  # it wants its token: it is up
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield process
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def test_submit_follow_stop_and_continue(tmp_path):
+    faces = smoke.make_faces(tmp_path / "faces", n_identities=4, per_identity=6, benchmark=False)
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "smoke.py").write_text((ROOT / "tests" / "helpers" / "smoke.py").read_text())
+    job = smoke.write_job(
+        work / "job.yaml", faces, str(tmp_path / "run"), benchmarks=[],
+        compute={"engine": "ray", "rows_per_part": 6, "train_workers": 0, "n_workers": 2},
+    )  # fmt: skip
+    port = smoke.free_port()
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as ray_folder:
+        without = {k: v for k, v in os.environ.items() if k not in ("RAY_AUTH_MODE", "RAY_ADDRESS", "PYTHONPATH")}
+        without |= {"RAY_TMPDIR": ray_folder, "HOME": ray_folder}
+        env = {**without, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+        def command(*arguments, env=env, program=("-m", "fiqa_ray")):
+            result = subprocess.run(
+                [sys.executable, *program, *arguments], env={**env, "PYTHONPATH": str(ROOT)}, cwd=work,
+                capture_output=True, text=True, timeout=600, check=False,
+            )  # fmt: skip
+            return result.returncode, result.stdout + result.stderr
+
+        def submit(*arguments, **options):
+            return command("submit", job, "--address", f"http://127.0.0.1:{port}", *arguments, **options)
+
+        with head(tmp_path, port, env):
+            code, text = submit(env={**without, "RAY_AUTH_MODE": "disabled"})
+            assert (code, "wants a token" in text) == (1, True), text
+            assert submit("optimize.theta=7")[0] == 2
+            code, text = submit("source.uri=/nowhere", f"run_uri={tmp_path}/bad", "--wait")
+            assert (code, "error: " in text) == (1, True), text
+            code, text = submit()
+            name = re.search(r"job: (\S+)", text)[1]
+            until = time.monotonic() + 200
+            while len(list((tmp_path / "run").rglob("_part-*.json"))) < 3 and time.monotonic() < until:
+                time.sleep(0.2)
+            assert f"{name} (at work already)" in submit()[1]
+            stop = ("job", "stop", name, "--address", f"http://127.0.0.1:{port}")
+            assert command(*stop, program=("-m", "ray.scripts.scripts"))[0] == 0
+            assert (tmp_path / "run" / "_lock" / "000001.released").exists()
+            parts = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("_part-*.json")}
+            follower = subprocess.Popen(
+                [sys.executable, "-m", "fiqa_ray", "submit", job, "--address", f"http://127.0.0.1:{port}", "--wait"],
+                env={**env, "PYTHONPATH": str(ROOT)}, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )  # fmt: skip
+            while len(list((tmp_path / "run").rglob("_part-*.json"))) < len(parts) + 2:
+                time.sleep(0.2)
+        with head(tmp_path, port, env):  # the head was lost, and a new one knows no jobs
+            text, code = follower.communicate(timeout=300)[0], follower.returncode
+            assert (code, "Traceback" in text) == (3, False), text
+            code, text = submit("--wait")
+            assert code == 0, text
+            assert re.search(r"fiqa_ray \S+ from .*runtime_resources", text)  # the package came with the job
+            assert all(p.stat().st_mtime_ns == at for p, at in parts.items())

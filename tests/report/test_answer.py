@@ -1,0 +1,82 @@
+"""The demo's last sentences say what the rows of an evaluation say."""
+
+import numpy as np
+
+from fiqa_ray.datasets.results import AucRow, DifferenceRow
+from fiqa_ray.report.answer import answer_lines
+
+WEAK, STRONG = "weak, regressor on optimized labels", "strong, regressor on optimized labels"
+
+
+def auc(scorer, area, **more):
+    """A row with an area; the fields that nobody reads are 0."""
+    return AucRow(
+        **{
+            "benchmark": "b", "recognizer": "r", "convention": "paper", "fmr": 0.01, "scorer": scorer, "auc": area,
+            "auc_low": np.nan, "auc_high": np.nan, "is_own_limit": True, "fmr_achieved": 0, "fnmr_0": 0,
+            "discard_limit": 0.95, "auc_normalized": 0, "auc_above_best": 0, "fnmr_at_limit": 0, "n_mated": 1,
+            "n_nonmated": 1, "quality_model": "", "method": "", "variant": "", "theta": np.nan, "seed": None, **more,
+        }
+    )  # fmt: skip
+
+
+def difference(a, b, value, low, high, p, family):
+    method = a.split(",")[0]
+    return DifferenceRow(
+        "b",
+        "r",
+        "paper",
+        a,
+        b,
+        value,
+        low,
+        high,
+        fmr=0.01,
+        method=method,
+        theta=0.3,
+        family=family,
+        p_holm=p,
+        n_draws=9,
+    )
+
+
+def lines(areas, differences):
+    return list(answer_lines(areas, differences))
+
+
+def test_a_weak_method_gains_and_a_strong_one_does_not():
+    areas = [
+        auc("weak", 0.150), auc("weak, regressor on prior labels", 0.151), auc(WEAK, 0.120),
+        auc("strong", 0.097), auc("strong, regressor on prior labels", 0.099), auc(STRONG, 0.098),
+        auc(WEAK, 0.5, convention="other"), auc(WEAK, 0.7, is_own_limit=False),
+    ]  # fmt: skip
+    text = lines(
+        areas,
+        [
+            difference(WEAK, "weak, regressor on prior labels", -0.031, -0.055, -0.009, 0.01, "unoptimized"),
+            difference(WEAK, "weak", -0.030, -0.068, -0.011, 0.01, "baseline"),
+            difference(STRONG, "strong, regressor on prior labels", -0.001, -0.01, 0.008, 0.8, "unoptimized"),
+        ],
+    )
+    assert text[0] == "Do optimized labels help? Yes for weak; no clear difference for strong."
+    assert text[1] == (
+        "  weak (theta 0.3): regressor on optimized labels against one on the scores: "
+        "area 151.0 to 120.0, -31.0 [-55.0, -9.0], clear"
+    )
+    assert text[2] == "    against weak itself: area 150.0 to 120.0, -30.0 [-68.0, -11.0], clear"
+    assert "area 99.0 to 98.0, -1.0 [-10.0, +8.0], not clear" in text[3]
+    assert "on b, lower is better (FMR 0.01, convention paper); in brackets a 95% interval" in text[4]
+
+
+def test_an_interval_alone_is_not_clear_after_correction():
+    rows = [difference(WEAK, "weak", -0.03, -0.05, -0.001, 0.2, "unoptimized")]
+    assert lines([auc(WEAK, 0.12)], rows)[0] == "Do optimized labels help? No clear difference for weak."
+
+
+def test_harm_is_said():
+    rows = [difference(WEAK, "weak", 0.03, 0.01, 0.05, 0.001, "unoptimized")]
+    assert lines([auc(WEAK, 0.12)], rows)[0] == "Do optimized labels help? They harm weak."
+
+
+def test_a_job_without_benchmarks_does_not_tell():
+    assert "does not tell" in lines([], [])[0]

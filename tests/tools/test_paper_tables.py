@@ -1,0 +1,125 @@
+"""Tables of a paper from rows of results: which rows go where, marks, captions, and the three formats."""
+
+import io
+import math
+
+import pandas as pd
+import pytest
+
+from fiqa_ray.datasets.results import AucRow, ConventionRow, DifferenceRow, ExclusionRow
+from fiqa_ray.errors import UsageError
+from fiqa_ray.tools.paper_tables import Results, choose_point, tables_of, write_tables
+
+
+def area(method, variant, auc, *, benchmark="LFW", judge="r18", leading=False, limit=0.95, **changes):
+    values = {
+        "scorer": f"{method}, {variant}", "quality_model": "" if variant == "baseline" else "r18", "method": method,
+        "variant": variant, "theta": 0.1 if variant == "optimized" else math.nan, "seed": None, "benchmark": benchmark,
+        "recognizer": judge, "convention": "paper", "fmr": 1e-3, "fmr_achieved": 1e-3, "fnmr_0": 0.1,
+        "discard_limit": limit, "is_own_limit": limit == 0.95, "auc": auc, "auc_low": auc - 0.001,
+        "auc_high": auc + 0.001, "auc_normalized": 1.0, "auc_above_best": 0.0, "fnmr_at_limit": 0.0, "n_mated": 3000,
+        "n_nonmated": 2000, "n_draws": 500, "interval": "interval", "is_leading": leading,
+    }  # fmt: skip
+    return AucRow(**{**values, **changes})
+
+
+@pytest.fixture
+def results():
+    """Two methods on two benchmarks under the recogniser of the labels and another; `slow` is excluded from one."""
+    areas = []
+    for judge, add in (("r18", 0.0), ("other_r", 0.01)):
+        areas += [
+            area("fast", "baseline", 0.020 + add, judge=judge),
+            area("fast", "unoptimized", 0.019 + add, judge=judge),
+            area("fast", "optimized", 0.010 + add, judge=judge, leading=True),
+            area("slow", "baseline", 0.030 + add, judge=judge, auc_low=math.nan),
+            area("slow", "optimized", 0.031 + add, judge=judge),
+            area("fast", "baseline", 0.005, judge=judge, benchmark="X_LFW", leading=True),
+            area("fast", "optimized", 0.006, judge=judge, benchmark="X_LFW", leading=True),
+            area("fast", "optimized", 0.001, judge=judge, limit=0.3),
+        ]
+    differences = [
+        DifferenceRow("LFW", "r18", "paper", "fast, optimized", "fast, baseline", -0.01, -0.012, -0.008, 1e-3, 0.95,
+                      family="baseline", p_holm=0.01),
+        DifferenceRow("LFW", "r18", "paper", "slow, optimized", "slow, baseline", 0.001, -0.002, 0.004, 1e-3, 0.95,
+                      family="baseline", p_holm=0.6),
+    ]  # fmt: skip
+    convention = ConventionRow(
+        "paper", "all", "recomputed", "below", 0.05, "cut", "line", 0.95, math.nan, "fnmr", "the paper's"
+    )
+    return Results(areas, differences, [ExclusionRow("X_LFW", "slow", "made with it")], {"paper": convention})
+
+
+def test_rows_columns_and_marks(results):
+    """Expected cells are written by hand: areas times 1000, bold, ties, arrows, exclusions, ranks."""
+    tables = tables_of(results, choose_point(results, None, None, None))
+    assert list(tables) == ["table-1", "table-2", "table-3"]
+    first, caption = tables["table-1"]
+    shown = {key: [cell.plain() for cell in row] for key, row in zip(first.index, first.to_numpy(), strict=True)}
+    assert list(first.columns) == ["LFW", "X_LFW", "mean rank"]
+    assert shown == {
+        ("r18", "fast", "baseline"): ["20.0 [19.0, 21.0]", "5.0† [4.0, 6.0]", "1.5"],
+        ("r18", "fast", "optimized"): ["**10.0**↓ [9.0, 11.0]", "6.0† [5.0, 7.0]", "1.5"],
+        ("r18", "slow", "baseline"): ["30.0 [≤ 31.0]", "/", ""],
+        ("r18", "slow", "optimized"): ["31.0 [30.0, 32.0]", "/", ""],
+    }
+    for part in (
+        "FMR 0.001",
+        "all discarded",
+        "end of each curve",
+        "LFW 3,000 + 2,000",
+        "500 bootstrap draws of pairs",
+    ):
+        assert part in caption
+    assert {key[0] for key in tables["table-2"][0].index} == {"other_r"}
+    assert [key[2] for key in tables["table-3"][0].index] == [
+        "baseline", "unoptimized", "optimized", "baseline", "optimized",
+    ]  # fmt: skip
+
+
+def test_published_numbers_stand_beside(results):
+    record = {"method": "Fast", "variant": "optimized", "fr_model": "R-18", "benchmark": "LFW", "auc_x1000": 9.7}
+    first, _ = tables_of(results, choose_point(results, "paper", 1e-3, None), [record])["table-1"]
+    cells = {key: cell.plain() for key, cell in first["LFW (published)"].items()}
+    assert cells["r18", "fast", "optimized"] == "9.7"
+    assert cells["r18", "fast", "baseline"] == cells["r18", "slow", "optimized"] == ""
+
+
+def test_an_unknown_operating_point_names_the_known_ones(results):
+    with pytest.raises(UsageError, match=r"no convention 'dasec' at FMR None; there are paper at 0.001"):
+        choose_point(results, "dasec", None, None)
+    with pytest.raises(UsageError, match=r"up to 0.2; limits of paper are 0.3, 0.95"):
+        choose_point(results, None, None, 0.2)
+    at_limit = tables_of(results, choose_point(results, None, None, 0.3))["table-1"][0]
+    assert [cell.plain() for cell in at_limit["LFW"]] == ["1.0 [0.0, 2.0]"]
+
+
+def test_files(results, tmp_path):
+    point = choose_point(results, None, None, None)
+    names = write_tables(results, point, str(tmp_path))
+    assert names == ["table-1", "table-2", "table-3", "differences", "long"]
+    numbers = pd.read_csv(tmp_path / "table-1.csv")
+    assert numbers.loc[1, ["method", "variant", "LFW", "LFW low", "LFW high", "LFW mark"]].tolist() == [
+        "fast", "optimized", pytest.approx(10), pytest.approx(9), pytest.approx(11), "best ↓",
+    ]  # fmt: skip
+    latex = (tmp_path / "table-2.tex").read_text()
+    for part in (
+        r"\toprule",
+        r"\bottomrule",
+        r"other\_r",
+        r"X\_LFW",
+        r"\textbf{20.0}",
+        r"\label{tab:table-2}",
+        r"$^\dagger$",
+    ):
+        assert part in latex
+    assert "†" not in latex
+    assert "%" not in latex.replace(r"\%", "")
+    markdown = (tmp_path / "table-1.md").read_text().splitlines()
+    assert "**10.0**↓ [9.0, 11.0]" in markdown[3]
+    differences = pd.read_csv(tmp_path / "differences.csv")
+    assert differences["difference x 1000"].tolist() == pytest.approx([-10, 1])
+    assert "longtable" in (tmp_path / "differences.tex").read_text()
+    long = pd.read_csv(io.BytesIO((tmp_path / "long.csv").read_bytes()))
+    assert len(long) == len(results.areas)
+    assert set(long.columns) >= {"quality_model", "method", "variant", "theta", "seed", "fmr", "auc_low", "n_draws"}
