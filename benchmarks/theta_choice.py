@@ -21,7 +21,7 @@ import numpy as np
 from fiqa_ray.core.edc import edc_curve
 from fiqa_ray.core.kernels.gram import unit_vectors
 from fiqa_ray.core.labels import optimize_labels
-from fiqa_ray.core.theta import CONVENTION, ThetaCurve, choose_theta, heldout_scores
+from fiqa_ray.core.theta import AT_FMR, ThetaCurve, choose_theta, heldout_scores
 
 DIM, PER_PERSON, N_TRAIN, N_TEST, N_CLUSTERS = 64, 14, 120, 300, 7
 
@@ -66,7 +66,7 @@ def gain_on_others(
     units = unit_vectors(test[0])
     similarity = np.einsum("ij,ij->i", units[a], units[b], dtype=np.float64)
     areas = [
-        edc_curve(similarity, test[1][a] == test[1][b], s[a], s[b], fmr=curve.fmr, convention=CONVENTION).auc()
+        edc_curve(similarity, test[1][a] == test[1][b], s[a], s[b], fmr=curve.fmr, convention=AT_FMR).auc()
         for s in scores.T
     ]
     return areas[1] - areas[0]
