@@ -177,11 +177,12 @@ def compare_thetas(
         reason = f"{n_people} people with two images or more are too few: {MIN_PEOPLE} are needed"
     elif n_nonmated < 4 * MIN_ERRORS:
         reason = f"{n_nonmated} non-mated pairs are too few"
-    areas, cell = None, (AT_FMR.name, max(fmr, MIN_ERRORS / max(n_nonmated, 1)))
+    areas: AreaDraws | None = None
+    cell: Cell = AT_FMR.name, max(fmr, MIN_ERRORS / max(n_nonmated, 1))
     fnmr = np.nan
     if not reason:
         scores = heldout_scores(embeddings, fold, np.stack([targets[t] for t in thetas], axis=1))
-        areas, cell = _areas(embeddings, person, pairs, dict(zip(thetas, scores.T, strict=True)), cell[1], seed)
+        areas, cell = _areas(embeddings, person, pairs, dict(zip(thetas, scores.T, strict=True)), cell[1] or fmr, seed)
         fnmr = float(areas.curves[_name(0.0), cell].fnmr[0])
         n_errors = round(fnmr * n_mated)
         if n_errors < MIN_ERRORS:
