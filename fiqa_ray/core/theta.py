@@ -41,6 +41,10 @@ MIN_PEOPLE = 2 * N_FOLDS
 MIN_ERRORS = 20
 """With fewer mated pairs below the threshold, and with fewer false matches allowed, an area says nothing."""
 
+TRAINING_SPREAD = float(np.sqrt(N_FOLDS / (N_FOLDS - 1)))
+"""Factor on the spread of the draws, which resample held-out people but train no head again: a head learns from all folds but
+one."""
+
 RIDGE = 0.01
 """Weight of the squared coefficients, as a share of the images, against overfitting where images are few."""
 
@@ -294,7 +298,7 @@ def _gains(
         limit = areas.common_limit(_name(theta), _name(0.0), cell)
         draws = areas.draws[_name(theta), cell, limit] - areas.draws[_name(0.0), cell, limit]
         gain = areas.curves[_name(theta), cell].auc(limit) - areas.curves[_name(0.0), cell].auc(limit)
-        margin = quantile * float(np.nanstd(draws))
+        margin = quantile * TRAINING_SPREAD * float(np.nanstd(draws))
         gains.append(gain)
         lows.append(gain - margin)
         highs.append(gain + margin)
