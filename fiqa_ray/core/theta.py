@@ -42,7 +42,7 @@ MIN_ERRORS = 20
 """With fewer mated pairs below the threshold, and with fewer false matches allowed, an area says nothing."""
 
 TRAINING_SPREAD = float(np.sqrt(N_FOLDS / (N_FOLDS - 1)))
-"""Factor on the spread of the draws, which resample held-out people but train no head again: a head learns from all folds but
+"""Factor on the spread of the draws, which resample held-out people but train no head again: heads learn from all folds but
 one."""
 
 RIDGE = 0.01
