@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from fiqa_ray.datasets.results import AucRow, CorrelationRow, DifferenceRow, EdcLine, VerificationRow
+from fiqa_ray.datasets.results import AucRow, CorrelationRow, DifferenceRow, EdcLine, ThetaRow, VerificationRow
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,7 @@ class ReportData:
         stages: Stages of the run in their order.
         models: Networks that took part.
         labels: Label optimization, per method and theta.
+        thetas: What each candidate theta is worth on held-out people, where theta was chosen so.
         edc: Error-versus-discard curves.
         auc: Areas under them.
         differences: Paired differences of areas.
@@ -148,6 +149,7 @@ class ReportData:
     stages: Sequence[StageRow] = ()
     models: Sequence[ModelRow] = ()
     labels: Sequence[LabelSummary] = ()
+    thetas: Sequence[ThetaRow] = ()
     edc: Sequence[EdcLine] = ()
     auc: Sequence[AucRow] = ()
     differences: Sequence[DifferenceRow] = ()

@@ -16,7 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from fiqa_ray.core.conventions import CONVENTIONS
-from fiqa_ray.datasets.results import AucRow, CorrelationRow, DifferenceRow
+from fiqa_ray.datasets.results import AucRow, CorrelationRow, DifferenceRow, ThetaRow
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.report import figures
 from fiqa_ray.report.data import ReportData
@@ -161,7 +161,7 @@ def area_interval(row: AucRow) -> str:
     return f"{area(row.auc_low)} – {area(row.auc_high)}" if row.interval == "interval" else "no interval"
 
 
-def difference_interval(row: DifferenceRow) -> str:
+def difference_interval(row: DifferenceRow | ThetaRow) -> str:
     """Write the interval of a difference of areas, or that there is none."""
     return "none" if math.isnan(row.low) else f"{signed_area(row.low)} to {signed_area(row.high)}"
 
@@ -196,7 +196,7 @@ def findings(data: ReportData) -> list[str]:
     groups = grouped(
         told, lambda r: (r.recognizer, r.convention, r.family if r.family in FAMILIES else (r.scorer_a, r.scorer_b))
     )
-    sentences = []
+    sentences = list(dict.fromkeys(row.summary for row in data.thetas))
     for (fr, convention, family), members in groups.items():
         by_verdict = grouped(members, verdict)
         parts = [

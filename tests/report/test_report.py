@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fiqa_ray.core.bootstrap import bootstrap_areas
-from fiqa_ray.datasets.results import AucRow, CorrelationRow, DifferenceRow, EdcLine, VerificationRow
+from fiqa_ray.datasets.results import AucRow, CorrelationRow, DifferenceRow, EdcLine, ThetaRow, VerificationRow
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.report.data import Face, FaceStrip, LabelSummary, ModelRow, ReportData, SimilarityHistogram, StageRow
 from fiqa_ray.report.render import render_report
@@ -395,3 +395,14 @@ def test_findings_tell_a_family_in_one_sentence() -> None:
     assert text.count("Convention paper") >= 1
     assert sentence in text
     assert "against random: improves" not in text
+
+
+def test_a_chosen_theta_is_told_first_with_its_curve():
+    def row(theta: float, area: float, gain: float, chosen: bool) -> ThetaRow:
+        low, high = (gain - 0.004, gain + 0.004) if theta else (np.nan, np.nan)
+        return ThetaRow("norm", theta, area, gain, low, high, chosen, "norm gains.", 40, 400, 900, 9000, 0.001, 0.2)
+
+    text = Page(render_report(ReportData("t", "v", thetas=[row(0, 0.1, 0.0, False), row(0.3, 0.08, -0.02, True)]))).text
+    assert text.count("norm gains.") == 1
+    assert "Theta on held-out training people" in text
+    assert re.search(r"norm\s+0\.3\s+80\.0\s+.20\.0\s+.24\.0 to .16\.0\s+chosen", text), text
