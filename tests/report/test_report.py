@@ -405,4 +405,4 @@ def test_a_chosen_theta_is_told_first_with_its_curve():
     text = Page(render_report(ReportData("t", "v", thetas=[row(0, 0.1, 0.0, False), row(0.3, 0.08, -0.02, True)]))).text
     assert text.count("norm gains.") == 1
     assert "Theta on held-out training people" in text
-    assert re.search(r"norm\s+0\.3\s+80\.0\s+.20\.0\s+.24\.0 to .16\.0\s+chosen", text), text
+    assert re.search(r"norm\s+0\.3\s+80\.0\s+.20\.00\s+.24\.00 to .16\.00\s+chosen", text), text
