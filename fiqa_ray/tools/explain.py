@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from fiqa_ray.config import theta_name
 from fiqa_ray.core.labels import rank_scale
 from fiqa_ray.core.ranking import RankTable
 from fiqa_ray.datasets.histograms import read_histogram
@@ -112,14 +113,16 @@ def explain_image(job: Job, image_id: str, method: str | None = None, theta: flo
         UsageError: The image, the method or theta is unknown.
         FiqaRayError: A stage has not finished.
     """
-    methods, thetas = {m.label: m for m in job.settings.methods}, job.settings.optimize.theta
-    method, theta = next(iter(methods)) if method is None else method, thetas[0] if theta is None else theta
-    if method not in methods or theta not in thetas:
-        shown = ", ".join(f"{t:g}" for t in thetas)
-        raise UsageError(
-            f"method {method!r}, theta {theta:g}: the job has the methods {', '.join(methods)} and theta {shown}"
-        )
-    labels = job.optimized_labels(methods[method], theta).read_all()
+    methods = {m.label: m for m in job.settings.methods}
+    method = next(iter(methods)) if method is None else method
+    sets = [t for t in job.label_sets() if t.method.label == method and not t.is_prior]
+    thetas = {job.theta_of(label_set): label_set for label_set in sets}  # as numbers, also where one was chosen
+    theta = next(iter(thetas), None) if theta is None else theta
+    if theta is None or theta not in thetas:
+        wrong = f"method {method!r}" + ("" if theta is None else f", theta {theta:g}")
+        shown = ", ".join(theta_name(t) for t in job.settings.optimize.theta)
+        raise UsageError(f"{wrong}: the job has the methods {', '.join(methods)} and theta {shown}")
+    labels = job.labels(thetas[theta]).read_all()
     index, row = labels["quality_index"].to_numpy(), labels["image_id"].index(image_id).as_py()
     if row < 0:
         raise UsageError(f"{image_id!r} is no training face of the job; names are like {labels['image_id'][0]}")
