@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 
 from fiqa_ray._version import __version__
 from fiqa_ray.cli import evaluate, faces, inspect, job, model, paper, results, start, tables, threshold
-from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.errors import FiqaRayError, IncompleteError
 from fiqa_ray.public_uri import public_text
 
 app = typer.Typer(
@@ -78,7 +79,9 @@ def main(argv: list[str] | None = None) -> Any:
         if code == 130:  # newer typers return this on Ctrl-C
             raise KeyboardInterrupt
     except FiqaRayError as exc:
-        print(f"error: {exc}", file=sys.stderr)
+        print(f"error: {exc}", file=sys.stderr, flush=True)
+        if isinstance(exc, IncompleteError) and exc.is_end_of_process:  # Ray's own threads would crash at a usual exit
+            os._exit(exc.exit_code)
         sys.exit(exc.exit_code)
     except _ClickError as exc:
         exc.show()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from fiqa_ray.models.method_table import METHODS, MethodRow
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
 
 if TYPE_CHECKING:
-    from fiqa_ray.tools.doctor import Finding
+    from fiqa_ray.tools.input_checks import Finding
     from fiqa_ray.tools.time_methods import Timing
 
 
@@ -90,6 +91,9 @@ def run_lines(now: dict[str, Any]) -> list[str]:
         lines.append(f"machines have worked for {format_seconds(now['machine_s'])} in all")
     if now.get("storage_retries"):
         lines.append(f"storage was tried again {now['storage_retries']:,} time(s) by the driver")
+    if verified := now.get("verified"):
+        day = time.strftime("%Y-%m-%d %H:%M", time.localtime(verified["time_s"]))
+        lines.append(f"last verified on {day}: {verified['n_damaged'] or 'no'} damaged file(s)")
     lines += [
         f"failed: {f['part'] or 'a part'} of {f['dataset'] or 'a dataset'}, try {f['n_tries']} ({f['kind']}): {f['error']}"
         for f in now.get("failures", [])[-5:]
