@@ -12,7 +12,7 @@ from fiqa_ray.config import theta_name
 from fiqa_ray.core.labels import rank_scale
 from fiqa_ray.core.ranking import RankTable
 from fiqa_ray.datasets.histograms import read_histogram
-from fiqa_ray.datasets.image_rows import parts_of_rows, read_image_rows
+from fiqa_ray.datasets.image_rows import PartRun, read_image_rows
 from fiqa_ray.datasets.pairs import StoredPairs
 from fiqa_ray.errors import UsageError
 from fiqa_ray.images import decode_faces
@@ -150,7 +150,9 @@ def explain_image(job: Job, image_id: str, method: str | None = None, theta: flo
             ]
         )
     faces = job.faces("train")
-    identity = read_image_rows(faces, parts_of_rows(faces.require(), row, row + 1), row, row + 1, ["identity"])
+    identity = read_image_rows(
+        faces, PartRun.of(faces.require()).between(row, row + 1).parts, row, row + 1, ["identity"]
+    )
     scale = [rank_scale(job.settings.optimize.index_scale, n_scored, n) for n in n_pairs]
     return ExplainedImage(
         image_id,
@@ -184,7 +186,7 @@ def write_picture(job: Job, image: ExplainedImage, output: str) -> None:
     rows = [image.image_row, *{pair.mate_row for pairs in image.repeats for pair in pairs}]
     first, last = min(rows), max(rows) + 1
     faces = job.faces("train")
-    stored = read_image_rows(faces, parts_of_rows(faces.require(), first, last), first, last, ["face"])[
+    stored = read_image_rows(faces, PartRun.of(faces.require()).between(first, last).parts, first, last, ["face"])[
         "face"
     ].to_pylist()
     pixels, _ = decode_faces([stored[row - first] for row in rows])
