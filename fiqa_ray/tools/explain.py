@@ -121,7 +121,7 @@ def explain_image(job: Job, image_id: str, method: str | None = None, theta: flo
     if theta is None or theta not in thetas:
         wrong = f"method {method!r}" + ("" if theta is None else f", theta {theta:g}")
         shown = ", ".join(theta_name(t) for t in job.settings.optimize.theta)
-        raise UsageError(f"{wrong}: the job has the methods {', '.join(methods)} and theta {shown}")
+        raise UsageError(f"{wrong}: the job has {', '.join(methods)} and theta {shown}")
     labels = job.labels(thetas[theta]).read_all()
     index, row = labels["quality_index"].to_numpy(), labels["image_id"].index(image_id).as_py()
     if row < 0:
