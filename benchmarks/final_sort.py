@@ -70,7 +70,7 @@ def write_inputs(job: Job, n_images: int) -> None:
 def sort_steps(job: Job) -> Iterator[list[Step]]:
     """Yield the steps that sort."""
     yield from rank_scores.index_steps(job)
-    yield from optimize_labels.label_steps(job, [THETA])
+    yield from optimize_labels.label_steps(job)
 
 
 def start_workers(n_workers: int) -> None:

@@ -30,6 +30,7 @@ from fiqa_ray.datasets.results import (
     CorrelationRow,
     DifferenceRow,
     EdcLine,
+    ThetaRow,
 )
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.report import figures
@@ -165,7 +166,7 @@ def area_interval(row: AucRow) -> str:
     return f"{area(row.auc_low)} – {area(row.auc_high)}" if row.interval == "interval" else "no interval"
 
 
-def difference_interval(row: DifferenceRow) -> str:
+def difference_interval(row: DifferenceRow | ThetaRow) -> str:
     """Write the interval of a difference of areas, or that there is none."""
     return "none" if math.isnan(row.low) else f"{signed_area(row.low)} to {signed_area(row.high)}"
 
@@ -200,6 +201,7 @@ def findings(data: ReportData) -> list[str]:
         sentences = [line.strip() for line in answer_lines(data.auc, data.differences)]
     else:
         sentences = leaders(data.auc)
+    sentences += dict.fromkeys(row.summary for row in data.thetas)
     n_failed = sum(stage.n_failed for stage in data.stages)
     if n_failed:
         sentences.append(f"{count(n_failed)} row{'s' if n_failed != 1 else ''} failed; “Flow” says where and why.")

@@ -8,10 +8,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from fiqa_ray.config import theta_name
 from fiqa_ray.core.labels import rank_scale
 from fiqa_ray.core.ranking import RankTable
 from fiqa_ray.datasets.histograms import read_histogram
-from fiqa_ray.datasets.image_rows import parts_of_rows, read_image_rows
+from fiqa_ray.datasets.image_rows import PartRun, read_image_rows
 from fiqa_ray.datasets.pairs import StoredPairs
 from fiqa_ray.errors import UsageError
 from fiqa_ray.images import decode_faces
@@ -112,14 +113,16 @@ def explain_image(job: Job, image_id: str, method: str | None = None, theta: flo
         UsageError: The image, the method or theta is unknown.
         FiqaRayError: A stage has not finished.
     """
-    methods, thetas = {m.label: m for m in job.settings.methods}, job.settings.optimize.theta
-    method, theta = next(iter(methods)) if method is None else method, thetas[0] if theta is None else theta
-    if method not in methods or theta not in thetas:
-        shown = ", ".join(f"{t:g}" for t in thetas)
-        raise UsageError(
-            f"method {method!r}, theta {theta:g}: the job has the methods {', '.join(methods)} and theta {shown}"
-        )
-    labels = job.optimized_labels(methods[method], theta).read_all()
+    methods = {m.label: m for m in job.settings.methods}
+    method = next(iter(methods)) if method is None else method
+    sets = [t for t in job.label_sets() if t.method.label == method and not t.is_prior]
+    thetas = {job.theta_of(label_set): label_set for label_set in sets}  # as numbers, also where one was chosen
+    theta = next(iter(thetas), None) if theta is None else theta
+    if theta is None or theta not in thetas:
+        wrong = f"method {method!r}" + ("" if theta is None else f", theta {theta:g}")
+        shown = ", ".join(theta_name(t) for t in job.settings.optimize.theta)
+        raise UsageError(f"{wrong}: the job has {', '.join(methods)} and theta {shown}")
+    labels = job.labels(thetas[theta]).read_all()
     index, row = labels["quality_index"].to_numpy(), labels["image_id"].index(image_id).as_py()
     if row < 0:
         raise UsageError(f"{image_id!r} is no training face of the job; names are like {labels['image_id'][0]}")
@@ -147,7 +150,9 @@ def explain_image(job: Job, image_id: str, method: str | None = None, theta: flo
             ]
         )
     faces = job.faces("train")
-    identity = read_image_rows(faces, parts_of_rows(faces.require(), row, row + 1), row, row + 1, ["identity"])
+    identity = read_image_rows(
+        faces, PartRun.of(faces.require()).between(row, row + 1).parts, row, row + 1, ["identity"]
+    )
     scale = [rank_scale(job.settings.optimize.index_scale, n_scored, n) for n in n_pairs]
     return ExplainedImage(
         image_id,
@@ -181,7 +186,7 @@ def write_picture(job: Job, image: ExplainedImage, output: str) -> None:
     rows = [image.image_row, *{pair.mate_row for pairs in image.repeats for pair in pairs}]
     first, last = min(rows), max(rows) + 1
     faces = job.faces("train")
-    stored = read_image_rows(faces, parts_of_rows(faces.require(), first, last), first, last, ["face"])[
+    stored = read_image_rows(faces, PartRun.of(faces.require()).between(first, last).parts, first, last, ["face"])[
         "face"
     ].to_pylist()
     pixels, _ = decode_faces([stored[row - first] for row in rows])
