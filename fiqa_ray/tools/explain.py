@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fiqa_ray.core.labels import rank_scale
 from fiqa_ray.core.ranking import RankTable
 from fiqa_ray.datasets.histograms import read_histogram
-from fiqa_ray.datasets.image_rows import parts_of_rows, read_image_rows
+from fiqa_ray.datasets.image_rows import read_span
 from fiqa_ray.datasets.pairs import StoredPairs
 from fiqa_ray.errors import UsageError
 from fiqa_ray.images import decode_faces
@@ -147,7 +147,7 @@ def explain_image(job: Job, image_id: str, method: str | None = None, theta: flo
             ]
         )
     faces = job.faces("train")
-    identity = read_image_rows(faces, parts_of_rows(faces.require(), row, row + 1), row, row + 1, ["identity"])
+    identity = read_span(faces, row, row + 1, ["identity"])
     scale = [rank_scale(job.settings.optimize.index_scale, n_scored, n) for n in n_pairs]
     return ExplainedImage(
         image_id,
@@ -181,9 +181,7 @@ def write_picture(job: Job, image: ExplainedImage, output: str) -> None:
     rows = [image.image_row, *{pair.mate_row for pairs in image.repeats for pair in pairs}]
     first, last = min(rows), max(rows) + 1
     faces = job.faces("train")
-    stored = read_image_rows(faces, parts_of_rows(faces.require(), first, last), first, last, ["face"])[
-        "face"
-    ].to_pylist()
+    stored = read_span(faces, first, last, ["face"])["face"].to_pylist()
     pixels, _ = decode_faces([stored[row - first] for row in rows])
     face_of = {row: np.ascontiguousarray(p.transpose(1, 2, 0)) for row, p in zip(rows, pixels, strict=True)}
     strips = []
