@@ -62,6 +62,7 @@ def rows_of_benchmark(
                 faces=SimpleNamespace(read_all=lambda columns: pa.table(faces).select(columns)),
                 comparisons=SimpleNamespace(read_all=lambda columns: pa.table(pairs).select(columns)),
                 cells=datasets,
+                embeddings=None,
             )
         )
         for cell, convention, dataset in datasets:
@@ -129,14 +130,12 @@ def test_families_of_comparisons() -> None:
     label_sets = [SimpleNamespace(method=method, is_prior=prior) for prior in (True, False)]
 
     def families(scorers: list[str], **settings: object) -> dict:
-        known = [SimpleNamespace(key=SimpleNamespace(scorer=name)) for name in (*scorers, "oracle")]
         job = SimpleNamespace(
-            settings=SimpleNamespace(evaluate=EvaluateSettings(**settings), benchmarks=["b"]),
+            settings=SimpleNamespace(evaluate=EvaluateSettings(**settings)),
             label_sets=lambda: label_sets,
             scorer_name=lambda t: "m, prior" if t.is_prior else "m, optimized",
-            scorers=lambda _: known,
         )
-        return comparisons_of(job, scorers)
+        return comparisons_of(job, scorers, {*scorers, "oracle", "random"})
 
     trained = ["m, prior", "m, optimized"]
     assert families(["m", *trained, "oracle"], compare_scorers=[("m", "oracle")]) == {
