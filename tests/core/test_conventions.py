@@ -58,7 +58,9 @@ def test_starting_errors_equal_dasec(name: str) -> None:
         edc = curve(name, 0.1, changed("d", "dasec", accept="at", starting_fnmr=expected["starting_error"]))
         assert edc.fmr is None
         assert abs(edc.threshold[0] - expected["threshold"]) <= 1e-12
-        assert edc.n_false_nonmatches.tolist() == [*expected["error_counts"], 0]
+        assert edc.fnmr[0] == pytest.approx(expected["error_at_zero_discard"], abs=1e-12)
+        if "error_counts" in expected:  # large cases list areas alone
+            assert edc.n_false_nonmatches.tolist() == [*expected["error_counts"], 0]
         for limit, area in expected["pauc"].items():
             assert same(edc.auc(float(limit)), area["raw"])
     expected = CASES[name].get("dasec_fm_edc")
