@@ -148,8 +148,10 @@ def test_plan_of_a_finished_job(cli, done):
     code, out, _ = cli("plan", done, "--json")
     assert code == 0
     assert {(r["state"], r["work_s"]) for r in json.loads(out)} == {("finished", 0.0)}
-    code, out, _ = cli("plan", done)
+    code, out, _ = cli("plan", done, "--machine", "m6i.4xlarge", "--machines", "2")
     assert code == 0
+    assert "2 x m6i.4xlarge: 0.00 h, 0.00 at 0.768 per machine and hour" in out
+    assert "on 32 worker(s)" in out
     assert "embedding_norm, regressor on optimized labels" in out
     assert "together 0.0 s of work" in out
 

@@ -296,9 +296,7 @@ def job_text(
         "# - {name: my.py:score}          # a function of faces of your own, see docs/how-to/method.md",
         "# - {name: mine, scores: q.csv}  # scores that you have: image_id,score",
         f"pair: {{n_clusters: {layout.n_clusters}}}             # C: half of the images of a typical person, at most 20",
-        "optimize:",
-        "  theta: [0.1, 0.3]              # weak scores gain most here, strong ones little; see docs/how-to/theta.md",
-        "  index_scale: normalized        # theta means the same for every number of images and pairs",
+        "optimize: {theta: heldout}       # the best on held-out people; 0 where labels gain nothing: docs/how-to/theta.md",
         "benchmarks: []                   # add pairs of other people to learn which score is best: docs/how-to/source.md",
     ]
     return "\n".join(lines) + "\n"
