@@ -1,8 +1,8 @@
 """CLIB-FIQA (`oufuzhao/CLIB-FIQA inference.py`): CLIP's image tower, and how well a face fits 360 sentences about quality.
 
 The sentences name blur, occlusion, pose, expression, light and one of five qualities; their text features do not depend on
-the face, so a checkpoint for this network holds them in place of the text tower. Score: the mean of .1, .3, .5, .7 and .9 by
-the softmax of the cosines, summed over all but the quality. The tower is `openai/CLIP`'s ResNet-50 with the names of its file.
+the face, so a checkpoint for this network holds them in place of the text tower. The score is the mean of .1, .3, .5, .7
+and .9, weighted by the softmax of the cosines, summed over all but the quality. The tower is `openai/CLIP`'s ResNet-50.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ class ClipResNet50(nn.Module):
 class ClibFIQA(nn.Module):
     """CLIB-FIQA: faces `(N, 3, 112, 112)` in [0, 1] to quality `(N, 1)` in 0.1 to 0.9, larger is better.
 
-    Entries: `logit_scale`, the logarithm of the scale, as CLIP has it; `text_features` `(360, 1024)`, quality last and fastest;
-    `visual.*`, CLIP's image tower.
+    Entries: `logit_scale`, the logarithm of the scale, as CLIP has it; `text_features` `(360, 1024)`, in whose order quality
+    changes fastest; `visual.*`, CLIP's image tower.
     """
 
     def __init__(self) -> None:
