@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from fiqa_ray.datasets.results import AucRow, CorrelationRow, DifferenceRow, EdcLine, VerificationRow
+from fiqa_ray.datasets.results import AucRow, ConventionRow, CorrelationRow, DifferenceRow, EdcLine, VerificationRow
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,7 @@ class ReportData:
         models: Networks that took part.
         labels: Label optimization, per method and theta.
         edc: Error-versus-discard curves.
+        conventions: What the conventions of the curves mean.
         auc: Areas under them.
         differences: Paired differences of areas.
         verification: What the recogniser is worth, per benchmark and false match rate.
@@ -156,6 +157,7 @@ class ReportData:
     models: Sequence[ModelRow] = ()
     labels: Sequence[LabelSummary] = ()
     edc: Sequence[EdcLine] = ()
+    conventions: Sequence[ConventionRow] = ()
     auc: Sequence[AucRow] = ()
     differences: Sequence[DifferenceRow] = ()
     verification: Sequence[VerificationRow] = ()

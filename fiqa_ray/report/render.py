@@ -19,7 +19,6 @@ import jinja2
 from markupsafe import Markup
 from scipy.stats import rankdata
 
-from fiqa_ray.core.conventions import CONVENTIONS
 from fiqa_ray.datasets.results import (
     BASELINE,
     GIVEN,
@@ -78,9 +77,7 @@ def render_report(data: ReportData) -> str:
         label_figures=[(labels, figures.label_figure(labels)) for labels in data.labels],
         similarity_figures=[(row, figures.similarity_figure(row)) for row in data.similarities],
         points=points,
-        conventions=[
-            CONVENTIONS[name].summary for name in dict.fromkeys(p["convention"] for p in points) if name in CONVENTIONS
-        ],
+        conventions=[row.summary for row in data.conventions],
         correlations=correlation_tables(data.correlations),
         faces=[
             (strip.title, [(row.name, picture_uris(row.faces)) for row in strip.rows if row.faces])
@@ -241,6 +238,7 @@ def operating_points(data: ReportData, styles: Mapping[str, figures.LineStyle]) 
     areas = grouped(data.auc, _point_of)
     curves = grouped(data.edc, _point_of)
     differences = grouped(data.differences, _point_of)
+    meanings = {row.convention: row for row in data.conventions}
     points = []
     for i, key in enumerate(dict.fromkeys([*areas, *curves, *differences])):
         fr, convention, fmr = key
@@ -259,7 +257,7 @@ def operating_points(data: ReportData, styles: Mapping[str, figures.LineStyle]) 
                 "limits": limits,
                 "legend": [(name, styles[name]) for name in dict.fromkeys(line.scorer for line in lines)],
                 "figures": [
-                    (benchmark, figures.edc_figure(members, styles, limits))
+                    (benchmark, figures.edc_figure(members, styles, limits, meanings.get(convention)))
                     for benchmark, members in grouped(lines, lambda line: line.benchmark).items()
                 ],
             }

@@ -19,6 +19,7 @@ from fiqa_ray.core.verification import threshold_at_fmr
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.datasets.results import (
     AucRow,
+    ConventionRow,
     CorrelationRow,
     DifferenceRow,
     EdcLine,
@@ -74,6 +75,7 @@ def collect(job: Job) -> ReportData:
         models=_models(job),
         labels=[_labels(job, m, t) for m in s.methods for t in s.optimize.theta] if job.with_training else [],
         edc=edc_lines(_results(job, EdcLine.TABLE)) if s.benchmarks else [],
+        conventions=_rows(job, ConventionRow),
         auc=_rows(job, AucRow),
         differences=_rows(job, DifferenceRow),
         verification=_rows(job, VerificationRow),

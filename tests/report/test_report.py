@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from fiqa_ray.core.bootstrap import bootstrap_areas
-from fiqa_ray.datasets.results import AucRow, CorrelationRow, DifferenceRow, EdcLine, VerificationRow
+from fiqa_ray.core.conventions import convention_of
+from fiqa_ray.datasets.results import AucRow, ConventionRow, CorrelationRow, DifferenceRow, EdcLine, VerificationRow
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.report.data import (
     Face,
@@ -49,6 +50,12 @@ def cell_key(benchmark: str, scorer: str, convention: str, fmr: float) -> tuple:
 def auc_row(scorer: str, auc: float = 0.0, **changes: object) -> AucRow:
     numbers = (0.0, 0.2, 0.95, True, auc, auc, auc, 1.0, auc, 0.1, 300, 300)
     return replace(AucRow(*cell_key("LFW", scorer, "paper", 1e-3), *numbers), **changes)
+
+
+def meaning(name: str) -> ConventionRow:
+    c = convention_of(name)
+    choices = (c.pool, c.threshold, c.count, np.nan, c.ties, c.curve, c.end, np.nan, c.error, c.summary)
+    return ConventionRow(name, *choices)
 
 
 def sample(n_pairs: int = 1200, n_draws: int = 30, benchmarks: tuple[str, ...] = BENCHMARKS) -> ReportData:
@@ -151,6 +158,7 @@ def sample(n_pairs: int = 1200, n_draws: int = 30, benchmarks: tuple[str, ...] =
         ],
         labels=labels,
         edc=lines,
+        conventions=[meaning("paper"), meaning("dasec"), replace(meaning("dasec"), convention="mine", error="fmr")],
         auc=areas,
         differences=differences,
         verification=verification,
