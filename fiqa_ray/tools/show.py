@@ -14,7 +14,8 @@ from fiqa_ray.models.method_table import METHODS, MethodRow
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
 
 if TYPE_CHECKING:
-    from fiqa_ray.tools.doctor import Finding
+    from fiqa_ray.tools.input_checks import Finding
+    from fiqa_ray.tools.time_methods import Timing
 
 
 def plan_table(rows: Sequence[dict[str, Any]], n_workers: int) -> Table:
@@ -148,6 +149,16 @@ def _needs(row: MethodRow) -> str:
     if row.from_embedding:
         return "stored embeddings"
     return "FR model with gradients" if row.needs_gradient else "FR model"
+
+
+def times_table(timing: Timing) -> Table:
+    """Return run times in milliseconds per image; the speed-up is that against the first method."""
+    table = _titled_table("Milliseconds per image", "method", "batch 1", "best batch", "in that batch", "speed-up")
+    first = timing.methods[0].mean
+    for t in timing.methods:
+        best = f"{t.best_mean:.3f} ± {t.best_sd:.3f}"
+        table.add_row(t.method, f"{t.mean:.3f} ± {t.sd:.3f}", str(t.best_batch), best, f"{first / t.mean - 1:+.0%}")
+    return table
 
 
 def _titled_table(title: str, *columns: str) -> Table:
