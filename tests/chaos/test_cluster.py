@@ -142,3 +142,29 @@ def test_models_run_on_machines_with_the_labels_asked_for(tmp_path):
     )  # fmt: skip
     assert "tasks [1, 1]" in result.stdout, result.stderr[-2000:]
     assert "data [1, 1]" in result.stdout
+
+
+DEADLY = """
+import os
+def score(faces):
+    os._exit(9)
+"""
+
+
+def test_a_method_that_kills_its_process_is_named(tmp_path):
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    faces = smoke.make_faces(tmp_path / "faces", n_identities=4, per_identity=6, benchmark=False)
+    job = smoke.write_job(
+        tmp_path / "job.yaml", faces, str(tmp_path / "run"), benchmarks=[], methods=[{"name": "deadly:score"}],
+        compute={"engine": "ray", "rows_per_part": 6, "train_workers": 0, "n_workers": 2},
+    )  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, "-m", "fiqa_ray", "run", job, "--stages", "pack,embed,score"], cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests/helpers"}, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert result.returncode == 3, result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert re.search(
+        r"score: 1 shard\(s\) of .*quality_scores.* failed, the first, part-0000\d, with LostProcessError", last
+    )
+    assert "your model or data" in last
