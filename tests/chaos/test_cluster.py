@@ -160,7 +160,8 @@ def test_a_method_that_kills_its_process_is_named(tmp_path):
     )  # fmt: skip
     result = subprocess.run(
         [sys.executable, "-m", "fiqa_ray", "run", job, "--stages", "pack,embed,score"], cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests/helpers"}, capture_output=True, text=True, timeout=600, check=False,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests/helpers"}, capture_output=True, text=True, timeout=600,
+        check=False,
     )  # fmt: skip
     assert result.returncode == 3, result.stderr
     last = result.stderr.strip().splitlines()[-1]
