@@ -41,7 +41,7 @@ def sorting(similarity: np.ndarray) -> np.ndarray:
     samples = np.concatenate([r[:: max(1, len(r) // 1024)] for r in runs])
     cuts = [c.key for c in choose_cuts(samples, np.zeros_like(samples), 8)]
     pieces = [np.split(r, np.searchsorted(r, cuts)) for r in runs]
-    histogram = add_histograms(merge_range([p[j] for p in pieces]) for j in range(len(cuts) + 1))
+    histogram = add_histograms(merge_range(np.concatenate([p[j] for p in pieces])) for j in range(len(cuts) + 1))
     return RankTable.of(histogram).doubled_ranks(similarity) / 2
 
 

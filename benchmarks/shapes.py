@@ -148,8 +148,8 @@ class MemoryWatch:
     largest: int = 0
     _stop: threading.Event = field(default_factory=threading.Event)
 
-    def _look(self) -> None:
-        while not self._stop.wait(1.0):
+    def _look(self, every_s: float) -> None:
+        while not self._stop.wait(every_s):
             me = psutil.Process()
             found = [_resident(p.pid) for p in [me, *me.children(recursive=True)]]
             own = [anonymous + shared for anonymous, _, shared in found]
@@ -174,10 +174,10 @@ def _resident(pid: int) -> tuple[int, int, int]:
 
 
 @contextmanager
-def memory_watch() -> Iterator[MemoryWatch]:
-    """Watches this process and its descendants, once a second."""
+def memory_watch(every_s: float = 1.0) -> Iterator[MemoryWatch]:
+    """Watches this process and its descendants, by default once a second."""
     watch = MemoryWatch()
-    thread = threading.Thread(target=watch._look, daemon=True)
+    thread = threading.Thread(target=watch._look, args=(every_s,), daemon=True)
     thread.start()
     try:
         yield watch

@@ -17,11 +17,11 @@ from fiqa_ray.setting_types import Name, Uri
 class PairListSettings(Section):
     """The list of comparisons of a benchmark."""
 
-    kind: Literal["lfw", "cplfw", "calfw", "cfp", "table", "bin", "agedb", "lines", "ijb"] = Field(
+    kind: Literal["lfw", "cplfw", "calfw", "cfp", "table", "bin", "agedb", "lines", "ijb", "all_pairs"] = Field(
         description="format of the list"
     )
     uri: Uri = Field(
-        description="cfp, ijb: root of the data set; bin: the file that is also the source; else the list file"
+        description="cfp, ijb: root of the data set; all_pairs, bin: what is also the source; else the list file"
     )
     part: Literal["FP", "FF"] = Field("FP", description="cfp: frontal-profile or frontal-frontal")
     extension: str = Field(".jpg", description="lfw, agedb: file name extension of the images")

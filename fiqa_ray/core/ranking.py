@@ -12,7 +12,7 @@ repeat has at most 2^24 + 1 distinct ones, and its ranking follows from their hi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -191,11 +191,9 @@ def add_histograms(histograms: Iterable[Histogram]) -> Histogram:
     return Histogram.of_all(total.reshape(-1))
 
 
-def merge_range(sorted_keys: Sequence[NDArray[np.int32]]) -> Histogram:
-    """Merge the sorted keys of one range into its histogram. Memory: about 16 bytes per key of the range."""
-    key = np.concatenate([np.empty(0, np.int32), *sorted_keys])
-    if len(sorted_keys) > 1:
-        key.sort(kind="stable")  # which finds the sorted stretches and merges them
+def merge_range(sorted_keys: NDArray[np.int32]) -> Histogram:
+    """Merge sorted keys that follow one another into their histogram. Memory: about 16 bytes per key."""
+    key = np.sort(sorted_keys, kind="stable")  # which finds the sorted stretches and merges them
     first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])) if len(key) else np.empty(0, np.int64)
     return Histogram.of(key[first], np.diff(first, append=len(key)))
 

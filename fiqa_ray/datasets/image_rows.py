@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import pyarrow as pa
@@ -62,10 +63,23 @@ def sample_rows() -> int:
     return max(1, IMAGES_PER_RANGE // SAMPLES_PER_RUN)
 
 
-def parts_of_rows(manifest: Manifest, first: int, last: int) -> list[Part]:
-    """Return the parts that hold something of the rows first:last of a dataset."""
-    starts = manifest.first_rows
-    return [p for p, start in zip(manifest.parts, starts, strict=False) if start < last and start + p.n_rows > first]
+@dataclass(frozen=True)
+class PartRun:
+    """Neighbouring parts of a dataset, and the first row of the first of them."""
+
+    first: int
+    parts: tuple[Part, ...]
+
+    @staticmethod
+    def of(manifest: Manifest) -> PartRun:
+        """Return all parts of a dataset."""
+        return PartRun(0, tuple(manifest.parts))
+
+    def between(self, first: int, last: int) -> PartRun:
+        """Return the parts that hold something of the rows first:last."""
+        starts = [*accumulate((p.n_rows for p in self.parts), initial=self.first)]
+        chosen = [i for i, p in enumerate(self.parts) if starts[i] < last and starts[i] + p.n_rows > first]
+        return PartRun(starts[chosen[0]] if chosen else first, tuple(self.parts[i] for i in chosen))
 
 
 def read_image_rows(
@@ -95,16 +109,32 @@ def read_image_rows(
     return pa.concat_tables(dataset.read_each(parts, read))
 
 
+def image_columns(
+    dataset: Dataset, parts: Sequence[Part], first: int, last: int, column: str, suffix: str = ".parquet"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return `image_row` and another column as arrays, of the images first:last that have a value there.
+
+    The arguments are those of `read_image_rows`. Memory: the columns, twice for a moment.
+    """
+    table = read_image_rows(dataset, parts, first, last, [column], suffix)
+    if table[column].null_count:
+        table = table.filter(table[column].is_valid())
+    columns = table["image_row"].to_numpy(), table[column].to_numpy()
+    del table
+    pa.default_memory_pool().release_unused()  # Arrow keeps what is freed for a while
+    return columns
+
+
 def read_span(dataset: Dataset, first: int, last: int, columns: list[str]) -> pa.Table:
     """Read the rows first:last of a dataset, counted over its parts, from the row groups that hold them."""
-    manifest = dataset.require()
-    starts = dict(zip((p.index for p in manifest.parts), manifest.first_rows, strict=False))
+    run = PartRun.of(dataset.require()).between(first, last)
+    starts = accumulate((p.n_rows for p in run.parts), initial=run.first)
 
-    def read(part: Part) -> pa.Table:
-        start = starts[part.index]
+    def read(part_and_start: tuple[Part, int]) -> pa.Table:
+        part, start = part_and_start
         return dataset.read_rows(part, max(first - start, 0), min(last - start, part.n_rows), columns)
 
-    return pa.concat_tables(dataset.read_each(parts_of_rows(manifest, first, last), read))
+    return pa.concat_tables(dataset.read_each(zip(run.parts, starts, strict=False), read))
 
 
 def scattered(rows: np.ndarray, values: np.ndarray, n_rows: int, missing: float) -> np.ndarray:

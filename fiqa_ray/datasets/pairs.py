@@ -22,8 +22,8 @@ from fiqa_ray.datasets import columns, schemas
 from fiqa_ray.datasets.dataset import Dataset, FileContent, Manifest, Part
 from fiqa_ray.datasets.parquet import plain_bytes, table_bytes
 
-MIN_PART_IMAGES, MAX_PART_IMAGES = 32_768, 262_144
-N_PARTS = 64
+MIN_PART_IMAGES, MAX_PART_IMAGES = 8_192, 262_144
+N_PARTS = 2_048
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ def part_images(n_images: int) -> int:
 
 
 def pair_shards(embeddings: Manifest) -> list[PairShard]:
-    """Cut a face set into about 64 shards, of 32,768 to 262,144 images where embedding parts allow.
+    """Cut a face set into up to 2,048 shards, of 8,192 to 262,144 images where embedding parts allow.
 
-    In smaller shards the fixed costs would show, those of look-ups in tables of all similarities too. The cut depends on the
-    embeddings alone, so that any cluster continues what another began.
+    So 1,000 cores have work at WebFace42M's size. Labels do not depend on the cut (raise `DRAWS_VERSION` with it: stored
+    parts have these sizes), and the cut depends on the embeddings alone, so that any cluster continues what another began.
     """
     sizes = [part.n_rows for part in embeddings.parts]
     runs = neighbours(sizes, part_images(embeddings.n_rows))

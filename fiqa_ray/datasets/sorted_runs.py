@@ -100,15 +100,14 @@ class SortedRuns:
                 n_high = len(row) if high is None else n_below(key, tie, high)
                 first = int(row[n_low - 1]) if n_low else 0  # the cut lies behind this sample
                 last = int(row[n_high]) if n_high < len(row) else _END
-                if len(row):
-                    rows.append(RunRows(part, first, last))
+                rows.append(RunRows(part, first, last))
             ranges.append(SortRange(index, low, high, tuple(rows)))
         return ranges
 
-    def read(self, sort_range: SortRange) -> tuple[int, pa.Table | None]:
-        """Return how many rows of all runs lie below a range, and its rows, run after run; None if it has none.
+    def read(self, sort_range: SortRange, columns: list[str]) -> tuple[int, list[np.ndarray]]:
+        """Return how many rows of all runs lie below a range, and columns of its rows, run after run.
 
-        Memory: the rows, and up to two row groups of each run.
+        Memory: the columns, twice for a moment, and two row groups of each run.
         """
         n_lower, pieces = 0, []
         for rows, piece in zip(sort_range.rows, self.dataset.read_each(sort_range.rows, self._read_rows), strict=True):
@@ -117,7 +116,10 @@ class SortedRuns:
             high = len(piece) if sort_range.high is None else n_below(key, tie, sort_range.high)
             n_lower += rows.first + low
             pieces.append(piece.slice(low, high - low))
-        return n_lower, pa.concat_tables(pieces) if pieces else None
+        arrays = [np.concatenate([piece[name].to_numpy() for piece in pieces]) for name in columns]
+        del pieces
+        pa.default_memory_pool().release_unused()  # Arrow keeps what is freed for a while
+        return n_lower, arrays
 
     def _read_rows(self, rows: RunRows) -> pa.Table:
         return self.dataset.read_rows(rows.part, rows.first, rows.last, None, self.suffix)

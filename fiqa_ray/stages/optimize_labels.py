@@ -28,17 +28,18 @@ from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.datasets.image_rows import (
     ImageSpan,
+    PartRun,
+    image_columns,
     image_spans,
     is_one_task,
     n_image_ranges,
-    parts_of_rows,
     range_rows,
     read_image_rows,
     read_span,
     sample_rows,
     scattered,
 )
-from fiqa_ray.datasets.parquet import ROW_GROUP_ROWS, table_bytes, tables_bytes
+from fiqa_ray.datasets.parquet import table_bytes, tables_bytes
 from fiqa_ray.datasets.sorted_runs import SortedRuns, SortRange
 from fiqa_ray.engine.cost import Cost, Scale, Units
 from fiqa_ray.engine.step import Step, stateless_worker
@@ -52,6 +53,8 @@ SORT_BYTES = 70
 """Memory per row, as measured, of a task of the sort in ranges."""
 SPAN_BYTES = 100
 """Memory per image, as measured, of `label_span`."""
+LABEL_GROUP = 1 << 17
+"""Rows of a row group of labels in several parts: what a task holds of all columns at once."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ class LabelSpan:
     """A span of images, and the parts of faces that hold their names."""
 
     images: ImageSpan
-    faces: tuple[Part, ...]
+    faces: PartRun
 
 
 def label_steps(job: Job) -> Iterator[list[Step]]:
@@ -123,13 +126,16 @@ def label_steps(job: Job) -> Iterator[list[Step]]:
     sets = LabelData.all_of(job)
     step = partial(Step, "optimize", unit="images")
     spans = image_spans(n_images)
-    named = [LabelSpan(s, tuple(parts_of_rows(faces, s.first, s.last))) for s in spans]
+    named = [LabelSpan(s, PartRun.of(faces).between(s.first, s.last)) for s in spans]
     if is_one_task(n_images):
         memory = LABEL_BYTES * n_images
         yield [step(s.labels, named, stateless_worker(label_images, s), n_images, memory_bytes=memory) for s in sets]
         return
     memory = SORT_BYTES * range_rows(n_images)
-    yield [step(s.runs.dataset, spans, stateless_worker(sort_indices, s), n_images, memory_bytes=memory) for s in sets]
+    yield [
+        step(s.runs.dataset, spans, stateless_worker(sort_indices, s, sample_rows()), n_images, memory_bytes=memory)
+        for s in sets
+    ]
     steps = []
     for s in sets:
         runs = s.runs.dataset.require()
@@ -166,7 +172,7 @@ def label_images(data: LabelData, span: LabelSpan) -> Part:
     started = time.monotonic()
     s, n_images = data, span.images.n_images
     with ThreadPoolExecutor(1) as pool:  # the names are read while the images are sorted
-        names = pool.submit(_image_ids, s.faces, span)
+        names = pool.submit(_image_ids, s.faces, span, 0, n_images)
         source = s.quality_index.read_all(["quality_index", "prior_score"])
         index, prior = source["quality_index"].to_numpy(), source["prior_score"].to_numpy()
         del source
@@ -186,20 +192,22 @@ def label_images(data: LabelData, span: LabelSpan) -> Part:
     )
 
 
-def sort_indices(data: LabelData, images: ImageSpan) -> Part:
+def sort_indices(data: LabelData, rows_per_sample: int, images: ImageSpan) -> Part:
     """Write the sorted optimized indices of a span of images. Memory: `SORT_BYTES` per image."""
     started = time.monotonic()
     s = data
-    table = _optimized(s, images.first, images.last, ["optimized_index"])
-    row, optimized = table["image_row"].to_numpy(), table["optimized_index"].to_numpy()
-    index = _quality_index(s, images.first, images.last, ["quality_index"])["quality_index"].to_numpy()
+    where = images.first, images.last
+    parts = PartRun.of(s.optimized_index.require()).between(*where).parts
+    row, optimized = image_columns(s.optimized_index, parts, *where, "optimized_index", s.suffix)
+    parts = PartRun.of(s.quality_index.require()).between(*where).parts
+    _, index = image_columns(s.quality_index, parts, *where, "quality_index")
     index = index[row - images.first]
     order = stable_order(optimized, index)
     run = pa.table([optimized[order], index[order], row[order]], schema=schemas.INDEX_RUNS)
-    del table, row, optimized, index, order
+    del row, optimized, index, order
     return s.runs.dataset.write_part(
         images.index,
-        s.runs.files(run, sample_rows()),
+        s.runs.files(run, rows_per_sample),
         n_rows=images.n_images,
         stats={"n_scored": len(run)},
         duration_s=time.monotonic() - started,
@@ -210,16 +218,15 @@ def deal_scores(data: LabelData, sort_range: SortRange) -> Part:
     """Write the new scores of a range of optimized indices. Memory: `SORT_BYTES` per row of the range."""
     started = time.monotonic()
     s = data
-    first, table = s.runs.read(sort_range)
-    rows = schemas.INDEX_RUNS.empty_table() if table is None else table
-    index = rows["quality_index"].to_numpy()
-    order = stable_order(rows["optimized_index"].to_numpy(), index)
+    first, (optimized, index, row) = s.runs.read(sort_range, ["optimized_index", "quality_index", "image_row"])
+    order = stable_order(optimized, index)
+    del optimized
     last = first + len(order)
     move = int(np.abs(np.arange(first, last) - index[order]).sum())
     score = np.empty(len(order))
     if len(order):
         score[order] = read_span(s.sorted_scores, first, last, ["score"])["score"].to_numpy()
-    new = pa.table([rows["image_row"], score], schema=schemas.NEW_SCORES)
+    new = pa.table([row, score], schema=schemas.NEW_SCORES)
     return s.sorted_indices.write_part(
         sort_range.index,
         {".parquet": table_bytes(new, row_group_rows=1 << 16)},
@@ -234,19 +241,22 @@ def label_span(data: LabelData, span: LabelSpan) -> Part:
     started = time.monotonic()
     s, images = data, span.images
     ranges, scores = s.sorted_indices.require(), s.sorted_scores.require()
-    dealt = read_image_rows(s.sorted_indices, ranges.parts, images.first, images.last, ["optimized_score"])
-    rows = dealt["image_row"].to_numpy() - images.first
-    score = scattered(rows, dealt["optimized_score"].to_numpy(), images.n_images, np.nan)
-    del dealt, rows
+    row, dealt = image_columns(s.sorted_indices, ranges.parts, images.first, images.last, "optimized_score")
+    score = scattered(row - images.first, dealt, images.n_images, np.nan)
+    del row, dealt
     ends = (0, scores.n_rows - 1)
     low, high = (read_span(s.sorted_scores, i, i + 1, ["score"])["score"][0].as_py() for i in ends)
+    indices, optimized = PartRun.of(s.quality_index.require()), PartRun.of(s.optimized_index.require())
     counts = {"n_scored": 0, "n_without_pairs": 0}
 
     def row_groups() -> Iterator[pa.Table]:
-        for first in range(images.first, images.last, ROW_GROUP_ROWS):
-            last = min(first + ROW_GROUP_ROWS, images.last)
-            source = _quality_index(s, first, last, ["quality_index", "prior_score"])
-            table = _optimized(s, first, last, ["optimized_index", "mean_similarity_rank", "n_owned_pairs"])
+        for first in range(images.first, images.last, LABEL_GROUP):
+            last = min(first + LABEL_GROUP, images.last)
+            parts = indices.between(first, last).parts
+            source = read_image_rows(s.quality_index, parts, first, last, ["quality_index", "prior_score"])
+            parts = optimized.between(first, last).parts
+            columns = ["optimized_index", "mean_similarity_rank", "n_owned_pairs"]
+            table = read_image_rows(s.optimized_index, parts, first, last, columns, s.suffix)
             for name, n in _counts(table).items():
                 counts[name] += n
             values = score[table["image_row"].to_numpy() - images.first]
@@ -254,7 +264,7 @@ def label_span(data: LabelData, span: LabelSpan) -> Part:
             prior, index = source["prior_score"].to_numpy(), source["quality_index"].to_numpy()
             yield _label_table(first, names, prior, index, table, values, scale_to_unit(values, (low, high)))
 
-    content = tables_bytes(row_groups(), schemas.OPTIMIZED_LABELS)
+    content = tables_bytes(row_groups(), schemas.OPTIMIZED_LABELS, LABEL_GROUP)
     mean_ranks_moved = ranges.stats["total_move"] / max(scores.n_rows, 1)
     sums = s.sums(scores.n_rows, mean_ranks_moved) if images.index == 0 else {}
     return s.labels.write_part(
@@ -317,19 +327,6 @@ def _label_table(
     return pa.table(columns, schema=schemas.OPTIMIZED_LABELS)
 
 
-def _optimized(s: LabelData, first: int, last: int, columns: list[str]) -> pa.Table:
-    """Read the optimized indices of the images first:last that have a score."""
-    parts = parts_of_rows(s.optimized_index.require(), first, last)
-    return read_image_rows(s.optimized_index, parts, first, last, columns, s.suffix)
-
-
-def _quality_index(s: LabelData, first: int, last: int, columns: list[str]) -> pa.Table:
-    """Read quality indices or prior scores of the images first:last."""
-    parts = parts_of_rows(s.quality_index.require(), first, last)
-    return read_image_rows(s.quality_index, parts, first, last, columns)
-
-
-def _image_ids(faces: Dataset, span: LabelSpan, first: int | None = None, last: int | None = None) -> pa.ChunkedArray:
-    """Return the names of a span of images, or of first:last of them; of each part of faces only that column is read."""
-    low, high = span.images.first if first is None else first, span.images.last if last is None else last
-    return read_image_rows(faces, span.faces, low, high, ["image_id"])["image_id"]
+def _image_ids(faces: Dataset, span: LabelSpan, first: int, last: int) -> pa.ChunkedArray:
+    """Return the names of the images first:last of a span; of each part of faces only that column is read."""
+    return read_image_rows(faces, span.faces.between(first, last).parts, first, last, ["image_id"])["image_id"]

@@ -25,12 +25,12 @@ from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.dataset import Dataset, Manifest, Part
 from fiqa_ray.datasets.image_rows import (
     ImageSpan,
+    PartRun,
+    image_columns,
     image_spans,
     is_one_task,
     n_image_ranges,
-    parts_of_rows,
     range_rows,
-    read_image_rows,
     read_span,
     sample_rows,
     scattered,
@@ -84,8 +84,9 @@ def index_steps(job: Job) -> Iterator[list[Step]]:
     runs = {m.label: _runs(job.score_runs(m)) for m in methods}
     steps = []
     for m in methods:
-        shards = [ScoreSpan(s, tuple(parts_of_rows(stored[m.label], s.first, s.last))) for s in spans]
-        worker = stateless_worker(sort_span, runs[m.label], priors[m.label])
+        all_parts = PartRun.of(stored[m.label])
+        shards = [ScoreSpan(s, all_parts.between(s.first, s.last).parts) for s in spans]
+        worker = stateless_worker(sort_span, runs[m.label], priors[m.label], sample_rows())
         steps.append(step(job.score_runs(m), shards, worker, n_images, memory_bytes=memory))
     yield steps
     steps = []
@@ -158,19 +159,17 @@ def index_scores(dataset: Dataset, priors: Dataset) -> Part:
     return _write_index(dataset, ImageSpan(0, 0, len(score)), index, score, values.min(), started)
 
 
-def sort_span(runs: SortedRuns, priors: Dataset, span: ScoreSpan) -> Part:
+def sort_span(runs: SortedRuns, priors: Dataset, rows_per_sample: int, span: ScoreSpan) -> Part:
     """Write the sorted scores of a span of images. Memory: `SORT_BYTES` per image."""
     started = time.monotonic()
     images = span.images
-    table = read_image_rows(priors, span.parts, images.first, images.last, ["score"])
-    table = table.filter(table["score"].is_valid())
-    score, row = table["score"].to_numpy(), table["image_row"].to_numpy()
-    del table
+    row, score = image_columns(priors, span.parts, images.first, images.last, "score")
     order = stable_order(score)
     run = pa.table([score[order], row[order]], schema=schemas.SCORE_RUNS)
+    del row, score, order
     return runs.dataset.write_part(
         images.index,
-        runs.files(run, sample_rows()),
+        runs.files(run, rows_per_sample),
         n_rows=images.n_images,
         stats={"n_scored": len(run)},
         duration_s=time.monotonic() - started,
@@ -180,17 +179,15 @@ def sort_span(runs: SortedRuns, priors: Dataset, span: ScoreSpan) -> Part:
 def merge_scores(dataset: Dataset, runs: SortedRuns, sort_range: SortRange) -> Part:
     """Write a range of scores by place, and the places by image. Memory: `SORT_BYTES` per row of the range."""
     started = time.monotonic()
-    first, table = runs.read(sort_range)
-    rows = schemas.SCORE_RUNS.empty_table() if table is None else table
-    score = rows["score"].to_numpy()
-    order = stable_order(score)  # equal scores stand by image row, for the rows of the runs do
+    first, (score, row) = runs.read(sort_range, ["score", "image_row"])
+    order = stable_order(score)  # equal scores stand by image row, as they do in the runs
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(first, first + len(order))
     by_place = table_bytes(
         pa.table([score[order]], schema=schemas.SORTED_SCORES), row_group_rows=INDEX_GROUP, write_statistics=False
     )
     del order
-    places = pa.table([rows["image_row"], place, score], schema=schemas.SCORE_PLACES)
+    places = pa.table([row, place, score], schema=schemas.SCORE_PLACES)
     return dataset.write_part(
         sort_range.index,
         {".parquet": by_place, ".places.parquet": table_bytes(places, row_group_rows=INDEX_GROUP)},
@@ -203,12 +200,12 @@ def index_span(dataset: Dataset, sorted_scores: Dataset, images: ImageSpan) -> P
     """Write the quality index of a span of images, from all ranges. Memory: `SORT_BYTES` per image."""
     started = time.monotonic()
     parts = sorted_scores.require().parts
-    columns = ["quality_index", "score"]
-    table = read_image_rows(sorted_scores, parts, images.first, images.last, columns, ".places.parquet")
-    rows = table["image_row"].to_numpy() - images.first
-    index = scattered(rows, table["quality_index"].to_numpy(), images.n_images, -1)
-    score = scattered(rows, table["score"].to_numpy(), images.n_images, np.nan)
-    del table, rows
+    where = parts, images.first, images.last
+    row, place = image_columns(sorted_scores, *where, "quality_index", ".places.parquet")
+    index = scattered(row - images.first, place, images.n_images, -1)
+    row, values = image_columns(sorted_scores, *where, "score", ".places.parquet")
+    score = scattered(row - images.first, values, images.n_images, np.nan)
+    del row, place, values
     lowest = read_span(sorted_scores, 0, 1, ["score"])["score"][0].as_py()
     return _write_index(dataset, images, index, score, lowest, started)
 

@@ -116,12 +116,11 @@ def sort_group(dataset: Dataset, reader: PairReader, group: PairGroup) -> Part:
 def merge_range_of_groups(dataset: Dataset, keys: Dataset, key_range: KeyRange) -> Part:
     """Write the histogram of one key range, merged from all groups. Memory: 12 bytes per key of the range."""
     started = time.monotonic()
-    _, table = _runs(keys, key_range.repeat).read(key_range.keys)
-    pieces = [] if table is None else [chunk.to_numpy() for chunk in table["similarity_key"].chunks]
+    _, (key,) = _runs(keys, key_range.repeat).read(key_range.keys, ["similarity_key"])
     return dataset.write_part(
         key_range.index,
-        {schemas.repeat_suffix(key_range.repeat): histogram_table(merge_range(pieces))},
-        n_rows=sum(len(p) for p in pieces),
+        {schemas.repeat_suffix(key_range.repeat): histogram_table(merge_range(key))},
+        n_rows=len(key),
         duration_s=time.monotonic() - started,
         compression=PACKED,
     )

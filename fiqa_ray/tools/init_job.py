@@ -29,7 +29,8 @@ from fiqa_ray.sources.kinds import SOURCES
 from fiqa_ray.sources.leftovers import count_text
 from fiqa_ray.sources.paths import absolute, kind_of, names_below
 from fiqa_ray.stages.pack import list_faces
-from fiqa_ray.tools.doctor import SCALINGS, Finding, check_recognizer
+from fiqa_ray.tools.doctor import check_recognizer
+from fiqa_ray.tools.input_checks import SCALINGS, Finding
 from fiqa_ray.tools.separation import difference, separations
 from fiqa_ray.tools.trial_faces import TrialFaces
 

@@ -67,7 +67,7 @@ def measure_units(scale: Scale) -> Units:
         count_s = _seconds(lambda: counter.add(similarity), 4)
         ranks = RankTable.of(counter.histogram())
         sort_s = _seconds(lambda: np.sort(key), 2) * math.log2(GROUP_PAIRS) / math.log2(len(key))
-        runs = [np.sort(k) for k in np.array_split(key, 4)]
+        runs = np.concatenate([np.sort(k) for k in np.array_split(key, 4)])
         merge_s = _seconds(lambda: merge_range(runs), 2)
         indices = {str(i): rng.permutation(n) for i in range(3)}
         sum_owned_ranks({"0": indices["0"]}, n_opened, mate, similarity, ranks)

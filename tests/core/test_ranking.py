@@ -58,7 +58,7 @@ def test_both_engines_equal_scipy(n_shards, n_ranges, spread, seed):
     samples = np.concatenate([r[:: max(1, len(r) // 16)] for r in runs])
     cuts = [cut.key for cut in choose_cuts(samples, np.zeros_like(samples), n_ranges)]
     pieces = [np.split(r, np.searchsorted(r, cuts)) for r in runs]
-    merged = add_histograms(merge_range([p[j] for p in pieces]) for j in range(len(cuts) + 1))
+    merged = add_histograms(merge_range(np.concatenate([p[j] for p in pieces])) for j in range(len(cuts) + 1))
 
     assert np.array_equal(RankTable.of(counted).doubled_ranks(similarities(everything)) / 2, expected)
     assert same(counted, at_once)

@@ -5,7 +5,7 @@ import pytest
 
 from fiqa_ray.core.pairs import mated_pairs
 from fiqa_ray.datasets.pairs import part_images
-from fiqa_ray.engine.cost import CONTENTION, START_S, Scale, Units
+from fiqa_ray.engine.cost import CONTENTION, PROCESS_BYTES, START_S, Scale, Units
 from fiqa_ray.stages import optimize, pair, rank
 from fiqa_ray.tools.unit_costs import measure_units
 
@@ -25,7 +25,7 @@ def test_pairs_of_vggface2():
     cost = steps(VGGFACE2)["mated pairs"]
     assert cost.written_bytes == pytest.approx(4 * 10 * 62_914_434, rel=0.01)
     assert cost.read_bytes == pytest.approx(3_311_286 * 2048, rel=0.01)
-    assert cost.n_shards == 68  # 12 parts of 4,096 images fit into a 64th of all, and there are 809 parts
+    assert cost.n_shards == 809  # a 2,048th of all images is fewer than the 4,096 of a part of embeddings
     small = Scale(1000, 500)  # two images each: one other cluster
     assert small.n_pairs == 1000
     x = np.random.default_rng(0).normal(size=(1000, 8)).astype(np.float32)
@@ -35,18 +35,19 @@ def test_pairs_of_vggface2():
 
 def test_parts_of_pairs_are_neither_small_nor_huge(monkeypatch, shipped_min_part_images):
     monkeypatch.setattr("fiqa_ray.datasets.pairs.MIN_PART_IMAGES", shipped_min_part_images)
-    assert [part_images(n) for n in (10, 100_000, 3_311_286, 42_474_558)] == [32_768, 32_768, 51_739, 262_144]
+    sizes = [part_images(n) for n in (10, 100_000, 3_311_286, 42_474_558, 260_890_076, 10**9)]
+    assert sizes == [8_192, 8_192, 8_192, 20_740, 127_388, 262_144]
 
 
 def test_work_is_shared_out_by_shards():
-    """68 shards on 3 workers: the busiest has 23; 680 s of work take 230 s, and its bytes wait on its own line."""
-    unit = {"pair_image": 680 / VGGFACE2.n_images}
+    """809 shards on 3 workers: the busiest has 270; 809 s of work take 270 s, and its bytes wait on its own line."""
+    unit = {"pair_image": 809 / VGGFACE2.n_images}
     cost = steps(VGGFACE2, **unit)["mated pairs"]
-    assert cost.wall_s(1) == pytest.approx(680 + START_S)
-    assert cost.wall_s(3) == pytest.approx(230 * CONTENTION + START_S)
+    assert cost.wall_s(1) == pytest.approx(809 + START_S)
+    assert cost.wall_s(3) == pytest.approx(270 * CONTENTION + START_S)
     cost = steps(VGGFACE2)["mated pairs"]
     n_bytes = cost.read_bytes + cost.written_bytes
-    assert cost.wall_s(64, bandwidth=1e8) == pytest.approx(n_bytes * 2 / 68 / 1e8 + START_S)
+    assert cost.wall_s(64, bandwidth=1e8) == pytest.approx(n_bytes * 13 / 809 / 1e8 + START_S)
 
 
 def test_engines_and_keeping():
@@ -59,6 +60,18 @@ def test_engines_and_keeping():
     assert large["histograms"].n_shards > 100
     assert large["histograms"].written_bytes < large_sort["sorted keys"].written_bytes
     assert max(s.memory_bytes for s in kept.values()) < 3e9
+
+
+def test_webface260m_needs_no_large_machine_and_takes_many():
+    """63 spans of 4,194,304 images; a task of 4 GB at most, also where nothing is kept; more workers, less time."""
+    for keep in (True, False):
+        scale = Scale(260_890_076, 4_008_130, keep=keep)
+        costs = steps(scale, index_image=3e-7, label_image=5e-7, pair_image=1e-4, sum_pair=5e-9, count_pair=2e-9)
+        assert PROCESS_BYTES + max(c.memory_bytes for c in costs.values()) < 4e9
+        sort = ["sorted runs of scores", "sorted scores", "quality index", "sorted runs of indices", "sorted indices"]
+        assert {costs[what].n_shards for what in [*sort, "labels"]} == {63}
+        minutes = [sum(c.wall_s(w, 3e8) for c in costs.values()) / 60 for w in (1, 8, 64, 512)]
+        assert minutes[0] > 6 * minutes[1] > 30 * minutes[2] > 150 * minutes[3]
 
 
 def test_units_are_of_this_machine():
