@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from fiqa_ray._version import __version__
 from fiqa_ray.config import BenchmarkSettings, MethodSettings, RecognizerSettings, Theta, theta_name
+from fiqa_ray.content_ids import model_id
 from fiqa_ray.core.candidates import HELDOUT
 from fiqa_ray.core.kernels.draws import counter_draws
 from fiqa_ray.core.label_result import LARGEST_RAW_THETA, LEAST_MOVE, move_advice, raw_scale_advice
@@ -28,7 +29,7 @@ from fiqa_ray.datasets.results import (
     rows_of,
 )
 from fiqa_ray.engine.step import Step, stateless_worker
-from fiqa_ray.job import Job, model_id
+from fiqa_ray.job import Job
 from fiqa_ray.models.method_table import METHODS
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
 from fiqa_ray.public_uri import public_uri

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from fiqa_ray.config import BenchmarkSettings, EvaluateSettings, ScoresSettings
+from fiqa_ray.content_ids import model_id
 from fiqa_ray.engine.progress import note
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.job import Job, model_id
+from fiqa_ray.job import Job
 from fiqa_ray.sources.comparisons import match_pairs, read_pairs
 from fiqa_ray.sources.degradations import read_degradations
 from fiqa_ray.sources.ijb import TemplatePairs
