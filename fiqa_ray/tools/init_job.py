@@ -34,7 +34,7 @@ from fiqa_ray.tools.input_checks import SCALINGS, Finding
 from fiqa_ray.tools.separation import difference, separations
 from fiqa_ray.tools.trial_faces import TrialFaces
 
-N_PEOPLE, N_IMAGES_EACH = 24, 4
+N_PEOPLE, N_IMAGES_EACH = 16, 4
 """People whose faces are looked at, and images of each."""
 _STANDARD_ERRORS = 3.0
 MOST_CLUSTERS = 20
