@@ -42,7 +42,7 @@ def make_job(run_uri):
                 "source": {"kind": "folder", "uri": "nowhere"},
                 "recognizer": {"name": "none"},
                 "methods": [{"name": "one"}],
-                "optimize": {"theta": [THETA]},
+                "optimize": {"theta": [THETA], "index_scale": "raw"},
             }
         )
     )
