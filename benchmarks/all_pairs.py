@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from fiqa_ray.core.all_pairs import all_pairs_curves, n_all_pairs
-from fiqa_ray.core.bootstrap import cells_of
-from fiqa_ray.core.conventions import convention_of
+from fiqa_ray.core.conventions import cells_of, convention_of
 from fiqa_ray.core.kernels.threads import one_thread
 
 CELLS = cells_of([convention_of(name) for name in ("paper", "nearest", "dasec")], (1e-2, 1e-3, 1e-4))

@@ -9,8 +9,9 @@ Prints CPU seconds and memory of a process of its own per measurement. Parts hol
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -61,7 +62,8 @@ def make_parts(root: str, n_parts: int) -> None:
 
 def step_of(root: str, n_parts: int, engine: Any = "data") -> Step:
     """Return a step whose shards do nothing but report their part."""
-    return Step("embed", dataset_at(root), range(n_parts), stateless_worker(tiny_part), n_parts, engine, unit="images")
+    make_worker = stateless_worker(importlib.import_module("bookkeeping").tiny_part)  # as Ray's workers import it
+    return Step("embed", dataset_at(root), range(n_parts), make_worker, n_parts, engine, unit="images")
 
 
 def tiny_part(index: int) -> Part:
@@ -77,6 +79,7 @@ def measured(target: Any, *args: Any) -> tuple[float, float, Any]:
     ours, theirs = context.Pipe()
     process = context.Process(target=_measure, args=(theirs, target, args))
     process.start()
+    theirs.close()  # so that the end of a process that failed is seen here
     result: tuple[float, float, Any] = ours.recv()
     process.join()
     return result
@@ -85,7 +88,8 @@ def measured(target: Any, *args: Any) -> tuple[float, float, Any]:
 def _measure(pipe: Any, target: Any, args: tuple[Any, ...]) -> None:
     before, started = psutil.Process().memory_info().rss, time.process_time()
     result = target(*args)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # getrusage would give the parent's peak, which a child inherits
+    peak = 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])  # type: ignore[index]
     pipe.send((time.process_time() - started, (peak - before) / 1e6, result))
 
 
@@ -114,6 +118,7 @@ def resume_on_s3(url: str, n_parts: int) -> dict[str, int]:
 def drive(n_parts: int, engine: str) -> tuple[float, float, int]:
     """Run shards that do nothing on Ray; return driver CPU seconds and MB per run after the first 100, and objects."""
     compute = ComputeSettings(n_workers=2, object_store_bytes=200_000_000)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     with ray_session(compute):
         step = step_of("/nowhere", n_parts, engine)
         items = [(step, shard) for shard in step.shards]

@@ -109,7 +109,7 @@ def synthetic() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     direction = rng.normal(size=DIM)
     direction /= np.linalg.norm(direction)
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for name in ("train", "test"):
         embeddings, person, quality, nuisance = people(300, rng, direction)
         arrays |= {f"{name}_embedding": embeddings, f"{name}_identity": person}

@@ -5,7 +5,7 @@
 The similarity of two images falls with the noise of both; an image is good if its noise is small. Embeddings also
 hold a nuisance, which moves them along one direction and which a head can learn. Two priors: the true quality, which has
 nothing to gain, and one that is half nuisance. Each trial chooses theta on 120 people with 14 images, and compares the
-predicted gain with that on 300 other people, of heads that learned the labels of all 120.
+predicted gain with that on 1,000 other people, of heads that learned the labels of all 120.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import numpy as np
 from fiqa_ray.core.edc import edc_curve
 from fiqa_ray.core.kernels.gram import unit_vectors
 from fiqa_ray.core.labels import optimize_labels
-from fiqa_ray.core.theta import CONVENTION, ThetaCurve, choose_theta, heldout_scores
+from fiqa_ray.core.theta import AT_FMR, ThetaCurve, choose_theta, heldout_scores
 
-DIM, PER_PERSON, N_TRAIN, N_TEST, N_CLUSTERS = 64, 14, 120, 300, 7
+DIM, PER_PERSON, N_TRAIN, N_TEST, N_CLUSTERS = 64, 14, 120, 1000, 7
 
 
 def people(
@@ -58,7 +58,7 @@ def gain_on_others(
     fold = np.repeat([0, 1], [len(embeddings), len(test[0])])
     scores = heldout_scores(both, fold, np.concatenate([targets, np.zeros((len(test[0]), 2))]))[len(embeddings) :]
     rng = np.random.default_rng([seed, 3])
-    first = np.repeat(np.arange(len(test[0])), 6)
+    first = np.repeat(np.arange(len(test[0])), 2)
     mate = test[1][first] * PER_PERSON + rng.integers(0, PER_PERSON, len(first))
     other = rng.integers(0, len(test[0]), (2, 100_000))
     a = np.concatenate([first[first != mate], other[0][test[1][other[0]] != test[1][other[1]]]])
@@ -66,7 +66,7 @@ def gain_on_others(
     units = unit_vectors(test[0])
     similarity = np.einsum("ij,ij->i", units[a], units[b], dtype=np.float64)
     areas = [
-        edc_curve(similarity, test[1][a] == test[1][b], s[a], s[b], fmr=curve.fmr, convention=CONVENTION).auc()
+        edc_curve(similarity, test[1][a] == test[1][b], s[a], s[b], fmr=curve.fmr, convention=AT_FMR).auc()
         for s in scores.T
     ]
     return areas[1] - areas[0]

@@ -7,6 +7,7 @@ job that runs on a laptop or a Ray cluster.
     load_scorer       a FIQA method or a trained regressor
     load_recognizer   a face recogniser
     optimize_labels   better quality labels from embeddings, people and scores
+    choose_theta      how much optimization a prior needs, found on held-out people
     edc_curve         the error-versus-discard curve of pairs and their quality
     open_run          labels, scores, embeddings and areas of a job's run
 """
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from fiqa_ray.core.edc import edc_curve as edc_curve
     from fiqa_ray.core.label_result import OptimizedLabels as OptimizedLabels
     from fiqa_ray.core.labels import optimize_labels as optimize_labels
+    from fiqa_ray.core.theta import choose_theta as choose_theta
     from fiqa_ray.models.quality import load_scorer as load_scorer
     from fiqa_ray.models.recognition import load_recognizer as load_recognizer
     from fiqa_ray.tools.open_run import Run as Run
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 
 _HOMES = {
+    "choose_theta": "fiqa_ray.core.theta",
     "optimize_labels": "fiqa_ray.core.labels",
     "OptimizedLabels": "fiqa_ray.core.label_result",
     "edc_curve": "fiqa_ray.core.edc",
@@ -44,6 +47,7 @@ _HOMES = {
 __all__ = [
     "OptimizedLabels",
     "Run",
+    "choose_theta",
     "edc_curve",
     "load_recognizer",
     "load_scorer",

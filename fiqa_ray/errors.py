@@ -27,9 +27,14 @@ class UsageError(FiqaRayError, ValueError):
 
 
 class IncompleteError(FiqaRayError):
-    """Some parts are missing; running the same command again continues (exit code 3)."""
+    """Some parts are missing; running the same command again continues (exit code 3).
+
+    Attributes:
+        is_end_of_process: Whether the process cannot go on, as when the head of its Ray cluster is lost.
+    """
 
     exit_code = 3
+    is_end_of_process = False
 
 
 class StorageError(FiqaRayError):

@@ -10,7 +10,6 @@ workers, batches and shards, and embeddings and scores do so in their last bits 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from math import nan
 from typing import TYPE_CHECKING, Any
 
@@ -23,16 +22,15 @@ from fiqa_ray.config import (
     Settings,
     SourceSettings,
     Theta,
-    label_of,
     theta_name,
 )
+from fiqa_ray.content_ids import model_id, optional_hash, pair_list_id, scores_id
 from fiqa_ray.core.candidates import CANDIDATES, HELDOUT
 from fiqa_ray.core.conventions import Cell, Convention, cells_of, further_limits
 from fiqa_ray.datasets.dataset import Dataset
 from fiqa_ray.datasets.results import BASELINE, GIVEN, OPTIMIZED, ORACLE, RANDOM, UNOPTIMIZED, ScorerKey
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
 from fiqa_ray.models.reference import ModelRef
-from fiqa_ray.public_uri import public_values
 from fiqa_ray.sources.scorer import Scorer
 from fiqa_ray.storage import content_hash, exists, fingerprint, join, list_hash
 
@@ -41,8 +39,6 @@ if TYPE_CHECKING:
 
 DRAWS_VERSION = 6
 """Raise it when the same seed gives other clusters, mates or similarities, or when pairs are laid out otherwise."""
-ONNX_VERSION = 2
-"""Raise it when embeddings or scores of ONNX networks are computed in another way. 2: by onnxruntime."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +141,9 @@ class Job:
         inputs = {"faces": self.faces(face_set)}
         scores = self.scores_file(face_set, method)
         if scores is not None:
-            config = {"scores": _scores_id(scores)}
+            config = {"scores": scores_id(scores)}
         elif reference.card_uri is not None:
-            config |= _optional_hash("card", reference.card_uri)
+            config |= optional_hash("card", reference.card_uri)
         elif reference.needs_recognizer:
             config["recognizer"] = model_id(method.recognizer or self.settings.recognizer)
         return self._dataset("quality_scores", {"set": face_set, "scorer": method.label}, config, inputs)
@@ -363,7 +359,7 @@ class Job:
         """Return the similarities of a benchmark's pairs under one FR model."""
         inputs = {"embeddings": self.embeddings(benchmark.name, recognizer)}
         keys = {"set": benchmark.name, "fr": recognizer.label}
-        return self._dataset("comparisons", keys, {"pairs": _pair_list_id(benchmark)}, inputs)
+        return self._dataset("comparisons", keys, {"pairs": pair_list_id(benchmark)}, inputs)
 
     def cells(
         self, benchmark: BenchmarkSettings, recognizer: RecognizerSettings, scorer: Scorer
@@ -375,7 +371,7 @@ class Job:
         if scorer.dataset is not None:
             inputs["scores"] = scorer.dataset
         elif scorer.file is not None:
-            config["scores"] = _scores_id(scorer.file)
+            config["scores"] = scores_id(scorer.file)
         elif scorer.truth is not None:
             config["truth"] = content_hash(scorer.truth)
         cells = {}
@@ -433,42 +429,3 @@ class Job:
         run_uri = self.settings.run_uri
         folders = tuple(d.uri[len(run_uri.rstrip("/")) + 1 :] for d in inputs.values())
         return Dataset(join(run_uri, name, *parts, f"v={fingerprint(content)}"), name, folders)
-
-
-def model_id(model: RecognizerSettings | MethodSettings) -> dict[str, Any]:
-    """Return name, options and content hash of a model: the hash of its weights, or of the ONNX file that it is."""
-    identity: dict[str, Any] = {"name": label_of(model.name), "options": public_values(model.options)}
-    if ModelRef.parse(model.name).kind == "onnx":
-        identity |= {"sha256": _onnx_hash(model.name), "onnx": ONNX_VERSION}
-    elif model.weights is not None and not model.weights.startswith("random:"):
-        identity["sha256"] = content_hash(model.weights)
-    elif model.weights is not None:
-        identity["weights"] = model.weights
-    return identity
-
-
-@lru_cache
-def _onnx_hash(uri: str) -> str:
-    """Return the SHA-256 of an ONNX file and of the weights beside it; a process reads each file once."""
-    from fiqa_ray.models.formats.onnx_file import onnx_sha256  # a parser, which `status` and `--help` do without
-
-    return onnx_sha256(uri)
-
-
-@lru_cache
-def _optional_hash(name: str, uri: str) -> dict[str, str]:
-    """Return `{name: content hash}`, or `{}` if the file does not exist; a process reads each file once."""
-    return {name: content_hash(uri)} if exists(uri) else {}
-
-
-def _scores_id(scores: ScoresSettings) -> dict[str, Any]:
-    return {**scores.model_dump(mode="json", exclude={"uri"}), "sha256": content_hash(scores.uri)}
-
-
-def _pair_list_id(benchmark: BenchmarkSettings) -> dict[str, Any]:
-    values = benchmark.pairs.model_dump(mode="json", exclude={"expect"})
-    from fiqa_ray.sources.kinds import PROTOCOLS  # decoders and more, which `--help` does without
-
-    return values | {
-        k: content_hash(uri) for k, uri in PROTOCOLS[benchmark.pairs.kind].lists(benchmark.pairs.uri).items()
-    }

@@ -82,7 +82,7 @@ def prepare(root: Path, out: Path, n_train: int, n_test_folds: int, n_mated: int
             {"name": "embedding_norm"},
         ],
         "pair": {"n_clusters": 7, "n_repeats": 10},
-        "optimize": {"theta": [0.3, 0.6], "index_scale": "normalized"},
+        "optimize": {"theta": "heldout"},
         "train": {"mode": "head"},
         "benchmarks": [
             {

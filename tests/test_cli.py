@@ -148,8 +148,10 @@ def test_plan_of_a_finished_job(cli, done):
     code, out, _ = cli("plan", done, "--json")
     assert code == 0
     assert {(r["state"], r["work_s"]) for r in json.loads(out)} == {("finished", 0.0)}
-    code, out, _ = cli("plan", done)
+    code, out, _ = cli("plan", done, "--machine", "m6i.4xlarge", "--machines", "2")
     assert code == 0
+    assert "2 x m6i.4xlarge: 0.00 h, 0.00 at 0.768 per machine and hour" in out
+    assert "on 32 worker(s)" in out
     assert "embedding_norm, regressor on optimized labels" in out
     assert "together 0.0 s of work" in out
 
@@ -247,7 +249,7 @@ def test_score_takes_files_folders_and_globs(cli, convolutional, faces, tmp_path
     assert cli("score", places[0], "--model", model, "-o", output)[0] == 0
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [r["score"] for r in rows] == found["score"][:1]
-    assert rows[0].keys() == {"uri", "score", "percentile", "status", "error"}
+    assert rows[0].keys() == {"uri", "score", "percentile", "quality", "status", "error"}
 
 
 def test_scores_are_the_same_wherever_the_images_lie(cli, convolutional, faces, tmp_path, bucket):
@@ -296,6 +298,7 @@ def test_percentiles_by_hand(cli, convolutional, faces, tmp_path):
     assert cli("score", faces / "bench", "--model", model, "-o", tmp_path / "s.parquet")[0] == 0
     for row in pq.read_table(tmp_path / "s.parquet").to_pylist():
         assert row["percentile"] == pytest.approx(100 * scores.index(row["score"]) / 35)
+        assert row["quality"] == int(100 * scores.index(row["score"]) / 35 + 0.5)  # no half occurs
     del card["validation_scores"]  # as in older cards
     (model / "card.json").write_bytes(document_bytes(card))
     assert cli("score", faces / "bench", "--model", model, "-o", tmp_path / "s.parquet")[0] == 0

@@ -25,17 +25,20 @@ LADDER = {  # room -> the rooms that it may import, beside itself: never one abo
     "datasets": {"core", "storage", "documents", "config"},
     "synthetic": {"core", "storage", "images", "models"},
     "sources": {"core", "storage", "config", "datasets"},
-    "job": {"core", "storage", "config", "datasets", "models", "sources"},
+    "content_ids": {"storage", "config", "models", "sources"},
+    "job": {"core", "storage", "config", "datasets", "models", "sources", "content_ids"},
     "engine": {"core", "storage", "config", "datasets", "job"},
-    "training": {"core", "storage", "documents", "images", "config", "models", "datasets", "synthetic", "job", "engine"},
+    "training": {
+        "core", "storage", "documents", "images", "config", "models", "datasets", "synthetic", "job", "content_ids", "engine",
+    },
     "report": {"core", "datasets"},
     "stages": {
-        "core", "storage", "documents", "images", "config", "models", "datasets", "sources", "job", "engine", "training",
-        "report",
+        "core", "storage", "documents", "images", "config", "models", "datasets", "sources", "job", "content_ids", "engine",
+        "training", "report",
     },
     "tools": {
         "core", "hub", "storage", "documents", "images", "safe_yaml", "config", "models", "datasets", "synthetic", "sources",
-        "job", "engine", "report", "stages",
+        "job", "content_ids", "engine", "report", "stages",
     },
     "cli": {
         "storage", "safe_yaml", "config", "models", "synthetic", "sources", "job", "engine", "training", "report", "stages",

@@ -14,12 +14,13 @@ import onnx
 import pytest
 
 import smoke
-from fiqa_ray import job
+from fiqa_ray import content_ids
 from fiqa_ray.config import RecognizerSettings
+from fiqa_ray.content_ids import model_id
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.engine.ray import RayMapper
 from fiqa_ray.engine.step import Step, stateless_worker
-from fiqa_ray.job import Job, model_id
+from fiqa_ray.job import Job
 from fiqa_ray.storage import list_files, read_bytes
 from fiqa_ray.tools.run_job import run_job
 from fiqa_ray.tools.status import run_status
@@ -177,7 +178,7 @@ def test_scores_of_onnx_networks_are_named_by_all_their_weights_and_how_they_are
     settings = RecognizerSettings(name=str(path))
     whole = model_id(settings)
     assert whole["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(job, "ONNX_VERSION", job.ONNX_VERSION + 1)
+    monkeypatch.setattr(content_ids, "ONNX_VERSION", content_ids.ONNX_VERSION + 1)
     assert model_id(settings) != whole
     identities = []
     for weight in (1.0, 2.0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from fiqa_ray._version import __version__
-from fiqa_ray.cli import evaluate, faces, job, model, paper, results, start, tables
-from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.cli import evaluate, faces, inspect, job, model, paper, results, start, tables, threshold
+from fiqa_ray.errors import FiqaRayError, IncompleteError
 from fiqa_ray.public_uri import public_text
 
 app = typer.Typer(
@@ -36,6 +37,9 @@ COMMANDS = (
     results.embeddings,
     results.verify,
     paper.tables,
+    threshold.threshold,
+    inspect.explain,
+    inspect.time_,
     faces.score,
     model.doctor,
     model.train_pcnet,
@@ -44,10 +48,11 @@ COMMANDS = (
     job.report,
     job.submit,
 )
-"""All commands, in the order of `--help`. A command is a function with typer's arguments; its name is the function's."""
+"""All commands, in the order of `--help`. A command is a function with typer's arguments; its name is the function's,
+without the `_` at the end of a name that Python's library has too."""
 
 for _command in COMMANDS:
-    app.command()(_command)
+    app.command(_command.__name__.rstrip("_").replace("_", "-"))(_command)
 app.add_typer(tables.models, name="models")
 
 
@@ -74,7 +79,9 @@ def main(argv: list[str] | None = None) -> Any:
         if code == 130:  # newer typers return this on Ctrl-C
             raise KeyboardInterrupt
     except FiqaRayError as exc:
-        print(f"error: {exc}", file=sys.stderr)
+        print(f"error: {exc}", file=sys.stderr, flush=True)
+        if isinstance(exc, IncompleteError) and exc.is_end_of_process:  # Ray's own threads would crash at a usual exit
+            os._exit(exc.exit_code)
         sys.exit(exc.exit_code)
     except _ClickError as exc:
         exc.show()

@@ -67,6 +67,9 @@ def score(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=0, help="images per forward pass; 0: as in a job")] = 0,
     device: Device = "cpu",
+    form: Annotated[
+        str | None, typer.Option("--format", help="ofiq: OFIQ's CSV, with -1 where an image could not be scored")
+    ] = None,
 ) -> None:
     """Score images, larger is better; needs neither YAML nor cluster. A bad image gets a row with its fault.
 
@@ -81,7 +84,8 @@ def score(
     from fiqa_ray.tools.open_run import find_regressor
     from fiqa_ray.tools.score import check_output, score_images, write_scores
 
-    check_output(output)
+    if form is None:
+        check_output(output)
     if sheet is not None and not sheet.lower().endswith((".jpg", ".jpeg")):
         raise UsageError(f"--sheet {sheet!r} must end in .jpg")
     if detector and resize_crops:
@@ -95,6 +99,7 @@ def score(
     model = find_regressor(model)
     named = named_model(model, recognizer, weights, recognizer_weights, option, recognizer_option, allow_import, device)
     scorer = named.load()
+    check_output(output, form, scorer.scale, model)
     n_threads = 1 if named.runs_user_code or device != "cpu" else os.cpu_count() or 1
     face_detector = FaceDetector(detector) if detector else None
     with StepProgress("score", len(files), "images") as progress:
@@ -103,6 +108,7 @@ def score(
             scorer,
             detector=face_detector,
             validation_scores=(scorer.card or {}).get("validation_scores"),
+            scale=scorer.scale,
             batch_size=batch_size or default_batch_size(device),
             n_threads=n_threads,
             apply_exif=not ignore_exif,
@@ -110,7 +116,7 @@ def score(
             allow_missing_end=allow_missing_end,
             advance=progress.advance,
         )
-    write_scores(table, output)
+    write_scores(table, output, form)
     print(f"{_score_summary(table)}; written to {output}")
     if table["score"].null_count == len(table):
         raise FiqaRayError(f"none of the {len(table):,} images could be scored; the rows in {output} say why")

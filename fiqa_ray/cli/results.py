@@ -72,6 +72,13 @@ def labels(
     n_repeats: Annotated[int, typer.Option(min=1, help="repeats of the pair draw")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="of all random draws")] = 0,
     index_scale: Annotated[str, typer.Option(help="normalized, or raw as in the paper")] = "normalized",
+    ediff: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="EPSILON", help="labels by eDifFIQA's rule with this weight, in place of --theta"),
+    ] = None,
+    ediff_least: Annotated[
+        int, typer.Option(min=1, help="eDifFIQA's rule: images among the best fifth that a person must have")
+    ] = 10,
 ) -> None:
     """Write a run's labels with file names, or make labels from stored embeddings, names of people and scores.
 
@@ -93,8 +100,10 @@ def labels(
         from fiqa_ray.tools.labels import labels_of_files
 
         thetas = _numbers([*(theta or []), *words])  # `--theta 0.01 0.1`: what follows the first one is an argument
-        if not thetas or not scores:
-            raise UsageError("labels of --embeddings need --scores FILE and --theta NUMBER...")
+        if not scores or bool(thetas) == (ediff is not None):
+            raise UsageError(
+                "labels of --embeddings need --scores FILE and either --theta NUMBER... or --ediff EPSILON"
+            )
         tables = labels_of_files(
             embeddings,
             identities,
@@ -104,6 +113,8 @@ def labels(
             n_repeats=n_repeats,
             seed=seed,
             index_scale=index_scale,
+            epsilon=ediff,
+            least=ediff_least,
         )
     with _short_warnings():
         n_rows = write_tables(tables, output)

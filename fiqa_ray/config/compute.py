@@ -28,6 +28,14 @@ class ComputeSettings(Section):
         600.0, gt=0, description="seconds after which a log line names a shard that still runs on Ray, and its node"
     )
     train_workers: int = Field(1, ge=0, description="Ray Train workers; 0: train in this process")
+    model_labels: dict[str, str] = Field(
+        {},
+        description="labels of the machines that embed and score, such as {ray.io/accelerator-type: A10G}; an autoscaled "
+        "cluster starts such machines",
+    )
+    other_labels: dict[str, str] = Field(
+        {}, description="labels of the machines that do the rest, such as {ray.io/market-type: spot}"
+    )
     storage_patience_s: float = Field(
         600.0,
         ge=0,

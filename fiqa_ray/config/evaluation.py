@@ -17,11 +17,11 @@ from fiqa_ray.setting_types import Name, Uri
 class PairListSettings(Section):
     """The list of comparisons of a benchmark."""
 
-    kind: Literal["lfw", "cplfw", "calfw", "cfp", "table", "bin", "agedb", "lines", "ijb"] = Field(
+    kind: Literal["lfw", "cplfw", "calfw", "cfp", "table", "bin", "agedb", "lines", "ijb", "all_pairs"] = Field(
         description="format of the list"
     )
     uri: Uri = Field(
-        description="cfp, ijb: root of the data set; bin: the file that is also the source; else the list file"
+        description="cfp, ijb: root of the data set; all_pairs, bin: what is also the source; else the list file"
     )
     part: Literal["FP", "FF"] = Field("FP", description="cfp: frontal-profile or frontal-frontal")
     extension: str = Field(".jpg", description="lfw, agedb: file name extension of the images")
@@ -56,11 +56,14 @@ class BenchmarkSettings(Section):
     degradations: Uri | None = Field(None, description="CSV (image_id, kind, quality): what is known about the faces")
 
 
+Preset = Literal["paper", "nearest", "dasec", "pmf", "nist"]
+
+
 class ConventionSettings(Section):
     """A convention of the curves that is like a preset but for what is given. A preset's name stands for itself."""
 
     name: Name = Field(description="its name in tables")
-    like: Literal["paper", "nearest", "dasec", "pmf", "nist"] = Field("paper", description="the preset to start from")
+    like: Preset = Field("paper", description="the preset to start from")
     pool: Literal["all", "mated", "nonmated", "images"] | None = Field(
         None, description="what is discarded: all or mated pairs, images, or for a curve of the FMR non-mated pairs"
     )
@@ -107,7 +110,6 @@ def _several(value: Any) -> Any:
 
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
-Preset = Literal["paper", "nearest", "dasec", "pmf", "nist"]
 
 
 class EvaluateSettings(Section):

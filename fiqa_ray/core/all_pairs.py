@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fiqa_ray.core.bootstrap import AreaDraws, Cell, cells_of
-from fiqa_ray.core.conventions import Convention, convention_of
+from fiqa_ray.core.bootstrap import AreaDraws
+from fiqa_ray.core.conventions import Cell, Convention
 from fiqa_ray.core.edc import EDC
-from fiqa_ray.core.floor import RANDOM, expected_curve, n_random_orders
+from fiqa_ray.core.floor import RANDOM, expected_curve
 from fiqa_ray.core.intervals import Errors, IntervalSettings
 from fiqa_ray.core.kernels.all_pairs import N_KEYS, add_rows, top_keys
 from fiqa_ray.core.kernels.discard import threshold_below, threshold_nearest
@@ -32,44 +32,39 @@ from fiqa_ray.errors import FiqaRayError, UsageError
 
 _BLOCK_IMAGES = 256
 
-NO_DRAWS = "all pairs of a set of this size are not resampled"
-"""Why the areas of all pairs have no interval."""
-
 
 def all_pairs_areas(
     embeddings: NDArray[np.float32],
     person: IntArray,
     qualities: Mapping[str, FloatArray],
-    random_qualities: FloatArray,
+    cells: Mapping[Cell, Convention],
     *,
-    fmrs: Sequence[float],
-    conventions: Sequence[str | Convention],
-    limits: Sequence[float],
+    random_orders: Sequence[FloatArray] = (),
+    limits: Sequence[float] = (),
+    n_draws: int = 0,
 ) -> AreaDraws:
-    """Return the areas of all scorers and of random numbers, without intervals.
+    """Return the areas of all scorers; nothing is resampled, so that all draws are NaN.
 
     Args:
         embeddings: `(I, D)` of any length.
         person: `(I,)` int, equal numbers for images of one person.
         qualities: per scorer `(I,)` float.
-        random_qualities: `(n_orders, I)` float; as many as `floor.n_random_orders` says are used.
-        fmrs: false match rates.
-        conventions: see `all_pairs_curves`.
+        cells: see `all_pairs_curves`.
+        random_orders: each `(I,)` float: adds the scorer `floor.RANDOM`, their expectation.
         limits: discard fractions up to which areas are wanted, beside each curve's own limit.
+        n_draws: length of the draws.
     """
-    cells = cells_of([convention_of(c) for c in conventions], fmrs)
     curves: dict[tuple[str, Cell], EDC] = {}
     for name, quality in qualities.items():
         curves |= {(name, cell): c for cell, c in all_pairs_curves(embeddings, person, quality, cells).items()}
-    orders = random_qualities[: n_random_orders(n_all_pairs(len(person)))]
-    of_orders = [all_pairs_curves(embeddings, person, order, cells) for order in orders]
-    for cell, convention in cells.items():
+    of_orders = [all_pairs_curves(embeddings, person, order, cells) for order in random_orders]
+    for cell, convention in cells.items() if of_orders else ():
         if convention.step is None:
             curves[RANDOM, cell] = _flat_curve(of_orders[0][cell])
         else:
             curves[RANDOM, cell] = expected_curve([c[cell] for c in of_orders])
     draws = {
-        (name, cell, limit): np.empty(0)
+        (name, cell, limit): np.full(n_draws, np.nan)
         for (name, cell), curve in curves.items()
         for limit in {*limits, *(c.defined_limit for (_, other), c in curves.items() if other == cell)}
         if limit <= curve.end
@@ -77,7 +72,7 @@ def all_pairs_areas(
     first = next(iter(curves))[0]
     errors = {cell: Errors(cell[1], int(curves[first, cell].n_false_nonmatches[0])) for cell in cells}
     n_mated, n_nonmated = (int(getattr(curves[first, next(iter(cells))], n)[0]) for n in ("n_mated", "n_nonmated"))
-    settings = IntervalSettings(0.95, "pairs", n_mated, n_nonmated, 0, 0, NO_DRAWS)
+    settings = IntervalSettings(0.95, "pairs", n_mated, n_nonmated, n_draws, 0)
     return AreaDraws(curves, draws, errors, dict.fromkeys(cells, n_mated), settings)
 
 
@@ -315,28 +310,6 @@ def _flat_curve(curve: EDC) -> EDC:
     return replace(
         curve, discard_fraction=np.array([0.0, 1.0]), fnmr=np.array([curve.fnmr[0], 0.0]), n_tied=0, **ends, **wrong
     )
-
-
-def all_pairs_verification(embeddings: NDArray[np.float32], person: IntArray, fmr: float) -> tuple[float, float, float]:
-    """Return threshold, true accept rate and equal error rate of all pairs, as `core.verification` defines them.
-
-    Arguments as in `all_pairs_curves`.
-    """
-    n = len(person)
-    images = _Images(unit_vectors(embeddings), np.asarray(person, np.int64), np.arange(n))
-    (level,) = _walk(images, {}, {})
-    counts, fmr_target = level.counts, exact_fmr(fmr)
-    allowed = fmr_target.numerator * level.n_nonmated // fmr_target.denominator
-    threshold, _ = threshold_below(*counts.units(fmr), 0, allowed)
-    mated = np.bincount(counts.mated_key, minlength=N_KEYS)
-    tar = float((similarity_of(counts.mated_key) > threshold).mean())
-    keys = np.flatnonzero((mated > 0) | (counts.nonmated > 0))[::-1]
-    accepted = [np.append(0, np.cumsum(of[keys], dtype=np.int64)) for of in (counts.nonmated, mated)]
-    gap = accepted[0] / level.n_nonmated - (1 - accepted[1] / level.n_mated)
-    after = int(np.argmax(gap >= 0))
-    share = gap[after] / (gap[after] - gap[after - 1])
-    rates = accepted[0] / level.n_nonmated
-    return float(threshold), tar, float(rates[after] - share * (rates[after] - rates[after - 1]))
 
 
 def _n_tied(quality: FloatArray) -> int:

@@ -26,6 +26,9 @@ MIN_UNITS = 50
 """With fewer mated pairs, or persons of mated pairs, there is no interval."""
 MAX_UNDEFINED = 0.05
 """With a larger share of draws without a value there is no interval."""
+NOT_RESAMPLED = (
+    "no draw has a value: all pairs of a large set are not resampled, and other pairs ran out before the limit"
+)
 SKEWNESS_SHARE = 0.5
 SKEWNESS_LIMIT = 0.5
 
@@ -41,7 +44,6 @@ class IntervalSettings:
         n_nonmated: non-mated pairs.
         n_draws: resamples.
         seed: of the draws.
-        no_draws: why there are no draws.
     """
 
     level: float
@@ -50,7 +52,6 @@ class IntervalSettings:
     n_nonmated: int
     n_draws: int
     seed: int
-    no_draws: str = "no draws were asked for"
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def few_errors(errors: Errors) -> str:
 def reason_for_none(value: float, draws: FloatArray, errors: Errors, settings: IntervalSettings) -> str:
     """Say why there is neither an interval nor a limit that would cover; empty if there is."""
     if settings.n_draws == 0:
-        return settings.no_draws
+        return "no draws were asked for"
     if math.isnan(value):
         return "the curve is undefined within the limit"
     if errors.fmr is not None and exact_fmr(errors.fmr) * settings.n_nonmated < 1:
@@ -145,6 +146,8 @@ def reason_for_none(value: float, draws: FloatArray, errors: Errors, settings: I
     if settings.n_units < MIN_UNITS:
         return f"{settings.n_units} {settings.unit} are too few for an interval: {MIN_UNITS} are needed"
     n_undefined = int(np.isnan(draws).sum())
+    if n_undefined == settings.n_draws:
+        return NOT_RESAMPLED
     if n_undefined > MAX_UNDEFINED * settings.n_draws:
         return f"{n_undefined} of {settings.n_draws} draws have no value: a kind of pair ran out before the limit"
     return ""

@@ -3,7 +3,8 @@
 The people are divided into folds. For each candidate theta a head learns the labels of the other folds' people and scores
 the images of one fold; so every image has a score of a head that never saw its person. The criterion is the area under the
 error-versus-discard curve of the mated and non-mated pairs within the folds. Theta 0 stands for the prior labels. A theta is
-chosen only where it is better than 0 by more than its interval; else the labels are left alone.
+chosen only where it is better than 0 by more than its interval; else the labels are left alone. The threshold is that of a
+false match rate, or, where a good recogniser then makes hardly an error, the one at which a tenth of the mated pairs fail.
 
 The head is fitted by least squares on the standardised embedding and its norm, in closed form: it has no training noise.
 """
@@ -21,8 +22,10 @@ from scipy.stats import t as student_t
 
 from fiqa_ray.core.bootstrap import AreaDraws, bootstrap_areas
 from fiqa_ray.core.candidates import CANDIDATES
+from fiqa_ray.core.conventions import CONVENTIONS, Cell, changed
 from fiqa_ray.core.kernels.gram import unit_vectors
 from fiqa_ray.core.labels import optimize_labels
+from fiqa_ray.core.verification import threshold_at_fmr
 from fiqa_ray.errors import UsageError
 
 N_FOLDS = 5
@@ -38,11 +41,18 @@ MIN_PEOPLE = 2 * N_FOLDS
 MIN_ERRORS = 20
 """With fewer mated pairs below the threshold, and with fewer false matches allowed, an area says nothing."""
 
+TRAINING_SPREAD = float(np.sqrt(N_FOLDS / (N_FOLDS - 1)))
+"""Factor on the spread of the draws, which resample held-out people but train no head again: heads learn from all folds but
+one."""
+
 RIDGE = 0.01
 """Weight of the squared coefficients, as a share of the images, against overfitting where images are few."""
 
-CONVENTION = "dasec"
+AT_FMR = CONVENTIONS["dasec"]
 """Convention of the curve: one threshold for all levels, so that its noise is shared by all candidates."""
+MIN_FNMR = 0.05
+"""Where the rate makes fewer of the mated pairs errors, the threshold is raised to that of `AT_FNMR`."""
+AT_FNMR = changed("held-out", "dasec", starting_fnmr=0.1)
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,7 @@ class ThetaCurve:
         chosen: the chosen theta.
         reason: why there is no interval; empty where there are some.
         n_people, n_images, n_mated, n_nonmated: what the areas stand on.
-        fmr: false match rate of the threshold.
+        fmr: false match rate of the threshold; NaN where the threshold was set by the FNMR of `AT_FNMR`.
         fnmr: false non-match rate before anything is discarded.
     """
 
@@ -166,27 +176,29 @@ def compare_thetas(
     pairs = HeldoutPairs.draw(person, fold, rng)
     n_people = len(np.unique(person[pairs.row_a[pairs.mated]]))
     n_mated, n_nonmated = int(pairs.mated.sum()), int((~pairs.mated).sum())
-    rate = max(fmr, MIN_ERRORS / max(n_nonmated, 1))
     reason = ""
     if n_people < MIN_PEOPLE:
         reason = f"{n_people} people with two images or more are too few: {MIN_PEOPLE} are needed"
-    elif rate >= 0.5:
+    elif n_nonmated < 4 * MIN_ERRORS:
         reason = f"{n_nonmated} non-mated pairs are too few"
-    nan, areas, fnmr = (np.nan,) * len(thetas), None, np.nan
+    areas: AreaDraws | None = None
+    cell: Cell = AT_FMR.name, max(fmr, MIN_ERRORS / max(n_nonmated, 1))
+    fnmr = np.nan
     if not reason:
         scores = heldout_scores(embeddings, fold, np.stack([targets[t] for t in thetas], axis=1))
-        areas = _areas(embeddings, person, pairs, dict(zip(thetas, scores.T, strict=True)), rate, seed)
-        curve = areas.curves[_name(0.0), (CONVENTION, rate)]
-        fnmr = float(curve.fnmr[0])
-        if round(fnmr * n_mated) < MIN_ERRORS:
-            reason = f"{round(fnmr * n_mated)} errors among {n_mated} mated pairs are too few: {MIN_ERRORS} are needed"
-    area, gain, low, high = nan, nan, nan, nan
+        areas, cell = _areas(embeddings, person, pairs, dict(zip(thetas, scores.T, strict=True)), cell[1] or fmr, seed)
+        fnmr = float(areas.curves[_name(0.0), cell].fnmr[0])
+        n_errors = round(fnmr * n_mated)
+        if n_errors < MIN_ERRORS:
+            reason = f"{n_errors} errors among {n_mated} mated pairs are too few: {MIN_ERRORS} are needed"
+    area = gain = low = high = (np.nan,) * len(thetas)
     if areas is not None:
-        area = tuple(areas.curves[_name(t), (CONVENTION, rate)].auc() for t in thetas)
+        area = tuple(areas.curves[_name(t), cell].auc() for t in thetas)
     if areas is not None and not reason:
-        gain, low, high = _gains(areas, thetas, rate, n_people)
+        gain, low, high = _gains(areas, thetas, cell, n_people)
     better = [i for i in range(len(thetas)) if high[i] < 0]
     chosen = thetas[min(better, key=lambda i: area[i])] if better else 0.0
+    rate = np.nan if cell[1] is None else cell[1]
     return ThetaCurve(
         thetas, area, gain, low, high, chosen, reason, n_people, len(person), n_mated, n_nonmated, rate, fnmr
     )
@@ -256,34 +268,37 @@ def _areas(
     scores: Mapping[float, NDArray[np.float64]],
     fmr: float,
     seed: int,
-) -> AreaDraws:
+) -> tuple[AreaDraws, Cell]:
+    """Return the areas of all candidates, and the convention and rate that they have."""
     units = unit_vectors(embeddings)
     a, b = pairs.row_a, pairs.row_b
     similarity = np.einsum("ij,ij->i", units[a], units[b], dtype=np.float64).clip(-1, 1)
-    return bootstrap_areas(
+    fnmr = np.mean(similarity[pairs.mated] <= threshold_at_fmr(similarity, pairs.mated, fmr))
+    convention, cell = (AT_FNMR, (AT_FNMR.name, None)) if fnmr < MIN_FNMR else (AT_FMR, (AT_FMR.name, fmr))
+    areas = bootstrap_areas(
         similarity,
         pairs.mated,
         {_name(t): (score[a], score[b]) for t, score in scores.items()},
         fmrs=(fmr,),
-        conventions=(CONVENTION,),
+        conventions=(convention,),
         identities=(person[a], person[b]),
         n_draws=N_DRAWS,
         seed=seed,
     )
+    return areas, cell
 
 
 def _gains(
-    areas: AreaDraws, thetas: Sequence[float], fmr: float, n_people: int
+    areas: AreaDraws, thetas: Sequence[float], cell: Cell, n_people: int
 ) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
     """Return the differences to theta 0 and their intervals, value plus or minus Student's quantile times the spread."""
-    cell = (CONVENTION, fmr)
     quantile = float(student_t.ppf((1 + LEVEL) / 2, n_people - 1))
     gains, lows, highs = [], [], []
     for theta in thetas:
         limit = areas.common_limit(_name(theta), _name(0.0), cell)
         draws = areas.draws[_name(theta), cell, limit] - areas.draws[_name(0.0), cell, limit]
         gain = areas.curves[_name(theta), cell].auc(limit) - areas.curves[_name(0.0), cell].auc(limit)
-        margin = quantile * float(np.nanstd(draws))
+        margin = quantile * TRAINING_SPREAD * float(np.nanstd(draws))
         gains.append(gain)
         lows.append(gain - margin)
         highs.append(gain + margin)

@@ -25,6 +25,9 @@ from fiqa_ray.datasets.folders import in_parallel
 from fiqa_ray.datasets.parquet import table_bytes
 from fiqa_ray.datasets.records import add_stats as add_stats
 from fiqa_ray.datasets.records import fault_of_manifest, fault_of_part, fault_of_plan
+from fiqa_ray.datasets.records import is_record as is_record
+from fiqa_ray.datasets.records import part_name as part_name
+from fiqa_ray.datasets.records import record_name as record_name
 from fiqa_ray.datasets.sums import Choose, file_sums, read_table
 from fiqa_ray.documents import (
     create_document,
@@ -98,21 +101,6 @@ class Manifest:
 
 FileContent: TypeAlias = pa.Table | pa.Buffer | bytes | Callable[[], pa.Buffer]
 """A table, bytes, or a function that returns the bytes."""
-
-
-def part_name(index: int) -> str:
-    """Return the name of a part; names sort like the numbers for up to 100,000 parts."""
-    return f"part-{index:05d}"
-
-
-def record_name(index: int) -> str:
-    """Return the file name of a part's record; readers of Parquet folders leave out names that begin with "_"."""
-    return f"_{part_name(index)}.json"
-
-
-def is_record(name: str) -> bool:
-    """Return whether a file of a dataset is the record of a part."""
-    return name.startswith("_part-") and name.endswith(".json") and name[6:-5].isdigit()
 
 
 def _is_stored(part: Part, sizes: Mapping[str, int]) -> bool:

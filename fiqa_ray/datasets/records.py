@@ -134,3 +134,18 @@ def _add(total: dict[str, Any], stats: Mapping[str, Any]) -> None:
 
 def _sorted(total: dict[str, Any]) -> dict[str, Any]:
     return {key: _sorted(value) if isinstance(value, dict) else value for key, value in sorted(total.items())}
+
+
+def part_name(index: int) -> str:
+    """Return the name of a part; names sort like the numbers for up to 100,000 parts."""
+    return f"part-{index:05d}"
+
+
+def record_name(index: int) -> str:
+    """Return the file name of a part's record; readers of Parquet folders leave out names that begin with "_"."""
+    return f"_{part_name(index)}.json"
+
+
+def is_record(name: str) -> bool:
+    """Return whether a file of a dataset is the record of a part."""
+    return name.startswith("_part-") and name.endswith(".json") and name[6:-5].isdigit()

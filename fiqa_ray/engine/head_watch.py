@@ -93,6 +93,8 @@ def head_watch() -> Iterator[HeadWatch]:
     except (KeyboardInterrupt, Exception) as exc:
         if not watch.is_lost:
             raise
-        raise IncompleteError(watch.message()) from exc
+        error = IncompleteError(watch.message())
+        error.is_end_of_process = True
+        raise error from exc
     finally:
         watch.stop()

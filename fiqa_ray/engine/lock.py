@@ -91,9 +91,9 @@ class RunLock:
             return
         self._stop.set()
         self._thread.join()
-        with storage_quiet():  # must not stand in for the run's own error
-            self._write_beat(-1)
-            put_if_absent(self._at("released"), b"")
+        for write in (lambda: self._write_beat(-1), lambda: put_if_absent(self._at("released"), b"")):
+            with storage_quiet():  # must not stand in for the run's own error
+                write()
         _held.discard(self._token)
 
     def _at(self, suffix: str, number: int | None = None) -> str:

@@ -1,8 +1,6 @@
 """Runs the shards of a step on a Ray cluster, and joins or starts the cluster.
 
-Steps that load a model or decode images run in an actor pool of Ray Data, of a fixed size; it replaces actors that die. Its
-rows are the numbers of shards, one per block: a shard reads and writes its own part, so that a lost actor costs one part and
-a resumed run repeats none. Numerics run as plain tasks.
+Steps that load a model or decode images run in actor pools (`actor_pool.py`), numerics in plain tasks.
 """
 
 from __future__ import annotations
@@ -11,23 +9,21 @@ import atexit
 import itertools
 import logging
 import os
-import re
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from fiqa_ray.config import ComputeSettings
-from fiqa_ray.datasets.dataset import Dataset, Part
+from fiqa_ray.engine.actor_pool import run_in_pools
 from fiqa_ray.engine.head_watch import HeadWatch, head_watch
 from fiqa_ray.engine.interrupts import catch_sigterm
 from fiqa_ray.engine.late_shards import Announcer, LateShards, start_board
-from fiqa_ray.engine.local import Item, LostProcessError, Mapper, Outcome, WorkerSlot, call_and_catch, local_map
+from fiqa_ray.engine.local import Item, Mapper, Outcome, call_and_catch, local_map
 from fiqa_ray.engine.progress import note
-from fiqa_ray.engine.step import Worker
+from fiqa_ray.engine.ray_workers import lost_process, machine_labels
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.storage.patience import set_patience
 
@@ -50,7 +46,7 @@ class RayMapper:
         if engine == "driver":
             yield from local_map(items)
             return
-        run = _ray_data if engine == "data" else _ray_tasks
+        run = run_in_pools if engine == "data" else _ray_tasks
         announce = Announcer(self._board, next(self._groups))
         with LateShards(items, announce, self.compute.late_after_s, lambda: self.waits_for(items)) as watch:
             for number, outcome in run(items, self.compute, announce):
@@ -108,7 +104,11 @@ def _ray_tasks(
         while len(running) < width and (item := next(waiting, None)) is not None:
             number, (step, shard) = item
             memory = _grantable(step.memory_bytes) if step.memory_bytes else 0
-            options = task.options(memory=memory or None, num_gpus=1 if step.needs_gpu else None)
+            options = task.options(
+                memory=memory or None,
+                num_gpus=1 if step.needs_gpu else None,
+                label_selector=machine_labels(step, compute),
+            )
             is_large = step.memory_bytes > LARGE_BYTES
             sent = options.remote(number, step.make_worker, shard, is_large, compute.storage_patience_s)
             running[sent] = number
@@ -123,27 +123,6 @@ def _ray_tasks(
         yield number, outcome
 
 
-def lost_process(exc: Exception) -> Exception:
-    """Return what Ray says of a lost worker as one sentence; other faults of Ray stay as they are."""
-    import ray
-
-    text = " ".join(str(exc).split())
-    if isinstance(exc, ray.exceptions.OutOfMemoryError):
-        cause = "its machine ran out of memory; run fewer workers (compute.n_workers) or smaller parts (rows_per_part)"
-        return LostProcessError(cause)
-    is_node = isinstance(exc, ray.exceptions.NodeDiedError) or re.search(
-        r"node .{0,80}(died|dead|terminated|failed)", text
-    )
-    if is_node:
-        return LostProcessError("its machine was lost time after time", is_machine=True)
-    lost = (ray.exceptions.WorkerCrashedError, ray.exceptions.RayActorError, ray.exceptions.OwnerDiedError)
-    if not isinstance(exc, (*lost, ray.exceptions.ObjectLostError)):
-        return exc
-    code = re.search(r"exit code[:= ]*(-?\d+)", text)
-    how = f"exit code {code[1]}" if code else "killed, out of memory, or a crash in native code"
-    return LostProcessError(f"its process ended in the middle of the work, also when it was tried again ({how})")
-
-
 def _grantable(memory_bytes: int) -> int:
     """Cap a memory request at the largest CPU node's memory; Ray would queue a larger request forever."""
     import ray
@@ -151,156 +130,6 @@ def _grantable(memory_bytes: int) -> int:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     largest = max((r.get("memory", 0) for r in nodes if r.get("CPU", 0) >= 1), default=0)
     return int(min(memory_bytes, largest))  # 0 before the first machine is there: it then asks for a processor alone
-
-
-BLOCKS_PER_WORKER = 64
-"""Shards of a step with more per worker come in blocks of several, so that Ray's store holds few objects."""
-
-
-@dataclass(frozen=True)
-class _Makers:
-    """What an actor needs of the steps: a factory of workers and the datasets of each."""
-
-    make_worker: list[Callable[[], Worker]]
-    datasets: list[tuple[Dataset, ...]]
-
-
-class _Entry(NamedTuple):
-    """A shard on its way to an actor.
-
-    Attributes:
-        number: Among the shards that run together.
-        step: Number of its step.
-        part: Number of its part, or None if that is not known.
-        shard: The shard.
-    """
-
-    number: int
-    step: int
-    part: int | None
-    shard: Any
-
-
-class _ShardActor:
-    """One worker of a Ray Data actor pool; loads a model when the first of its shards comes."""
-
-    def __init__(self, makers: _Makers, chunks: _Chunks, announce: Announcer, patience_s: float) -> None:
-        import torch
-
-        torch.set_num_threads(1)
-        set_patience(patience_s, has_answered=True)
-        self._makers, self._chunks, self._announce, self._workers = makers, chunks, announce, WorkerSlot()
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        from ray import cloudpickle
-
-        (index,) = batch["item"]
-        entry = self._chunks.get(int(index))
-        outcome: Outcome | None = self._part_from_before(entry)
-        if outcome is None:
-            with self._announce(entry.number):
-                make_worker = self._makers.make_worker[entry.step]
-                outcome = call_and_catch(lambda: self._workers.get(make_worker)(entry.shard))
-        return {"number": [entry.number], "outcome": [cloudpickle.dumps(outcome)]}
-
-    def _part_from_before(self, entry: _Entry) -> Part | None:
-        """Return the part of a shard that this actor finished before it died: all shards of its block come again."""
-        import ray
-
-        if entry.part is None or not ray.get_runtime_context().was_current_actor_reconstructed:
-            return None
-        parts = [dataset.recorded_part(entry.part) for dataset in self._makers.datasets[entry.step]]
-        return parts[0] if all(parts) else None
-
-
-class _Chunks:
-    """Shards in a few objects of Ray's store; an actor holds the chunk that it works on."""
-
-    def __init__(self, entries: list[_Entry], n_chunks: int) -> None:
-        import ray
-
-        self._size = max(1, -(-len(entries) // n_chunks))
-        self._refs = [ray.put(entries[i : i + self._size]) for i in range(0, len(entries), self._size)]
-        self._held: tuple[int, list[_Entry]] = (-1, [])
-
-    def get(self, index: int) -> _Entry:
-        """Return a shard by its place."""
-        import ray
-
-        chunk, place = divmod(index, self._size)
-        if self._held[0] != chunk:
-            self._held = (chunk, ray.get(self._refs[chunk]))
-        return self._held[1][place]
-
-
-def _ray_data(
-    items: Sequence[Item], compute: ComputeSettings, announce: Announcer
-) -> Iterator[tuple[int | None, Outcome]]:
-    """Run shards in an actor pool; yield their numbers with what came of them.
-
-    A shard that ends its process time after time ends its pool; another pool runs the rest.
-    """
-    import ray
-
-    left = dict(enumerate(items))
-    while left:
-        try:
-            for number, outcome in _run_pool(left, compute, announce):
-                left.pop(number)
-                yield number, outcome
-        except ray.exceptions.RayError as exc:
-            culprit, outcome = announce.in_hand(exc), lost_process(exc)
-            if culprit is None or left.pop(culprit, None) is None:
-                yield None, outcome
-                return
-            yield culprit, outcome
-
-
-def _run_pool(items: dict[int, Item], compute: ComputeSettings, announce: Announcer) -> Iterator[tuple[int, Outcome]]:
-    """Run shards, given by number, in one actor pool of Ray Data."""
-    import warnings
-
-    import ray
-    from ray import cloudpickle
-
-    resources = ray.cluster_resources()
-    n_gpus = int(resources.get("GPU", 0))
-    on_gpu = next(iter(items.values()))[0].uses_model and wants_gpus(compute.device, 1)
-    n_present = n_gpus if on_gpu else int(resources.get("CPU", 1))
-    size = min(compute.n_workers or max(1, n_present), len(items))
-    steps = list({id(step): step for step, _ in items.values()}.values())
-    number_of = {id(step): i for i, step in enumerate(steps)}
-    part_of = {id(shard): i for step in steps for i, shard in enumerate(step.shards)}
-    entries = [_Entry(n, number_of[id(step)], part_of.get(id(shard)), shard) for n, (step, shard) in items.items()]
-    makers = _Makers([step.make_worker for step in steps], [step.datasets for step in steps])
-    n_blocks = min(len(items), BLOCKS_PER_WORKER * size)
-    data: ray.data.Dataset = ray.data.from_items([{"item": i} for i in range(len(items))], override_num_blocks=n_blocks)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # max_restarts has no named parameter yet
-        data = data.map_batches(
-            _ShardActor,
-            batch_size=1,
-            batch_format="numpy",
-            compute=ray.data.ActorPoolStrategy(size=size),
-            fn_constructor_args=(makers, _Chunks(entries, 2 * size), announce, compute.storage_patience_s),
-            num_gpus=1 if on_gpu else 0,
-            num_cpus=1,
-            # a worker that dies for good must end the step: by default Ray Data tries forever
-            max_restarts=3,
-            max_task_retries=3,
-        )
-    for row in data.iter_rows():
-        yield int(row["number"]), cloudpickle.loads(row["outcome"])
-
-
-def wants_gpus(device: str, n_workers: int) -> bool:
-    """Return whether workers ask for a GPU each.
-
-    `cuda` is a demand, which makes an autoscaled cluster start its GPU machines; `auto` takes GPUs if all workers get one.
-    """
-    import ray
-
-    return device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) >= n_workers)
 
 
 def _check_address(address: str) -> None:

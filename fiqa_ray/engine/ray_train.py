@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from fiqa_ray.engine.ray import wants_gpus
+from fiqa_ray.engine.ray_workers import wants_gpus
 from fiqa_ray.errors import FiqaRayError, IncompleteError, StorageError
 from fiqa_ray.storage.patience import patience_s, set_patience
 

@@ -20,6 +20,7 @@ from fiqa_ray.models.formats.export import load_exported
 from fiqa_ray.models.method_table import METHODS, MethodRow
 from fiqa_ray.models.methods.forward import build_network_output
 from fiqa_ray.models.options import check_options, near_name, options_of
+from fiqa_ray.models.quality_scale import card_scale
 from fiqa_ray.models.recognition import load_onnx, load_recognizer, load_released
 from fiqa_ray.models.recognizer import CleanPass, Recognizer
 from fiqa_ray.models.reference import CARD_FILE, ModelRef
@@ -90,7 +91,7 @@ def _load_method(
     check_options(name, options, allowed=options_of(row.build))
     network, heads = _networks(name, row, recognizer, weights, str(device))
     score_faces = row.build(network.to(device), seed, *(head.to(device) for head in heads), **options)
-    return Scorer(name, score_faces, device, random=not row.deterministic, network=network)
+    return Scorer(name, score_faces, device, random=not row.deterministic, network=network, scale=row.quality_scale)
 
 
 def _networks(
@@ -140,7 +141,7 @@ def _load_onnx(name: str, weights: str | None, device: torch.device, seed: int, 
     if weights is not None:
         raise UsageError(f"{name}: an ONNX file holds its own weights; leave out weights={weights!r}")
     graph, card = load_exported(name)
-    return Scorer(name, _score_by_module(graph.to(device)), device, card=card)
+    return Scorer(name, _score_by_module(graph.to(device)), device, card=card, scale=card_scale(card))
 
 
 def _load_function(name: str, weights: str | None, device: torch.device, options: dict[str, Any]) -> Scorer:
@@ -176,7 +177,7 @@ def _load_folder(name: str, weights: str | None, device: torch.device, options: 
         raise UsageError(f"{name}: a regressor's folder holds its weights; leave out weights={weights!r}")
     model, card = load_regressor(name, str(device), **options)
     network = Recognizer(name, model.base_model, model.preprocessing, model.regressor.dim, card["weights_sha256"])
-    return Scorer(name, _score_by_module(model), device, network=network, card=card)
+    return Scorer(name, _score_by_module(model), device, network=network, card=card, scale=card_scale(card))
 
 
 def _score_by_module(model: torch.nn.Module) -> ScoreFaces:

@@ -78,10 +78,6 @@ def quality(scores: NDArray[Any], scale: QualityScale) -> NDArray[np.int16]:
 
 
 def card_scale(card: Mapping[str, Any] | None) -> QualityScale | None:
-    """Return the mapping that a regressor's card holds: its sigmoid if it has one, else its table of scores."""
-    if not card:
-        return None
-    sigmoid, table = card.get("quality_sigmoid"), card.get("validation_scores")
-    if sigmoid:
-        return Sigmoid(**sigmoid)
+    """Return the mapping that a regressor's card holds, its table of validation scores; None if there is none."""
+    table = (card or {}).get("validation_scores")
     return Quantiles(tuple(table["quantiles"])) if table else None

@@ -41,6 +41,15 @@ from fiqa_ray.storage import public_uri, read_bytes
 
 logger = logging.getLogger(__name__)
 
+INSIGHTFACE_PACKS = {
+    "buffalo_l": "w600k_r50.onnx",
+    "buffalo_m": "w600k_r50.onnx",
+    "buffalo_s": "w600k_mbf.onnx",
+    "buffalo_sc": "w600k_mbf.onnx",
+    "antelopev2": "glintr100.onnx",
+}
+"""Recognisers of InsightFace's model packs."""
+
 
 def load_recognizer(
     name: str, weights: str | os.PathLike[str] | None = None, device: str = "cpu", **options: Any
@@ -75,10 +84,22 @@ def load_recognizer(
         recognizer = _load_function(name, weights, options, torch_device)
     else:
         raise UsageError(
-            f"recogniser {name!r} is unknown{near_name(name, RECOGNIZERS)}; use one of {', '.join(RECOGNIZERS)}, "
+            _name_elsewhere(name)
+            or f"recogniser {name!r} is unknown{near_name(name, RECOGNIZERS)}; use one of {', '.join(RECOGNIZERS)}, "
             "a path ending in .onnx, or module:function"
         )
     return recognizer.to(torch_device)
+
+
+def _name_elsewhere(name: str) -> str | None:
+    """Return what to write for a name that another project uses; None if it is none that is known."""
+    pack = next((pack for pack in INSIGHTFACE_PACKS if name.rstrip("/").endswith(pack)), None)
+    if pack is not None:
+        return f"{name} is a pack of InsightFace; give its file: {name.rstrip('/')}/{INSIGHTFACE_PACKS[pack]}"
+    row = "timm_vit_small_gap" if "gap" in name else "timm_vit_tiny"
+    if "vit_" in name and "patch8" in name and "112" in name:
+        return f"{name} is a network of timm; name it {row}, with its file as weights: {RECOGNIZERS[row].released_file}"
+    return None
 
 
 def load_released(what: str, name: str, row: NetworkRow, weights: str | os.PathLike[str] | None) -> Recognizer:

@@ -167,20 +167,6 @@ def check_score_table(table: Any, uri: str) -> None:
         raise FiqaRayError(f"{uri}: validation_scores holds no ascending quantiles; copy the file again")
 
 
-def percentiles(scores: np.ndarray, table: Mapping[str, Any]) -> np.ndarray:
-    """Return the share of the table's scores that lie below each score, in percent.
-
-    Args:
-        scores: `(N,)`; NaN stays NaN.
-        table: from `score_table`.
-
-    Returns:
-        `(N,) float64` in [0, 100]; linear between quantiles.
-    """
-    quantile, first = np.unique(np.asarray(table["quantiles"], np.float64), return_index=True)
-    return np.interp(scores, quantile, 100 * first / (len(table["quantiles"]) - 1), left=0.0, right=100.0)
-
-
 def save_regressor(model: QualityRegressor, card: Mapping[str, Any]) -> dict[str, bytes]:
     """Return the regressor's files by name: `weights.pt`, then `card.json`.
 

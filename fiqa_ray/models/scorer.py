@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fiqa_ray.errors import FiqaRayError, UsageError
+from fiqa_ray.models.quality_scale import QualityScale
 from fiqa_ray.models.recognizer import CleanPass, Recognizer, check_faces
 from fiqa_ray.public_uri import public_uri
 
@@ -30,6 +31,7 @@ class Scorer:
         random: whether it draws random numbers, as a pure function of (seed, image_row).
         network: the recogniser that it works on, or its own network.
         card: the card of a trained regressor.
+        scale: how scores become a quality of 0 to 100; None if nobody says so.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Scorer:
     random: bool = False
     network: Recognizer | None = None
     card: dict[str, Any] | None = None
+    scale: QualityScale | None = None
 
     def __repr__(self) -> str:
         on = "" if self.network is None or self.network.name == self.name else f" on {public_uri(self.network.name)}"

@@ -111,12 +111,19 @@ class Face:
 
 
 @dataclass(frozen=True)
-class FaceStrip:
-    """The best and the worst faces by one scorer, best or worst first."""
+class FaceRow:
+    """Some faces side by side, such as the worst by a scorer."""
 
-    scorer: str
-    best: Sequence[Face]
-    worst: Sequence[Face]
+    name: str
+    faces: Sequence[Face]
+
+
+@dataclass(frozen=True)
+class FaceStrip:
+    """Rows of faces under one title, such as those of one scorer."""
+
+    title: str
+    rows: Sequence[FaceRow]
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,7 @@ class ReportData:
         verification: What the recogniser is worth, per benchmark and false match rate.
         similarities: Histograms of the pairs' similarities.
         correlations: Correlations with the recorded true quality.
-        faces: Best and worst faces.
+        faces: Faces by decile of each score, and those that label optimization moved most.
         notes: Sentences about limits and oddities of this run.
     """
 

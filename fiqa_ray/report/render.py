@@ -7,28 +7,37 @@ into the page.
 from __future__ import annotations
 
 import base64
+import csv
+import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jinja2
 from markupsafe import Markup
+from scipy.stats import rankdata
 
 from fiqa_ray.core.conventions import CONVENTIONS
-from fiqa_ray.datasets.results import AucRow, CorrelationRow, DifferenceRow
+from fiqa_ray.datasets.results import (
+    BASELINE,
+    GIVEN,
+    OPTIMIZED,
+    ORACLE,
+    RANDOM,
+    UNOPTIMIZED,
+    AucRow,
+    CorrelationRow,
+    DifferenceRow,
+    EdcLine,
+)
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.report import figures
+from fiqa_ray.report.answer import answer_lines
 from fiqa_ray.report.data import ReportData
 
 FOLDER = Path(__file__).parent
-
-FAMILIES = {
-    "imitated": "regressors on prior labels against the scores that they imitate",
-    "baseline": "regressors on optimized labels against the methods' own scores",
-    "unoptimized": "regressors on optimized labels against those on prior labels",
-}
-"""Comparisons that are told in one sentence, by `DifferenceRow.family`."""
 
 Item = TypeVar("Item")
 Key = TypeVar("Key")
@@ -57,8 +66,10 @@ def render_report(data: ReportData) -> str:
         percent=percent,
         rate=rate,
         signed_area=signed_area,
+        verdict=verdict,
     )
     styles = figures.line_styles([line.scorer for line in data.edc])
+    points = operating_points(data, styles)
     return environment.get_template("page.html").render(
         data=data,
         css=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
@@ -66,17 +77,13 @@ def render_report(data: ReportData) -> str:
         settings=flat_settings(data.settings),
         label_figures=[(labels, figures.label_figure(labels)) for labels in data.labels],
         similarity_figures=[(row, figures.similarity_figure(row)) for row in data.similarities],
-        curves=curve_groups(data, styles),
+        points=points,
         conventions=[
-            CONVENTIONS[name].summary
-            for name in dict.fromkeys(line.convention for line in data.edc)
-            if name in CONVENTIONS
+            CONVENTIONS[name].summary for name in dict.fromkeys(p["convention"] for p in points) if name in CONVENTIONS
         ],
-        auc_tables=auc_tables(data.auc),
-        differences=difference_groups(data.differences),
         correlations=correlation_tables(data.correlations),
         faces=[
-            (strip.scorer, [("best", picture_uris(strip.best)), ("worst", picture_uris(strip.worst))])
+            (strip.title, [(row.name, picture_uris(row.faces)) for row in strip.rows if row.faces])
             for strip in data.faces
         ],
     )
@@ -191,44 +198,31 @@ def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[s
 
 
 def findings(data: ReportData) -> list[str]:
-    """Return the run in a few sentences, results first; what beats random numbers is left to the tables."""
-    told = [row for row in data.differences if row.family != "random"]
-    groups = grouped(
-        told, lambda r: (r.recognizer, r.convention, r.family if r.family in FAMILIES else (r.scorer_a, r.scorer_b))
-    )
-    sentences = []
-    for (fr, convention, family), members in groups.items():
-        by_verdict = grouped(members, verdict)
-        parts = [
-            f"{word}{_named(by_verdict[word], is_family=family in FAMILIES)}"
-            for word in ("improves", "no clear difference", "worsens", "no interval", "undefined")
-            if word in by_verdict
-        ]
-        what = FAMILIES[family] if family in FAMILIES else f"{family[0]} against {family[1]}"
-        sentences.append(f"Convention {convention}, {fr}: {what}: {'; '.join(parts)}.")
-    for n_images, labels_of in grouped(data.labels, lambda labels: labels.n_images).items():
-        methods = ", ".join(dict.fromkeys(labels.method for labels in labels_of))
-        alone = percent_range([labels.n_without_pairs / max(1, n_images) for labels in labels_of])
-        moved = percent_range([labels.mean_index_move for labels in labels_of])
-        sentences.append(
-            f"Labels of {count(n_images)} images ({methods}): {alone} own no pair and keep their index; "
-            f"the index moved by {moved} of the images on average."
-        )
+    """Return what the benchmarks say of optimized labels, and what went wrong, in a few sentences."""
+    if any(row.family in (BASELINE, UNOPTIMIZED) for row in data.differences):
+        sentences = [line.strip() for line in answer_lines(data.auc, data.differences)]
+    else:
+        sentences = leaders(data.auc)
     n_failed = sum(stage.n_failed for stage in data.stages)
-    if data.stages:
-        failed = f"{count(n_failed)} row{'s' if n_failed != 1 else ''}" if n_failed else "no row"
-        sentences.append(f"{len(data.stages)} stages ran; {failed} failed.")
+    if n_failed:
+        sentences.append(f"{count(n_failed)} row{'s' if n_failed != 1 else ''} failed; “Flow” says where and why.")
     return sentences
 
 
-def _named(rows: Sequence[DifferenceRow], *, is_family: bool) -> str:
-    """Return what some rows of one verdict are about: benchmarks, within a family by the first scorer."""
-    if not is_family:
-        return f" on {', '.join(row.benchmark for row in rows)}"
-    by_scorer = grouped(rows, lambda row: row.scorer_a.replace(", regressor on optimized labels", ""))
-    return ": " + ", ".join(
-        f"{name} on {', '.join(r.benchmark for r in members)}" for name, members in by_scorer.items()
-    )
+def leaders(rows: Sequence[AucRow]) -> list[str]:
+    """Return, for the first recogniser, convention and rate, which score is best on each benchmark."""
+    whole = [r for r in rows if r.is_own_limit and _point_of(r) == _point_of(rows[0])]
+    sentences = []
+    for benchmark, column in grouped(whole, lambda r: r.benchmark).items():
+        best = [f"{r.scorer} ({area(r.auc)})" for r in column if r.is_leading]
+        if len(best) == 1:
+            sentences.append(f"Best on {benchmark}: {best[0]}.")
+        elif best:
+            sentences.append(f"Best on {benchmark}, not to be told apart: {', '.join(best)}.")
+    if sentences:
+        point = f"convention {whole[0].convention}, FMR {rate(_same(whole[0].fmr))}, {whole[0].recognizer}"
+        sentences.append(f"In brackets areas × 1000, lower is better ({point}).")
+    return sentences
 
 
 # --- grouping ---------------------------------------------------------------------------------------------------------
@@ -242,23 +236,26 @@ def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list
     return groups
 
 
-def curve_groups(data: ReportData, styles: Mapping[str, figures.LineStyle]) -> list[dict[str, Any]]:
-    """Return, per (recogniser, convention, FMR), legend and one figure per benchmark."""
-    groups = []
-    for (fr, convention, fmr), lines in grouped(data.edc, lambda c: (c.recognizer, c.convention, _same(c.fmr))).items():
-        limits = sorted(
+def operating_points(data: ReportData, styles: Mapping[str, figures.LineStyle]) -> list[dict[str, Any]]:
+    """Return what is known at each (recogniser, convention, FMR): areas, curves and differences."""
+    areas = grouped(data.auc, _point_of)
+    curves = grouped(data.edc, _point_of)
+    differences = grouped(data.differences, _point_of)
+    points = []
+    for i, key in enumerate(dict.fromkeys([*areas, *curves, *differences])):
+        fr, convention, fmr = key
+        tables = area_tables(areas.get(key, []), differences.get(key, []))
+        limits = sorted({t["limit"] for t in tables if t["partial"] and t["limit"] < figures.X_END})
+        lines = curves.get(key, [])
+        points.append(
             {
-                row.discard_limit
-                for row in data.auc
-                if (row.recognizer, row.convention, _same(row.fmr)) == (fr, convention, fmr)
-                and row.discard_limit < min(figures.X_END, curve_end(convention))
-            }
-        )
-        groups.append(
-            {
+                "id": f"point-{i}",
                 "fr": fr,
                 "convention": convention,
                 "fmr": fmr,
+                "table": next((t for t in tables if not t["partial"]), None),
+                "partial_tables": [t for t in tables if t["partial"]],
+                "differences": difference_groups(differences.get(key, [])),
                 "limits": limits,
                 "legend": [(name, styles[name]) for name in dict.fromkeys(line.scorer for line in lines)],
                 "figures": [
@@ -267,46 +264,75 @@ def curve_groups(data: ReportData, styles: Mapping[str, figures.LineStyle]) -> l
                 ],
             }
         )
-    return groups
+    return points
 
 
-def curve_end(convention: str) -> float:
-    """Return the discard fraction at which a convention's curves end; 1 for one that this version does not know."""
-    return CONVENTIONS[convention].end if convention in CONVENTIONS else 1.0
+def _point_of(row: AucRow | EdcLine | DifferenceRow) -> tuple[str, str, float | None]:
+    return row.recognizer, row.convention, _same(row.fmr)
 
 
-def auc_tables(rows: Sequence[AucRow]) -> list[dict[str, Any]]:
-    """Return, per (recogniser, convention, FMR, limit), scorers by benchmarks, those that lead marked."""
+VARIANTS = (BASELINE, GIVEN, UNOPTIMIZED, OPTIMIZED, ORACLE, RANDOM)
+"""Variants of scores in the order of a table's rows."""
+
+
+def area_tables(rows: Sequence[AucRow], differences: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
+    """Return scorers by benchmarks: areas, those that lead marked, and what optimized labels changed.
+
+    The first table has the areas up to the end of each curve, which may differ; one table per partial limit follows.
+    """
+    changes = {(d.scorer_a, d.benchmark, d.discard_limit): d for d in differences if d.family == BASELINE}
     tables = []
-    for (fr, convention, fmr, limit), members in grouped(
-        rows, lambda r: (r.recognizer, r.convention, _same(r.fmr), r.discard_limit)
-    ).items():
+    for limit, members in grouped(rows, lambda r: None if r.is_own_limit else r.discard_limit).items():
+        ends = {r.discard_limit for r in members}
         cells = {(row.scorer, row.benchmark): row for row in members}
         by_benchmark = grouped(members, lambda row: row.benchmark)
         marks = {benchmark: leading_mark(column) for benchmark, column in by_benchmark.items()}
+        ranks = mean_ranks(by_benchmark)
+        lines = []
+        for row in sorted({r.scorer: r for r in members}.values(), key=_row_order(members)):
+            line = []
+            for benchmark in by_benchmark:
+                cell = cells.get((row.scorer, benchmark))
+                mark = marks[benchmark] if cell is not None and cell.is_leading else ""
+                change = None if cell is None else changes.get((row.scorer, benchmark, cell.discard_limit))
+                line.append((cell, mark, change))
+            lines.append((row.scorer, line, ranks.get(row.scorer)))
         tables.append(
             {
-                "fr": fr,
-                "convention": convention,
-                "fmr": fmr,
-                "limit": limit,
-                "partial": limit < curve_end(convention),
+                "limit": max(ends),
+                "partial": limit is not None,
+                "ends_differ": len(ends) > 1,
                 "how_made": how_made(members),
                 "columns": [(benchmark, column[0]) for benchmark, column in by_benchmark.items()],
-                "rows": [
-                    (
-                        scorer,
-                        [
-                            (row, marks[benchmark] if row is not None and row.is_leading else "")
-                            for benchmark in by_benchmark
-                            for row in [cells.get((scorer, benchmark))]
-                        ],
-                    )
-                    for scorer in dict.fromkeys(row.scorer for row in members)
-                ],
+                "rows": lines,
+                "has_ranks": len(by_benchmark) > 1,
+                "csv": csv_uri(members),
             }
         )
-    return tables
+    return sorted(tables, key=lambda t: (t["partial"], -t["limit"]))
+
+
+def _row_order(rows: Sequence[AucRow]) -> Callable[[AucRow], tuple[int, int, float]]:
+    """Return a sort key: references last, then methods in their order, variants as in `VARIANTS`, theta rising."""
+    methods = list(dict.fromkeys(r.method for r in rows))
+
+    def key(row: AucRow) -> tuple[int, int, float]:
+        is_reference = row.variant in (ORACLE, RANDOM)
+        theta = -1.0 if math.isnan(row.theta) else row.theta
+        return (len(methods) if is_reference else methods.index(row.method), VARIANTS.index(row.variant), theta)
+
+    return key
+
+
+def mean_ranks(by_benchmark: Mapping[str, Sequence[AucRow]]) -> dict[str, float]:
+    """Return each scorer's rank, 1 the best, averaged over the benchmarks; of those that all benchmarks have."""
+    columns = [
+        {r.scorer: r.auc for r in column if r.variant not in (ORACLE, RANDOM) and not math.isnan(r.auc)}
+        for column in by_benchmark.values()
+    ]
+    names = [name for name in columns[0] if all(name in column for column in columns)]
+    ranks = [rankdata([column[name] for name in names]) for column in columns] if names else []
+    return {name: float(sum(r[i] for r in ranks) / len(ranks)) for i, name in enumerate(names)}
 
 
 def leading_mark(column: Sequence[AucRow]) -> str:
@@ -314,19 +340,27 @@ def leading_mark(column: Sequence[AucRow]) -> str:
     return "best" if sum(row.is_leading for row in column) == 1 else "tied"
 
 
+def csv_uri(rows: Sequence[AucRow]) -> str:
+    """Return rows as a CSV file in a data URI, every column of `AucRow`."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(f.name for f in fields(AucRow))
+    for row in rows:
+        values = [getattr(row, f.name) for f in fields(AucRow)]
+        writer.writerow("" if v is None or (isinstance(v, float) and math.isnan(v)) else v for v in values)
+    return "data:text/csv;base64," + base64.b64encode(text.getvalue().encode()).decode()
+
+
 def difference_groups(rows: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
-    """Return, per (recogniser, convention, scorer a, scorer b), benchmarks with their verdicts."""
+    """Return, per (scorer a, scorer b), benchmarks with their verdicts."""
     return [
         {
             "a": a,
             "b": b,
-            "where": f"Convention {convention}, {fr}",
             "how_made": how_made(members),
             "rows": [{"row": row, "verdict": verdict(row)} for row in members],
         }
-        for (fr, convention, a, b), members in grouped(
-            rows, lambda r: (r.recognizer, r.convention, r.scorer_a, r.scorer_b)
-        ).items()
+        for (a, b), members in grouped(rows, lambda r: (r.scorer_a, r.scorer_b)).items()
     ]
 
 

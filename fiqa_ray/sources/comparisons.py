@@ -10,8 +10,10 @@ from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fiqa_ray.config import BenchmarkSettings, PairListSettings
+from fiqa_ray.core.all_pairs import n_all_pairs
 from fiqa_ray.core.templates import Templates, subjects_of, template_embeddings, template_qualities
 from fiqa_ray.core.verification import BoolArray, FloatArray, IntArray
 from fiqa_ray.errors import FiqaRayError
@@ -77,6 +79,31 @@ class Comparisons:
         return subjects_of(n, self.row_a[known], self.row_b[known])
 
 
+MAX_LISTED_PAIRS = 4_000_000
+"""Up to so many pairs of `all_pairs` are listed: those of 2,800 images. Of larger sets so many are drawn."""
+
+
+def n_listed_pairs(benchmark: BenchmarkSettings, n_images: int) -> int:
+    """Return the number of pairs that are listed of a benchmark."""
+    if benchmark.pairs.kind == "all_pairs":
+        return min(n_all_pairs(n_images), MAX_LISTED_PAIRS)
+    return len(read_pairs(benchmark.pairs).mated)
+
+
+def list_all_pairs(benchmark: BenchmarkSettings, identity: pa.Array) -> Comparisons:
+    """Return all pairs of the images of a set, or a sample of them; mated where the source names one person."""
+    n = len(identity)
+    person = pc.dictionary_encode(identity).indices.to_numpy(zero_copy_only=False)
+    if n_all_pairs(n) <= MAX_LISTED_PAIRS:
+        row_a, row_b = (side.astype(np.int64) for side in np.triu_indices(n, 1))
+    else:
+        rng = np.random.default_rng(0)
+        row_a, row_b = rng.integers(n, size=(2, MAX_LISTED_PAIRS))
+        row_b = (row_a + 1 + row_b % (n - 1)) % n
+    is_mated = person[row_a] == person[row_b]
+    return Comparisons(row_a, row_b, is_mated, np.full(len(row_a), -1, np.int64), None, None, benchmark.pairs)
+
+
 def read_pairs(settings: PairListSettings) -> VerificationPairs | TemplatePairs:
     """Return the pairs of a benchmark as its list names them.
 
@@ -101,6 +128,10 @@ def _read_templates(uri: str) -> TemplatePairs:
 
 def match_pairs(benchmark: BenchmarkSettings, image_id: pa.Array) -> Comparisons:
     """Return the pairs of a benchmark by rows of its units.
+
+    Args:
+        benchmark: settings.
+        image_id: names of its images.
 
     Raises:
         FiqaRayError: The list names an image or template that is not there, unless partial copies are allowed.

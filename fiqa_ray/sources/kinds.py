@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.agedb import read_agedb_pairs
 from fiqa_ray.sources.containers import Content, read_entries
 from fiqa_ray.sources.files import read_files
@@ -82,6 +83,15 @@ class PairList:
     lists: Callable[[str], dict[str, str]] = lambda uri: {"uri": uri}
 
 
+def refuse_list(uri: str) -> VerificationPairs:
+    """Refuse to list all pairs of a set, which needs its faces.
+
+    Raises:
+        FiqaRayError: Always.
+    """
+    raise FiqaRayError(f"{uri}: pairs.kind all_pairs has no list")
+
+
 SOURCES: dict[str, Source] = {
     "folder": Source(list_folder, read_files, ("landmarks_uri", "identity_level"), True),
     "vggface2": Source(list_vggface2, read_files, ("splits",), True),
@@ -104,4 +114,5 @@ PROTOCOLS: dict[str, PairList] = {
     "agedb": PairList(read_agedb_pairs, ("extension",)),
     "lines": PairList(read_pair_lines),
     "ijb": PairList(read_ijb_pairs, lists=ijb_lists),
+    "all_pairs": PairList(refuse_list, lists=lambda _: {}),
 }

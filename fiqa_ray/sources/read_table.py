@@ -115,9 +115,11 @@ def _read_csv(
 
 
 def _header(uri: str, data: bytes, needed: Sequence[str], separator: str | None) -> tuple[list[str], str]:
-    """Return the names in the first line and the separator."""
-    line = re.split(rb"[\r\n]", data[:_HEAD_BYTES], maxsplit=1)[0]
+    """Return the names in the first line and the separator.
 
+    A separator after the last name is left out where the rows have none, as in OFIQ's files.
+    """
+    line, _, row = re.split(rb"(\r\n|\r|\n|$)", data[:_HEAD_BYTES], maxsplit=1)
     try:
         text = line.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
@@ -126,6 +128,10 @@ def _header(uri: str, data: bytes, needed: Sequence[str], separator: str | None)
     for mark in [separator] if separator else SEPARATORS:
         headers[mark] = next(csv.reader(io.StringIO(text), delimiter=mark), [])
         if any(name.strip() in needed for name in headers[mark]):
+            first_row = re.split(rb"[\r\n]", row, maxsplit=1)[0].decode("utf-8", "replace")
+            n_fields = len(next(csv.reader(io.StringIO(first_row), delimiter=mark), []))
+            if not headers[mark][-1] and n_fields == len(headers[mark]) - 1:
+                headers[mark].pop()
             return headers[mark], mark
     return next((names, mark) for mark, names in headers.items())
 

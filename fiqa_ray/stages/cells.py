@@ -8,17 +8,20 @@ they depend on the pairs and the seed alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from fiqa_ray.config import BenchmarkSettings, EvaluateSettings
-from fiqa_ray.core.bootstrap import bootstrap_cells, curves_of
+from fiqa_ray.core.all_pairs import all_pairs_areas, all_pairs_curves, n_all_pairs
+from fiqa_ray.core.bootstrap import AreaDraws, bootstrap_cells, curves_of
 from fiqa_ray.core.conventions import Cell, Convention, stored_limits
+from fiqa_ray.core.edc import EDC
 from fiqa_ray.core.floor import n_random_orders, random_qualities
 from fiqa_ray.core.verification import FloatArray, IntArray
+from fiqa_ray.datasets import columns
 from fiqa_ray.datasets.cells import write_cell, write_empty_cell
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.datasets.results import ORACLE, RANDOM
@@ -26,7 +29,7 @@ from fiqa_ray.engine.progress import note
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
-from fiqa_ray.sources.comparisons import Comparisons, match_pairs
+from fiqa_ray.sources.comparisons import MAX_LISTED_PAIRS, Comparisons, match_pairs
 from fiqa_ray.sources.scorer import Scorer
 
 
@@ -36,6 +39,7 @@ class CellShard:
 
     Attributes:
         cells: Convention, rate and dataset of each.
+        embeddings: Of the benchmark under the recogniser.
     """
 
     benchmark: BenchmarkSettings
@@ -45,6 +49,7 @@ class CellShard:
     faces: Dataset
     comparisons: Dataset
     cells: Sequence[tuple[Cell, Convention, Dataset]]
+    embeddings: Dataset
 
 
 def cell_steps(job: Job) -> Iterator[list[Step]]:
@@ -66,6 +71,7 @@ def cell_steps(job: Job) -> Iterator[list[Step]]:
                         faces=job.faces(benchmark.name),
                         comparisons=job.comparisons(benchmark, recognizer),
                         cells=group,
+                        embeddings=job.embeddings(benchmark.name, recognizer),
                     )
                     steps.append(_step(shard))
     if n_missing:
@@ -90,6 +96,8 @@ def _step(shard: CellShard) -> Step:
 def run_shard(shard: CellShard) -> Part:
     """Make cells in one pass over the draws. Memory: the benchmark's pairs, the score, and the draws of the cells."""
     started = time.monotonic()
+    if shard.benchmark.pairs.kind == "all_pairs" and n_all_pairs(shard.faces.require().n_rows) > MAX_LISTED_PAIRS:
+        return _run_all_pairs(shard, started)
     pairs = shard.comparisons.read_all(["image_row_a", "image_row_b", "mated", "similarity"])
     row_a, row_b = (pairs[name].to_numpy() for name in ("image_row_a", "image_row_b"))
     mated = pairs["mated"].to_numpy(zero_copy_only=False)
@@ -130,12 +138,53 @@ def run_shard(shard: CellShard) -> Part:
     trained = curves_of(
         pairs["similarity"].to_numpy(), mated, [(s[row_a], s[row_b]) for s in of_seeds], cells, images=(row_a, row_b)
     )
-    duration_s = (time.monotonic() - started) / len(shard.cells)
+    return _write(shard, areas, trained, n_unscored, started)
+
+
+def _write(
+    shard: CellShard, areas: AreaDraws, trained: Mapping[Cell, Sequence[EDC]], n_unscored: int, started: float
+) -> Part:
+    """Write all cells; `trained` are the curves of single trainings."""
+    duration_s, name = (time.monotonic() - started) / len(shard.cells), shard.scorer.key.scorer
     parts = []
     for cell, convention, dataset in shard.cells:
         stored = stored_limits(convention, shard.settings.limits)
         parts.append(write_cell(dataset, areas, name, cell, stored, trained[cell], n_unscored, duration_s))
     return parts[0]
+
+
+def _run_all_pairs(shard: CellShard, started: float) -> Part:
+    """Make cells of all pairs of a large set, which are not listed. Memory: its embeddings and some 0.3 GB."""
+    units, name = Units.of(shard), shard.scorer.key.scorer
+    values, rows = columns.embedding_values(shard.embeddings.read_all(["image_row", "embedding"]))
+    person = np.unique(units.persons(shard.faces), return_inverse=True)[1][rows]
+    is_used = np.zeros(len(units.names), bool)
+    is_used[rows] = True
+    cells = {cell: convention for cell, convention, _ in shard.cells}
+    qualities: dict[str, FloatArray] = {}
+    orders, seeds, n_unscored = np.empty((0, 0)), np.empty((0, 0)), 0
+    if shard.scorer.key.variant == RANDOM:
+        names = units.names.filter(pa.array(is_used)).to_pylist()
+        orders = random_qualities(names, shard.seed, n_random_orders(n_all_pairs(len(rows))))
+    else:
+        score, seeds = units.qualities(shard.scorer)
+        if shard.scorer.key.variant == ORACLE and not np.isfinite(score[rows]).all():
+            parts = [write_empty_cell(dataset) for _, _, dataset in shard.cells]
+            return parts[0]
+        score, n_unscored = _ranked_last(score, is_used, name)
+        qualities[name] = score[rows]
+    areas = all_pairs_areas(
+        values,
+        person,
+        qualities,
+        cells,
+        random_orders=list(orders),
+        limits=sorted({limit for _, c, _ in shard.cells for limit in stored_limits(c, shard.settings.limits)}),
+        n_draws=shard.settings.draws,
+    )
+    of_seeds = [_ranked_last(column, is_used, name)[0][rows] for column in seeds.T]
+    by_seed = [all_pairs_curves(values, person, quality, cells) for quality in of_seeds]
+    return _write(shard, areas, {cell: [c[cell] for c in by_seed] for cell in cells}, n_unscored, started)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.job import Job
-from fiqa_ray.sources.comparisons import match_pairs, read_pairs
+from fiqa_ray.sources.comparisons import list_all_pairs, match_pairs, n_listed_pairs
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def compare_steps(job: Job) -> Iterator[list[Step]]:
     """Yield one step per benchmark and recogniser."""
     steps = []
     for benchmark in job.settings.benchmarks:
-        n_pairs = len(read_pairs(benchmark.pairs))
+        n_pairs = n_listed_pairs(benchmark, job.faces(benchmark.name).require().n_rows)
         for recognizer in job.judges:
             dataset = job.comparisons(benchmark, recognizer)
             embeddings = job.embeddings(benchmark.name, recognizer)
@@ -68,7 +68,10 @@ def run_shard(dataset: Dataset, shard: CompareShard) -> Part:
     started = time.monotonic()
     benchmark = shard.benchmark
     image_id = shard.faces.read_all(["image_id"])["image_id"].combine_chunks()
-    pairs = match_pairs(benchmark, image_id)
+    if benchmark.pairs.kind == "all_pairs":
+        pairs = list_all_pairs(benchmark, shard.faces.read_all(["identity"])["identity"].combine_chunks())
+    else:
+        pairs = match_pairs(benchmark, image_id)
     values, rows = columns.embedding_values(shard.embeddings.read_all(["image_row", "embedding"]))
     values, rows = pairs.embeddings(values, rows, len(image_id))
     position = np.full(len(pairs.names(image_id)), -1, np.int64)  # of a unit's embedding in `values`

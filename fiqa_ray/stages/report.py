@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from fiqa_ray._version import __version__
 from fiqa_ray.config import BenchmarkSettings, MethodSettings, RecognizerSettings, Theta, theta_name
+from fiqa_ray.content_ids import model_id
 from fiqa_ray.core.candidates import HELDOUT
 from fiqa_ray.core.kernels.draws import counter_draws
 from fiqa_ray.core.label_result import LARGEST_RAW_THETA, LEAST_MOVE, move_advice, raw_scale_advice
@@ -28,12 +29,13 @@ from fiqa_ray.datasets.results import (
     rows_of,
 )
 from fiqa_ray.engine.step import Step, stateless_worker
-from fiqa_ray.job import Job, model_id
+from fiqa_ray.job import Job
 from fiqa_ray.models.method_table import METHODS
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
 from fiqa_ray.public_uri import public_uri
 from fiqa_ray.report.data import (
     Face,
+    FaceRow,
     FaceStrip,
     LabelSummary,
     ModelRow,
@@ -77,7 +79,7 @@ def collect(job: Job) -> ReportData:
         verification=_rows(job, VerificationRow),
         similarities=[_similarities(job, b, r) for b in s.benchmarks for r in job.judges],
         correlations=_rows(job, CorrelationRow),
-        faces=[strip for b in s.benchmarks for strip in _faces(job, b.name)],
+        faces=_face_strips(job),
         notes=_notes(job),
     )
 
@@ -210,27 +212,60 @@ def _similarities(job: Job, benchmark: BenchmarkSettings, recognizer: Recognizer
     )
 
 
+def _face_strips(job: Job) -> list[FaceStrip]:
+    """Return faces by score of each benchmark, and those that label optimization moved most, where there are pictures."""
+    s = job.settings
+    strips = [strip for b in s.benchmarks for strip in _faces(job, b.name)]
+    if job.with_training and s.source is not None and s.source.kind != "embeddings":
+        strips += [_moved_faces(job, m, t) for m in s.methods for t in s.optimize.theta]
+    return strips
+
+
 def _faces(job: Job, name: str) -> list[FaceStrip]:
-    """Return the best and the worst faces of a benchmark by every scorer but the random one."""
-    if job.face_sets[name].kind == "embeddings":  # there is nothing to show
-        return []
+    """Return faces of a benchmark by each score: the worst, one of each decile from the worst, the best."""
     scores = job.evaluation(job.benchmark(name)).read_all(suffix=".scores.parquet")
-    picks: dict[str, tuple[list[int], list[int]]] = {}  # scorer -> rows of the best and of the worst faces
+    rows_of: dict[str, dict[str, list[int]]] = {}
     for scorer in scores.column_names[1:]:
         if scorer != "random":
             score = scores[scorer].to_numpy()
             finite = np.flatnonzero(np.isfinite(score))
             order = finite[np.argsort(score[finite], kind="stable")]
-            picks[scorer] = (order[::-1][:N_FACES].tolist(), order[:N_FACES].tolist())
-    pictures = _pictures(job.faces(name), sorted({r for rows in picks.values() for r in (*rows[0], *rows[1])}))
-
-    def faces(scorer: str, rows: list[int]) -> list[Face]:
-        return [Face(pictures[r][0], scores[scorer][r].as_py(), pictures[r][1]) for r in rows]
-
+            deciles = [int(order[(2 * d + 1) * len(order) // 20]) for d in range(10 if len(order) else 0)]
+            best = order[::-1][:N_FACES].tolist()
+            rows_of[scorer] = {"worst": order[:N_FACES].tolist(), "middle of each tenth": deciles, "best": best}
+    pictures = _pictures(
+        job.faces(name), sorted({r for rows in rows_of.values() for row in rows.values() for r in row})
+    )
     return [
-        FaceStrip(f"{scorer} ({name})", faces(scorer, best), faces(scorer, worst))
-        for scorer, (best, worst) in picks.items()
+        FaceStrip(
+            f"{scorer} ({name})",
+            [
+                FaceRow(what, [Face(pictures[r][0], scores[scorer][r].as_py(), pictures[r][1]) for r in row])
+                for what, row in rows.items()
+            ],
+        )
+        for scorer, rows in rows_of.items()
     ]
+
+
+def _moved_faces(job: Job, method: MethodSettings, theta: Theta) -> FaceStrip:
+    """Return the training faces whose rank the optimization raised and lowered most."""
+    columns = ["quality_index", "optimized_index"]
+    labels = job.optimized_labels(method, theta).read_all(["image_row", *columns]).drop_null()
+    row, before, optimized = (labels[name].to_numpy() for name in ("image_row", *columns))
+    after = np.empty(len(row), np.int64)
+    after[np.lexsort((before, optimized))] = np.arange(len(row))
+    change = after - np.argsort(np.argsort(before, kind="stable"), kind="stable")
+    order = np.argsort(change, kind="stable")
+    raised = [i for i in order[::-1][:N_FACES] if change[i] > 0]
+    lowered = [i for i in order[:N_FACES] if change[i] < 0]
+    pictures = _pictures(job.faces("train"), sorted(int(row[i]) for i in (*raised, *lowered)))
+
+    def faces(chosen: list[int]) -> list[Face]:
+        return [Face(pictures[row[i]][0], change[i] / len(row), pictures[row[i]][1]) for i in chosen]
+
+    title = f"{method.label}, theta {theta_name(theta)}: moved most among the training faces, in shares of the ranks"
+    return FaceStrip(title, [FaceRow("raised", faces(raised)), FaceRow("lowered", faces(lowered))])
 
 
 def _pictures(faces: Dataset, rows: list[int]) -> dict[int, tuple[bytes, str]]:

@@ -12,64 +12,44 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from fiqa_ray.core.kernels.gram import unit_vectors
-from fiqa_ray.engine.progress import StepProgress, note
+from fiqa_ray.engine.progress import note
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.models.devices import find_device
 from fiqa_ray.models.formats.onnx_network import OnnxNetwork
 from fiqa_ray.models.method_table import METHODS
-from fiqa_ray.models.networks.iresnet import CRFIQA, SplitNetwork
 from fiqa_ray.models.recognition import load_recognizer
 from fiqa_ray.models.recognizer import Recognizer, finite_rows
 from fiqa_ray.models.recognizer_table import RECOGNIZERS, NetworkRow
 from fiqa_ray.models.reference import ModelRef
 from fiqa_ray.models.scorer import Scorer
+from fiqa_ray.tools.input_checks import (
+    BATCH,
+    SMALLEST_D,
+    STANDARD_ERRORS,
+    Finding,
+    device_of,
+    embed,
+    features,
+    input_findings,
+    knows_people,
+    length,
+    mirror,
+)
 from fiqa_ray.tools.named_model import NamedModel
 from fiqa_ray.tools.separation import difference, separations
 from fiqa_ray.tools.trial_faces import TrialFaces, load_trial_faces
 
-SCALINGS = {  # (mean, scale) of pixels in 0..255, as released networks want them
-    "(v - 127.5) / 127.5": (127.5, 127.5),
-    "v / 255": (0.0, 255.0),
-    "v, 0..255": (0.0, 1.0),
-    "v - 127.5": (127.5, 1.0),
-}
-SHIFTS = {
-    f"{n} px {side}": (n * x, n * y)
-    for n in (4, 8)
-    for side, (x, y) in {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}.items()
-}
 INPUT_CHECKS = ("colour order", "scaling", "crop")
 MAX_PEOPLE = 1000
 """People that are looked at where fewer leave a check of the input open."""
-_BATCH = 16
-_STANDARD_ERRORS, _LEAST_GAIN, _OPEN_ERRORS = 3.0, 0.02, 1.0
-_SMALLEST_D = 1.0
-"""Below this d', a model hardly tells the people apart."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The outcome of one check.
-
-    Attributes:
-        check: name of the check.
-        state: `ok`, `fault`, or `open` if the faces do not suffice to tell.
-        message: what was found.
-    """
-
-    check: str
-    state: Literal["ok", "fault", "open"]
-    message: str
 
 
 def examine(
@@ -166,13 +146,13 @@ def check_recognizer(recognizer: Recognizer, trial: TrialFaces) -> list[Finding]
 
     A quality network that contains a recogniser is checked in the same way.
     """
-    if not _knows_people(recognizer):
+    if not knows_people(recognizer):
         message = (
             "the network gives one number per face and no embedding: people do not show whether its input is right"
         )
         return [Finding("people", "open", message)]
     faces = trial.faces.to(torch.float32) / 255
-    embeddings = _embed(recognizer, faces)
+    embeddings = embed(recognizer, faces)
     n_bad = int((~finite_rows(embeddings)).sum())
     if n_bad:
         message = (
@@ -182,13 +162,15 @@ def check_recognizer(recognizer: Recognizer, trial: TrialFaces) -> list[Finding]
     base = separations(embeddings, trial.person)
     message = f"d' {base[0]:.2f} between mated and non-mated pairs of {len(embeddings)} faces ({trial.source})"
     return [
-        Finding("people", "ok" if base[0] >= _SMALLEST_D else "open", message),
-        *_input_findings(recognizer, faces, trial.person, base),
-        _batches(lambda rows: _embed(recognizer, faces[rows], len(rows)), len(faces)),
+        Finding("people", "ok" if base[0] >= SMALLEST_D else "open", message),
+        *input_findings(recognizer, faces, trial.person, base),
+        mirror(recognizer, faces, trial.person, embeddings, base),
+        length(embeddings),
+        _batches(lambda rows: embed(recognizer, faces[rows], len(rows)), len(faces)),
         *(
             [_gradients(recognizer)]
             if isinstance(recognizer.backbone, OnnxNetwork)
-            else _half_precision(recognizer, faces[:_BATCH], embeddings[:_BATCH])
+            else _half_precision(recognizer, faces[:BATCH], embeddings[:BATCH])
         ),
     ]
 
@@ -203,110 +185,12 @@ def check_scorer(scorer: Scorer, trial: TrialFaces) -> list[Finding]:
         return [*findings, Finding("output", "fault", f"{n_bad} of {2 * len(clean)} scores are NaN or infinite")]
     if np.ptp(np.concatenate([clean, damaged])) == 0:
         return [*findings, Finding("output", "fault", f"every face gets the same score, {clean[0]:g}")]
-    first = trial.faces[:_BATCH]
+    first = trial.faces[:BATCH]
     batches = _batches(lambda r: scorer(first[r], rows[r])[:, None], len(first), "score")
     return [*findings, _sign(scorer, trial, clean, damaged), batches]
 
 
 # --- single checks ---
-
-
-def _input_findings(
-    recognizer: Recognizer, faces: torch.Tensor, person: NDArray[np.int64], base: NDArray[np.float64]
-) -> list[Finding]:
-    """Compare colour order, scaling and crop with their alternatives.
-
-    Args:
-        recognizer: the network.
-        faces: `(I, 3, 112, 112) float32` in [0, 1].
-        person: `(I,)` number of each face's person.
-        base: separations of the faces as they are, from `separations`.
-    """
-    n_inputs = 1 + len(SCALINGS) + len(SHIFTS)
-    with StepProgress("doctor: inputs", n_inputs * len(faces), "faces") as progress:
-
-        def separate(x: torch.Tensor) -> NDArray[np.float64]:
-            values = separations(_embed(recognizer, x), person)
-            progress.advance(len(x))
-            return values
-
-        return _compare_inputs(recognizer, faces, base, separate)
-
-
-def _compare_inputs(
-    recognizer: Recognizer,
-    faces: torch.Tensor,
-    base: NDArray[np.float64],
-    separate: Callable[[torch.Tensor], NDArray[np.float64]],
-) -> list[Finding]:
-    colour, mean, scale = (getattr(recognizer.preprocessing, name) for name in ("colour", "mean", "scale"))
-    source = recognizer.scaling_source
-    other_colour = "BGR" if colour == "RGB" else "RGB"
-    scalings = {
-        f"{formula} (mean={m:g}, scale={s:g})": separate((((255 * faces - m) / s) * scale + mean) / 255)
-        for formula, (m, s) in SCALINGS.items()
-        if (m, s) != (mean, scale)
-    }
-    crops = {f"moved {shift}": separate(_shifted(faces, *offset)) for shift, offset in SHIFTS.items()}
-    return [
-        _compare(
-            "colour order",
-            f"the network gets {colour}",
-            base,
-            {f"{other_colour} instead": separate(faces.flip(1))},
-            f"set colour={other_colour}, or swap the channels in your own code",
-        ),
-        _compare(
-            "scaling",
-            f"pixels go in as (v - {mean:g}) / {scale:g}{f' ({source})' if source else ''}",
-            base,
-            scalings,
-            "set mean and scale to those",
-        ),
-        _compare(
-            "crop",
-            "faces without a shift",
-            base,
-            crops,
-            "the faces are not where the network expects them: align them to the template of fiqa_ray.core.align (the "
-            "released script of CR-FIQA aligns 8 px too far left by default)",
-        ),
-    ]
-
-
-def _compare(
-    check: str, current: str, base: NDArray[np.float64], variants: dict[str, NDArray[np.float64]], remedy: str
-) -> Finding:
-    """Compare the current input with its alternatives.
-
-    Args:
-        check: name of the check.
-        current: the current input, in words.
-        base: d' of the current input, from `separations`.
-        variants: d' of each alternative, by its name.
-        remedy: what to do if an alternative is better.
-    """
-    name, best = max(variants.items(), key=lambda item: float(item[1][0]))
-    gain, error = difference(best, base)
-    if best[0] >= _SMALLEST_D and gain > _STANDARD_ERRORS * error and gain > _LEAST_GAIN * abs(base[0]):
-        better = f"{name}: {best[0]:.2f}, which is better (by {gain:.2f} +- {error:.2f})"
-        return Finding(check, "fault", f"{current}: d' {base[0]:.2f}; {better}: {remedy}")
-    if base[0] < _SMALLEST_D:
-        advice = "correct other faults first, or give other --images"
-        return Finding(check, "open", f"{current}; the model hardly tells these people apart: {advice}")
-    if best[0] > base[0] and gain > _OPEN_ERRORS * error:
-        ahead = f"{name} is ahead with {best[0]:.2f} (by {gain:.2f} +- {error:.2f}), which may be chance"
-        advice = "more people (--images, --people) would tell"
-        return Finding(check, "open", f"{current}: d' {base[0]:.2f}; {ahead}: {advice}")
-    worse = []
-    for other, values in variants.items():
-        loss, error = difference(base, values)
-        if loss > _STANDARD_ERRORS * error:
-            worse.append(f"{other} {values[0]:.2f}")
-    if worse:
-        return Finding(check, "ok", f"{current}: d' {base[0]:.2f}; lower: {', '.join(worse)}")
-    advice = "no alternative differs beyond chance: more people (--images, --people) would tell"
-    return Finding(check, "open", f"{current}: d' {base[0]:.2f}; {advice}")
 
 
 def _sign(scorer: Scorer, trial: TrialFaces, clean: NDArray[np.float64], damaged: NDArray[np.float64]) -> Finding:
@@ -320,10 +204,10 @@ def _sign(scorer: Scorer, trial: TrialFaces, clean: NDArray[np.float64], damaged
     share = float((damaged < clean).mean())
     messages = [f"{100 * share:.0f} % of damaged copies score lower than their originals"]
     evidence = [z]
-    if scorer.network is not None and _knows_people(scorer.network):
+    if scorer.network is not None and knows_people(scorer.network):
         both = torch.cat([trial.faces, trial.damaged]).to(torch.float32) / 255
         person, score = np.tile(trial.person, 2), np.concatenate([clean, damaged])
-        units = unit_vectors(_embed(scorer.network, both))
+        units = unit_vectors(embed(scorer.network, both))
         i, j = np.triu_indices(len(person), 1)
         mated = person[i] == person[j]
         i, j = i[mated], j[mated]
@@ -334,16 +218,16 @@ def _sign(scorer: Scorer, trial: TrialFaces, clean: NDArray[np.float64], damaged
         messages.append(f"similarity of mated pairs against the lower score: Spearman {rho[0]:+.2f}")
         evidence.append(float(rho[0] / max(error, 1e-12)))
     message = f"{'; '.join(messages)} ({trial.source})"
-    if min(evidence) < -_STANDARD_ERRORS and max(evidence) < _STANDARD_ERRORS:
+    if min(evidence) < -STANDARD_ERRORS and max(evidence) < STANDARD_ERRORS:
         return Finding("sign", "fault", f"{message}: larger scores mean worse images. Negate the score")
-    sound = max(evidence) > _STANDARD_ERRORS and min(evidence) > -_STANDARD_ERRORS
+    sound = max(evidence) > STANDARD_ERRORS and min(evidence) > -STANDARD_ERRORS
     return Finding("sign", "ok" if sound else "open", message)
 
 
 def _batches(run: Callable[[NDArray[np.int64]], NDArray[Any]], n_images: int, output: str = "embedding") -> Finding:
     """Check that a face's output is the same alone, in batches of seven and with all faces together."""
     check = "batches" if output == "embedding" else "score's batches"
-    n = min(n_images, _BATCH)
+    n = min(n_images, BATCH)
     alone, sevens, together = (
         np.concatenate([run(np.arange(at, min(at + size, n))) for at in range(0, n, size)]).astype(np.float64)
         for size in (1, 7, n)
@@ -374,7 +258,7 @@ def _half_precision(recognizer: Recognizer, faces: torch.Tensor, embeddings: NDA
         try:
             with torch.inference_mode():
                 network = copy.deepcopy(recognizer).to(dtype)
-                half = _features(network, faces.to(_device(recognizer))).float().cpu().numpy()
+                half = features(network, faces.to(device_of(recognizer))).float().cpu().numpy()
         except Exception as error:  # a network or a device may not support the dtype, and may raise anything then
             findings.append(Finding(name, "open", f"cannot run in {name}: {str(error).splitlines()[0][:120]}"))
             continue
@@ -391,40 +275,6 @@ def _half_precision(recognizer: Recognizer, faces: torch.Tensor, embeddings: NDA
 # --- numbers ---
 
 
-def _device(recognizer: Recognizer) -> torch.device:
-    return next((t.device for t in recognizer.state_dict().values()), torch.device("cpu"))
-
-
-def _knows_people(network: Recognizer) -> bool:
-    return network.dim > 1 or isinstance(network.backbone, SplitNetwork)
-
-
-def _features(network: Recognizer, x: torch.Tensor) -> torch.Tensor:
-    """Return what tells people apart: the embedding, or the features from which a quality network computes its score."""
-    if network.dim > 1:
-        return network.embed_unit(x)
-    backbone = network.backbone
-    assert isinstance(backbone, SplitNetwork)
-    dtype = next(backbone.parameters()).dtype
-    maps = backbone.trunk(network.preprocessing(x.to(dtype)))
-    return backbone.embed(maps) if isinstance(backbone, CRFIQA) else maps
-
-
-def _embed(recognizer: Recognizer, x: torch.Tensor, size: int = _BATCH) -> NDArray[Any]:
-    with torch.inference_mode():
-        batches = [_features(recognizer, b.to(_device(recognizer))).float().cpu().numpy() for b in x.split(size)]
-    return np.concatenate(batches)
-
-
 def _score(scorer: Scorer, faces: torch.Tensor, rows: NDArray[Any]) -> NDArray[Any]:
-    parts = [scorer(faces[at : at + _BATCH], rows[at : at + _BATCH]) for at in range(0, len(faces), _BATCH)]
+    parts = [scorer(faces[at : at + BATCH], rows[at : at + BATCH]) for at in range(0, len(faces), BATCH)]
     return np.concatenate(parts).astype(np.float64)
-
-
-def _shifted(faces: torch.Tensor, dx: int, dy: int) -> torch.Tensor:
-    matrix = np.array([[1, 0, dx], [0, 1, dy]], np.float32)
-    shifted = [
-        cv2.warpAffine(f, matrix, (f.shape[1], f.shape[0]), borderMode=cv2.BORDER_REPLICATE)
-        for f in faces.permute(0, 2, 3, 1).numpy()
-    ]
-    return torch.from_numpy(np.stack(shifted)).permute(0, 3, 1, 2).contiguous()

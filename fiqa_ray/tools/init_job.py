@@ -29,7 +29,8 @@ from fiqa_ray.sources.kinds import SOURCES
 from fiqa_ray.sources.leftovers import count_text
 from fiqa_ray.sources.paths import absolute, kind_of, names_below
 from fiqa_ray.stages.pack import list_faces
-from fiqa_ray.tools.doctor import SCALINGS, Finding, check_recognizer
+from fiqa_ray.tools.doctor import check_recognizer
+from fiqa_ray.tools.input_checks import SCALINGS, Finding
 from fiqa_ray.tools.separation import difference, separations
 from fiqa_ray.tools.trial_faces import TrialFaces
 
@@ -295,9 +296,7 @@ def job_text(
         "# - {name: my.py:score}          # a function of faces of your own, see docs/how-to/method.md",
         "# - {name: mine, scores: q.csv}  # scores that you have: image_id,score",
         f"pair: {{n_clusters: {layout.n_clusters}}}             # C: half of the images of a typical person, at most 20",
-        "optimize:",
-        "  theta: [0.1, 0.3]              # weak scores gain most here, strong ones little; see docs/how-to/theta.md",
-        "  index_scale: normalized        # theta means the same for every number of images and pairs",
+        "optimize: {theta: heldout}       # the best on held-out people; 0 where labels gain nothing: docs/how-to/theta.md",
         "benchmarks: []                   # add pairs of other people to learn which score is best: docs/how-to/source.md",
     ]
     return "\n".join(lines) + "\n"

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from fiqa_ray.config import BenchmarkSettings, EvaluateSettings, ScoresSettings
+from fiqa_ray.content_ids import model_id
 from fiqa_ray.engine.progress import note
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.job import Job, model_id
+from fiqa_ray.job import Job
 from fiqa_ray.sources.comparisons import match_pairs, read_pairs
 from fiqa_ray.sources.degradations import read_degradations
 from fiqa_ray.sources.ijb import TemplatePairs
@@ -58,6 +59,16 @@ def read_inputs(job: Job, stages: Collection[str]) -> None:
 
 
 def _read_benchmark(benchmark: BenchmarkSettings, evaluate: EvaluateSettings | None) -> None:
+    if benchmark.pairs.kind != "all_pairs":
+        _read_list(benchmark, evaluate)
+    for file in benchmark.scores.values():
+        read_scores(**file.model_dump(exclude={"key_rule"}))
+    if benchmark.degradations is not None:
+        read_degradations(benchmark.degradations)
+
+
+def _read_list(benchmark: BenchmarkSettings, evaluate: EvaluateSettings | None) -> None:
+    """Read a list of pairs and say what is odd in it."""
     pairs = read_pairs(benchmark.pairs)
     if evaluate is not None:
         check_rates(evaluate, benchmark.name, int((~np.asarray(pairs.mated)).sum()))
@@ -71,10 +82,6 @@ def _read_benchmark(benchmark: BenchmarkSettings, evaluate: EvaluateSettings | N
         note(f"benchmark {benchmark.name}: {n_same:,} of {len(pairs):,} pairs compare an image with itself")
     if isinstance(pairs, VerificationPairs):
         _note_folds(benchmark.name, pairs)
-    for file in benchmark.scores.values():
-        read_scores(**file.model_dump(exclude={"key_rule"}))
-    if benchmark.degradations is not None:
-        read_degradations(benchmark.degradations)
 
 
 def _note_folds(name: str, pairs: VerificationPairs) -> None:
@@ -113,13 +120,15 @@ def match_inputs(job: Job, stages: Collection[str]) -> None:
 
 
 def _match_benchmark(benchmark: BenchmarkSettings, image_id: pa.Array) -> None:
-    source_uri, pairs = benchmark.source.uri, match_pairs(benchmark, image_id)
-    n_absent = int((np.minimum(pairs.row_a, pairs.row_b) < 0).sum())
-    if n_absent:
-        note(
-            f"benchmark {benchmark.name}: {n_absent:,} of {len(pairs.mated):,} pairs are left out, because {source_uri} "
-            "lacks their images; the figures are not those of the whole set"
-        )
+    source_uri = benchmark.source.uri
+    if benchmark.pairs.kind != "all_pairs":
+        pairs = match_pairs(benchmark, image_id)
+        n_absent = int((np.minimum(pairs.row_a, pairs.row_b) < 0).sum())
+        if n_absent:
+            note(
+                f"benchmark {benchmark.name}: {n_absent:,} of {len(pairs.mated):,} pairs are left out, because {source_uri} "
+                "lacks their images; the figures are not those of the whole set"
+            )
     if benchmark.degradations is not None:
         keys = read_degradations(benchmark.degradations)["image_id"].combine_chunks()
         if (rows_of_keys(keys, image_id) < 0).all():

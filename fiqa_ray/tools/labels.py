@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from fiqa_ray.core.ediff import ediff_labels
 from fiqa_ray.core.labels import optimize_labels
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.sources.embedding_files import (
@@ -39,6 +40,8 @@ def labels_of_files(
     n_repeats: int,
     seed: int,
     index_scale: str,
+    epsilon: float | None = None,
+    least: int = 10,
 ) -> Iterator[pa.Table]:
     """Yield the labels of each file of scores and each theta, as tables like that of `Run.labels`.
 
@@ -56,6 +59,8 @@ def labels_of_files(
         n_repeats: R.
         seed: of all random draws.
         index_scale: `raw` or `normalized`.
+        epsilon: weight of eDifFIQA's label rule, which then makes the labels in place of the ranks; no theta counts.
+        least: see `ediff_labels`.
 
     Raises:
         FiqaRayError: a file cannot be read, or the files do not fit together.
@@ -74,6 +79,15 @@ def labels_of_files(
     else:
         identity = embeddings.identity or people_of(embeddings)
     priors = {name: _in_order(c, names, n, embeddings.uri) for name, c in others.items()}
+    image_id = pa.array(names or [str(i) for i in range(n)], pa.string())
+    people_column = pa.array(identity, pa.string())
+    if epsilon is not None:
+        for method, prior in priors.items():
+            label = ediff_labels(embeddings.values, identity, prior, epsilon=epsilon, least=least).astype(np.float32)
+            columns = [image_id, people_column, pa.repeat(method, n), pa.nulls(n, pa.float64()), prior]
+            columns.append(pa.array(label, mask=np.isnan(label)))
+            yield pa.table([pa.array(c) for c in columns], schema=LABELS)
+        return
     results = optimize_labels(
         embeddings.values,
         identity,
@@ -84,8 +98,6 @@ def labels_of_files(
         seed=seed,
         index_scale=index_scale,
     )
-    image_id = pa.array(names or [str(i) for i in range(n)], pa.string())
-    people_column = pa.array(identity, pa.string())
     for method, by_theta in results.items():
         for theta, result in by_theta.items():
             columns = [image_id, people_column, pa.repeat(method, n), pa.repeat(theta, n), priors[method], result.label]

@@ -18,7 +18,7 @@ from fiqa_ray.datasets.parquet import table_bytes
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.images import PreparedFace, decode_faces, prepare_face
 from fiqa_ray.models.detector import FaceDetector
-from fiqa_ray.models.regressor import percentiles
+from fiqa_ray.models.quality_scale import FAILED, IDENTITY, QualityScale, card_scale, quality
 from fiqa_ray.public_uri import public_text
 from fiqa_ray.sources.command_line import ImageFile, read_images
 from fiqa_ray.storage import public_uri, write_atomic
@@ -31,6 +31,7 @@ SCORES = pa.schema(
         ("uri", pa.string()),
         ("score", pa.float64()),  # larger is better; null unless status is "ok"
         ("percentile", pa.float64()),  # share of the regressor's scores of its validation images below, 0..100
+        ("quality", pa.int16()),  # 0..100, -1 where there is no score; null where the method has no scale
         ("status", pa.string()),  # one of fiqa_ray.images.STATUSES, or "non_finite"
         ("error", pa.string()),
     ]
@@ -43,6 +44,7 @@ def score_images(
     *,
     detector: FaceDetector | None = None,
     validation_scores: Mapping[str, Any] | None = None,
+    scale: QualityScale | None = None,
     batch_size: int = 8,
     n_threads: int = 1,
     apply_exif: bool = True,
@@ -61,6 +63,7 @@ def score_images(
         scorer: maps `(N, 3, 112, 112) uint8` faces and their `(N,)` rows to `(N,)` scores.
         detector: finds the face in each image, which is then aligned.
         validation_scores: the entry of a regressor's card; without it, percentiles are null.
+        scale: how scores become qualities; without it, qualities are null, and -1 where there is no score.
         batch_size: images per call of the scorer.
         n_threads: threads that call the scorer.
         apply_exif: turn images as their EXIF orientation says.
@@ -87,7 +90,7 @@ def score_images(
             for content in read(batch)
         ]
         score = _score_faces(prepared, scorer, batch_size, first_row=at)
-        return _score_table(batch, prepared, score, validation_scores)
+        return _score_table(batch, prepared, score, validation_scores, scale)
 
     tables = []
     with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -118,15 +121,19 @@ def _score_table(
     prepared: Sequence[PreparedFace],
     score: NDArray[np.float64],
     validation_scores: Mapping[str, Any] | None,
+    scale: QualityScale | None,
 ) -> pa.Table:
     bad = ~np.isfinite(score)
     status = ["non_finite" if p.status == "ok" and b else p.status for p, b in zip(prepared, bad, strict=True)]
     non_finite = "the model returned NaN or infinity for this face"
-    percentile = percentiles(score, validation_scores) if validation_scores else np.full(len(images), np.nan)
+    percents = card_scale({"validation_scores": validation_scores})
+    percentile = np.full(len(images), np.nan) if percents is None else percents(score)
+    no_quality = ~bad if scale is None else np.zeros(len(bad), bool)
     columns = {
         "uri": [public_uri(image.uri) for image in images],
         "score": pa.array(score, mask=bad),
         "percentile": pa.array(percentile, mask=bad | np.isnan(percentile)),
+        "quality": pa.array(quality(score, scale or IDENTITY), mask=no_quality),
         "status": status,
         "error": [
             non_finite if s == "non_finite" else public_text(p.error or "") or None
@@ -149,21 +156,42 @@ def read_crops(images: Sequence[ImageFile]) -> NDArray[np.uint8]:
     return decode_faces([face.face for face in prepared])[0]
 
 
-def check_output(output: str) -> None:
-    """Raise UsageError unless `write_scores` knows the extension of `output`."""
+def check_output(output: str, form: str | None = None, scale: QualityScale | None = None, model: str = "") -> None:
+    """Raise UsageError unless `write_scores` can write such a file.
+
+    Args:
+        output: where it goes.
+        form: `ofiq`, or None for a table by the extension of `output`.
+        scale: the model's scale, which OFIQ's form needs.
+        model: the model, for the message.
+    """
+    if form is not None:
+        if form != "ofiq":
+            raise UsageError(
+                f"format {form!r} is unknown; there is ofiq, and a table by the output's ending without it"
+            )
+        if not output.endswith(".csv"):
+            raise UsageError(f"output {output!r}: OFIQ's format is a .csv")
+        if scale is None:
+            raise UsageError(
+                f"{model}: nothing says how its scores become a quality of 0 to 100, which OFIQ's format needs; take a "
+                "trained regressor, ofiq_uqs or magface_r50"
+            )
+        return
     if not output.endswith((".parquet", ".pq", ".csv", ".json", ".jsonl")):
         raise UsageError(f"output {output!r} must end in .parquet, .csv or .json")
 
 
-def write_scores(table: pa.Table, output: str) -> None:
-    """Write scores as Parquet, CSV or JSON lines, by the extension of `output`.
+def write_scores(table: pa.Table, output: str, form: str | None = None) -> None:
+    """Write scores as Parquet, CSV or JSON lines, by the extension of `output`, or as OFIQ's CSV.
 
     Raises:
         UsageError: the extension is another one.
     """
-    check_output(output)
     if output.endswith((".parquet", ".pq")):
         data = table_bytes(table)
+    elif form == "ofiq":
+        data = _ofiq_csv(table)
     elif output.endswith(".csv"):
         sink = io.BytesIO()
         pacsv.write_csv(table, sink)
@@ -171,3 +199,12 @@ def write_scores(table: pa.Table, output: str) -> None:
     else:
         data = "".join(json.dumps(row) + "\n" for row in table.to_pylist()).encode()
     write_atomic(output, data)
+
+
+def _ofiq_csv(table: pa.Table) -> bytes:
+    """Return OFIQ's form: semicolons, raw score and quality of each image, -1 for a failure, one more `;` in the header."""
+    lines = ["Filename;UnifiedQualityScore;UnifiedQualityScore.scalar;"]
+    columns = (table[name].to_pylist() for name in ("uri", "score", "quality"))
+    for uri, score, whole in zip(*columns, strict=True):
+        lines.append(f"{uri};{FAILED if score is None else format(score, '.6g')};{whole}")
+    return ("\n".join(lines) + "\n").encode()

@@ -56,7 +56,8 @@ def score(
 
     Returns:
         One row per image, in order: `uri` (of an array its position), `score` (null if it has none), `percentile` (of a
-        regressor: how many of its validation images score lower), `status`, `error`. `to_pandas()` makes a DataFrame.
+        regressor: how many of its validation images score lower), `quality` (0 to 100, -1 without a score; of a regressor
+        and of methods with such a scale), `status`, `error`. `to_pandas()` makes a DataFrame.
 
     Raises:
         UsageError: images of another shape, type or range.
@@ -87,6 +88,7 @@ def score(
             scorer,
             detector=detector,
             validation_scores=(scorer.card or {}).get("validation_scores"),
+            scale=scorer.scale,
             batch_size=batch_size or min(default_batch_size(device), max(len(files), 1)),
             read=read,
             advance=advance,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ from fiqa_ray.models.method_table import METHODS, MethodRow
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
 
 if TYPE_CHECKING:
-    from fiqa_ray.tools.doctor import Finding
+    from fiqa_ray.tools.input_checks import Finding
+    from fiqa_ray.tools.time_methods import Timing
 
 
 def plan_table(rows: Sequence[dict[str, Any]], n_workers: int) -> Table:
@@ -89,6 +91,9 @@ def run_lines(now: dict[str, Any]) -> list[str]:
         lines.append(f"machines have worked for {format_seconds(now['machine_s'])} in all")
     if now.get("storage_retries"):
         lines.append(f"storage was tried again {now['storage_retries']:,} time(s) by the driver")
+    if verified := now.get("verified"):
+        day = time.strftime("%Y-%m-%d %H:%M", time.localtime(verified["time_s"]))
+        lines.append(f"last verified on {day}: {verified['n_damaged'] or 'no'} damaged file(s)")
     lines += [
         f"failed: {f['part'] or 'a part'} of {f['dataset'] or 'a dataset'}, try {f['n_tries']} ({f['kind']}): {f['error']}"
         for f in now.get("failures", [])[-5:]
@@ -144,6 +149,16 @@ def _needs(row: MethodRow) -> str:
     if row.from_embedding:
         return "stored embeddings"
     return "FR model with gradients" if row.needs_gradient else "FR model"
+
+
+def times_table(timing: Timing) -> Table:
+    """Return run times in milliseconds per image; the speed-up is that against the first method."""
+    table = _titled_table("Milliseconds per image", "method", "batch 1", "best batch", "in that batch", "speed-up")
+    first = timing.methods[0].mean
+    for t in timing.methods:
+        best = f"{t.best_mean:.3f} ± {t.best_sd:.3f}"
+        table.add_row(t.method, f"{t.mean:.3f} ± {t.sd:.3f}", str(t.best_batch), best, f"{first / t.mean - 1:+.0%}")
+    return table
 
 
 def _titled_table(title: str, *columns: str) -> Table:

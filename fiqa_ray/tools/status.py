@@ -11,13 +11,14 @@ import pyarrow.compute as pc
 from fiqa_ray.datasets.dataset import Dataset, add_stats, is_record
 from fiqa_ray.datasets.folders import find_folders, in_parallel
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
-from fiqa_ray.documents import SUM_KEY, parse_document, parse_object
+from fiqa_ray.documents import SUM_KEY, parse_document, parse_object, read_document
 from fiqa_ray.engine.lock import STALE_S, holder_lives, newest_lock, read_holder
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.stages import STAGES
 from fiqa_ray.storage import filesystem, join, list_files, read_bytes, read_json
 
 REJECTS = pa.schema([(n, pa.string()) for n in ("dataset", "image_id", "identity", "status", "error")])
+VERIFIED = "_verified.json"
 MAX_RECORDS_READ = 500
 """Of an unfinished dataset with more parts, rows are estimated from their share, and counts of failures are left out."""
 
@@ -80,7 +81,8 @@ def run_now(run_uri: str) -> dict[str, Any]:
     """Return what holds the lock of a run, whether it lives, and what it did by its last beat.
 
     Returns:
-        `is_at_work`; `holder` (host, pid) and `beat_age_s`, or None; `machine_s` of all runs so far; and the entries of
+        `is_at_work`; `holder` (host, pid) and `beat_age_s`, or None; `machine_s` of all runs so far; `verified` (time_s and
+        n_damaged of the last `fiqa-ray verify`), or None; and the entries of
         `RunState.as_dict` by the last beat: the step with rows per second and seconds left, failed parts with reasons.
 
     Raises:
@@ -89,8 +91,10 @@ def run_now(run_uri: str) -> dict[str, Any]:
     uri = join(run_uri, "_lock")
     number, is_released = newest_lock(uri)
     if not number:
-        return {"is_at_work": False, "has_died": False, "holder": None, "beat_age_s": None, "machine_s": 0.0}
-    beats = [_beat(uri, n) for n in range(max(1, number - _MAX_BEATS), number + 1)]
+        nothing = {"is_at_work": False, "has_died": False, "holder": None, "beat_age_s": None, "machine_s": 0.0}
+        return {**nothing, "verified": _verified(run_uri)}
+    numbers = range(max(1, number - _MAX_BEATS), number + 1)
+    beats = in_parallel(lambda n: _beat(uri, n), numbers, filesystem(uri)[0])
     holder, beat = read_holder(uri, number), beats[-1]
     is_alive = not is_released and _is_alive(uri, number, holder, beat)
     state = dict(beat.get("state", {}))
@@ -103,7 +107,13 @@ def run_now(run_uri: str) -> dict[str, Any]:
         "holder": {"host": holder.get("host"), "pid": holder["pid"]},
         "beat_age_s": round(time.time() - beat["beat_s"], 1) if "beat_s" in beat else None,
         "machine_s": round(sum(b.get("state", {}).get("machine_s", 0.0) for b in beats), 1),
+        "verified": _verified(run_uri),
     }
+
+
+def _verified(run_uri: str) -> dict[str, Any] | None:
+    """Return when the run was verified last and how many files were damaged, or None."""
+    return read_document(join(run_uri, VERIFIED), "remove this file and verify again", VERIFIED)
 
 
 _MAX_BEATS = 100

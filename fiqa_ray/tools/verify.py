@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from fiqa_ray.datasets.dataset import Dataset, Manifest, Part, is_record, record_name
 from fiqa_ray.datasets.sums import fault_of_file
-from fiqa_ray.documents import read_document, read_sealed
+from fiqa_ray.documents import read_document, read_sealed, write_document
 from fiqa_ray.engine.lock import RunLock
-from fiqa_ray.errors import FiqaRayError, UsageError
+from fiqa_ray.errors import FiqaRayError, StorageError, UsageError
 from fiqa_ray.storage import join, list_files, read_bytes, remove_file
 from fiqa_ray.tools.open_run import RESULTS, read_results_record
-from fiqa_ray.tools.status import read_settings_record
+from fiqa_ray.tools.status import VERIFIED, read_settings_record
 
 SOURCE_LIST = "_source.parquet"
 
@@ -53,7 +55,7 @@ def verify_run(run_uri: str) -> Verification:
         FiqaRayError: There is no run.
         UsageError: Another version of fiqa_ray made the run.
     """
-    sizes = list_files(run_uri)
+    sizes = {name: size for name, size in list_files(run_uri).items() if name != VERIFIED}
     folders = sorted({name.rpartition("/")[0] for name in sizes if _is_of_dataset(name)})
     if not folders:
         raise FiqaRayError(f"{run_uri} holds no run; give the run_uri of a job that was started")
@@ -65,6 +67,8 @@ def verify_run(run_uri: str) -> Verification:
         faults |= {f"{folder}/{name}": fault for name, fault in check.faults()}
         inputs[folder] = check.plan.get("inputs", [])
     damages = [Damage(f, fault, _made_from(f.rpartition("/")[0], inputs), f in sizes) for f, fault in faults.items()]
+    with suppress(StorageError):  # a run that cannot be written can be verified all the same
+        write_document(join(run_uri, VERIFIED), {"time_s": time.time(), "n_damaged": len(damages)}, VERIFIED)
     return Verification(damages, len(sizes), sum(sizes.values()))
 
 

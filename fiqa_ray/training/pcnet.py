@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from fiqa_ray._version import __version__
 from fiqa_ray.config import RecognizerSettings
+from fiqa_ray.content_ids import model_id
 from fiqa_ray.core.align import TEMPLATE
 from fiqa_ray.datasets.dataset import Dataset
 from fiqa_ray.documents import read_document, write_document
@@ -31,7 +32,7 @@ from fiqa_ray.engine.progress import StepProgress
 from fiqa_ray.engine.ray_train import fit_with_ray
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.images import decode_packed_faces
-from fiqa_ray.job import Job, model_id
+from fiqa_ray.job import Job
 from fiqa_ray.models.devices import resolve_device
 from fiqa_ray.models.formats.checkpoints import sha256_of, state_bytes
 from fiqa_ray.models.methods.pcnet import PCNetHead, pc_loss

@@ -213,7 +213,7 @@ def wait(process: subprocess.Popen[bytes], trial: Trial, store: Store | None) ->
             return process.returncode
         if (now := len(records(trial, store))) != n:
             n, since = now, time.monotonic()
-        time.sleep(0.3)
+        time.sleep(1.0)
     process.kill()
     process.wait()
     return "hang"
@@ -264,7 +264,7 @@ def run_trial(trial: Trial, reference: dict[str, str], store: Store | None, env:
             overrides = ["compute.engine=ray", f"compute.address={address}", f"compute.train_workers={n_trainers}"]
         first = start(job, env, log, *overrides)
         while first.poll() is None and len(records(trial, store)) < trial.after:
-            time.sleep(0.05)
+            time.sleep(0.2)
         time.sleep(trial.delay_s)
         is_struck = strike(trial, first, env, cluster, store)
         before, code = records(trial, store), wait(first, trial, store)

@@ -3,10 +3,12 @@
 import hashlib
 import os
 import threading
+import time
 
 import pytest
 
 import smoke
+from fiqa_ray.datasets.folders import find_folders
 from fiqa_ray.storage import list_files, read_bytes
 
 MIXED = {"unavailable": 0.05, "reset": 0.02, "cut_body": 0.03, "lost_answer": 0.03, "doubled": 0.05, "late_s": 0.2}
@@ -69,4 +71,14 @@ def test_a_job_ends_with_the_undisturbed_bytes_in_one_run(faulty, undisturbed, t
     faulty.set(**wanted)
     assert run(tmp_path, faces, f"{faulty.uri}/run") == expected
     faulty.set()
-    assert len(expected) == len(digest(f"{faulty.uri}/run"))
+    before = counted(faulty)
+    assert run(tmp_path, faces, f"{faulty.uri}/run") == expected
+    n_datasets = len(find_folders(f"{faulty.uri}/run"))
+    n_requests = counted(faulty) - before
+    assert n_requests <= 12 * n_datasets + 40, (n_requests, n_datasets)  # 40: the lock, settings, the list of faces
+
+
+def counted(faulty):
+    """The requests so far: the counts are written each second."""
+    time.sleep(1.5)
+    return faulty.counts()["requests"]

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from fiqa_ray.core import all_pairs
-from fiqa_ray.core.all_pairs import all_pairs_areas, all_pairs_curves, all_pairs_verification
-from fiqa_ray.core.bootstrap import bootstrap_areas, cells_of
-from fiqa_ray.core.conventions import changed, convention_of
+from fiqa_ray.core.all_pairs import all_pairs_areas, all_pairs_curves
+from fiqa_ray.core.bootstrap import bootstrap_cells
+from fiqa_ray.core.conventions import cells_of, changed, convention_of
 from fiqa_ray.core.edc import edc_curve
-from fiqa_ray.core.verification import equal_error_rate, tar_at_fmr, threshold_at_fmr
+from fiqa_ray.core.intervals import NOT_RESAMPLED
 from fiqa_ray.errors import FiqaRayError, UsageError
 
 FIELDS = (
@@ -72,24 +72,20 @@ def test_both_kinds_of_pairs_are_needed() -> None:
 def test_areas_and_the_floor_are_those_of_the_listed_pairs() -> None:
     embeddings, person, quality = made_up(60, 9, seed=3)
     orders = np.random.default_rng(7).random((3, 60))
-    options = {"fmrs": (0.05,), "conventions": ("paper", "dasec"), "limits": (0.3,)}
-    areas = all_pairs_areas(embeddings, person, {"q": quality}, orders, **options)
+    cells = cells_of([convention_of(name) for name in ("paper", "dasec")], (0.05,))
+    areas = all_pairs_areas(embeddings, person, {"q": quality}, cells, random_orders=orders, limits=(0.3,), n_draws=9)
     similarity, mated, quality_a, quality_b = listed(embeddings, person, quality)
     i, j = np.triu_indices(60, 1)
     pairs = [(order[i], order[j]) for order in orders]
-    expected = bootstrap_areas(
-        similarity, mated, {"q": (quality_a, quality_b)}, random_orders=pairs, n_draws=0, **options
+    expected = bootstrap_cells(
+        similarity, mated, {"q": (quality_a, quality_b)}, cells, random_orders=pairs, limits=(0.3,), n_draws=0
     )
     for name in ("q", "random"):
         for cell in expected.errors:
             for limit in (0.3, expected.own_limit(name, cell)):
                 found = areas.interval(name, cell, limit)
                 assert found.value == pytest.approx(expected.interval(name, cell, limit).value, abs=1e-9)
-                assert found.reason == "all pairs of a set of this size are not resampled"
+                assert (found.kind, found.reason) == ("none", NOT_RESAMPLED)
     assert {c: e.n_wrong for c, e in areas.errors.items()} == {c: e.n_wrong for c, e in expected.errors.items()}
-    threshold, tar, eer = all_pairs_verification(embeddings, person, 0.05)
-    assert threshold == pytest.approx(threshold_at_fmr(similarity, mated, 0.05), abs=2.5e-7)
-    assert tar == tar_at_fmr(similarity, mated, 0.05)
-    assert eer == pytest.approx(equal_error_rate(similarity, mated), abs=1e-9)
     with pytest.raises(UsageError, match="convention 'nist' cannot be computed for all pairs"):
-        all_pairs_areas(embeddings, person, {"q": quality}, orders, **options | {"conventions": ("nist",)})
+        all_pairs_areas(embeddings, person, {"q": quality}, cells_of([convention_of("nist")], ()))

@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import binom
 
 from fiqa_ray.core.bootstrap import bootstrap_areas
+from fiqa_ray.core.conventions import Convention, changed, convention_of
 from fiqa_ray.core.edc import edc_curve
 from fiqa_ray.core.floor import RANDOM, random_qualities
 from fiqa_ray.core.orders import PairOrder
@@ -47,10 +48,22 @@ def test_interval_is_binomial_where_quality_is_constant() -> None:
     assert draws.std() == pytest.approx(math.sqrt(e0 * (1 - e0) / 400), rel=0.05)
 
 
-@pytest.mark.parametrize(("convention", "limit"), [("paper", 0.95), ("nearest", 0.37), ("dasec", 0.3)])
-def test_draws_equal_curves_of_explicitly_resampled_pairs(convention: str, limit: float) -> None:
+@pytest.mark.parametrize(
+    ("convention", "limit"),
+    [
+        ("paper", 0.95),
+        ("nearest", 0.37),
+        ("dasec", 0.3),
+        ("pmf", 0.5),
+        (changed("fixed", "paper", threshold="fixed", curve="step"), 0.33),
+        (changed("fm", "dasec", pool="nonmated"), 0.2),
+        (changed("start", "dasec", accept="at", starting_fnmr=0.1), 0.2),
+    ],
+)
+def test_draws_equal_curves_of_explicitly_resampled_pairs(convention: str | Convention, limit: float) -> None:
     similarity, mated, qualities = realistic(900, seed=2)
-    cell = (convention, 0.1)
+    choice = convention_of(convention)
+    cell = (choice.name, 0.1 if choice.starting_fnmr is None else None)
     areas = bootstrap_areas(
         similarity, mated, qualities, fmrs=[0.1], conventions=[convention], limits=[limit], n_draws=20, seed=9
     )

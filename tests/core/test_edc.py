@@ -1,25 +1,18 @@
 """EDC against published code's output (golden vectors), hand-worked values, slow loops and properties."""
 
-import gzip
-import json
 import math
 import warnings
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
+from edc_vectors import CASES, TARGETS, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fiqa_ray.core.edc import EDC, edc_curve, theoretical_best
 from fiqa_ray.core.verification import threshold_at_fmr
 from fiqa_ray.errors import FiqaRayError, UsageError
-
-GOLDEN = json.loads(gzip.decompress((Path(__file__).parents[1] / "golden" / "edc_vectors.json.gz").read_bytes()))
-CASES = {case["name"]: case for case in GOLDEN["cases"]}
-EMPTY = ("empty_genuine", "empty_impostor")
-TARGETS = [(name, fmr) for name, case in CASES.items() if name not in EMPTY for fmr in case["targets"]]
 
 
 def curve_of(name: str, fmr: str, convention: str) -> EDC:
@@ -28,10 +21,6 @@ def curve_of(name: str, fmr: str, convention: str) -> EDC:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one case has equal qualities on purpose
         return edc_curve(*arrays, fmr=float(fmr), convention=convention)
-
-
-def same(actual: float, expected: float | None) -> bool:
-    return math.isnan(actual) if expected is None else abs(actual - expected) <= 1e-12
 
 
 # --- golden vectors ---------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Results of label optimization as a person meets them: several thetas, files, and what they are warned of."""
 
+import re
 import warnings
 
 import numpy as np
@@ -83,11 +84,14 @@ def test_warnings():
     (text,) = warned(embeddings, people, prior, n_clusters=50)
     assert "n_clusters=50 is above the images of 30 of 30 people (median 10)" in text
     assert "such as 5" in text
-    (text,) = warned(embeddings, people, prior, theta=[0.001, 0.3], index_scale="raw")
+    (text,) = warned(embeddings, people, prior, theta=0.001, index_scale=None)
     assert text.startswith("theta=0.001 moves an image by")
-    wanted = float(text.rsplit("=", 1)[1])
-    moved = run(embeddings, people, prior, theta=wanted, index_scale="raw").mean_move
-    assert 0.01 < moved < 0.04  # the advice keeps its word: 2 % of the ranks
+    wanted = re.search(r"try theta=([\d.]+), index_scale normalized$", text)
+    moved = run(embeddings, people, prior, theta=float(wanted[1]), index_scale="normalized").mean_move
+    assert 0.01 < moved < 0.05  # the advice keeps its word: some 2 % of the ranks
+    (text,) = warned(embeddings, people, prior, theta=0.1, index_scale="raw")
+    assert "theta=0.1 on index_scale raw labels images without a pair as bad" in text
+    assert warned(embeddings, people, prior, theta=0.1, index_scale=None) == []
     assert warned(embeddings, people, prior, theta=0) == []
 
 
@@ -97,5 +101,5 @@ def test_warnings():
 def test_the_expected_move_is_near_the_measured_one(n_people, n_clusters):
     embeddings, people, prior = faces(n_people, 40)
     theta = 0.003
-    moved = optimize_labels(embeddings, people, prior, n_clusters=n_clusters, theta=theta).mean_move
+    moved = optimize_labels(embeddings, people, prior, n_clusters=n_clusters, theta=theta, index_scale="raw").mean_move
     assert expected_move(theta, n_clusters - 1, len(people), "raw") == pytest.approx(moved, rel=0.2)

@@ -35,7 +35,7 @@ def test_authors_golden_values(theta, n_repeats):
     expected = GOLDEN["expected"]
     assert len(pairs) == expected["n_pairs"]
     repeat = tuple(np.array(column) for column in zip(*pairs, strict=True))
-    got = optimize_from_pairs(prior, [repeat] * n_repeats, theta=theta)
+    got = optimize_from_pairs(prior, [repeat] * n_repeats, theta=theta, index_scale="raw")
     assert {n: int(k) for n, k in zip(names, got.quality_index, strict=True)} == expected["quality_index"]
     means = {n: m for n, m in zip(names, got.mean_similarity_rank, strict=True) if not math.isnan(m)}
     assert means == expected["mean_pair_index"]
@@ -65,7 +65,9 @@ def test_engine_equals_slow_loops(sizes, n_clusters, n_repeats, theta, n_scores,
     bounds = np.concatenate([[0], np.cumsum(sizes)])
     identities = [list(range(a, b)) for a, b in itertools.pairwise(bounds)]
     names = np.repeat(np.arange(len(sizes)), sizes)
-    got = optimize_labels(embeddings, names, prior, n_clusters=n_clusters, theta=theta, n_repeats=n_repeats, seed=seed)
+    got = optimize_labels(
+        embeddings, names, prior, n_clusters=n_clusters, theta=theta, n_repeats=n_repeats, seed=seed, index_scale="raw"
+    )
     scores, index, means, owned = reference.whole(
         embeddings.tolist(), identities, prior.tolist(), n_clusters, theta, n_repeats, seed
     )
@@ -114,7 +116,7 @@ def test_given_pairs_equal_slow_loops(n, n_pairs, levels, seed):
         image = rng.integers(0, n, n_pairs)
         mate = (image + rng.integers(1, n, n_pairs)) % n
         repeats.append((image, mate, rng.integers(-levels, levels + 1, n_pairs) / 2.0**10))
-    got = optimize_from_pairs(prior, repeats, theta=0.3)
+    got = optimize_from_pairs(prior, repeats, theta=0.3, index_scale="raw")
     scores, _, means, owned = reference.optimize(
         prior.tolist(), [list(zip(*(c.tolist() for c in r), strict=True)) for r in repeats], 0.3
     )
@@ -131,7 +133,10 @@ def test_properties(seed, theta):
     embeddings = rng.normal(size=(80, 16)).astype(np.float32)
     prior = rng.normal(size=80)
     prior[:9] = rng.choice([0.0, -0.0], 9)
-    run = lambda p, t: optimize_labels(embeddings, names, p, n_clusters=4, n_repeats=2, theta=t, seed=seed)  # noqa: E731
+
+    def run(p, t):
+        return optimize_labels(embeddings, names, p, n_clusters=4, n_repeats=2, theta=t, seed=seed, index_scale="raw")
+
     got = run(prior, theta)
     assert sorted(got.score.view(np.int64)) == sorted(prior.view(np.int64))  # the distribution is kept, to the bit
     assert got.label.min() == 0
@@ -152,12 +157,12 @@ def test_order_of_images_and_names_of_people_do_not_matter(seed, theta):
     image = rng.integers(0, n, 150)
     mate = (image + rng.integers(1, n, 150)) % n
     similarity = rng.integers(-50, 51, 150) / 2.0**7
-    got = optimize_from_pairs(prior, [(image, mate, similarity)], theta=theta)
+    got = optimize_from_pairs(prior, [(image, mate, similarity)], theta=theta, index_scale="raw")
     order = rng.permutation(n)  # new row i holds the old image order[i]
     place = np.argsort(order)
     shuffled = rng.permutation(150)
     moved = (place[image][shuffled], place[mate][shuffled], similarity[shuffled])
-    permuted = optimize_from_pairs(prior[order], [moved], theta=theta)
+    permuted = optimize_from_pairs(prior[order], [moved], theta=theta, index_scale="raw")
     assert np.array_equal(permuted.optimized_index, got.optimized_index[order])
     if len(set(got.optimized_index)) == n:  # ties of the index fall to the quality index, which is permuted alike
         assert np.array_equal(permuted.label, got.label[order])
@@ -177,7 +182,7 @@ def test_order_of_images_and_names_of_people_do_not_matter(seed, theta):
 
 def test_an_image_paired_with_itself_owns_the_pair_once():
     repeat = (np.array([1, 1, 0]), np.array([1, 0, 0]), np.array([0.5, 0.25, 0.75]))
-    got = optimize_from_pairs(np.array([0.1, 0.2]), [repeat], theta=0.5)
+    got = optimize_from_pairs(np.array([0.1, 0.2]), [repeat], theta=0.5, index_scale="raw")
     assert got.n_owned_pairs.tolist() == [2, 1]  # image 0 owns the pair with 1 and the one with itself
     assert got.mean_similarity_rank.tolist() == [1.0, 1.0]  # places 0 and 2; place 1
 

@@ -93,13 +93,15 @@ def test_where_there_is_too_little_the_labels_are_left_alone(n_people, per_perso
     assert "the labels are left as they are" in curve.sentence()
 
 
-def test_a_recogniser_without_errors_says_nothing_about_theta():
+def test_for_a_recogniser_without_errors_a_tenth_of_the_mated_pairs_fail():
     rng = np.random.default_rng(4)
     person = np.repeat(np.arange(30), 8)
     embeddings = (rng.normal(size=(30, 64))[person] + 0.01 * rng.normal(size=(240, 64))).astype(np.float32)
     curve = compare_thetas(embeddings, person, {0.0: rng.uniform(size=240), 0.3: rng.uniform(size=240)})
     assert curve.chosen == 0
-    assert curve.reason == f"0 errors among {curve.n_mated} mated pairs are too few: 20 are needed"
+    assert curve.reason == ""
+    assert np.isnan(curve.fmr)
+    assert curve.fnmr == pytest.approx(0.1, abs=0.01)
 
 
 def test_zero_must_be_among_the_thetas():

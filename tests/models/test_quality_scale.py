@@ -35,9 +35,7 @@ def test_quantiles_give_the_share_of_lower_scores():
     assert scale(np.array([-1, 0, 0.5, 1, 2.5, 4, 9])).tolist() == [0, 0, 12.5, 25, 62.5, 100, 100]
     assert quality(np.array([0.5, 2.5, np.nan]), scale).tolist() == [13, 63, -1]
     assert card_scale({"validation_scores": {"quantiles": [0, 1]}}) == Quantiles((0, 1))
-    assert card_scale({"validation_scores": None}) is None
-    sigmoid = {"centre": 0.5, "width": 0.1}
-    assert card_scale({"validation_scores": {"quantiles": [0, 1]}, "quality_sigmoid": sigmoid}) == Sigmoid(0.5, 0.1)
+    assert card_scale({"validation_scores": None}) is card_scale(None) is None
 
 
 def test_ofiq_uqs_scores_are_whole_numbers_of_the_embedding_length():

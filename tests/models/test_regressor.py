@@ -17,6 +17,7 @@ from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.models.formats.checkpoints import sha256_of, state_bytes
 from fiqa_ray.models.preprocessing import Preprocessing
 from fiqa_ray.models.quality import load_scorer
+from fiqa_ray.models.quality_scale import Quantiles
 from fiqa_ray.models.recognition import load_recognizer
 from fiqa_ray.models.recognizer import Recognizer
 from fiqa_ray.models.regressor import (
@@ -24,7 +25,6 @@ from fiqa_ray.models.regressor import (
     QualityRegressor,
     load_regressor,
     parameter_groups,
-    percentiles,
     save_regressor,
     score_table,
 )
@@ -211,6 +211,10 @@ def test_a_regressor_on_an_onnx_file_needs_the_file_no_more(tmp_path):
 
 def test_percentiles_by_hand():
     """Against 0, 0.001 .. 1, and against 40 zeros, 20 halves and 40 ones; the rule is the share below."""
+
+    def percentiles(scores, table):
+        return Quantiles(tuple(table["quantiles"]))(scores)
+
     even = score_table(np.arange(1001) / 1000)
     scores = np.array([-1, 0, 0.0005, 0.25, 0.3333, 1, 7, np.nan])
     assert percentiles(scores, even) == pytest.approx([0, 0, 0.05, 25, 33.33, 100, 100, np.nan], nan_ok=True)

@@ -12,7 +12,16 @@ import pytest
 from fiqa_ray.core.bootstrap import bootstrap_areas
 from fiqa_ray.datasets.results import AucRow, CorrelationRow, DifferenceRow, EdcLine, VerificationRow
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.report.data import Face, FaceStrip, LabelSummary, ModelRow, ReportData, SimilarityHistogram, StageRow
+from fiqa_ray.report.data import (
+    Face,
+    FaceRow,
+    FaceStrip,
+    LabelSummary,
+    ModelRow,
+    ReportData,
+    SimilarityHistogram,
+    StageRow,
+)
 from fiqa_ray.report.render import render_report
 
 BENCHMARKS = ("LFW", "CFP-FP", "CPLFW", "CALFW", "XQLFW")
@@ -77,12 +86,18 @@ def sample(n_pairs: int = 1200, n_draws: int = 30, benchmarks: tuple[str, ...] =
                 for limit in limits:
                     i = draws.interval(name, cell, limit)
                     area = {"auc": i.value, "auc_low": i.low, "auc_high": i.high, "n_draws": n_draws}
-                    area |= {"interval": i.kind, "reason": i.reason, "discard_limit": limit, "fmr_achieved": 8.3e-3}
+                    area |= {
+                        "is_own_limit": limit == limits[0],
+                        "interval": i.kind,
+                        "reason": i.reason,
+                        "discard_limit": limit,
+                        "fmr_achieved": 8.3e-3,
+                    }
                     areas.append(auc_row(name, benchmark=benchmark, convention=convention, fmr=1e-2, **area))
             d = draws.difference(NEW, OLD, cell)
             differences.append(
                 DifferenceRow(
-                    benchmark, FR, convention, NEW, OLD, d.value, d.low, d.high, p_holm=d.p_value, reason=d.reason
+                    benchmark, FR, convention, NEW, OLD, d.value, d.low, d.high, 1e-2, p_holm=d.p_value, reason=d.reason
                 )
             )
     labels = []
@@ -100,8 +115,14 @@ def sample(n_pairs: int = 1200, n_draws: int = 30, benchmarks: tuple[str, ...] =
     strips = [
         FaceStrip(
             name,
-            [Face(face(1.0 - i / 40, 0, i % 2 == 0), 0.98 - i / 100, f"n{i:06d}") for i in range(10)],
-            [Face(face(0.35 + i / 40, 4 - i / 4), 0.02 + i / 100, f"n{90 + i:06d}") for i in range(10)],
+            [
+                FaceRow(
+                    "best", [Face(face(1.0 - i / 40, 0, i % 2 == 0), 0.98 - i / 100, f"n{i:06d}") for i in range(10)]
+                ),
+                FaceRow(
+                    "worst", [Face(face(0.35 + i / 40, 4 - i / 4), 0.02 + i / 100, f"n{90 + i:06d}") for i in range(10)]
+                ),
+            ],
         )
         for name in (PRIOR, NEW)
     ]
@@ -155,7 +176,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "input"):
             self.open.append(tag)
         for name, value in attrs:
             if name == "id":
@@ -196,8 +217,10 @@ def test_page_is_whole_and_loads_nothing(html: str) -> None:
     page = Page(html)
     assert html.startswith("<!DOCTYPE html>")
     assert page.open == []
-    assert page.ids == ["areas", "curves", "labels", "faces", "degradation", "recogniser", "notes", "run", "flow"]
-    assert page.targets == [f"#{name}" for name in page.ids]
+    sections = ["labels", "faces", "degradation", "recogniser", "notes", "run", "flow"]
+    points = ["point-0", "point-1", "panel-point-0", "panel-point-1"]
+    assert page.ids == ["results", *points, *sections]
+    assert all(target.startswith("data:text/csv;base64,") for target in page.targets)
     assert all(value.startswith("data:image/") for value in page.loads)
     assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
     assert "url(" not in html
@@ -241,9 +264,10 @@ def test_page_prints_the_numbers_given(html: str, data: ReportData) -> None:
         "300 + 300 pairs",
         "FMR 0.0083",
         "Convention paper, FMR 0.01, ArcFace R100",
-        "Partial area over [0, 0.3], convention dasec",
-        "Area over [0, 0.95], convention paper",
-        "Dotted: end of the partial area (0.3)",
+        "Convention dasec, FMR 0.01, ArcFace R100",
+        "Partial area over [0, 0.3]",
+        "Area over [0, 0.95] × 1000, lower is better",
+        "Dotted: end of the partial areas (0.3)",
         "n = 4,000",
         "0.980 n000000",
         "CFP-FP has 3.5 allowed false matches",
@@ -318,8 +342,8 @@ def test_what_is_no_interval_is_said_with_its_reason() -> None:
 def test_difference_in_words(difference: float, low: float, high: float, p_holm: float, verdict: str) -> None:
     row = DifferenceRow("LFW", FR, "paper", NEW, OLD, difference, low, high, p_holm=p_holm)
     text = Page(render_report(ReportData("t", "v", differences=[row]))).text
-    assert f"Convention paper, {FR}: {NEW} against {OLD}: {verdict} on LFW." in text
-    assert re.search(rf"LFW {verdict} \S+ (none|\S+ to \S+) \S+ First minus second", text)
+    assert f"{NEW} against {OLD}" in text
+    assert re.search(rf"LFW {verdict} \S+ (none|\S+ to \S+) \S+", text)
 
 
 EVIL = "<script>alert('x')</script>\"&$\\frac{"
@@ -348,7 +372,7 @@ def test_everything_printed_is_escaped() -> None:
             verification=[VerificationRow(EVIL, EVIL, 0.9, 0.1, 0.9, 1e-3, 0.2, 0.1, 3, 3)],
             similarities=[SimilarityHistogram(EVIL, EVIL, 0.2, [0, 0.5, 1], [1, 2], [2, 1])],
             correlations=[CorrelationRow(EVIL, EVIL, EVIL, -0.5, 10), CorrelationRow("x", EVIL, EVIL, -0.5, 10)],
-            faces=[FaceStrip(EVIL, [Face(face(1, 0), 0.9, EVIL)], [])],
+            faces=[FaceStrip(EVIL, [FaceRow(EVIL, [Face(face(1, 0), 0.9, EVIL)])])],
             notes=[EVIL],
         )
     )
@@ -362,7 +386,7 @@ def test_everything_printed_is_escaped() -> None:
 
 def test_empty_run_renders_and_says_what_is_missing() -> None:
     text = Page(render_report(ReportData("A run", "0.1.0"))).text
-    for what in ("settings", "stages", "label optimization", "recogniser sanity", "benchmarks", "areas", "face strips"):
+    for what in ("settings", "stages", "label optimization", "recogniser sanity", "benchmarks", "face strips"):
         assert f"Not part of this run: {what}." in text
 
 
@@ -371,7 +395,7 @@ def test_equal_data_give_equal_pages(data: ReportData, html: str) -> None:
 
 
 def test_pictures_of_other_kinds_are_refused() -> None:
-    strip = FaceStrip("q", [Face(b"GIF89a", 0.5, "n1")], [])
+    strip = FaceStrip("q", [FaceRow("best", [Face(b"GIF89a", 0.5, "n1")])])
     with pytest.raises(FiqaRayError, match="picture 'n1' begins with b'GIF8': give PNG or JPEG"):
         render_report(ReportData("t", "v", faces=[strip]))
 
@@ -382,16 +406,34 @@ def test_each_benchmark_has_its_correlations() -> None:
     assert re.search(r"LFW Scorer all a 0\.25 n = 9 CFP-FP Scorer all a 0\.75 n = 8", text)
 
 
-def test_findings_tell_a_family_in_one_sentence() -> None:
-    def row(benchmark: str, method: str, low: float, high: float, family: str = "baseline") -> DifferenceRow:
-        ends = {"difference": (low + high) / 2, "low": low, "high": high, "family": family, "p_holm": 0.01}
-        optimized = f"{method}, regressor on optimized labels"
-        return DifferenceRow(benchmark, FR, "paper", optimized, "random" if family == "random" else method, **ends)
+def method_rows(method: str, benchmark: str, own: float, optimized: float) -> list[AucRow]:
+    """Areas of a method's own scores and of a regressor on optimized labels."""
+    changes = {"method": method, "benchmark": benchmark}
+    regressor = f"{method}, regressor on optimized labels"
+    return [
+        auc_row(regressor, optimized, variant="optimized", theta=0.1, **changes),
+        auc_row(method, own, variant="baseline", **changes),
+    ]
 
-    rows = [row("LFW", "a", -0.2, -0.1), row("CFP", "a", -0.1, 0.1), row("LFW", "b", -0.3, -0.1)]
-    text = Page(render_report(ReportData("t", "v", differences=[*rows, row("LFW", "a", -0.9, -0.8, "random")]))).text
-    what = "regressors on optimized labels against the methods' own scores"
-    sentence = f"Convention paper, {FR}: {what}: improves: a on LFW, b on LFW; no clear difference: a on CFP."
-    assert text.count("Convention paper") >= 1
-    assert sentence in text
-    assert "against random: improves" not in text
+
+def test_first_sentence_answers_and_cells_show_the_change() -> None:
+    rows = [*method_rows("a", "LFW", 0.03, 0.02), *method_rows("a", "CFP", 0.05, 0.06), auc_row("random", 0.1)]
+    change = DifferenceRow(
+        "LFW", FR, "paper", "a, regressor on optimized labels", "a", -0.01, -0.012, -0.008, 1e-3, 0.95,
+        method="a", family="baseline", p_holm=0.01,
+    )  # fmt: skip
+    gain = replace(change, scorer_b="a, regressor on prior labels", family="unoptimized")
+    text = Page(render_report(ReportData("t", "v", auc=rows, differences=[change, gain]))).text
+    assert "Do optimized labels help? Yes for a." in text
+    # own scores before optimized ones, the change below the area, the mean rank over both benchmarks
+    assert re.search(r"Mean rank a 30\.0 .{1,40} 50\.0 .{1,40} 1\.5 a, regressor on optimized labels 20\.0", text)
+    assert "−10.00 (−12.00 to −8.00)" in text
+
+
+def test_without_comparisons_the_best_scores_are_named() -> None:
+    rows = [auc_row("a", 0.012, is_leading=True), auc_row("b", 0.013)]
+    text = Page(render_report(ReportData("t", "v", auc=rows))).text
+    assert "Best on LFW: a (12.0)." in text
+    rows[1] = replace(rows[1], is_leading=True)
+    text = Page(render_report(ReportData("t", "v", auc=rows))).text
+    assert "Best on LFW, not to be told apart: a (12.0), b (13.0)." in text

@@ -84,7 +84,7 @@ def write_inputs(job, score, optimized, part_rows):
 def sort_images(job, mapper=local_map):
     for steps in rank_scores.index_steps(job):
         run_steps(steps, mapper)
-    for steps in optimize_labels.label_steps(job, [THETA]):
+    for steps in optimize_labels.label_steps(job):
         run_steps(steps, mapper)
 
 

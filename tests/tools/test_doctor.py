@@ -69,7 +69,7 @@ def test_a_sound_recognizer_and_method_pass(network, trial):
     sound = recognizer(network)
     found = check_scorer(load_scorer("faceqan", recognizer=sound, n_iterations=2, n_samples=2), trial)
     assert set(states(found)) == {
-        "people", "colour order", "scaling", "crop", "batches", "float16", "bfloat16", "sign", "score's batches"
+        "people", "colour order", "scaling", "crop", "mirror", "length", "batches", "float16", "bfloat16", "sign", "score's batches"
     }  # fmt: skip
     assert set(states(found).values()) == {"ok"}
 
@@ -78,6 +78,7 @@ def test_a_sound_recognizer_and_method_pass(network, trial):
     ("check", "step", "words"),
     [
         ("colour order", lambda x: x.flip(1), "network gets RGB.*BGR instead.*which is better"),
+        ("colour order", lambda x: x[:, [1, 2, 0]], "network gets RGB.*BRG instead.*which is better"),
         (
             "scaling",
             lambda x: x * 0.5 + 0.5,
@@ -92,6 +93,21 @@ def test_seeded_faults_of_feeding(network, trial, check, step, words):
     assert list(found) == [check]
 
     assert re.search(words, found[check])
+
+
+def test_what_the_mirror_image_and_the_length_of_embeddings_say(network, trial):
+    def messages(fed):
+        return {f.check: f.message for f in check_recognizer(fed, trial) if f.check in ("mirror", "length")}
+
+    raw = messages(recognizer(network))
+    assert re.search(r"added, d' \d+\.\d\d in place of \d+\.\d\d", raw["mirror"])
+    assert re.fullmatch(r"embeddings are raw, of length [\d.]+ to [\d.]+", raw["length"])
+
+    class Unit(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.normalize(network(x), dim=1)
+
+    assert "embeddings have length 1" in messages(Recognizer("unit", Unit(), UNIT_PIXELS, 128, "0" * 64))["length"]
 
 
 def test_crops_that_lie_8_px_off(network, tmp_path, trial):

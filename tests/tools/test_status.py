@@ -15,6 +15,7 @@ from fiqa_ray.storage import join, write_atomic
 from fiqa_ray.tools import status
 from fiqa_ray.tools.show import run_lines
 from fiqa_ray.tools.status import run_now, run_status
+from fiqa_ray.tools.verify import verify_run
 
 
 class Step:
@@ -92,6 +93,20 @@ def test_machine_time_adds_up_over_runs(tmp_path):
     assert not now["is_at_work"]
     assert not now["has_died"]
     assert now["machine_s"] == 42.5
+
+
+def test_the_last_verification_is_shown(tmp_path):
+    dataset = Dataset(join(str(tmp_path), "embeddings", "v=0123456789abcdef"), "embeddings")
+    dataset.write_plan({"stage": "embed", "n_parts": 1, "n_rows": 3})
+    dataset.write_part(0, {".parquet": pa.table({"x": range(3)})}, n_rows=3)
+    dataset.commit(1)
+    assert run_now(str(tmp_path))["verified"] is None
+    for n_damaged in (0, 1):
+        verify_run(str(tmp_path))
+        now = run_now(str(tmp_path))
+        assert now["verified"]["n_damaged"] == n_damaged
+        assert f"{n_damaged or 'no'} damaged file(s)" in "\n".join(run_lines(now))
+        write_atomic(dataset.at("part-00000.parquet"), b"damaged")
 
 
 def test_many_records_are_not_read(root, monkeypatch):

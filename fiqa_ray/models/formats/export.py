@@ -25,6 +25,9 @@ from fiqa_ray._version import __version__
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.models.formats.onnx_file import keep_output, parse_onnx, read_onnx
 from fiqa_ray.models.formats.onnx_network import FILE_ENTRY, OnnxNetwork, try_network
+from fiqa_ray.models.formats.onnx_quality import add_quality
+from fiqa_ray.models.quality_scale import Quantiles
+from fiqa_ray.models.quality_scale import quality as quality_of
 from fiqa_ray.models.recognizer import FACE_SHAPE
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
 from fiqa_ray.models.regressor import QualityRegressor, check_score_table
@@ -34,7 +37,10 @@ TOLERANCE = 1e-4
 BATCH_SIZES = (1, 8)
 OPSET = 18
 INPUT = "faces: (batch, 3, 112, 112) uint8, RGB, aligned to the ArcFace template; scaling and colour order lie inside"
-OUTPUT = "score: (batch,) float32, larger is better; embedding: (batch, dim) float32, raw, not of unit length"
+OUTPUT = (
+    "score: (batch,) float32, larger is better; embedding: (batch, dim) float32, raw, not of unit length; "
+    "quality: (batch,) int32, share of validation images that score lower, 0 to 100, -1 where there is no score"
+)
 
 
 class _ScoreAndEmbedding(nn.Module):
@@ -73,6 +79,9 @@ def export_onnx(model: QualityRegressor, card: Mapping[str, Any], faces: np.ndar
         ) from error
     network = _ScoreAndEmbedding(model).eval()
     proto = _around_onnx(model) if isinstance(model.base_model, OnnxNetwork) else _to_onnx(network)
+    table = card.get("validation_scores")
+    if table is not None:
+        add_quality(proto, table)
     onnx.helper.set_model_props(proto, _metadata(card))
     data = proto.SerializeToString()
     with torch.inference_mode():
@@ -84,7 +93,9 @@ def export_onnx(model: QualityRegressor, card: Mapping[str, Any], faces: np.ndar
             f"the {len(faces)} crops to check the export on score the same ({score[0]:.6g}); give unlike --images"
         )
     for batch_size in BATCH_SIZES:
-        outputs = _run_onnx(data, faces, batch_size)
+        outputs = _run_onnx(data, faces, batch_size, ["score", "embedding", *(["quality"] if table else [])])
+        if table is not None:
+            _check_quality(outputs[2], outputs[0], table, batch_size)
         for name, gap in (
             ("scores", np.abs(outputs[0] - score).max() / spread),
             ("embeddings", (np.linalg.norm(outputs[1] - embedding, axis=1) / np.linalg.norm(embedding, axis=1)).max()),
@@ -98,12 +109,22 @@ def export_onnx(model: QualityRegressor, card: Mapping[str, Any], faces: np.ndar
     return data
 
 
-def _run_onnx(data: bytes, faces: np.ndarray, batch_size: int) -> tuple[np.ndarray, ...]:
-    """Return scores and embeddings of all faces, computed in batches of one size."""
+def _check_quality(quality: np.ndarray, score: np.ndarray, table: Mapping[str, Any], batch_size: int) -> None:
+    wanted = quality_of(score, Quantiles(tuple(table["quantiles"])))
+    if not np.array_equal(quality, wanted):
+        i = int(np.flatnonzero(quality != wanted)[0])
+        raise FiqaRayError(
+            f"not exported: in batches of {batch_size} onnxruntime's quality of the score {score[i]:.6g} is {quality[i]}, "
+            f"and not {wanted[i]}"
+        )
+
+
+def _run_onnx(data: bytes, faces: np.ndarray, batch_size: int, names: list[str]) -> tuple[np.ndarray, ...]:
+    """Return the named outputs of all faces, computed in batches of one size."""
     try:
         session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
         starts = range(0, len(faces), batch_size)
-        parts = [session.run(["score", "embedding"], {"faces": faces[at : at + batch_size]}) for at in starts]
+        parts = [session.run(names, {"faces": faces[at : at + batch_size]}) for at in starts]
     except Exception as error:  # onnxruntime has a class for each fault, all straight below Exception
         reason = str(error).strip().splitlines()[0]
         raise FiqaRayError(f"not exported: onnxruntime cannot run batches of {batch_size}: {reason}") from error

@@ -103,39 +103,81 @@ def test_what_onnxruntime_does_not_compute_is_refused(tmp_path):
 
 
 POOL = {"kernel_shape": [3, 3], "strides": [2, 2]}
-SETTINGS = {
-    "uneven conv": ([node("Conv", "x", "w", out="a", pads=[1, 0, 2, 3])], {"w": W}, 17),
-    "dilated average": ([node("AveragePool", "x", out="a", kernel_shape=[3, 3], dilations=[2, 2])], {}, 19),
-    "uneven average": ([node("AveragePool", "x", out="a", **POOL, pads=[1, 0, 0, 1])], {}, 17),
+ONES = torch.ones(3, 1, 3, 3)
+SETTINGS = {  # nodes, opset, and the same in torch
+    "uneven conv": (
+        [node("Conv", "x", "w", out="a", pads=[1, 0, 2, 3])],
+        17,
+        lambda x: functional.conv2d(functional.pad(x, (0, 3, 1, 2)), torch.from_numpy(W)),
+    ),
+    "dilated conv": (
+        [node("Conv", "x", "w", out="a", dilations=[3, 2], pads=[1, 0, 2, 3])],
+        17,
+        lambda x: functional.conv2d(functional.pad(x, (0, 3, 1, 2)), torch.from_numpy(W), dilation=(3, 2)),
+    ),
+    "dilated average": (
+        [node("AveragePool", "x", out="a", kernel_shape=[3, 3], dilations=[2, 2])],
+        19,
+        lambda x: functional.conv2d(x, ONES / 9, dilation=2, groups=3),
+    ),
+    "uneven average": (
+        [node("AveragePool", "x", out="a", **POOL, pads=[1, 0, 0, 1])],
+        17,
+        lambda x: average_of_pixels(x, (0, 1, 1, 0)),
+    ),
     "average that counts padding": (
         [node("AveragePool", "x", out="a", **POOL, pads=[1, 1, 1, 1], count_include_pad=1)],
-        {},
         17,
+        lambda x: functional.avg_pool2d(functional.pad(x, (1, 1, 1, 1)), 3, 2),
     ),
-    "average with a last part": ([node("AveragePool", "x", out="a", **POOL, ceil_mode=1)], {}, 17),
-    "maximum with a last part": ([node("MaxPool", "x", out="a", **POOL, ceil_mode=1)], {}, 17),
-    "uneven maximum": ([node("MaxPool", "x", out="a", **POOL, pads=[1, 0, 0, 1])], {}, 17),
-    "dilated maximum": ([node("MaxPool", "x", out="a", **POOL, dilations=[2, 2])], {}, 17),
+    "average with a last part": (
+        [node("AveragePool", "x", out="a", **POOL, ceil_mode=1)],
+        17,
+        lambda x: average_of_pixels(x, (0, 1, 0, 1)),
+    ),
+    "maximum with a last part": (
+        [node("MaxPool", "x", out="a", **POOL, ceil_mode=1)],
+        17,
+        lambda x: functional.max_pool2d(functional.pad(x, (0, 1, 0, 1), value=-torch.inf), 3, 2),
+    ),
+    "uneven maximum": (
+        [node("MaxPool", "x", out="a", **POOL, pads=[1, 0, 0, 1])],
+        17,
+        lambda x: functional.max_pool2d(functional.pad(x, (0, 1, 1, 0), value=-torch.inf), 3, 2),
+    ),
+    "dilated maximum": (
+        [node("MaxPool", "x", out="a", **POOL, dilations=[2, 2])],
+        17,
+        lambda x: functional.max_pool2d(x, 3, 2, dilation=2),
+    ),
     "settings as attributes": (
         [
             node("Clip", "x", out="c", min=5.0, max=200.0),
             node("Slice", "c", out="s", starts=[1], ends=[100], axes=[2]),
             node("Pad", "s", out="a", pads=[0, 0, 1, 0, 0, 0, 0, 1], value=2.0),
         ],
-        {},
         9,
+        lambda x: functional.pad(x.clamp(5, 200)[:, :, 1:100], (0, 1, 1, 0), value=2.0),
     ),
 }
 
 
+def average_of_pixels(x, sides):
+    """An average of 3x3 every 2 pixels over pixels of the image only; sides: left, right, top, bottom."""
+    total = functional.avg_pool2d(functional.pad(x, sides), 3, 2)
+    return total / functional.avg_pool2d(functional.pad(torch.ones_like(x), sides), 3, 2)
+
+
 @pytest.mark.parametrize("case", SETTINGS)
 def test_settings_count_with_and_without_gradients(tmp_path, faces, case):
-    nodes, weights, opset = SETTINGS[case]
-    data = graph([*nodes, *tail("a")], weights, opset=opset).SerializeToString()
+    nodes, opset, by_torch = SETTINGS[case]
+    data = graph([*nodes, *tail("a")], {"w": W} if "conv" in case else {}, opset=opset).SerializeToString()
     recognizer = load_recognizer(stored(tmp_path, data), **PIXELS)
     wanted = by_onnxruntime(data, faces.float().numpy())
     for embeddings in (recognizer(faces), recognizer.with_gradients("test")(faces)):
         np.testing.assert_allclose(embeddings.detach().numpy(), wanted, rtol=1e-5)
+    x = faces.float() + torch.from_numpy(f32(*faces.shape)).sigmoid() / 2  # no two pixels are equally large
+    check_gradient(recognizer, lambda y: by_torch(y).mean(dim=(2, 3)), x)
 
 
 # --- whole networks ---

@@ -1,0 +1,76 @@
+"""eDifFIQA's label rule (`LSIbabnikz/eDifFIQA loss.py, prepare_data.py`): a score, lowered by the distance to good images.
+
+    label = clamp(q - epsilon (1 - cos(e, m)), 0, 1)
+
+q is the prior score on the scale of its least and largest value, e the image's embedding, and m the mean of the raw
+embeddings of the same person's images of high quality: those whose score reaches the value at the share `best` of all
+scores. The authors take e from the network in training, so that the labels move; here it is the recogniser's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fiqa_ray.errors import UsageError
+
+
+def ediff_labels(
+    embeddings: ArrayLike,
+    identities: Sequence[Any] | NDArray[Any],
+    prior_scores: ArrayLike,
+    *,
+    epsilon: float = 0.5,
+    best: float = 0.2,
+    least: int = 10,
+    current: ArrayLike | None = None,
+) -> NDArray[np.float64]:
+    """Return eDifFIQA's labels.
+
+    Args:
+        embeddings: `(I, D)` raw embeddings.
+        identities: `(I,)` names or numbers of people.
+        prior_scores: `(I,)` finite, larger is better.
+        epsilon: weight of the distance.
+        best: share of all images that count as being of high quality, in [0, 1).
+        least: images of high quality that a person must have; other people get no labels.
+        current: `(I, D)` embeddings of another network that are compared with the means; None: `embeddings`.
+
+    Returns:
+        `(I,) float64` in [0, 1]; NaN for images of people with too few images of high quality.
+
+    Raises:
+        UsageError: arrays of unlike lengths, an option out of range, or nobody has enough images of high quality.
+    """
+    stored, scores = np.asarray(embeddings, np.float64), np.asarray(prior_scores, np.float64)
+    compared = stored if current is None else np.asarray(current, np.float64)
+    _, person = np.unique(np.asarray(identities), return_inverse=True)
+    if not (len(stored) == len(compared) == len(scores) == len(person)):
+        raise UsageError(
+            f"{len(stored)} embeddings, {len(person)} identities and {len(scores)} scores; give one of each per image"
+        )
+    if not 0 <= best < 1 or not epsilon >= 0 or least < 1:
+        raise UsageError(f"best={best:g} must lie in [0, 1), epsilon={epsilon:g} be 0 or more, least={least} 1 or more")
+    threshold = np.sort(scores)[::-1][int(best * len(scores))]
+    is_good = scores >= threshold
+    n_good = np.bincount(person[is_good], minlength=person.max() + 1)
+    kept = n_good[person] >= least
+    if not kept.any():
+        raise UsageError(
+            f"nobody has {least} images among the best {best:.0%} (the most are {n_good.max()}); lower least, or raise best"
+        )
+    sums = np.zeros((len(n_good), stored.shape[1]))
+    np.add.at(sums, person[is_good], stored[is_good])
+    distance = 1 - _cosines(compared[kept], sums[person[kept]])  # a sum points where its mean does
+    label = np.full(len(scores), np.nan)
+    low, high = scores[kept].min(), scores[kept].max()
+    quality = (scores[kept] - low) / (high - low or 1.0)
+    label[kept] = np.clip(quality - epsilon * distance, 0, 1)
+    return label
+
+
+def _cosines(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.einsum("ij,ij->i", a, b) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
