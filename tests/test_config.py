@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import time
 
 import pytest
@@ -69,6 +71,26 @@ def test_a_regressor_as_method_is_named_by_what_it_learned(tmp_path):
     folder = "runs/a/regressor/fr=m.onnx/fiqa=faceqan/labels=theta-0.1/v=86bdea26874e576f"
     (method,) = load_settings(job(tmp_path), [f"methods=[{{name: {folder}}}]"]).methods
     assert method.label == "faceqan-regressor-theta-0.1"
+
+
+def test_yaml_bombs_take_less_than_500_mb(tmp_path):
+    aliases = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{f'*a{i - 1}, ' * 9}]\n" for i in range(1, 12))
+    for name, text in (("a", aliases), ("b", "[" * 20_000), ("c", "{a: " * 20_000), ("d", "[" * 9_000 + "]" * 9_000)):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    program = (
+        "import pathlib, resource, sys\n"
+        "from fiqa_ray.config import load_settings\n"
+        "from fiqa_ray.errors import UsageError\n"
+        "for path in pathlib.Path(sys.argv[1]).iterdir():\n"
+        "    try: load_settings(str(path))\n"
+        "    except UsageError: print('refused')\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
+    )
+    *refused, megabytes = subprocess.run(
+        [sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert refused == ["refused"] * 4
+    assert int(megabytes) < 500
 
 
 def test_aliases_that_save_typing_are_read(tmp_path):

@@ -21,6 +21,8 @@ TEXT = pa.large_string()
 SEPARATORS = (",", ";", "\t")
 """Separators that are tried, in this order, if none is given."""
 
+MAX_ROWS_PER_BYTE = 64
+"""Rows of a Parquet file per byte of it, beyond which it is refused: a row has a name of its own."""
 _HEAD_BYTES = 1 << 16
 _FOREIGN = {  # first bytes of files that are no table -> what they are, and what to do
     b"\xff\xfe": "text in UTF-16; save it as UTF-8",
@@ -166,6 +168,7 @@ def _read_parquet(uri: str, types: Mapping[str, pa.DataType], needed: Sequence[s
             with fs.open(path, "rb", cache_type="none") as source:
                 file = pq.ParquetFile(source)
                 names = file.schema_arrow.names
+                _refuse_bomb(uri, file.metadata.num_rows, fs.size(path), what)
                 _refuse_columns(uri, names, types, needed, what)
                 wanted = [name for name in names if name in types]
                 for name in wanted:
@@ -174,10 +177,18 @@ def _read_parquet(uri: str, types: Mapping[str, pa.DataType], needed: Sequence[s
     except (pa.ArrowException, OSError, StorageError) as exc:
         if isinstance(exc, StorageError) and getattr(exc.__cause__, "errno", None):
             raise  # storage is in trouble; damaged pages have no number
-        raise FiqaRayError(f"{uri} cannot be read as a table: {_first_line(exc)}; write it again. {what}") from exc
+        raise FiqaRayError(f"{uri} cannot be read as a table: {_first_line(exc)}; write it again; {what}") from exc
     return pa.table(
         {n: table[n] if pa.types.is_nested(types[n]) else _cast(uri, n, table[n], types, what) for n in wanted}
     )
+
+
+def _refuse_bomb(uri: str, n_rows: int, n_bytes: int, what: str) -> None:
+    """Refuse a file that announces more rows than its bytes can name: one of 400 kB can ask for gigabytes."""
+    if n_rows > MAX_ROWS_PER_BYTE * n_bytes:
+        raise FiqaRayError(
+            f"{uri}: {n_rows:,} rows in {n_bytes:,} bytes, so hardly any two of them differ; write it again; {what}"
+        )
 
 
 def _refuse_type(uri: str, name: str, kind: pa.DataType, wanted: pa.DataType, what: str) -> None:

@@ -161,6 +161,14 @@ SCORES = {  # what a tool writes -> image_id and score, by hand
 }
 
 
+def test_a_list_of_millions_of_equal_rows_is_refused_unread(tmp_path, monkeypatch):
+    equal = pa.DictionaryArray.from_arrays(pa.array(np.zeros(2_000_000, np.int8)), ["a/1.png"])
+    pq.write_table(pa.table({"uri": equal, "identity": equal}), tmp_path / "bomb.parquet", compression="zstd")
+    monkeypatch.setattr(pq.ParquetFile, "read", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(FiqaRayError, match=r"bomb\.parquet: 2,000,000 rows in [\d,]+ bytes, so hardly any two"):
+        list_table(str(tmp_path / "bomb.parquet"))
+
+
 @pytest.mark.parametrize("name", SCORES)
 def test_scores_of_other_tools(tmp_path, name):
     text, wanted = SCORES[name]
