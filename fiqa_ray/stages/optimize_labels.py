@@ -51,7 +51,7 @@ LABEL_BYTES = 260
 """Memory per image, as measured, of `label_images`, which takes a method's images all at once."""
 SORT_BYTES = 70
 """Memory per row, as measured, of a task of the sort in ranges."""
-SPAN_BYTES = 100
+SPAN_BYTES = 80
 """Memory per image, as measured, of `label_span`."""
 LABEL_GROUP = 1 << 17
 """Rows of a row group of labels in several parts: what a task holds of all columns at once."""
