@@ -51,7 +51,8 @@ bench: $(BIN)/.ready  ## every benchmark, scaled down to a few minutes; docs/res
 	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e '.[bench]'
 	$(BIN)/python benchmarks/label_optimization.py --share 0.002
 	$(BIN)/python benchmarks/full_size.py runs/benchmark --share 0.02
-	$(BIN)/python benchmarks/ranking.py --keys 2000000 --ray-keys 500000
+	$(BIN)/python benchmarks/ranking.py --keys 2000000 --ray-keys 500000 --scores 2000000
+	$(BIN)/python benchmarks/final_sort.py runs/benchmark --images 1000000 --ranges 1 4 --workers 2
 	$(BIN)/python benchmarks/clustering.py --images 1024
 	$(BIN)/python benchmarks/ray_nodes.py --share 0.001 --nodes 1 2
 	$(BIN)/python benchmarks/cost_model.py

@@ -57,8 +57,8 @@ def write_inputs(job: Job, n_images: int) -> None:
         columns = {"image_row": row, "score": score, "status": ["ok"] * n, "error": pa.nulls(n, pa.string())}
         priors.write_part(i, {".parquet": pa.table(columns, schema=schemas.QUALITY_SCORES)}, n_rows=n)
         optimized = index[row] + 0.1 * n_images * rng.standard_normal(n)
-        columns = [row, optimized, rng.random(n) * n_images, rng.integers(0, 200, n)]
-        table = pa.table(columns, schema=schemas.OPTIMIZED_INDEX)
+        values = [row, optimized, rng.random(n) * n_images, rng.integers(0, 200, n)]
+        table = pa.table(values, schema=schemas.OPTIMIZED_INDEX)
         indices.write_part(i, {schemas.index_suffix(method.label, THETA): table}, n_rows=n)
     histogram = pa.table([[], []], schema=schemas.key_counts(1))
     job.similarity_ranks().write_part(0, {".parquet": histogram}, n_rows=19 * n_images)

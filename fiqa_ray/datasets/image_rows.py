@@ -110,19 +110,19 @@ def read_image_rows(
 
 
 def image_columns(
-    dataset: Dataset, parts: Sequence[Part], first: int, last: int, column: str, suffix: str = ".parquet"
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return `image_row` and another column as arrays, of the images first:last that have a value there.
+    dataset: Dataset, parts: Sequence[Part], first: int, last: int, columns: list[str], suffix: str = ".parquet"
+) -> list[np.ndarray]:
+    """Return `image_row` and other columns as arrays, of the images first:last that have a value in each of them.
 
     The arguments are those of `read_image_rows`. Memory: the columns, twice for a moment.
     """
-    table = read_image_rows(dataset, parts, first, last, [column], suffix)
-    if table[column].null_count:
-        table = table.filter(table[column].is_valid())
-    columns = table["image_row"].to_numpy(), table[column].to_numpy()
+    table = read_image_rows(dataset, parts, first, last, columns, suffix)
+    if any(column.null_count for column in table.columns):
+        table = table.drop_null()
+    arrays = [table[name].to_numpy() for name in ("image_row", *columns)]
     del table
     pa.default_memory_pool().release_unused()  # Arrow keeps what is freed for a while
-    return columns
+    return arrays
 
 
 def read_span(dataset: Dataset, first: int, last: int, columns: list[str]) -> pa.Table:

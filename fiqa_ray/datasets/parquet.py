@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import tempfile
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,17 +21,25 @@ def table_bytes(table: pa.Table, row_group_rows: int = ROW_GROUP_ROWS, **options
     Floats are split by byte and compressed with snappy, which takes half the time of zstd for files 3 % larger.
     All other columns use zstd.
     """
-    return tables_bytes([table], table.schema, row_group_rows, **options)
+    sink = pa.BufferOutputStream()
+    _write([table], sink, table.schema, row_group_rows, options)
+    return sink.getvalue()
 
 
-def tables_bytes(
-    tables: Iterable[pa.Table], schema: pa.Schema, row_group_rows: int = ROW_GROUP_ROWS, **options: Any
-) -> pa.Buffer:
+def tables_bytes(tables: Iterable[pa.Table], schema: pa.Schema, row_group_rows: int) -> pa.Buffer:
     """Return tables, one after another, as `table_bytes` does; those before the last must fill whole row groups.
 
-    Memory: the file and one table.
+    Memory: one table. The file lies in the folder for temporary files until the buffer is freed.
     """
-    sink = pa.BufferOutputStream()
+    with tempfile.TemporaryFile() as file:
+        _write(tables, file, schema, row_group_rows, {})
+        file.flush()
+        return pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _write(
+    tables: Iterable[pa.Table], sink: Any, schema: pa.Schema, row_group_rows: int, options: dict[str, Any]
+) -> None:
     encodings = {f.name: _ENCODING[f.type] for f in schema if f.type in _ENCODING}
     uncompressed = [f.name for f in schema if pa.types.is_integer(f.type) or pa.types.is_fixed_size_binary(f.type)]
     compression = {name: "NONE" if name in uncompressed else "zstd" for name in schema.names}
@@ -39,7 +49,6 @@ def tables_bytes(
     with pq.ParquetWriter(sink, schema.remove_metadata(), write_page_checksum=True, **settings) as writer:
         for table in tables:
             writer.write_table(table.replace_schema_metadata(None), row_group_size=row_group_rows)
-    return sink.getvalue()
 
 
 def plain_bytes(table: pa.Table) -> pa.Buffer:

@@ -29,7 +29,7 @@ from fiqa_ray.storage.patience import set_patience
 
 N_STARTS = 3
 """Times that a Ray of our own is started before the run gives up."""
-LARGE_BYTES = 1 << 30
+LARGE_BYTES = 1 << 27
 """A process returns the memory of larger shards to the system; that of smaller ones serves its next shard."""
 
 

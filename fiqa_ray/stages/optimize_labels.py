@@ -51,7 +51,7 @@ LABEL_BYTES = 260
 """Memory per image, as measured, of `label_images`, which takes a method's images all at once."""
 SORT_BYTES = 70
 """Memory per row, as measured, of a task of the sort in ranges."""
-SPAN_BYTES = 100
+SPAN_BYTES = 80
 """Memory per image, as measured, of `label_span`."""
 LABEL_GROUP = 1 << 17
 """Rows of a row group of labels in several parts: what a task holds of all columns at once."""
@@ -198,9 +198,9 @@ def sort_indices(data: LabelData, rows_per_sample: int, images: ImageSpan) -> Pa
     s = data
     where = images.first, images.last
     parts = PartRun.of(s.optimized_index.require()).between(*where).parts
-    row, optimized = image_columns(s.optimized_index, parts, *where, "optimized_index", s.suffix)
+    row, optimized = image_columns(s.optimized_index, parts, *where, ["optimized_index"], s.suffix)
     parts = PartRun.of(s.quality_index.require()).between(*where).parts
-    _, index = image_columns(s.quality_index, parts, *where, "quality_index")
+    _, index = image_columns(s.quality_index, parts, *where, ["quality_index"])
     index = index[row - images.first]
     order = stable_order(optimized, index)
     run = pa.table([optimized[order], index[order], row[order]], schema=schemas.INDEX_RUNS)
@@ -241,7 +241,7 @@ def label_span(data: LabelData, span: LabelSpan) -> Part:
     started = time.monotonic()
     s, images = data, span.images
     ranges, scores = s.sorted_indices.require(), s.sorted_scores.require()
-    row, dealt = image_columns(s.sorted_indices, ranges.parts, images.first, images.last, "optimized_score")
+    row, dealt = image_columns(s.sorted_indices, ranges.parts, images.first, images.last, ["optimized_score"])
     score = scattered(row - images.first, dealt, images.n_images, np.nan)
     del row, dealt
     ends = (0, scores.n_rows - 1)

@@ -1,7 +1,7 @@
 """optimize, second step: theta of each FIQA method, chosen on held-out training people; only where settings ask for it.
 
-One task per method. It reads the embeddings of at most `MAX_IMAGES` images, whole parts in a random order, and the optimized
-indices at every candidate theta.
+One task per method. It reads the embeddings of at most `MAX_IMAGES` images, whole parts in a random order, and their
+optimized indices at every candidate theta.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from fiqa_ray.core.labels import quality_index, reassign_scores
 from fiqa_ray.core.theta import MAX_IMAGES, ThetaCurve, compare_thetas
 from fiqa_ray.datasets.columns import embedding_values
 from fiqa_ray.datasets.dataset import Dataset, Part
+from fiqa_ray.datasets.image_rows import PartRun, image_columns, read_image_rows
+from fiqa_ray.datasets.pairs import pair_part_sizes
 from fiqa_ray.datasets.results import ThetaRow, table_of
 from fiqa_ray.datasets.schemas import index_suffix
 from fiqa_ray.engine.cost import Cost, Workload
@@ -55,37 +57,57 @@ def theta_cost(job: Job, workload: Workload) -> Cost:
     """Return the cost of choosing theta for all methods."""
     scale, methods = workload.scale, job.settings.methods
     n = min(scale.n_images, MAX_IMAGES)
+    _, part_rows = pair_part_sizes(scale.n_images, scale.rows_per_part)
+    held = min(scale.n_images, -(-n // scale.rows_per_part) * part_rows)  # images in the parts that are read
     return Cost(
         "optimize",
         "choice of theta",
         scale.n_images,
         len(methods),
         work_s=len(methods) * (1 + CHOICE_S * n / MAX_IMAGES),
-        memory_bytes=40.0 * scale.dim * n + 40.0 * scale.n_images,
-        read_bytes=len(methods) * (4.0 * scale.dim * n + 17.0 * scale.n_images * len(CANDIDATES)),
+        memory_bytes=40.0 * scale.dim * n + 60.0 * part_rows,
+        read_bytes=len(methods) * (4.0 * scale.dim * n + 17.0 * held * len(CANDIDATES)),
         written_bytes=0.0,
         datasets=tuple(job.theta_choice(m) for m in methods),
     )
 
 
+@dataclass(frozen=True)
+class _Sample:
+    """Images of some parts of embeddings, part after part.
+
+    Attributes:
+        values: `(I, D)` embeddings.
+        prior: `(I,)` scores.
+        person: `(I,)` identity rows.
+        rows: `(I,)` image rows by the span of rows that a part has.
+    """
+
+    values: NDArray[np.float32]
+    prior: NDArray[np.float64]
+    person: NDArray[np.int64]
+    rows: dict[tuple[int, int], NDArray[np.int64]]
+
+
 def choose_shard(dataset: Dataset, embeddings: Dataset, updates: Dataset, seed: int, shard: ThetaShard) -> Part:
     """Compare all candidates on a sample of the people, and write what each is worth.
 
-    Memory: the sample's embeddings, five times as float64, and 40 bytes per image of the whole database.
+    Memory: the sample's embeddings, five times as float64, and a part of optimized indices.
     """
     started = time.monotonic()
-    stored = shard.quality_index.read_all(["prior_score"])["prior_score"].to_numpy()
-    values, rows, person = _sample(embeddings, np.isfinite(stored), seed)
-    prior = stored[rows]
-    index = quality_index(prior)
+    sample = _sample(embeddings, shard.quality_index, seed)
+    index, parts = quality_index(sample.prior), PartRun.of(updates.require())
     targets = {}
     for theta in CANDIDATES:
-        table = updates.read_all(["image_row", "optimized_index"], index_suffix(shard.method, theta))
-        optimized = np.full(len(stored), np.nan)
-        optimized[table["image_row"].to_numpy()] = table["optimized_index"].to_numpy()
-        targets[theta] = reassign_scores(prior, index, optimized[rows])[1]
+        optimized = []
+        for span, rows in sample.rows.items():
+            held = parts.between(*span).parts
+            suffix = index_suffix(shard.method, theta)
+            row, values = image_columns(updates, held, *span, ["optimized_index"], suffix)
+            optimized.append(values[np.searchsorted(row, rows)])
+        targets[theta] = reassign_scores(sample.prior, index, np.concatenate(optimized))[1]
     with one_thread():
-        curve = compare_thetas(values, person, targets, seed=seed)
+        curve = compare_thetas(sample.values, sample.person, targets, seed=seed)
     return dataset.write_part(
         0,
         {".parquet": table_of(ThetaRow, _rows(shard.method, curve))},
@@ -95,27 +117,30 @@ def choose_shard(dataset: Dataset, embeddings: Dataset, updates: Dataset, seed: 
     )
 
 
-def _sample(
-    embeddings: Dataset, is_scored: NDArray[np.bool_], seed: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
-    """Return embeddings, image rows and identity rows of parts in a random order, until there are `MAX_IMAGES`."""
-    manifest = embeddings.require()
-    loaded: list[tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]] = []
+def _sample(embeddings: Dataset, quality_index: Dataset, seed: int) -> _Sample:
+    """Return images with a score from parts in a random order, until there are `MAX_IMAGES`."""
+    manifest, indices = embeddings.require(), PartRun.of(quality_index.require())
+    first_rows = manifest.first_rows
+    loaded: list[tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]]] = []
+    rows = {}
     n_images = 0
-    for p in np.random.default_rng([seed, len(manifest.parts)]).permutation(len(manifest.parts)):
+    for p in np.random.default_rng([seed, len(manifest.parts)]).permutation(len(manifest.parts)).tolist():
         table = embeddings.read(manifest.parts[p], ["identity_row", "embedding"])
         values, good = embedding_values(table)
-        rows = good + manifest.first_rows[p]
+        span = first_rows[p], first_rows[p + 1]
+        stored = read_image_rows(quality_index, indices.between(*span).parts, *span, ["prior_score"])
+        prior = stored["prior_score"].to_numpy()[good]
         person = table["identity_row"].to_numpy()[good].astype(np.int64)
-        usable = is_scored[rows]
+        usable = np.isfinite(prior)
         within = np.cumsum(usable) <= MAX_IMAGES - n_images
         usable &= ~np.isin(person, person[usable & ~within])  # whole people only
-        loaded.append((values[usable], rows[usable], person[usable]))
+        loaded.append((values[usable], prior[usable], person[usable]))
+        rows[span] = good[usable] + span[0]
         n_images += int(usable.sum())
         if not within.all():
             break
-    values, rows, person = (np.concatenate(arrays) for arrays in zip(*loaded, strict=True))
-    return values, rows, person
+    values, prior, person = (np.concatenate(arrays) for arrays in zip(*loaded, strict=True))
+    return _Sample(values, prior, person, rows)
 
 
 def _rows(method: str, curve: ThetaCurve) -> list[ThetaRow]:

@@ -163,7 +163,7 @@ def sort_span(runs: SortedRuns, priors: Dataset, rows_per_sample: int, span: Sco
     """Write the sorted scores of a span of images. Memory: `SORT_BYTES` per image."""
     started = time.monotonic()
     images = span.images
-    row, score = image_columns(priors, span.parts, images.first, images.last, "score")
+    row, score = image_columns(priors, span.parts, images.first, images.last, ["score"])
     order = stable_order(score)
     run = pa.table([score[order], row[order]], schema=schemas.SCORE_RUNS)
     del row, score, order
@@ -200,10 +200,9 @@ def index_span(dataset: Dataset, sorted_scores: Dataset, images: ImageSpan) -> P
     """Write the quality index of a span of images, from all ranges. Memory: `SORT_BYTES` per image."""
     started = time.monotonic()
     parts = sorted_scores.require().parts
-    where = parts, images.first, images.last
-    row, place = image_columns(sorted_scores, *where, "quality_index", ".places.parquet")
+    columns = ["quality_index", "score"]
+    row, place, values = image_columns(sorted_scores, parts, images.first, images.last, columns, ".places.parquet")
     index = scattered(row - images.first, place, images.n_images, -1)
-    row, values = image_columns(sorted_scores, *where, "score", ".places.parquet")
     score = scattered(row - images.first, values, images.n_images, np.nan)
     del row, place, values
     lowest = read_span(sorted_scores, 0, 1, ["score"])["score"][0].as_py()

@@ -42,7 +42,7 @@ def make_job(run_uri):
                 "source": {"kind": "folder", "uri": "nowhere"},
                 "recognizer": {"name": "none"},
                 "methods": [{"name": "one"}],
-                "optimize": {"theta": [THETA]},
+                "optimize": {"theta": [THETA], "index_scale": "raw"},
             }
         )
     )
@@ -84,7 +84,7 @@ def write_inputs(job, score, optimized, part_rows):
 def sort_images(job, mapper=local_map):
     for steps in rank_scores.index_steps(job):
         run_steps(steps, mapper)
-    for steps in optimize_labels.label_steps(job, [THETA]):
+    for steps in optimize_labels.label_steps(job):
         run_steps(steps, mapper)
 
 
