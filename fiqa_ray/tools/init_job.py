@@ -284,7 +284,7 @@ def job_text(
         f"#   fiqa-ray labels {run_uri} -o labels.csv{small}",
         f"name: {json.dumps(name)}",
         f"run_uri: {json.dumps(run_uri)}  # everything that the job writes; s3://... works too",
-        f"# {several_text}; {int((sizes == 1).sum()):,} with one, who keep the score they have{left_out}.",
+        f"# {several_text}; {int((sizes == 1).sum()):,} with one, whose images keep their place{left_out}.",
         f"source: {_flow(layout.source)}",
         *([f"# Input of the recogniser: {found}."] if found else []),
         "# What `fiqa-ray doctor` says of it on these faces:",
