@@ -220,7 +220,7 @@ class HeadTraining:
         use = np.isfinite(label) & (train != self.validation[rows])
 
         def grouped(values: NDArray[np.float32]) -> torch.Tensor:
-            shape = (*rows.shape, -1, GROUP)
+            shape = (*rows.shape, values.shape[-1] // GROUP, GROUP)  # -1 would fail where a part has no image
             return torch.from_numpy(values.reshape(shape)).transpose(1, 2).contiguous().to(self.device)
 
         return grouped(np.nan_to_num(label)), grouped(use.astype(np.float32))
