@@ -32,7 +32,14 @@ _MAIN = '''"""Runs the job that lies beside this file."""
 from pathlib import Path
 
 import fiqa_ray
-from fiqa_ray.cli import main
+
+try:
+    from fiqa_ray.cli import main
+except ModuleNotFoundError as exc:
+    raise SystemExit(
+        f"error: the cluster's Python lacks the package {exc.name}; install what fiqa_ray needs there, or submit with "
+        "--with-dependencies"
+    ) from None
 
 print(f"fiqa_ray {fiqa_ray.__version__} from {Path(fiqa_ray.__file__).parent}", flush=True)
 main(["run", str(Path(__file__).parent / "job.yaml")])

@@ -60,6 +60,7 @@ def test_submit_follow_stop_and_continue(tmp_path):
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as ray_folder:
         without = {k: v for k, v in os.environ.items() if k not in ("RAY_AUTH_MODE", "RAY_ADDRESS", "PYTHONPATH")}
         without |= {"RAY_TMPDIR": ray_folder, "HOME": ray_folder}
+        without["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # jobs start `python`
         env = {**without, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
         def command(*arguments, env=env, program=("-m", "fiqa_ray")):
