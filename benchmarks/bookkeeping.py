@@ -115,14 +115,14 @@ def resume_on_s3(url: str, n_parts: int) -> dict[str, int]:
     return dict(counts)
 
 
-def drive(n_parts: int, engine: str) -> tuple[float, float, int]:
-    """Run shards that do nothing on Ray; return driver CPU seconds and MB per run after the first 100, and objects."""
+def drive(n_parts: int, engine: str) -> tuple[float, float]:
+    """Run shards that do nothing on Ray; return CPU seconds a shard and growth of memory in MB, after the first 100."""
     compute = ComputeSettings(n_workers=2, object_store_bytes=200_000_000)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     with ray_session(compute):
         step = step_of("/nowhere", n_parts, engine)
         items = [(step, shard) for shard in step.shards]
-        process, peak, most_objects = psutil.Process(), 0, 0
+        process, peak = psutil.Process(), 0
         n_seen, cpu, start_rss = 0, 0.0, 0
         for _, outcome in RayMapper(compute)(items):
             assert isinstance(outcome, Part), outcome
@@ -131,17 +131,7 @@ def drive(n_parts: int, engine: str) -> tuple[float, float, int]:
                 cpu, start_rss = time.process_time(), process.memory_info().rss
             if n_seen % 100 == 0:
                 peak = max(peak, process.memory_info().rss)
-                most_objects = max(most_objects, _n_objects())
-        return (time.process_time() - cpu) / (n_seen - 100), (peak - start_rss) / 1e6, most_objects
-
-
-def _n_objects() -> int:
-    """Return how many objects lie in Ray's store."""
-    from ray._private.internal_api import memory_summary  # the only count of a cluster without a dashboard
-
-    summary = memory_summary(stats_only=True)
-    words = next((line for line in summary.splitlines() if "Plasma memory usage" in line), "")
-    return int(words.split(",")[1].split()[0]) if "objects" in words else 0
+        return (time.process_time() - cpu) / (n_seen - 100), (peak - start_rss) / 1e6
 
 
 def main() -> None:
@@ -162,10 +152,10 @@ def main() -> None:
             cpu, memory, counts = _on_s3(root, arguments.s3_parts)
         print(f"resumed start on S3, {arguments.s3_parts:,} parts: {cpu:.2f} s of CPU, requests {counts}")
     for engine in ("tasks", "data") if arguments.ray_parts else ():
-        _, _, (per_part, memory, n_objects) = measured(drive, arguments.ray_parts, engine)
+        _, _, (per_part, memory) = measured(drive, arguments.ray_parts, engine)
         print(
             f"Ray {engine}, {arguments.ray_parts:,} shards that do nothing: {1e3 * per_part:.2f} ms of driver CPU a shard, "
-            f"{memory:+.0f} MB, at most {n_objects} objects in the store"
+            f"{memory:+.0f} MB"
         )
 
 

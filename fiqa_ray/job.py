@@ -3,8 +3,8 @@
 Stages find their inputs and outputs here and nowhere else. A dataset's fingerprint covers the settings of its stage, the
 schema version and the fingerprints of its inputs. Weights, score files, pair lists, detectors and listed sources count by
 their content hash, and so do landmarks, model cards and lists of degradations; folders, containers, CFP's many small
-pair lists and a user's own code count by name. Nothing of `compute` is part of a fingerprint: labels do not depend on
-workers, batches and shards, and embeddings and scores do so in their last bits alone.
+pair lists and a user's own code count by name. Nothing of `compute` is part of a fingerprint: results do not depend on
+workers and shards. The batch size can change the last bits of embeddings and scores; labels are equal where those are.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class LabelSet:
 class Job:
     """A job's settings and its datasets.
 
-    It can be pickled, and it reads only the files that it hashes.
+    It can be pickled. It reads the files that it hashes, and what a choice of theta came to.
 
     Attributes:
         settings: The settings.

@@ -29,7 +29,8 @@ LADDER = {  # room -> the rooms that it may import, beside itself: never one abo
     "job": {"core", "storage", "config", "datasets", "models", "sources", "content_ids"},
     "engine": {"core", "storage", "config", "datasets", "job"},
     "training": {
-        "core", "storage", "documents", "images", "config", "models", "datasets", "synthetic", "job", "content_ids", "engine",
+        "core", "storage", "documents", "images", "config", "models", "datasets", "synthetic", "job", "content_ids",
+        "engine",
     },
     "report": {"core", "datasets"},
     "stages": {

@@ -24,7 +24,7 @@ def tiny_matrix(root: Path) -> dict:
     values = yaml.safe_load(JOB.read_text().replace("runs/paper_matrix", str(root)))
     values["recognizer"] = TINY
     values["evaluate"]["recognizers"] = [TINY, {"name": "smoke:split", "label": "other"}, {**TINY, "label": "third"}]
-    values["evaluate"] |= {"draws": 20, "conventions": ["paper", "dasec"]}
+    values["evaluate"] |= {"draws": 4, "conventions": ["paper", "dasec"]}
     values["methods"] = [{"name": "embedding_norm", "label": "serfiq"}, {"name": "embedding_norm", "label": "magface"}]
     values["train"] = {"n_epochs": 1, "seeds": 2}
     values["compute"] = {"engine": "local", "train_workers": 0}
@@ -104,7 +104,8 @@ def test_a_killed_matrix_makes_only_what_lacks(tmp_path, monkeypatch, cli):
     # judged again without training: the cells of methods and files are there
     n_before = len(made(tmp_path, "cells"))
     del values["methods"][2]
-    judged = evaluate_job(make_settings({k: v for k, v in values.items() if k != "source"}, with_training=False))
+    untrained = make_settings({k: v for k, v in values.items() if k != "source"}, with_training=False)
+    judged = evaluate_job(untrained, new_settings=True)
     assert len(made(tmp_path, "cells")) == n_before
     scorers = {r["scorer"] for r in judged.results().read_all(suffix=".auc.parquet").to_pylist()}
     assert scorers == {"serfiq", "magface", "more", "random"}

@@ -68,7 +68,7 @@ def columns_page() -> str:
             for declared in reversed(row_class.__mro__[:-1]):  # a class repeats no column of the one it extends
                 purpose, _, attributes = inspect.cleandoc(declared.__doc__).partition("Attributes:")
                 meanings |= dict(re.findall(r"^ +(\w+): (?:`\(L,\)` )?(.*)$", attributes, re.M))
-            title = f"{row_class.TABLE} (evaluation)"
+            title = f"{row_class.TABLE} (results)"
             text += _section(title, purpose.strip(), results.schema_of(row_class), meanings)
     return text.replace("``", "`")
 

@@ -17,7 +17,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...",
 AllowImport = Annotated[
     bool, typer.Option("--allow-import", help="let the regressor import the code of the FR model it was trained on")
 ]
-Recognizer_ = Annotated[str | None, typer.Option("--recognizer", help="for a method: the FR model it needs")]
+Recognizer_ = Annotated[str | None, typer.Option("--recognizer", help="the FR model; of a method, the one it needs")]
 Weights = Annotated[str | None, typer.Option("--weights", help="checkpoint of a method with a network of its own")]
 RecognizerWeights = Annotated[str | None, typer.Option("--recognizer-weights", help="checkpoint of the FR model")]
 Options = Annotated[

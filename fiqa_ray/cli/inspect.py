@@ -25,7 +25,7 @@ def explain(
     job: Job_,
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="image_id of a training face, such as anna/1.jpg")],
     method: Annotated[str | None, typer.Option(help="label of a method; default: the first")] = None,
-    theta: Annotated[float | None, typer.Option(help="default: the first of the job")] = None,
+    theta: Annotated[str | None, typer.Option(help="default: the first of the job")] = None,
     output: Annotated[
         str | None, typer.Option("-o", "--output", help="a .png of the image and its mates, repeat by repeat")
     ] = None,

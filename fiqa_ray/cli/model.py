@@ -29,7 +29,7 @@ def doctor(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]",
+            metavar="MODEL",
             help="a FIQA method or a regressor, named as elsewhere; leave it out to check --recognizer itself",
         ),
     ] = None,

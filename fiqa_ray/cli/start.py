@@ -15,7 +15,7 @@ Output = Annotated[str | None, typer.Option("-o", "--output", help="write the YA
 
 
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="where the demo writes everything")] = Path(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="where the demo writes everything")] = Path(
         "runs/demo"
     ),
     overrides: Overrides = None,
@@ -73,7 +73,7 @@ def init(
 
 
 def jobs(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="print this job; default: list all")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="print this job; default: list all")] = None,
     output: Output = None,
 ) -> None:
     """List the jobs that the package ships, or print one as YAML, to edit and run."""

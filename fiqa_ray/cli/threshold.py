@@ -60,8 +60,8 @@ def threshold(
     print(f"  accepted above similarity {report.similarity_threshold:.6g}, FMR {_rate(report.fmr)}")
     print("check: a threshold by half of the persons, on the other half")
     print(f"  threshold {half.threshold:.6g}")
-    print(f"  FNMR              {_rate(report.held_out_fnmr)}   foretold: {_interval(half.fnmr_interval)}")
-    print(f"  refused images    {_rate(report.held_out_reject_rate)}   foretold: {_interval(half.reject_interval)}")
+    print(f"  FNMR              {_rate(report.held_out_fnmr)}   predicted: {_interval(half.fnmr_interval)}")
+    print(f"  refused images    {_rate(report.held_out_reject_rate)}   predicted: {_interval(half.reject_interval)}")
 
 
 def _rate(value: float) -> str:

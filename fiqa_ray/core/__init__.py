@@ -8,6 +8,9 @@ Section III, label optimization:
     labels.py         indices, mean ranks (equation 2), the update (equation 3), labels; `optimize_labels` runs it all
 Section IV, evaluation:
     verification.py   false match and false non-match rates
+    conventions.py    what "area at an FMR" leaves open, by name
+    orders.py         pairs by similarity and by quality
+    levels.py         thresholds and errors at each discard level
     edc.py            the error-versus-discard curve
     floor.py          what random numbers are worth
     resampling.py     samples of a benchmark: pairs or persons

@@ -201,12 +201,11 @@ def _walk(images: _Images, cells: Mapping[Cell, Convention], cuts: Mapping[Cell,
     if n_mated in (0, n_all_pairs(n)):
         missing = "mated" if n_mated == 0 else "non-mated"
         raise FiqaRayError(f"there is no {missing} pair among all pairs of {n} images: both kinds are needed")
-    counts = _Counts(np.zeros(N_KEYS, np.int32), *(np.empty(n_mated, np.int32) for _ in range(2)))
+    counts = _Counts(np.zeros(N_KEYS, np.int32), np.empty(n_mated, np.int32), np.empty(n_mated, np.int32))
     starts = images.first_pair(np.arange(n))
     wanted = np.unique(np.concatenate([[0], *cuts.values()])).astype(np.int64)
-    cut_images = (
-        np.searchsorted(starts, wanted, side="right") - 1
-    )  # the last image whose pairs begin at or before the cut
+    # the last image whose pairs begin at or before the cut
+    cut_images = np.searchsorted(starts, wanted, side="right") - 1
     end = n  # images from here on are done
     for image in np.unique(cut_images)[::-1].tolist():
         _add_blocks(images, counts, image + 1, end)

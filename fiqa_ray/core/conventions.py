@@ -29,11 +29,11 @@ class Convention:
             `nonmated` pairs alone, which makes it a curve of the FMR.
         threshold: `fixed`: set once, by all pairs. `recomputed`: set again at each level, by the pairs left.
             `nearest_left`: the similarity left that is nearest to the fixed one.
-        count: How many false matches the rate allows: `below` it, `at_most` it, or the number `nearest` to it among the
-            thresholds that are similarities of pairs, counted with >=.
+        count: How many false matches the rate allows: `below` it, `at_most` it, or `nearest`: thresholds are similarities
+            of pairs, a pair at the threshold counts, and the one with the nearest rate is taken.
         step: Discarded share from level to level, one over a whole number; None: each distinct quality is a level, where
             equal qualities go together, and the last level is (1, 0).
-        ties: Whether equal qualities are `cut` where a level falls or go `together`, as a percentile of them is kept.
+        ties: `cut`: a level may fall between equal qualities. `together`: they are discarded at one level or not at all.
         curve: `line`: straight between levels. `step`: the left value is held.
         accept: Whether a pair is accepted `above` the threshold, or also `at` it.
         starting_fnmr: FNMR before any discard that sets the threshold in place of an FMR: the linearly interpolated
@@ -61,7 +61,8 @@ class Convention:
         """
         if self.step is not None and not (0 < self.step <= 0.5 and abs(1 / self.step - round(1 / self.step)) < 1e-9):
             raise UsageError(
-                f"convention {self.name!r}: step={self.step} must be 1/2, 1/3, ..., or null for each quality"
+                f"convention {self.name!r}: step={self.step} must be 1/2, 1/3, ...; `every` (in Python None) makes each "
+                "quality a level"
             )
         kind_only = self.pool in ("mated", "nonmated")
         if self.step is None and (not kind_only or self.curve != "step"):
@@ -70,7 +71,7 @@ class Convention:
             )
         if kind_only and self.threshold != "fixed":
             raise UsageError(
-                f"convention {self.name!r}: pool {self.pool} leaves the pairs that set the threshold: give threshold fixed"
+                f"convention {self.name!r}: with pool {self.pool} the threshold never changes: give threshold fixed"
             )
         if self.starting_fnmr is not None and self.threshold != "fixed":
             raise UsageError(f"convention {self.name!r}: a starting FNMR sets one threshold: give threshold fixed")

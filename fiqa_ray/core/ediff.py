@@ -73,4 +73,5 @@ def ediff_labels(
 
 
 def _cosines(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.einsum("ij,ij->i", a, b) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    product = np.einsum("ij,ij->i", a, b)
+    return np.asarray(product / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)), np.float64)

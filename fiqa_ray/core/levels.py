@@ -150,9 +150,10 @@ def moving_levels(
         pairs: the benchmark.
         scorer: its pairs by quality, of a pool with both kinds.
         numbers: of the sample.
-        fmr: target false match rate; None is not allowed here.
+        fmr: target false match rate; None: 0.001.
         convention: says how.
-        units: the non-mated pairs for levels that leave more than half, and for the others.
+        units: the non-mated pairs by falling similarity, twice: for levels that leave more than half of all pairs, and,
+            without those that are discarded by then, for the others.
     """
     counts, cuts = numbers.counts, scorer.cuts(numbers.counts, convention)
     n_mated, n_nonmated, n_false_nonmatches, n_false_matches = np.empty((4, cuts.size), dtype=np.int64)

@@ -1,8 +1,9 @@
 """Label optimization (section III-C of the paper) on one page: the specification, in plain numpy.
 
 Read this file first. `core.labels.optimize_labels` and the job do the same, much faster and for any number of machines. They
-compute cosines in float32, so a similarity can differ from this file's by a step of 2^-23; where cosines are exact, as in
-the tests, all of them give equal labels. The steps, in the paper's order:
+compute cosines in float32, so a similarity can differ from this file's by some steps of 2^-23; where cosines are exact, as
+in the tests, all of them give equal labels. Identities of more than 4,096 images they cluster by faiss. The steps, in the
+paper's order:
 
     1. Cluster the images of each identity.                                 `cluster_identity`
     2. Draw mated pairs: each image with one image of each other cluster.   `draw_mates`

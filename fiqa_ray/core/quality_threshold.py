@@ -121,18 +121,21 @@ def choose_threshold(
         raise UsageError("give either a target FNMR or a maximal reject rate, inside (0, 1)")
     search = _Search.of(sample, target_fnmr, max_reject_rate)
     once = np.ones(search.n_persons)
-    threshold, fnmr, reject_rate = search.choose(once, once)
+    threshold = search.choose(once)
     if np.isnan(threshold):
         raise FiqaRayError(_no_threshold(sample, target_fnmr or 0.0))
+    fnmr, reject_rate = search.rates(threshold, once)
     left = sample.quality >= threshold
-    intervals, n_undefined = _intervals(search, n_draws, level, seed)
+    intervals, n_undefined = _intervals(search, (fnmr, reject_rate), n_draws, level, seed)
     return ThresholdChoice(
         threshold,
         float(sample.is_wrong.mean()),
         fnmr,
         reject_rate,
         float(1 - left.mean()),
-        *intervals,
+        intervals[0],
+        intervals[1],
+        intervals[2],
         n_pairs=int(left.sum()),
         n_errors=int(sample.is_wrong[left].sum()),
         n_persons=search.n_persons,
@@ -154,34 +157,50 @@ def _no_threshold(sample: MatedSample, target: float) -> str:
     )
 
 
-def _intervals(search: _Search, n_draws: int, level: float, seed: int) -> tuple[list[tuple[float, float]], int]:
-    """Return the intervals of threshold, FNMR and reject rate, and the number of draws that met no threshold."""
+def _intervals(
+    search: _Search, rates: tuple[float, float], n_draws: int, level: float, seed: int
+) -> tuple[list[tuple[float, float]], int]:
+    """Return the intervals of threshold, FNMR and reject rate, and the number of draws that met no threshold.
+
+    Args:
+        search: the sample.
+        rates: its FNMR and reject rate at its own threshold.
+        n_draws: pairs of samples.
+        level: confidence.
+        seed: of the draws.
+    """
     rng = np.random.default_rng(seed)
-    draws = np.full((n_draws, 3), np.nan)
+    draws = np.full((n_draws, 5), np.nan)  # threshold, rates of the sample that chose it, rates of the other
     for draw in draws:
-        samples = (
-            np.bincount(rng.integers(search.n_persons, size=search.n_persons), minlength=search.n_persons) for _ in "ab"
-        )
-        draw[:] = search.choose(*(sample.astype(np.float64) for sample in samples))
+        own, other = (_copies(rng, search.n_persons) for _ in range(2))
+        draw[0] = search.choose(own)
+        draw[1:3], draw[3:] = search.rates(draw[0], own), search.rates(draw[0], other)
     is_undefined = np.isnan(draws).any(axis=1)
-    if n_draws == 0 or is_undefined.mean() > MAX_UNDEFINED:
-        return [(np.nan, np.nan)] * 3, int(is_undefined.sum())
+    n_undefined = int(is_undefined.sum())
+    if n_draws == 0 or n_undefined > MAX_UNDEFINED * n_draws:
+        return [(np.nan, np.nan)] * 3, n_undefined
     defined = draws[~is_undefined]
     low, high = np.quantile(defined[:, 0], [(1 - level) / 2, (1 + level) / 2])
-    return [(float(low), float(high)), *(_rate_interval(rates, level) for rates in defined[:, 1:].T)], int(
-        is_undefined.sum()
-    )
+    of_rates = [_rate_interval(rates[k], defined[:, 1 + k], defined[:, 3 + k], level) for k in range(2)]
+    return [(float(low), float(high)), *of_rates], n_undefined
 
 
-def _rate_interval(rates: FloatArray, level: float) -> tuple[float, float]:
-    """Return the interval of a rate on the scale of its arcsine, where its spread hardly depends on the rate itself.
+def _rate_interval(rate: float, own: FloatArray, other: FloatArray, level: float) -> tuple[float, float]:
+    """Return the interval of a rate that a new sample shows, from what it differs by between the samples of the draws.
 
-    Percentiles of few errors lie too low: a sample with few errors by chance also says that they vary little.
+    Differences are taken between arcsines of roots, whose spread hardly depends on the rate: a sample with few errors by
+    chance also says that they vary little.
     """
-    angle = np.arcsin(np.sqrt(rates))
-    half = norm.ppf((1 + level) / 2) * angle.std()
-    low, high = np.sin(np.clip([angle.mean() - half, angle.mean() + half], 0, np.pi / 2)) ** 2
+    difference = _angle(other) - _angle(own)
+    half = norm.ppf((1 + level) / 2) * difference.std()
+    middle = _angle(np.array(rate)) + difference.mean()
+    low, high = np.sin(np.clip([middle - half, middle + half], 0, np.pi / 2)) ** 2
     return float(low), float(high)
+
+
+def _angle(rate: FloatArray) -> FloatArray:
+    """Return the variance-stabilised rate."""
+    return np.asarray(np.arcsin(np.sqrt(rate)))
 
 
 def _copies(rng: np.random.Generator, n: int) -> FloatArray:
@@ -229,17 +248,21 @@ class _Search:
             max_reject_rate,
         )
 
-    def choose(self, weight: FloatArray, other: FloatArray) -> tuple[float, float, float]:
-        """Choose on one sample of persons; return the threshold, and FNMR and reject rate that another sample has there."""
-        threshold = self._by_fnmr(weight) if self.max_reject_rate is None else self._by_reject_rate(weight)
-        n_left = np.searchsorted(-self.group_quality, -threshold, side="right")
-        pairs = self.group_end[n_left - 1] if n_left and not np.isnan(threshold) else 0
-        of_pair = other[self.person[:pairs]]
+    def choose(self, weight: FloatArray) -> float:
+        """Return the threshold that a sample of persons chooses; NaN if none meets the target."""
+        return self._by_fnmr(weight) if self.max_reject_rate is None else self._by_reject_rate(weight)
+
+    def rates(self, threshold: float, weight: FloatArray) -> tuple[float, float]:
+        """Return FNMR and reject rate of a sample of persons at a threshold; NaN where they are undefined."""
+        if np.isnan(threshold):
+            return np.nan, np.nan
+        n_groups = int(np.searchsorted(-self.group_quality, -threshold, side="right"))
+        n_left = int(self.group_end[n_groups - 1]) if n_groups else 0
+        of_pair, of_image = weight[self.person[:n_left]], weight[self.image_person]
         total = of_pair.sum()
-        fnmr = float(of_pair @ self.is_wrong[:pairs] / total) if total else np.nan
-        of_image = other[self.image_person]
-        refused = of_image[: np.searchsorted(self.image_quality, threshold, side="left")].sum() / of_image.sum()
-        return threshold, fnmr, float(refused)
+        n_refused = int(np.searchsorted(self.image_quality, threshold, side="left"))
+        fnmr = float(of_pair @ self.is_wrong[:n_left] / total) if total else np.nan
+        return fnmr, float(of_image[:n_refused].sum() / of_image.sum())
 
     def _by_fnmr(self, weight: FloatArray) -> float:
         """Return the lowest threshold whose pairs left meet the target; NaN if none does."""

@@ -2,8 +2,9 @@
 
 Rows stand in the order of (key, tie): a whole number that ascends like the value, and one that decides between equal values.
 Sorted runs give evenly spaced samples; `choose_cuts` takes the cuts between ranges from the samples of all runs, so they
-depend on the data alone; `n_below` finds a cut in a run. A cut is a (key, tie) pair, so equal values may lie on both sides
-of it, and ranges stay of one size even where all values are equal.
+depend on the data alone; `n_below` finds a cut in a run. A cut is a (key, tie) pair: with ties equal
+values may lie on both sides of it, so ranges stay of one size even where all values are equal. Without ties equal values
+share a range.
 """
 
 from __future__ import annotations

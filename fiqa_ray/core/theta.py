@@ -1,10 +1,10 @@
 """Theta chosen on people who were held out: does a prior gain from label optimization, at which theta, and by how much?
 
-The people are divided into folds. For each candidate theta a head learns the labels of the other folds' people and scores
-the images of one fold; so every image has a score of a head that never saw its person. The criterion is the area under the
+The people are divided into folds. For each candidate theta and each fold a head learns from the other folds and scores this
+one; so every image has a score of a head that never saw its person. The criterion is the area under the
 error-versus-discard curve of the mated and non-mated pairs within the folds. Theta 0 stands for the prior labels. A theta is
-chosen only where it is better than 0 by more than its interval; else the labels are left alone. The threshold is that of a
-false match rate, or, where a good recogniser then makes hardly an error, the one at which a tenth of the mated pairs fail.
+chosen only where it is better than 0 by more than its interval; else the labels are left alone. The threshold follows from
+a false match rate; if fewer than 5 % of the mated pairs then fail, it is raised until 10 % do.
 
 The head is fitted by least squares on the standardised embedding and its norm, in closed form: it has no training noise.
 """
@@ -33,7 +33,7 @@ N_DRAWS = 400
 LEVEL = 0.95
 
 MAX_IMAGES = 20_000
-"""Images that the choice is made on; of more, the people of the first ones in a random order."""
+"""The most images that a job's choice uses: parts are taken in a random order until they hold as many."""
 MAX_MATED, MAX_NONMATED = 6_000, 24_000
 """Pairs that the choice is made on."""
 MIN_PEOPLE = 2 * N_FOLDS
@@ -42,8 +42,7 @@ MIN_ERRORS = 20
 """With fewer mated pairs below the threshold, and with fewer false matches allowed, an area says nothing."""
 
 TRAINING_SPREAD = float(np.sqrt(N_FOLDS / (N_FOLDS - 1)))
-"""Factor on the spread of the draws, which resample held-out people but train no head again: heads learn from all folds but
-one."""
+"""Factor on the spread of the draws. They do not train heads again, so their spread alone is too small."""
 
 RIDGE = 0.01
 """Weight of the squared coefficients, as a share of the images, against overfitting where images are few."""
@@ -94,12 +93,12 @@ class ThetaCurve:
         if self.chosen == 0:
             best = min(range(1, len(self.theta)), key=lambda i: self.gain[i])
             return (
-                f"{method} does not gain measurably: on {people} the best theta, {self.theta[best]:g}, changes the area by "
-                f"{_permille(self.gain[best])} [{_permille(self.low[best])}, {_permille(self.high[best])}]; the labels are "
-                "left as they are."
+                f"{method} does not gain measurably: on {people} the best theta, {self.theta[best]:g}, changes the area "
+                f"x 1000 by {_permille(self.gain[best])} [{_permille(self.low[best])}, {_permille(self.high[best])}]; the "
+                "labels are left as they are."
             )
         return (
-            f"{method} gains at theta {self.chosen:g}: on {people} the area falls from {1e3 * self.area[0]:.1f} to "
+            f"{method} gains at theta {self.chosen:g}: on {people} the area x 1000 falls from {1e3 * self.area[0]:.1f} to "
             f"{1e3 * self.area[at]:.1f} ({_permille(self.gain[at])} [{_permille(self.low[at])}, "
             f"{_permille(self.high[at])}])."
         )
@@ -244,7 +243,7 @@ class HeldoutPairs:
 def heldout_scores(
     embeddings: NDArray[np.float32], fold: NDArray[np.int64], targets: NDArray[np.floating[Any]]
 ) -> NDArray[np.float64]:
-    """Return scores `(I, K)`: each fold's by heads that were fitted to the targets `(I, K)` of the other folds."""
+    """Return scores `(I, T)` for T thetas: each fold's by heads fitted to the targets `(I, T)` of the other folds."""
     x = embeddings.astype(np.float64)
     x = np.hstack([x, np.linalg.norm(x, axis=1, keepdims=True)])
     scores = np.empty(targets.shape)

@@ -71,6 +71,7 @@ def submit_job(address: str, submission: Submission, *, wait: bool, say: Callabl
         FiqaRayError: The job cannot be submitted.
         IncompleteError: The job server was lost, or the job was stopped.
     """
+    from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
     try:
@@ -78,7 +79,7 @@ def submit_job(address: str, submission: Submission, *, wait: bool, say: Callabl
         job_id, is_new = _free_id(client, submission.job_id)
         if is_new:
             _submit(client, job_id, submission)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as exc:
+    except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as exc:
         raise FiqaRayError(_refusal(address, exc)) from exc
     say(f"job: {job_id}\n" if is_new else f"job: {job_id} (at work already)\n")
     return _follow(client, address, job_id, say) if wait else 0

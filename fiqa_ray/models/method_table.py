@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from fiqa_ray.models.preprocessing import Preprocessing
 from fiqa_ray.models.quality_scale import IDENTITY, OFIQ_SIGMOID, QualityScale
 from fiqa_ray.models.recognizer_table import IRESNET_MACS, RECOGNIZERS, NetworkRow, models_attribute
 
@@ -282,6 +283,20 @@ METHODS: dict[str, MethodRow] = {
             dim=1,
         ),
         "about 0 to 1",
+    ),
+    "clib_fiqa": _with_network(
+        _NETWORK_OUTPUT,
+        NetworkRow(
+            builder="networks.clib_fiqa:ClibFIQA",
+            macs=5_792_948_224,
+            source="oufuzhao/CLIB-FIQA on CLIP's ResNet-50",
+            released_file="CLIB-FIQA_R50.pth on CLIP's RN50.pt, with the text features in place of the text tower",
+            licence="code MIT; weights: not stated",
+            preprocessing=Preprocessing(mean=0.0, scale=255.0),
+            dim=1,
+        ),
+        "0.1 to 0.9",
+        native_range=(0.1, 0.9),
     ),
     "grafiqs": MethodRow(
         builder="methods.grafiqs:build_grafiqs",

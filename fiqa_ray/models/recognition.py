@@ -183,10 +183,11 @@ def _check_colours(name: str, row: NetworkRow, uri: str, wrapping: str) -> None:
             f"{uri}: looks like a file of CVLface (its entries begin with {wrapping!r}), whose pixels are RGB; {name} "
             f"would load it and be wrong. Choose {name.replace('adaface', 'cvlface')}"
         )
-    if wrapping == ADAFACE_PREFIX and row.source == CVLFACE and name in RECOGNIZERS:
+    other = name.replace("cvlface", "adaface")
+    if wrapping == ADAFACE_PREFIX and row.source == CVLFACE and other in RECOGNIZERS:
         raise FiqaRayError(
             f"{uri}: looks like a checkpoint of AdaFace (its entries begin with {wrapping!r}), whose pixels are BGR; {name} "
-            f"would load it and be wrong. Choose {name.replace('cvlface', 'adaface')}"
+            f"would load it and be wrong. Choose {other}"
         )
 
 

@@ -25,7 +25,8 @@ def answer_lines(areas: Sequence[AucRow], differences: Sequence[DifferenceRow]) 
         yield f"  {_gain(row, area_of)}"
         against = next((r for r in told if r.family == "baseline" and r.scorer_a == row.scorer_a), None)
         if against is not None:
-            yield f"    against {row.method} itself: {_change(against, area_of)}"
+            before = area_of.get(against.scorer_b, math.nan)
+            yield f"    against {row.method} itself, {1000 * before:.1f}: {_change(against)}"
     rate = "" if first.fmr is None or math.isnan(first.fmr) else f"FMR {first.fmr:g}, "
     levels = {f"{r.level:.0%}" for r in gains if r.n_draws}
     yield (
@@ -56,13 +57,15 @@ def _answer(gains: list[DifferenceRow]) -> str:
 
 
 def _gain(row: DifferenceRow, area_of: dict[str, float]) -> str:
+    """Return the areas of both regressors of a method, and their difference."""
     theta = "" if row.theta is None or math.isnan(row.theta) else f" (theta {row.theta:g})"
-    return f"{row.method}{theta}: regressor on optimized labels against one on the scores: {_change(row, area_of)}"
-
-
-def _change(row: DifferenceRow, area_of: dict[str, float]) -> str:
-    """Return both areas, their difference and its interval, in words."""
     after, before = area_of.get(row.scorer_a, math.nan), area_of.get(row.scorer_b, math.nan)
+    areas = f"regressor on its scores {1000 * before:.1f}, on optimized labels {1000 * after:.1f}"
+    return f"{row.method}{theta}: {areas}: {_change(row)}"
+
+
+def _change(row: DifferenceRow) -> str:
+    """Return a difference, its interval, and what it means."""
     interval = "" if math.isnan(row.low) else f" [{1000 * row.low:+.1f}, {1000 * row.high:+.1f}]"
-    word = "clear" if _is_clear(row) else "not clear"
-    return f"area {1000 * before:.1f} to {1000 * after:.1f}, {1000 * row.difference:+.1f}{interval}, {word}"
+    meaning = ("a clear gain" if row.difference < 0 else "a clear loss") if _is_clear(row) else "no clear difference"
+    return f"{1000 * row.difference:+.1f}{interval}, {meaning}"

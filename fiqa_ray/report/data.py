@@ -12,7 +12,15 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from fiqa_ray.datasets.results import AucRow, CorrelationRow, DifferenceRow, EdcLine, VerificationRow
+from fiqa_ray.datasets.results import (
+    AucRow,
+    ConventionRow,
+    CorrelationRow,
+    DifferenceRow,
+    EdcLine,
+    ThetaRow,
+    VerificationRow,
+)
 
 
 @dataclass(frozen=True)
@@ -138,7 +146,9 @@ class ReportData:
         stages: Stages of the run in their order.
         models: Networks that took part.
         labels: Label optimization, per method and theta.
+        thetas: What each candidate theta is worth on held-out people, where theta was chosen so.
         edc: Error-versus-discard curves.
+        conventions: What the conventions of the curves mean.
         auc: Areas under them.
         differences: Paired differences of areas.
         verification: What the recogniser is worth, per benchmark and false match rate.
@@ -155,7 +165,9 @@ class ReportData:
     stages: Sequence[StageRow] = ()
     models: Sequence[ModelRow] = ()
     labels: Sequence[LabelSummary] = ()
+    thetas: Sequence[ThetaRow] = ()
     edc: Sequence[EdcLine] = ()
+    conventions: Sequence[ConventionRow] = ()
     auc: Sequence[AucRow] = ()
     differences: Sequence[DifferenceRow] = ()
     verification: Sequence[VerificationRow] = ()

@@ -18,8 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from fiqa_ray.core.conventions import CONVENTIONS
-from fiqa_ray.datasets.results import EdcLine
+from fiqa_ray.datasets.results import ConventionRow, EdcLine
 from fiqa_ray.report.data import LabelSummary, SimilarityHistogram
 
 BLUE, ORANGE, INK, GREY = "#0072B2", "#D55E00", "#222222", "#767676"
@@ -130,12 +129,24 @@ def similarity_figure(row: SimilarityHistogram) -> str:
         return _data_uri(figure)
 
 
-def edc_figure(lines: Sequence[EdcLine], styles: Mapping[str, LineStyle], limits: Sequence[float] = ()) -> str:
-    """Draw FNMR against the discarded share, one line per scorer; all lines share benchmark, recogniser and convention.
+DISCARDED = {"all": "pairs", "mated": "mated pairs", "nonmated": "non-mated pairs", "images": "images"}
+"""What a convention discards, in words, by `ConventionRow.pool`."""
 
-    The ends of partial areas, `limits`, are marked.
+
+def edc_figure(
+    lines: Sequence[EdcLine],
+    styles: Mapping[str, LineStyle],
+    limits: Sequence[float] = (),
+    convention: ConventionRow | None = None,
+) -> str:
+    """Draw an error rate against the discarded share, one line per scorer.
+
+    Args:
+        lines: Curves of one benchmark, recogniser, convention and rate.
+        styles: Of each scorer.
+        limits: Ends of partial areas, which are marked.
+        convention: Their convention; None: not known, and drawn as the paper's.
     """
-    convention = CONVENTIONS.get(lines[0].convention, CONVENTIONS["paper"])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_INCH, 3.1), layout="constrained")
         axes = figure.subplots()
@@ -144,11 +155,11 @@ def edc_figure(lines: Sequence[EdcLine], styles: Mapping[str, LineStyle], limits
             shown = line.discard_fraction <= X_END + 1e-9
             x, y = 100 * line.discard_fraction[shown], line.fnmr[shown]
             highest = max(highest, float(np.nanmax(y, initial=0.0)))
-            _draw_line(axes, x, y, styles[line.scorer], stepped=convention.is_stepped)
+            _draw_line(axes, x, y, styles[line.scorer], stepped=convention is not None and convention.curve == "step")
         for limit in limits:
             axes.axvline(100 * limit, color=GREY, linewidth=0.9, linestyle=":")
-        axes.set_xlabel(f"Discarded {convention.discards} [%]")
-        axes.set_ylabel("FNMR")
+        axes.set_xlabel(f"Discarded {DISCARDED[convention.pool] if convention else 'pairs'} [%]")
+        axes.set_ylabel(convention.error.upper() if convention else "FNMR")
         axes.set_xlim(0, 100 * X_END)
         axes.set_ylim(0, 1.06 * highest if highest > 0 else 1e-3)
         return _data_uri(figure)

@@ -19,7 +19,6 @@ import jinja2
 from markupsafe import Markup
 from scipy.stats import rankdata
 
-from fiqa_ray.core.conventions import CONVENTIONS
 from fiqa_ray.datasets.results import (
     BASELINE,
     GIVEN,
@@ -31,6 +30,7 @@ from fiqa_ray.datasets.results import (
     CorrelationRow,
     DifferenceRow,
     EdcLine,
+    ThetaRow,
 )
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.report import figures
@@ -78,9 +78,7 @@ def render_report(data: ReportData) -> str:
         label_figures=[(labels, figures.label_figure(labels)) for labels in data.labels],
         similarity_figures=[(row, figures.similarity_figure(row)) for row in data.similarities],
         points=points,
-        conventions=[
-            CONVENTIONS[name].summary for name in dict.fromkeys(p["convention"] for p in points) if name in CONVENTIONS
-        ],
+        conventions=[row.summary for row in data.conventions],
         correlations=correlation_tables(data.correlations),
         faces=[
             (strip.title, [(row.name, picture_uris(row.faces)) for row in strip.rows if row.faces])
@@ -168,7 +166,7 @@ def area_interval(row: AucRow) -> str:
     return f"{area(row.auc_low)} – {area(row.auc_high)}" if row.interval == "interval" else "no interval"
 
 
-def difference_interval(row: DifferenceRow) -> str:
+def difference_interval(row: DifferenceRow | ThetaRow) -> str:
     """Write the interval of a difference of areas, or that there is none."""
     return "none" if math.isnan(row.low) else f"{signed_area(row.low)} to {signed_area(row.high)}"
 
@@ -203,6 +201,7 @@ def findings(data: ReportData) -> list[str]:
         sentences = [line.strip() for line in answer_lines(data.auc, data.differences)]
     else:
         sentences = leaders(data.auc)
+    sentences += dict.fromkeys(row.summary for row in data.thetas)
     n_failed = sum(stage.n_failed for stage in data.stages)
     if n_failed:
         sentences.append(f"{count(n_failed)} row{'s' if n_failed != 1 else ''} failed; “Flow” says where and why.")
@@ -241,6 +240,7 @@ def operating_points(data: ReportData, styles: Mapping[str, figures.LineStyle]) 
     areas = grouped(data.auc, _point_of)
     curves = grouped(data.edc, _point_of)
     differences = grouped(data.differences, _point_of)
+    meanings = {row.convention: row for row in data.conventions}
     points = []
     for i, key in enumerate(dict.fromkeys([*areas, *curves, *differences])):
         fr, convention, fmr = key
@@ -259,7 +259,7 @@ def operating_points(data: ReportData, styles: Mapping[str, figures.LineStyle]) 
                 "limits": limits,
                 "legend": [(name, styles[name]) for name in dict.fromkeys(line.scorer for line in lines)],
                 "figures": [
-                    (benchmark, figures.edc_figure(members, styles, limits))
+                    (benchmark, figures.edc_figure(members, styles, limits, meanings.get(convention)))
                     for benchmark, members in grouped(lines, lambda line: line.benchmark).items()
                 ],
             }

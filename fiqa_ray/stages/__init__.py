@@ -1,7 +1,7 @@
 """The job on a page: its stages in order, what each reads and writes, and where its steps are planned.
 
-A module of this folder plans `Step`s (manifests in, shards out) and says how a worker runs a shard. Stages do not import
-each other; they meet through the datasets of `fiqa_ray.job`.
+A module of this folder plans `Step`s (manifests in, shards out) and says how a worker runs a shard. A stage may
+have several modules; those of different stages do not import each other: they meet through the datasets of `fiqa_ray.job`.
 """
 
 from __future__ import annotations

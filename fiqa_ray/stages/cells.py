@@ -98,58 +98,38 @@ def run_shard(shard: CellShard) -> Part:
     started = time.monotonic()
     if shard.benchmark.pairs.kind == "all_pairs" and n_all_pairs(shard.faces.require().n_rows) > MAX_LISTED_PAIRS:
         return _run_all_pairs(shard, started)
-    pairs = shard.comparisons.read_all(["image_row_a", "image_row_b", "mated", "similarity"])
-    row_a, row_b = (pairs[name].to_numpy() for name in ("image_row_a", "image_row_b"))
-    mated = pairs["mated"].to_numpy(zero_copy_only=False)
-    units, name = Units.of(shard), shard.scorer.key.scorer
-    is_used = np.zeros(len(units.names), bool)
-    is_used[row_a] = is_used[row_b] = True
-    orders: list[tuple[FloatArray, FloatArray]] = []
-    seeds: FloatArray = np.empty((0, 0))
-    scores: dict[str, tuple[FloatArray, FloatArray]] = {}
-    n_unscored = 0
-    if shard.scorer.key.variant == RANDOM:
-        row = np.cumsum(is_used) - 1  # among the used ones
-        names = units.names.filter(pa.array(is_used)).to_pylist()
-        random = random_qualities(names, shard.seed, n_random_orders(len(row_a)))
-        orders = [(quality[row[row_a]], quality[row[row_b]]) for quality in random]
-    else:
-        score, seeds = units.qualities(shard.scorer)
-        if shard.scorer.key.variant == ORACLE and not np.isfinite(score[is_used]).all():
-            parts = [write_empty_cell(dataset) for _, _, dataset in shard.cells]
-            return parts[0]
-        score, n_unscored = _ranked_last(score, is_used, name)
-        scores[name] = score[row_a], score[row_b]
-    limits = sorted({limit for _, c, _ in shard.cells for limit in stored_limits(c, shard.settings.limits)})
-    cells = {cell: convention for cell, convention, _ in shard.cells}
+    units, pairs = Units.of(shard), _Pairs.of(shard)
+    judged = _judged(shard, units, pairs)
+    if judged is None:
+        parts = [write_empty_cell(dataset) for _, _, dataset in shard.cells]
+        return parts[0]
+    name, cells = shard.scorer.key.scorer, {cell: convention for cell, convention, _ in shard.cells}
     areas = bootstrap_cells(
-        pairs["similarity"].to_numpy(),
-        mated,
-        scores,
+        pairs.similarity,
+        pairs.mated,
+        {} if judged.orders else {name: judged.qualities},
         cells,
-        random_orders=orders,
-        limits=limits,
-        identities=_identities(shard, units, row_a, row_b, mated),
-        images=(row_a, row_b),
+        random_orders=judged.orders,
+        limits=sorted({limit for c in cells.values() for limit in stored_limits(c, shard.settings.limits)}),
+        identities=_identities(shard, units, pairs),
+        images=(pairs.row_a, pairs.row_b),
         n_draws=shard.settings.draws,
         seed=shard.seed,
     )
-    of_seeds = [_ranked_last(score, is_used, name)[0] for score in seeds.T]
-    trained = curves_of(
-        pairs["similarity"].to_numpy(), mated, [(s[row_a], s[row_b]) for s in of_seeds], cells, images=(row_a, row_b)
-    )
-    return _write(shard, areas, trained, n_unscored, started)
+    images = pairs.row_a, pairs.row_b
+    by_seed = curves_of(pairs.similarity, pairs.mated, judged.by_seed, cells, images=images)
+    return _write(shard, areas, by_seed, judged.n_unscored, started)
 
 
 def _write(
-    shard: CellShard, areas: AreaDraws, trained: Mapping[Cell, Sequence[EDC]], n_unscored: int, started: float
+    shard: CellShard, areas: AreaDraws, by_seed: Mapping[Cell, Sequence[EDC]], n_unscored: int, started: float
 ) -> Part:
-    """Write all cells; `trained` are the curves of single trainings."""
+    """Write all cells; `by_seed` are the curves of single trainings."""
     duration_s, name = (time.monotonic() - started) / len(shard.cells), shard.scorer.key.scorer
     parts = []
     for cell, convention, dataset in shard.cells:
-        stored = stored_limits(convention, shard.settings.limits)
-        parts.append(write_cell(dataset, areas, name, cell, stored, trained[cell], n_unscored, duration_s))
+        limits = stored_limits(convention, shard.settings.limits)
+        parts.append(write_cell(dataset, areas, name, cell, limits, by_seed[cell], n_unscored, duration_s))
     return parts[0]
 
 
@@ -185,6 +165,61 @@ def _run_all_pairs(shard: CellShard, started: float) -> Part:
     of_seeds = [_ranked_last(column, is_used, name)[0][rows] for column in seeds.T]
     by_seed = [all_pairs_curves(values, person, quality, cells) for quality in of_seeds]
     return _write(shard, areas, {cell: [c[cell] for c in by_seed] for cell in cells}, n_unscored, started)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """The comparisons of a benchmark: `(L,)` rows of both units, kinds and similarities."""
+
+    row_a: IntArray
+    row_b: IntArray
+    mated: np.ndarray
+    similarity: FloatArray
+
+    @classmethod
+    def of(cls, shard: CellShard) -> _Pairs:
+        """Read them."""
+        table = shard.comparisons.read_all(["image_row_a", "image_row_b", "mated", "similarity"])
+        return cls(*(table[name].to_numpy() for name in table.column_names))
+
+    def of_units(self, values: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return the values of both units of each pair, from those of the units."""
+        return values[self.row_a], values[self.row_b]
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What is judged: qualities of both units of each pair, those of single trainings, or random orders.
+
+    Attributes:
+        qualities: Of the score; two empty arrays for random numbers.
+        by_seed: Of each training of a regressor.
+        orders: Random ones; empty for a score.
+        n_unscored: Units without a score, which have got the lowest.
+    """
+
+    qualities: tuple[FloatArray, FloatArray]
+    by_seed: list[tuple[FloatArray, FloatArray]]
+    orders: list[tuple[FloatArray, FloatArray]]
+    n_unscored: int
+
+
+def _judged(shard: CellShard, units: Units, pairs: _Pairs) -> _Judged | None:
+    """Read what is judged; None for a recorded truth that does not cover the units of the pairs."""
+    is_used = np.zeros(len(units.names), bool)
+    is_used[pairs.row_a] = is_used[pairs.row_b] = True
+    key, nothing = shard.scorer.key, np.empty(0)
+    if key.variant == RANDOM:
+        names = units.names.filter(pa.array(is_used)).to_pylist()
+        random = np.zeros((n_random_orders(len(pairs.mated)), len(is_used)))
+        random[:, is_used] = random_qualities(names, shard.seed, len(random))
+        return _Judged((nothing, nothing), [], [pairs.of_units(quality) for quality in random], 0)
+    score, seeds = units.qualities(shard.scorer)
+    if key.variant == ORACLE and not np.isfinite(score[is_used]).all():
+        return None
+    score, n_unscored = _ranked_last(score, is_used, key.scorer)
+    by_seed = [pairs.of_units(_ranked_last(column, is_used, key.scorer)[0]) for column in seeds.T]
+    return _Judged(pairs.of_units(score), by_seed, [], n_unscored)
 
 
 @dataclass(frozen=True)
@@ -236,14 +271,12 @@ def _ranked_last(score: FloatArray, is_used: np.ndarray, name: str) -> tuple[Flo
     return np.where(is_scored, score, score[is_scored].min() - 1), int((~is_scored[is_used]).sum())
 
 
-def _identities(
-    shard: CellShard, units: Units, row_a: IntArray, row_b: IntArray, mated: np.ndarray
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the persons of both images where persons are to be resampled, else None."""
+def _identities(shard: CellShard, units: Units, pairs: _Pairs) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the persons of both units where persons are to be resampled, else None."""
     if shard.settings.resample == "pairs":
         return None
     names = units.persons(shard.faces)
-    identities = names[row_a], names[row_b]
+    identities = names[pairs.row_a], names[pairs.row_b]
     # auto: a flat folder names no persons, and its identities contradict the pairs; so may a wrong label
-    is_named = np.array_equal(identities[0] == identities[1], mated)
+    is_named = np.array_equal(identities[0] == identities[1], pairs.mated)
     return identities if is_named or shard.settings.resample == "identities" else None

@@ -8,7 +8,7 @@ has its own limit: where the pairs of one score run out before the end, the othe
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,8 +72,11 @@ class EvaluateShard:
 def evaluate_steps(job: Job) -> Iterator[list[Step]]:
     """Yield one step per benchmark and recogniser, then the one that puts their results together."""
     steps = []
+    scorers_of = {benchmark.name: job.scorers(benchmark) for benchmark in job.settings.benchmarks}
+    known = {scorer.key.scorer for scorers in scorers_of.values() for scorer in scorers}
     for benchmark in job.settings.benchmarks:
-        scorers = job.scorers(benchmark)
+        scorers = scorers_of[benchmark.name]
+        compare = comparisons_of(job, [s.key.scorer for s in scorers], known)
         for recognizer in job.judges:
             cells = {
                 (scorer.key.scorer, cell): stored
@@ -89,7 +92,7 @@ def evaluate_steps(job: Job) -> Iterator[list[Step]]:
                 comparisons=job.comparisons(benchmark, recognizer),
                 scorers=scorers,
                 cells=cells,
-                compare=comparisons_of(job, [s.key.scorer for s in scorers]),
+                compare=compare,
                 is_first=recognizer == job.judges[0],
             )
             dataset = job.evaluation(benchmark, recognizer)
@@ -104,8 +107,13 @@ def evaluate_steps(job: Job) -> Iterator[list[Step]]:
         yield [Step("evaluate", results, [parts], worker, 1, unit="runs")]
 
 
-def comparisons_of(job: Job, scorers: list[str]) -> dict[str, list[tuple[str, str]]]:
+def comparisons_of(job: Job, scorers: list[str], known: Collection[str]) -> dict[str, list[tuple[str, str]]]:
     """Return the pairs of scorers whose areas are compared, by family; those that a benchmark lacks are left out.
+
+    Args:
+        job: The job.
+        scorers: Those of the benchmark.
+        known: Those of any benchmark.
 
     Raises:
         UsageError: A comparison names an unknown scorer, or a scorer has the name of a reference.
@@ -120,7 +128,6 @@ def comparisons_of(job: Job, scorers: list[str]) -> dict[str, list[tuple[str, st
         "unoptimized": [(job.scorer_name(t), job.scorer_name(LabelSet(t.method))) for t in optimized],
         "random": [(name, RANDOM) for name in own],
     }
-    known = {s.key.scorer for b in job.settings.benchmarks for s in job.scorers(b)} | {RANDOM}
     for name in dict.fromkeys(name for pair in settings.compare_scorers for name in pair):
         if name not in known:
             raise UsageError(

@@ -75,7 +75,7 @@ class LabelData:
 
     @staticmethod
     def all_of(job: Job) -> list[LabelData]:
-        """Return the label sets of all methods and thetas; where theta is to be chosen, it must have been."""
+        """Return the data of each method's and theta's labels; where theta is to be chosen, it must have been."""
         return [
             LabelData(
                 job.optimized_labels(method, theta),

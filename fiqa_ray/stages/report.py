@@ -19,6 +19,7 @@ from fiqa_ray.core.verification import threshold_at_fmr
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.datasets.results import (
     AucRow,
+    ConventionRow,
     CorrelationRow,
     DifferenceRow,
     EdcLine,
@@ -73,7 +74,9 @@ def collect(job: Job) -> ReportData:
         stages=_stages(job),
         models=_models(job),
         labels=[_labels(job, m, t) for m in s.methods for t in s.optimize.theta] if job.with_training else [],
+        thetas=_thetas(job),
         edc=edc_lines(_results(job, EdcLine.TABLE)) if s.benchmarks else [],
+        conventions=_rows(job, ConventionRow),
         auc=_rows(job, AucRow),
         differences=_rows(job, DifferenceRow),
         verification=_rows(job, VerificationRow),
@@ -282,14 +285,18 @@ def _pictures(faces: Dataset, rows: list[int]) -> dict[int, tuple[bytes, str]]:
     return pictures
 
 
+def _thetas(job: Job) -> list[ThetaRow]:
+    """Return what each candidate theta is worth for each method; nothing where the job gives theta."""
+    if not job.with_training or HELDOUT not in job.settings.optimize.theta:
+        return []
+    return [row for m in job.settings.methods for row in rows_of(ThetaRow, job.theta_choice(m).read_all())]
+
+
 def _theta_notes(job: Job) -> Iterator[str]:
-    """Yield whether each method gains where theta is chosen, and what speaks against the thetas of the job."""
+    """Yield what speaks against the thetas of the job."""
     if not job.with_training:
         return
-    s = job.settings
-    index_scale = s.optimize.index_scale
-    for method in s.methods if HELDOUT in s.optimize.theta else ():
-        yield rows_of(ThetaRow, job.theta_choice(method).read_all())[0].summary
+    index_scale = job.settings.optimize.index_scale
     for label_set in job.label_sets():
         theta = job.theta_of(label_set)
         if label_set.is_prior or theta == 0:

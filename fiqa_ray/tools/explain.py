@@ -8,14 +8,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from fiqa_ray.config import theta_name
 from fiqa_ray.core.labels import rank_scale
 from fiqa_ray.core.ranking import RankTable
 from fiqa_ray.datasets.histograms import read_histogram
-from fiqa_ray.datasets.image_rows import parts_of_rows, read_image_rows
+from fiqa_ray.datasets.image_rows import read_span
 from fiqa_ray.datasets.pairs import StoredPairs
 from fiqa_ray.errors import UsageError
 from fiqa_ray.images import decode_faces
-from fiqa_ray.job import Job
+from fiqa_ray.job import Job, LabelSet
 from fiqa_ray.storage import write_atomic
 
 _TEXT_HEIGHT, _LABEL_WIDTH = 18, 112
@@ -105,21 +106,27 @@ class ExplainedImage:
         return lines
 
 
-def explain_image(job: Job, image_id: str, method: str | None = None, theta: float | None = None) -> ExplainedImage:
+def explain_image(job: Job, image_id: str, method: str | None = None, theta: str | None = None) -> ExplainedImage:
     """Explain the label of a training image of a finished job.
+
+    Args:
+        job: The job.
+        image_id: Name of the image.
+        method: Label of a method; None: the first.
+        theta: As settings name it, such as "0.1" or "heldout"; None: the first.
 
     Raises:
         UsageError: The image, the method or theta is unknown.
         FiqaRayError: A stage has not finished.
     """
-    methods, thetas = {m.label: m for m in job.settings.methods}, job.settings.optimize.theta
-    method, theta = next(iter(methods)) if method is None else method, thetas[0] if theta is None else theta
+    methods = {m.label: m for m in job.settings.methods}
+    thetas = {theta_name(t): t for t in job.settings.optimize.theta}
+    method, theta = method or next(iter(methods)), theta or next(iter(thetas))
     if method not in methods or theta not in thetas:
-        shown = ", ".join(f"{t:g}" for t in thetas)
         raise UsageError(
-            f"method {method!r}, theta {theta:g}: the job has the methods {', '.join(methods)} and theta {shown}"
+            f"method {method!r}, theta {theta}: the job has {', '.join(methods)} and theta {', '.join(thetas)}"
         )
-    labels = job.optimized_labels(methods[method], theta).read_all()
+    labels = job.optimized_labels(methods[method], thetas[theta]).read_all()
     index, row = labels["quality_index"].to_numpy(), labels["image_id"].index(image_id).as_py()
     if row < 0:
         raise UsageError(f"{image_id!r} is no training face of the job; names are like {labels['image_id'][0]}")
@@ -146,15 +153,16 @@ def explain_image(job: Job, image_id: str, method: str | None = None, theta: flo
                 if index[o] >= 0
             ]
         )
+    chosen = job.theta_of(LabelSet(methods[method], thetas[theta]))
     faces = job.faces("train")
-    identity = read_image_rows(faces, parts_of_rows(faces.require(), row, row + 1), row, row + 1, ["identity"])
+    identity = read_span(faces, row, row + 1, ["identity"])
     scale = [rank_scale(job.settings.optimize.index_scale, n_scored, n) for n in n_pairs]
     return ExplainedImage(
         image_id,
         row,
         identity["identity"][0].as_py(),
         method,
-        theta,
+        chosen,
         values["prior_score"],
         values["label"],
         values["quality_index"],
@@ -181,9 +189,7 @@ def write_picture(job: Job, image: ExplainedImage, output: str) -> None:
     rows = [image.image_row, *{pair.mate_row for pairs in image.repeats for pair in pairs}]
     first, last = min(rows), max(rows) + 1
     faces = job.faces("train")
-    stored = read_image_rows(faces, parts_of_rows(faces.require(), first, last), first, last, ["face"])[
-        "face"
-    ].to_pylist()
+    stored = read_span(faces, first, last, ["face"])["face"].to_pylist()
     pixels, _ = decode_faces([stored[row - first] for row in rows])
     face_of = {row: np.ascontiguousarray(p.transpose(1, 2, 0)) for row, p in zip(rows, pixels, strict=True)}
     strips = []

@@ -34,7 +34,7 @@ from fiqa_ray.tools.input_checks import SCALINGS, Finding
 from fiqa_ray.tools.separation import difference, separations
 from fiqa_ray.tools.trial_faces import TrialFaces
 
-N_PEOPLE, N_IMAGES_EACH = 24, 4
+N_PEOPLE, N_IMAGES_EACH = 16, 4
 """People whose faces are looked at, and images of each."""
 _STANDARD_ERRORS = 3.0
 MOST_CLUSTERS = 20
@@ -284,7 +284,7 @@ def job_text(
         f"#   fiqa-ray labels {run_uri} -o labels.csv{small}",
         f"name: {json.dumps(name)}",
         f"run_uri: {json.dumps(run_uri)}  # everything that the job writes; s3://... works too",
-        f"# {several_text}; {int((sizes == 1).sum()):,} with one, who keep the score they have{left_out}.",
+        f"# {several_text}; {int((sizes == 1).sum()):,} with one, whose images keep their place{left_out}.",
         f"source: {_flow(layout.source)}",
         *([f"# Input of the recogniser: {found}."] if found else []),
         "# What `fiqa-ray doctor` says of it on these faces:",

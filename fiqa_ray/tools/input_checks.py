@@ -64,7 +64,8 @@ def input_findings(
         person: `(I,)` number of each face's person.
         base: separations of the faces as they are, from `separations`.
     """
-    n_inputs = len(ORDERS) + len(SCALINGS) + len(SHIFTS)
+    p = recognizer.preprocessing
+    n_inputs = len(ORDERS) - 1 + sum(s != (p.mean, p.scale) for s in SCALINGS.values()) + len(SHIFTS)
     with StepProgress("doctor: inputs", n_inputs * len(faces), "faces") as progress:
 
         def separate(x: torch.Tensor) -> NDArray[np.float64]:

@@ -262,7 +262,10 @@ def _arrows(results: Results, point: OperatingPoint) -> dict[tuple[str, str, str
     return {
         (d.benchmark, d.recognizer, d.scorer_a): "↓" if d.difference < 0 else "↑"
         for d in results.differences
-        if d.family == BASELINE and point.holds(d) and d.p_holm < SIGNIFICANT
+        if d.family == BASELINE
+        and point.holds(d)
+        and d.p_holm < SIGNIFICANT
+        and not d.p_training >= SIGNIFICANT  # NaN: one training or none
     }
 
 

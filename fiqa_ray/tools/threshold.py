@@ -82,7 +82,7 @@ def find_threshold(
     """
     table = _read_pairs(pairs_uri, scores_uri)
     names = pc.unique(pa.chunked_array([*table["image_id_a"].chunks, *table["image_id_b"].chunks]))
-    rows = tuple(np.asarray(pc.index_in(table[c], value_set=names)) for c in ("image_id_a", "image_id_b"))
+    rows = _rows(table["image_id_a"], names), _rows(table["image_id_b"], names)
     mated, similarity = _truth(table, pairs_uri), table["similarity"].to_numpy()
     if not mated.any() or (mated.all() and similarity_threshold is None):
         raise FiqaRayError(
@@ -109,6 +109,11 @@ def find_threshold(
     nonmated = similarity[~mated]
     accepted = float((nonmated > accept).mean()) if len(nonmated) else np.nan
     return ThresholdReport(choice, float(accept), accepted, half, *there.rates(half.threshold))
+
+
+def _rows(column: pa.ChunkedArray, names: pa.Array) -> np.ndarray:
+    """Return the row of each name, `(L,) int64`."""
+    return np.asarray(pc.index_in(column, value_set=names).to_numpy(), np.int64)
 
 
 def _read_pairs(uri: str, scores_uri: str | None) -> pa.Table:

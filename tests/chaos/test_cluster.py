@@ -101,3 +101,71 @@ def test_submit_follow_stop_and_continue(tmp_path):
             assert code == 0, text
             assert re.search(r"fiqa_ray \S+ from .*runtime_resources", text)  # the package came with the job
             assert all(p.stat().st_mtime_ns == at for p, at in parts.items())
+
+
+LABELS = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, {folder!r})
+import ray
+from ray.cluster_utils import Cluster
+from fiqa_ray.config import ComputeSettings
+from fiqa_ray.datasets.dataset import Dataset, Part
+from fiqa_ray.engine.ray import RayMapper
+from fiqa_ray.engine.step import Step, stateless_worker
+import labelled
+store = 80 * 2**20
+cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1, object_store_memory=store, include_dashboard=False))
+cluster.add_node(num_cpus=1, object_store_memory=store, labels={{"kind": "fast"}})
+ray.init(address=cluster.address, log_to_driver=False)
+compute = ComputeSettings(n_workers=1, model_labels={{"kind": "fast"}})
+for engine in ("tasks", "data"):
+    step = Step("embed", Dataset("/x/v=0", "x"), [7, 8], stateless_worker(labelled.where), 2, engine, uses_model=True)
+    print(engine, sorted(part.stats["fast"] for _, part in RayMapper(compute)([(step, s) for s in step.shards])))
+ray.shutdown()
+cluster.shutdown()
+"""
+WHERE = """
+import ray
+from fiqa_ray.datasets.dataset import Part
+def where(shard):
+    labels = ray.get_runtime_context().get_node_labels()
+    return Part(shard, 1, {}, {"fast": int(labels.get("kind") in ("fast", ["fast"]))})
+"""
+
+
+def test_models_run_on_machines_with_the_labels_asked_for(tmp_path):
+    (tmp_path / "labelled.py").write_text(WHERE)
+    result = subprocess.run(
+        [sys.executable, "-c", LABELS.format(folder=str(tmp_path))],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert "tasks [1, 1]" in result.stdout, result.stderr[-2000:]
+    assert "data [1, 1]" in result.stdout
+
+
+DEADLY = """
+import os
+def score(faces):
+    os._exit(9)
+"""
+
+
+def test_a_method_that_kills_its_process_is_named(tmp_path):
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    faces = smoke.make_faces(tmp_path / "faces", n_identities=4, per_identity=6, benchmark=False)
+    job = smoke.write_job(
+        tmp_path / "job.yaml", faces, str(tmp_path / "run"), benchmarks=[], methods=[{"name": "deadly:score"}],
+        compute={"engine": "ray", "rows_per_part": 6, "train_workers": 0, "n_workers": 2},
+    )  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, "-m", "fiqa_ray", "run", job, "--stages", "pack,embed,score"], cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests/helpers"}, capture_output=True, text=True, timeout=600,
+        check=False,
+    )  # fmt: skip
+    assert result.returncode == 3, result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert re.search(
+        r"score: 1 shard\(s\) of .*quality_scores.* failed, the first, part-0000\d, with LostProcessError", last
+    )
+    assert "your model or data" in last

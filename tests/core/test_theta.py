@@ -41,7 +41,9 @@ def test_a_prior_that_is_the_truth_is_left_alone_and_one_that_is_half_nuisance_g
     assert half.high[at] < 0
     assert half.gain[at] == pytest.approx(half.area[at] - half.area[0])
     assert half.low[at] < half.gain[at] < half.high[at]
-    assert f"half gains at theta {half.chosen:g}: on 80 held-out people the area falls from" in half.sentence("half")
+    assert f"half gains at theta {half.chosen:g}: on 80 held-out people the area x 1000 falls from" in half.sentence(
+        "half"
+    )
     assert half.gain[at] < (truth.area[0] - half.area[0]) / 3 < 0  # a third of the way to the prior that is the truth
 
 

@@ -105,48 +105,6 @@ def test_a_cluster_that_wants_a_token_says_so_at_once():
             head.wait(timeout=30)
 
 
-LABELS = """
-import json, sys
-from pathlib import Path
-sys.path.insert(0, {folder!r})
-import ray
-from ray.cluster_utils import Cluster
-from fiqa_ray.config import ComputeSettings
-from fiqa_ray.datasets.dataset import Dataset, Part
-from fiqa_ray.engine.ray import RayMapper
-from fiqa_ray.engine.step import Step, stateless_worker
-import labelled
-store = 80 * 2**20
-cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1, object_store_memory=store, include_dashboard=False))
-cluster.add_node(num_cpus=1, object_store_memory=store, labels={{"kind": "fast"}})
-ray.init(address=cluster.address, log_to_driver=False)
-compute = ComputeSettings(n_workers=1, model_labels={{"kind": "fast"}})
-for engine in ("tasks", "data"):
-    step = Step("embed", Dataset("/x/v=0", "x"), [7, 8], stateless_worker(labelled.where), 2, engine, uses_model=True)
-    print(engine, sorted(part.stats["fast"] for _, part in RayMapper(compute)([(step, s) for s in step.shards])))
-ray.shutdown()
-cluster.shutdown()
-"""
-WHERE = """
-import ray
-from fiqa_ray.datasets.dataset import Part
-def where(shard):
-    labels = ray.get_runtime_context().get_node_labels()
-    return Part(shard, 1, {}, {"fast": int(labels.get("kind") in ("fast", ["fast"]))})
-"""
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_models_run_on_machines_with_the_labels_asked_for(tmp_path):
-    (tmp_path / "labelled.py").write_text(WHERE)
-    result = _run(
-        LABELS.format(folder=str(tmp_path)), PYTHONPATH=f"{os.environ['PYTHONPATH']}:{tmp_path}:{os.getcwd()}"
-    )
-    assert "tasks [1, 1]" in result.stdout, result.stderr[-2000:]
-    assert "data [1, 1]" in result.stdout
-
-
 def _fake_ray(monkeypatch, n_failures):
     """Let `ray.init` fail some times, and write to stderr as Ray's C++ parts do."""
     import ray

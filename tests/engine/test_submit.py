@@ -4,6 +4,7 @@ import asyncio
 import json
 
 import pytest
+from ray.exceptions import AuthenticationError
 
 from fiqa_ray.engine import submit
 from fiqa_ray.engine.submit import Submission, submit_job
@@ -131,6 +132,7 @@ def test_a_job_that_never_began_and_a_token(server):
     server.script = [([], "FAILED", None)]
     with pytest.raises(FiqaRayError, match="failed before it began: no room"):
         send()
-    server.list_jobs = lambda: (_ for _ in ()).throw(RuntimeError("Request failed with status code 401: Unauthorized"))
+    missing = AuthenticationError("Authentication required: Unauthorized: Missing authentication token")
+    server.list_jobs = lambda: (_ for _ in ()).throw(missing)
     with pytest.raises(FiqaRayError, match=r"wants a token.*RAY_AUTH_MODE=token"):
         send()

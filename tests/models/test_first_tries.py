@@ -1,4 +1,8 @@
-"""What people try first, without the documentation: the right result, or one sentence that says what to do."""
+"""What people try first, without the documentation: the right result, or one sentence that says what to do.
+
+Of the other first tries, CR-FIQA's and MagFace's files are in `formats/test_checkpoints.py`, `.bin` sets in
+`tests/sources/test_insightface_bin.py`, and OFIQ's CSV, written and read, in `tests/tools/test_score_formats.py`.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +26,10 @@ from onnx_files import exported
 
 
 class Head(nn.Sequential):
-    """A head of 4 numbers with the layers of AdaFace's."""
+    """A small head with the layers of AdaFace's."""
 
     def __init__(self) -> None:
-        super().__init__(nn.BatchNorm2d(512), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 4))
+        super().__init__(nn.BatchNorm2d(512), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 512))
 
 
 def thin_ir() -> IR:

@@ -279,6 +279,7 @@ def test_table():
         "vitfiqa": "5.75 GMAC",
         "vitfiqa_full": "5.79 GMAC",
         "vitfiqa_crfiqa": "5.75 GMAC",
+        "clib_fiqa": "5.79 GMAC",
         "grafiqs": "1 F",
         "froq": "1 F",
         "vitnt_fiqa": "1 F",

@@ -60,11 +60,10 @@ def test_a_weak_method_gains_and_a_strong_one_does_not():
     )
     assert text[0] == "Do optimized labels help? Yes for weak; no clear difference for strong."
     assert text[1] == (
-        "  weak (theta 0.3): regressor on optimized labels against one on the scores: "
-        "area 151.0 to 120.0, -31.0 [-55.0, -9.0], clear"
+        "  weak (theta 0.3): regressor on its scores 151.0, on optimized labels 120.0: -31.0 [-55.0, -9.0], a clear gain"
     )
-    assert text[2] == "    against weak itself: area 150.0 to 120.0, -30.0 [-68.0, -11.0], clear"
-    assert "area 99.0 to 98.0, -1.0 [-10.0, +8.0], not clear" in text[3]
+    assert text[2] == "    against weak itself, 150.0: -30.0 [-68.0, -11.0], a clear gain"
+    assert "scores 99.0, on optimized labels 98.0: -1.0 [-10.0, +8.0], no clear difference" in text[3]
     assert "on b, lower is better (FMR 0.01, convention paper); in brackets a 95% interval" in text[4]
 
 

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from fiqa_ray.core.bootstrap import bootstrap_areas
-from fiqa_ray.datasets.results import AucRow, CorrelationRow, DifferenceRow, EdcLine, VerificationRow
+from fiqa_ray.core.conventions import convention_of
+from fiqa_ray.datasets.results import (
+    AucRow,
+    ConventionRow,
+    CorrelationRow,
+    DifferenceRow,
+    EdcLine,
+    ThetaRow,
+    VerificationRow,
+)
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.report.data import (
     Face,
@@ -49,6 +58,12 @@ def cell_key(benchmark: str, scorer: str, convention: str, fmr: float) -> tuple:
 def auc_row(scorer: str, auc: float = 0.0, **changes: object) -> AucRow:
     numbers = (0.0, 0.2, 0.95, True, auc, auc, auc, 1.0, auc, 0.1, 300, 300)
     return replace(AucRow(*cell_key("LFW", scorer, "paper", 1e-3), *numbers), **changes)
+
+
+def meaning(name: str) -> ConventionRow:
+    c = convention_of(name)
+    choices = (c.pool, c.threshold, c.count, np.nan, c.ties, c.curve, c.end, np.nan, c.error, c.summary)
+    return ConventionRow(name, *choices)
 
 
 def sample(n_pairs: int = 1200, n_draws: int = 30, benchmarks: tuple[str, ...] = BENCHMARKS) -> ReportData:
@@ -151,6 +166,7 @@ def sample(n_pairs: int = 1200, n_draws: int = 30, benchmarks: tuple[str, ...] =
         ],
         labels=labels,
         edc=lines,
+        conventions=[meaning("paper"), meaning("dasec"), replace(meaning("dasec"), convention="mine", error="fmr")],
         auc=areas,
         differences=differences,
         verification=verification,
@@ -437,3 +453,14 @@ def test_without_comparisons_the_best_scores_are_named() -> None:
     rows[1] = replace(rows[1], is_leading=True)
     text = Page(render_report(ReportData("t", "v", auc=rows))).text
     assert "Best on LFW, not to be told apart: a (12.0), b (13.0)." in text
+
+
+def test_a_chosen_theta_is_told_with_its_curve():
+    def row(theta: float, area: float, gain: float, chosen: bool) -> ThetaRow:
+        low, high = (gain - 0.004, gain + 0.004) if theta else (np.nan, np.nan)
+        return ThetaRow("norm", theta, area, gain, low, high, chosen, "norm gains.", 40, 400, 900, 9000, 0.001, 0.2)
+
+    text = Page(render_report(ReportData("t", "v", thetas=[row(0, 0.1, 0.0, False), row(0.3, 0.08, -0.02, True)]))).text
+    assert text.count("norm gains.") == 1
+    assert "Theta on held-out training people" in text
+    assert re.search(r"norm\s+0\.3\s+80\.0\s+.20\.00\s+.24\.00 to .16\.00\s+chosen", text), text

@@ -14,6 +14,7 @@ from fiqa_ray.stages import cells
 from fiqa_ray.tools.run_job import run_job
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [10_000, 100])
 def test_all_pairs_of_a_folder(tmp_path, monkeypatch, limit) -> None:
     for module in (comparisons, cells):

@@ -1,6 +1,7 @@
 """The evaluate stage: rows that follow from pairs and scores alone, families of comparisons, persons."""
 
 import uuid
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,11 +10,14 @@ import pytest
 
 from fiqa_ray.config import EvaluateSettings
 from fiqa_ray.core.conventions import cells_of
-from fiqa_ray.datasets.cells import read_cell
+from fiqa_ray.core.edc import edc_curve
+from fiqa_ray.core.intervals import Errors
+from fiqa_ray.datasets.cells import StoredCell, read_cell
 from fiqa_ray.datasets.dataset import Dataset
 from fiqa_ray.datasets.judgement import Judgement, correct_families
 from fiqa_ray.datasets.results import AucRow, DifferenceRow, ScorerKey
 from fiqa_ray.errors import FiqaRayError, UsageError
+from fiqa_ray.report.render import verdict
 from fiqa_ray.stages.cells import CellShard, run_shard
 from fiqa_ray.stages.evaluate import REFERENCES, comparisons_of
 
@@ -62,6 +66,7 @@ def rows_of_benchmark(
                 faces=SimpleNamespace(read_all=lambda columns: pa.table(faces).select(columns)),
                 comparisons=SimpleNamespace(read_all=lambda columns: pa.table(pairs).select(columns)),
                 cells=datasets,
+                embeddings=None,
             )
         )
         for cell, convention, dataset in datasets:
@@ -129,14 +134,12 @@ def test_families_of_comparisons() -> None:
     label_sets = [SimpleNamespace(method=method, is_prior=prior) for prior in (True, False)]
 
     def families(scorers: list[str], **settings: object) -> dict:
-        known = [SimpleNamespace(key=SimpleNamespace(scorer=name)) for name in (*scorers, "oracle")]
         job = SimpleNamespace(
-            settings=SimpleNamespace(evaluate=EvaluateSettings(**settings), benchmarks=["b"]),
+            settings=SimpleNamespace(evaluate=EvaluateSettings(**settings)),
             label_sets=lambda: label_sets,
             scorer_name=lambda t: "m, prior" if t.is_prior else "m, optimized",
-            scorers=lambda _: known,
         )
-        return comparisons_of(job, scorers)
+        return comparisons_of(job, scorers, {*scorers, "oracle", "random"})
 
     trained = ["m, prior", "m, optimized"]
     assert families(["m", *trained, "oracle"], compare_scorers=[("m", "oracle")]) == {
@@ -167,3 +170,39 @@ def test_families_are_corrected_over_benchmarks_and_not_over_recognisers() -> No
     corrected = correct_families(rows)
     assert [r.p_holm for r in corrected] == pytest.approx([0.04, 0.04, np.nan, 0.02, 0.02], nan_ok=True)
     assert [r.n_family for r in corrected] == [2, 2, 2, 1, 1]
+
+
+def test_training_noise_by_hand() -> None:
+    """Three trainings of both regressors: differences -0.02, -0.01, -0.03, so t = -2 sqrt(3) with two degrees of freedom."""
+    curve = edc_curve([0.9, 0.8, 0.1, 0.2], [1, 1, 0, 0], [1, 2, 3, 4], [1, 2, 3, 4], fmr=0.5, convention="dasec")
+
+    def cell(areas: list[float], draws: list[float]) -> StoredCell:
+        return StoredCell(
+            curve=curve,
+            draws={1.0: np.array(draws)},
+            errors=Errors(0.5, 0),
+            n_units=2,
+            n_nonmated=2,
+            n_unscored=0,
+            unit="pairs",
+            seed_areas={1.0: np.array(areas)} if areas else {},
+        )
+
+    key = ("dasec", 0.5)
+    cells = {
+        ("new", key): cell([0.10, 0.12, 0.11], [0.3, 0.5]),
+        ("old", key): cell([0.12, 0.13, 0.14], [0.2, 0.1]),
+        ("plain", key): cell([], [0.2, 0.2]),
+    }
+    keys = {name: ScorerKey(name, "", name, "given", np.nan, None) for name, _ in cells}
+    judgement = Judgement("bench", "r18", keys, cells, [], 2, 0, REFERENCES)
+    trained, plain = judgement.difference_rows({"scorers": [("new", "old"), ("plain", "plain")]})
+    assert (trained.n_seeds, trained.training_sd) == (3, pytest.approx(0.01))
+    assert trained.p_training == pytest.approx(1 - np.sqrt(12 / 14))  # Student's t with two degrees of freedom
+    assert trained.pairs_sd == pytest.approx(np.std([0.1, 0.4], ddof=1))
+    assert plain.n_seeds == 0
+    assert np.isnan([plain.training_sd, plain.p_training]).all()
+    row = replace(trained, difference=-0.02, low=-0.03, high=-0.01, p_holm=0.01)
+    assert verdict(row) == "no clear difference"  # p of the trainings is 0.074
+    assert verdict(replace(row, p_training=0.04)) == "improves"
+    assert verdict(replace(row, p_training=np.nan, n_seeds=1)) == "improves"

@@ -69,7 +69,8 @@ def test_a_sound_recognizer_and_method_pass(network, trial):
     sound = recognizer(network)
     found = check_scorer(load_scorer("faceqan", recognizer=sound, n_iterations=2, n_samples=2), trial)
     assert set(states(found)) == {
-        "people", "colour order", "scaling", "crop", "mirror", "length", "batches", "float16", "bfloat16", "sign", "score's batches"
+        "people", "colour order", "scaling", "crop", "mirror", "length", "batches", "float16", "bfloat16", "sign",
+        "score's batches",
     }  # fmt: skip
     assert set(states(found).values()) == {"ok"}
 

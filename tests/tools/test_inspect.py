@@ -35,7 +35,7 @@ def test_an_image_and_its_pairs(job, cli) -> None:
     prior = job.prior_scores("train", job.settings.methods[0]).read_all(["score"])["score"].to_numpy()
     index = np.argsort(np.argsort(prior, kind="stable"), kind="stable")
     for name in (names[0], names[7]):
-        explained = explain_image(job, name, theta=0.2)
+        explained = explain_image(job, name, theta="0.2")
         row = names.index(name)
         moves = []
         for repeat, pairs in enumerate(explained.repeats):

@@ -113,7 +113,7 @@ def test_faults_are_said(cli, data, tmp_path):
     good = ["--scores", folder / "q.csv", "--theta", "0.1"]
     cases = [
         (["labels"], 2, "give the run_uri of one job, or --embeddings"),
-        ([*embeddings, "--theta", "0.1"], 2, "need --scores FILE and --theta"),
+        ([*embeddings, "--theta", "0.1"], 2, "need --scores FILE and either --theta"),
         ([*embeddings, *good, "runs/mine"], 2, "could not convert string to float: 'runs/mine'"),
         (["labels", "--embeddings", folder / "e.npy", "--scores", folder / "q.npy", "--theta", 1], 2, "--identities"),
         (

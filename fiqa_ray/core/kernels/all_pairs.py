@@ -42,8 +42,8 @@ def add_rows(
     for r in range(products.shape[0] - 1, -1, -1):
         row, mine = products[r], person[first + r]
         for c in range(r + 1, products.shape[1]):
-            key = np.int64(np.rint(row[c] * SIMILARITY_STEPS)) + SIMILARITY_STEPS
-            key = min(max(key, 0), N_KEYS - 1)
+            nearest = int(np.rint(row[c] * SIMILARITY_STEPS)) + SIMILARITY_STEPS
+            key = min(max(nearest, 0), N_KEYS - 1)
             if person[first + c] == mine:
                 mated_key[n_mated], mated_image[n_mated] = key, first + r
                 n_mated += 1
