@@ -29,12 +29,21 @@ def note(text: str) -> None:
 class StepProgress:
     """Counts the rows of one step; use as a context, call `advance` per finished part.
 
-    `waits_for` says why nothing can run at the moment; it returns an empty text where something does.
+    `waits_for` says why nothing can run at the moment; it returns an empty text where something does. The log of a run, but
+    not that of other commands, also gets a line of JSON for programs: give `is_run`.
     """
 
     def __init__(
-        self, name: str, total: int, unit: str, done: int = 0, waits_for: Callable[[], str] = lambda: ""
+        self,
+        name: str,
+        total: int,
+        unit: str,
+        done: int = 0,
+        waits_for: Callable[[], str] = lambda: "",
+        *,
+        is_run: bool = False,
     ) -> None:
+        self._is_run = is_run
         self.name, self.total, self.unit, self.done, self.waits_for = name, total, unit, done, waits_for
         self._at_start = done
         self._started = time.monotonic()
@@ -65,7 +74,8 @@ class StepProgress:
             left = f"about {(self.total - self.done) / rate:,.0f} s left" if rate > 0 else "the first part is under way"
             run_state.waits_for = self.waits_for()
             self._line(run_state.waits_for or f"{rate:,.{0 if rate >= 10 else 1}f} {self.unit}/s, {left}")
-            print(json.dumps({"time_s": round(time.time(), 1), **run_state.as_dict()}), file=sys.stderr, flush=True)
+            if self._is_run:
+                print(json.dumps({"time_s": round(time.time(), 1), **run_state.as_dict()}), file=sys.stderr, flush=True)
 
     @property
     def rate(self) -> float:

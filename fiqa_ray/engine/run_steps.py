@@ -65,7 +65,7 @@ def run_steps(steps: Sequence[Step], mapper: Mapper, max_bad_fraction: float = 1
             total = sum(s.n_rows for s in unfinished if s.unit == unit)
             n_done = sum(n for s, n in done if s.unit == unit)
             waits_for = partial(mapper.waits_for, items)
-            with StepProgress(group_name(unfinished), total, unit, n_done, waits_for) as progress:
+            with StepProgress(group_name(unfinished), total, unit, n_done, waits_for, is_run=True) as progress:
                 _run_items(items, mapper, lambda step, n: progress.advance(n if step.unit == unit else 0))
     committed = []
     for step, stored in zip(steps, manifests, strict=True):

@@ -160,7 +160,7 @@ def _show_progress(plan: Plan, thread: threading.Thread) -> None:
     if progress is None:
         return
     name = f"train: {plan.settings.mode} {plan.recognizer.name}"
-    with StepProgress(name, progress["n_steps"], "steps", progress["step"]) as bar:
+    with StepProgress(name, progress["n_steps"], "steps", progress["step"], is_run=True) as bar:
         while progress is not None:
             bar.advance(max(0, progress["step"] - bar.done))
             progress = _next_progress(plan, thread)

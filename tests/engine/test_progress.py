@@ -39,7 +39,7 @@ def test_a_cluster_without_what_a_step_needs(monkeypatch, resources, device, ste
 
 def test_the_reason_is_printed_by_the_clock(monkeypatch, capsys):
     monkeypatch.setattr(progress, "LOG_INTERVAL_S", 0.02)
-    with StepProgress("embed: train", 30, "images", waits_for=lambda: "the Ray cluster has no CPU"):
+    with StepProgress("embed: train", 30, "images", waits_for=lambda: "the Ray cluster has no CPU", is_run=True):
         time.sleep(0.2)
     lines = [line for line in capsys.readouterr().err.splitlines() if "done in" not in line and line[0] != "{"]
     assert len(lines) >= 2
