@@ -50,9 +50,9 @@ NAME_BYTES = 12
 LABEL_BYTES = 260
 """Memory per image, as measured, of `label_images`, which takes a method's images all at once."""
 SORT_BYTES = 70
-"""Memory per row, as measured, of a task of the sort in ranges."""
+"""Memory per row of a task of the sort in ranges: an upper estimate from peaks of whole processes."""
 SPAN_BYTES = 80
-"""Memory per image, as measured, of `label_span`."""
+"""Memory per image of `label_span`: an upper estimate from peaks of whole processes."""
 LABEL_GROUP = 1 << 17
 """Rows of a row group of labels in several parts: what a task holds of all columns at once."""
 

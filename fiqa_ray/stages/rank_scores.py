@@ -46,7 +46,7 @@ from fiqa_ray.job import Job
 INDEX_BYTES = 120
 """Memory per image, as measured, of `index_scores`, which sorts all scores of a method at once."""
 SORT_BYTES = 60
-"""Memory per row, as measured, of a task of the sort in ranges."""
+"""Memory per row of a task of the sort in ranges: an upper estimate from peaks of whole processes."""
 INDEX_GROUP = 1 << 16
 """Rows of a row group of indices and of sorted scores, of which tasks read their own."""
 

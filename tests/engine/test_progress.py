@@ -50,7 +50,7 @@ def test_the_log_has_a_line_for_programs(monkeypatch, capsys):
     monkeypatch.setattr(progress, "LOG_INTERVAL_S", 0.02)
     run_state.reset()
     run_state.add_part(1000, 3)
-    with StepProgress("embed: train", 30, "images", done=10) as bar:
+    with StepProgress("embed: train", 30, "images", done=10, is_run=True) as bar:
         bar.advance(5)
         time.sleep(0.1)
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
