@@ -33,7 +33,8 @@ def records_page() -> str:
         m = record["machine"]
         text += f"\n## {path.stem.replace('_', ' ').capitalize()}\n\n`{record['command']}`\n\n"
         text += f"{record['date']}, commit {record['commit']}; {m['processor']}, {m['cores']} cores, "
-        text += f"load {m.get('load_before', 'not recorded')}; Python {m['python']}, numpy {m['numpy']}.\n\n{_tables(record['result'])}"
+        load = m.get("load_before", "not recorded")
+        text += f"load {load}; Python {m['python']}, numpy {m['numpy']}.\n\n{_tables(record['result'])}"
     return text
 
 
