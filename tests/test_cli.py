@@ -144,7 +144,8 @@ def test_plan(cli, faces, tmp_path):
     )
 
 
-def test_plan_of_a_finished_job(cli, done):
+def test_plan_of_a_finished_job(cli, done, monkeypatch):
+    monkeypatch.setattr("fiqa_ray.cli.job.console", Console(width=160))
     code, out, _ = cli("plan", done, "--json")
     assert code == 0
     assert {(r["state"], r["work_s"]) for r in json.loads(out)} == {("finished", 0.0)}
@@ -156,7 +157,8 @@ def test_plan_of_a_finished_job(cli, done):
     assert "together 0.0 s of work" in out
 
 
-def test_status(cli, done, tmp_path):
+def test_status(cli, done, tmp_path, monkeypatch):
+    monkeypatch.setattr("fiqa_ray.cli.job.console", Console(width=160))
     code, out, _ = cli("status", run_uri(done), "--json")
     assert code == 0
     records = json.loads(out)["datasets"]
@@ -499,7 +501,7 @@ def test_export_refuses_and_leaves_no_file(cli, convolutional, done, faces, tmp_
 
 
 def test_models_version_help(cli, monkeypatch):
-    monkeypatch.setattr("fiqa_ray.cli.model.console", Console(width=120))
+    monkeypatch.setattr("fiqa_ray.cli.tables.console", Console(width=120))
     code, out, _ = cli("models")
     assert code == 0
     assert max(map(len, out.splitlines())) <= 120
@@ -551,7 +553,18 @@ def test_doctor_looks_at_recognisers_methods_and_regressors(cli, convolutional, 
     images = ["--images", faces / "bench", "--people", "6", "--json"]
     code, out, _ = cli("doctor", "--recognizer", "smoke:tiny", *images)
     found = {f["check"]: f["state"] for f in json.loads(out)}
-    assert list(found) == ["file", "people", "colour order", "scaling", "crop", "batches", "float16", "bfloat16"]
+    assert list(found) == [
+        "file",
+        "people",
+        "colour order",
+        "scaling",
+        "crop",
+        "mirror",
+        "length",
+        "batches",
+        "float16",
+        "bfloat16",
+    ]
     assert code == ("fault" in found.values())
     code, out, _ = cli("doctor", "embedding_norm", "--recognizer", "smoke:tiny", *images)
     assert [f["check"] for f in json.loads(out)][-2:] == ["sign", "score's batches"]

@@ -57,7 +57,8 @@ class Run:
         return {n: _timeless(n, p.read_bytes()) for n, p in self.files().items() if not n.startswith("_training/")}
 
     def files(self) -> dict[str, Path]:
-        paths = [p for p in sorted(self.root.rglob("*")) if p.is_file() and "_lock" not in p.parts]
+        left_out = {"_lock", "_verified.json"}  # when the run was last verified is no result
+        paths = [p for p in sorted(self.root.rglob("*")) if p.is_file() and not left_out & set(p.parts)]
         return {str(p.relative_to(self.root)): p for p in paths}
 
     def run(self) -> str:

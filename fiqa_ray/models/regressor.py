@@ -65,11 +65,17 @@ class QualityHead(nn.Linear):
         self.dim, self.kind = dim, kind
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Map `(N, D)` embeddings to `(N, n_seeds)` scores."""
+        """Map `(N, D)` embeddings to `(N, n_seeds)` scores.
+
+        Without gradients it computes in float64 and rounds, so that a face's score has the same bits in any batch.
+        """
+        is_exact = not torch.is_grad_enabled()
+        x = embedding.double() if is_exact else embedding
         if self.kind == "norm":
-            norm = torch.linalg.vector_norm(embedding, dim=1, keepdim=True)
-            embedding = torch.cat([embedding, norm], dim=1)
-        return super().forward(embedding)
+            x = torch.cat([x, torch.linalg.vector_norm(x, dim=1, keepdim=True)], dim=1)
+        if not is_exact:
+            return super().forward(x)
+        return nn.functional.linear(x, self.weight.double(), self.bias.double()).to(embedding.dtype)
 
 
 class QualityRegressor(nn.Module):
@@ -115,7 +121,8 @@ class QualityRegressor(nn.Module):
         check_faces(faces)
         x = (faces.to(torch.float32) / 255).to(self.regressor.weight.dtype)
         embedding = self.base_model(self.preprocessing(x)).to(self.regressor.weight.dtype)
-        return self.regressor(embedding).mean(dim=1), embedding
+        by_seed = self.regressor(embedding)
+        return (by_seed[:, 0] if by_seed.shape[1] == 1 else by_seed.double().mean(dim=1)), embedding
 
 
 def parameter_groups(model: QualityRegressor, *, freeze_rest: bool = True) -> list[dict[str, Any]]:

@@ -54,6 +54,8 @@ def check_rates(settings: EvaluateSettings, name: str, n_nonmated: int) -> None:
     Raises:
         UsageError: There is such a rate, and the settings do not allow it.
     """
+    if n_nonmated == 0:  # a fault of another name: both kinds of pairs are needed
+        return
     rare = [fmr for fmr in settings.fmr if fmr * n_nonmated < 3 * (1 - 1e-9)]
     if rare and not settings.allow_rare_fmr:
         remedy = f"give {3 / n_nonmated:.2g} or more" if n_nonmated > 3 else "add non-mated pairs"

@@ -58,7 +58,7 @@ def score_shard(embeddings: Dataset, heads: Sequence[tuple[Dataset, QualityHead]
         with torch.inference_mode():
             by_seed = head(stored).numpy()
         score = np.full(len(table), np.nan)
-        score[good] = by_seed.mean(axis=1, dtype=np.float64)
+        score[good] = by_seed.mean(axis=1, dtype=np.float64).astype(np.float32)  # as `fiqa-ray score` gives it
         columns = {
             "image_row": table["image_row"],
             "score": pa.array(score, from_pandas=True),  # NaN stands for null

@@ -88,6 +88,7 @@ def test_faces_as_vggface2_distributes_them(tmp_path):
         inner = np.s_[8:-8, 8:-8]
         assert np.abs(aligned[inner].astype(int) - face[inner]).mean() < 3
     stats = Job(settings).faces("train").require().stats
+    stats.pop("storage_retries", None)  # of this process, whatever ran in it before
     assert stats == {"status": {"ok": 3, "no_landmarks": 1, "empty": 1}, "alignment": {"landmarks": 2, "as_is": 1}}
 
 
