@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from fiqa_ray.config import BenchmarkSettings, MethodSettings, RecognizerSettings, ScoresSettings, label_of
@@ -17,6 +18,9 @@ ONNX_VERSION = 2
 def model_id(model: RecognizerSettings | MethodSettings) -> dict[str, Any]:
     """Return name, options and content hash of a model: the hash of its weights, or of the ONNX file that it is."""
     identity: dict[str, Any] = {"name": label_of(model.name), "options": public_values(model.options)}
+    code = _code_file(model.name)
+    if code is not None:
+        identity["code_sha256"] = content_hash(code)
     if ModelRef.parse(model.name).kind == "onnx":
         identity |= {"sha256": _onnx_hash(model.name), "onnx": ONNX_VERSION}
     elif model.weights is not None and not model.weights.startswith("random:"):
@@ -24,6 +28,15 @@ def model_id(model: RecognizerSettings | MethodSettings) -> dict[str, Any]:
     elif model.weights is not None:
         identity["weights"] = model.weights
     return identity
+
+
+def _code_file(name: str) -> str | None:
+    """Return the file of a user's function that lies in the current folder or is named by its path, or None."""
+    if ModelRef.parse(name).kind != "function":
+        return None
+    module = name.rpartition(":")[0]
+    path = Path(module if module.endswith(".py") else module.replace(".", "/") + ".py")
+    return str(path.resolve()) if path.is_file() else None
 
 
 @lru_cache

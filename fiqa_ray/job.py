@@ -2,9 +2,10 @@
 
 Stages find their inputs and outputs here and nowhere else. A dataset's fingerprint covers the settings of its stage, the
 schema version and the fingerprints of its inputs. Weights, score files, pair lists, detectors and listed sources count by
-their content hash, and so do landmarks, model cards and lists of degradations; folders, containers, CFP's many small
-pair lists and a user's own code count by name. Nothing of `compute` is part of a fingerprint: results do not depend on
-workers and shards. The batch size can change the last bits of embeddings and scores; labels are equal where those are.
+their content hash, and so do landmarks, model cards, lists of degradations and a user's own file of code; folders,
+containers, CFP's many small pair lists and a user's modules that lie elsewhere count by name. Nothing of `compute` is part
+of a fingerprint: results do not depend on workers and shards. The batch size can change the last bits of embeddings and
+scores; labels are equal where those are.
 """
 
 from __future__ import annotations

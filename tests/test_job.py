@@ -168,6 +168,19 @@ def test_killed_at_random_and_continued(faces, tmp_path, expected):
     assert label_bytes(smoke.settings(tmp_path, faces, str(run_uri))) == expected
 
 
+def test_own_code_counts_by_content(tmp_path, monkeypatch):
+    """Named by path, or as a module of the current folder; elsewhere by name."""
+    identities = []
+    for statistic in ("mean", "amax"):  # in two folders, because a process reads a file once
+        file = tmp_path / statistic / "mine.py"
+        file.parent.mkdir()
+        file.write_text(f"def f(faces): return faces.{statistic}((1, 2, 3))")
+        monkeypatch.chdir(file.parent)
+        identities.append([model_id(RecognizerSettings(name=name)) for name in (f"{file}:f", "mine.py:f", "mine:f")])
+    assert all(a != b for a, b in zip(*identities, strict=True))
+    assert model_id(RecognizerSettings(name="json:loads")) == {"name": "json.loads", "options": {}}
+
+
 def test_scores_of_onnx_networks_are_named_by_all_their_weights_and_how_they_are_computed(tmp_path, monkeypatch):
     """A changed weight in a second file, or another arithmetic, is another model."""
     model = graph(

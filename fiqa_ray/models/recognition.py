@@ -225,9 +225,16 @@ def load_onnx(
 def _onnx_preprocessing(name: str, model: Any, options: Mapping[str, Any]) -> tuple[Preprocessing, str]:
     """Return scaling and colour order of an ONNX network, and by what they were found (empty: the user gave them)."""
     given = {key: value for key, value in options.items() if key != "output"}
-    if "mean" in given and "scale" in given:
-        return Preprocessing(**given), ""
     scaling = find_scaling(model)
+    if "mean" in given and "scale" in given:
+        preprocessing = Preprocessing(**given)
+        if scaling is not None and (preprocessing.mean, preprocessing.scale) != (scaling[0].mean, scaling[0].scale):
+            logger.warning(
+                "%s: mean=%g and scale=%g as you say, but the file wants mean=%g and scale=%g (%s); leave both out if they "
+                "are not from its authors",
+                *(name, preprocessing.mean, preprocessing.scale, scaling[0].mean, scaling[0].scale, scaling[1]),
+            )
+        return preprocessing, ""
     if scaling is None or "mean" in given or "scale" in given:
         raise UsageError(
             f"{name}: the file does not show how pixels are scaled; give mean and scale on 0..255, "

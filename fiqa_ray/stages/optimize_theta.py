@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +19,13 @@ from fiqa_ray.core.kernels.threads import one_thread
 from fiqa_ray.core.labels import quality_index, reassign_scores
 from fiqa_ray.core.theta import MAX_IMAGES, ThetaCurve, compare_thetas
 from fiqa_ray.datasets.columns import embedding_values
-from fiqa_ray.datasets.dataset import Dataset, Part
+from fiqa_ray.datasets.dataset import Dataset, Manifest, Part
 from fiqa_ray.datasets.image_rows import PartRun, image_columns, read_image_rows
 from fiqa_ray.datasets.pairs import pair_part_sizes
 from fiqa_ray.datasets.results import ThetaRow, table_of
 from fiqa_ray.datasets.schemas import index_suffix
 from fiqa_ray.engine.cost import Cost, Workload
+from fiqa_ray.engine.progress import note
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.job import Job
 
@@ -49,8 +51,14 @@ def theta_steps(job: Job) -> Iterator[list[Step]]:
         dataset = job.theta_choice(method)
         worker = stateless_worker(choose_shard, dataset, embeddings, updates, seed)
         shard = ThetaShard(method.label, job.quality_index(method))
-        steps.append(Step("optimize", dataset, [shard], worker, len(CANDIDATES), unit="thetas"))
+        say = partial(_say_choice, dataset)
+        steps.append(Step("optimize", dataset, [shard], worker, len(CANDIDATES), unit="thetas", check=say))
     yield steps
+
+
+def _say_choice(dataset: Dataset, choice: Manifest) -> None:
+    """Print in a line whether the prior gains, and which theta was chosen."""
+    note(dataset.read(choice.parts[0], ["summary"])["summary"][0].as_py())
 
 
 def theta_cost(job: Job, workload: Workload) -> Cost:

@@ -219,7 +219,7 @@ def _table(
             low=1000 * r.auc_low,
             high=1000 * r.auc_high,
             is_best=best[_column(r)] == [r.scorer],
-            is_tied=len(best[_column(r)]) > 1 and r.is_leading,
+            is_tied=len(best[_column(r)]) > 1 and r.is_leading and r.interval != "none",
             change=arrows.get((r.benchmark, r.recognizer, r.scorer), ""),
         )
     keys = sorted(cells, key=_row_order(rows))
@@ -295,11 +295,18 @@ def _caption(results: Results, point: OperatingPoint, rows: list[AucRow], what: 
     choices = ""
     if convention is not None:
         choices = f" ({convention.pool} discarded, threshold {convention.threshold}, count {convention.count})"
+    brackets = (
+        f"Brackets: {100 * rows[0].level:g} % intervals of {' or '.join(map(str, draws))} bootstrap draws of "
+        f"{' or '.join(units)}. "
+    )
+    reasons = list(dict.fromkeys(r.reason for r in rows if r.reason))
+    if all(r.interval == "none" for r in rows):
+        brackets = "No intervals, so no score is told apart from another. "
+    brackets += "".join(f"{reason[0].upper()}{reason[1:]}. " for reason in reasons)
     return (
         f"Area under the error-versus-discard curve times 1000, {what}; smaller is better. Convention {point.convention}"
         f"{choices}, {rate}, up to {end}. Mated + non-mated pairs: {'; '.join(sizes.values())}. "
-        f"Brackets: {100 * rows[0].level:g} % intervals of {' or '.join(map(str, draws))} bootstrap draws of "
-        f"{' or '.join(units)}. Bold: no other score is as good; †: among the best, which cannot be told apart; ↓ ↑: "
+        f"{brackets}Bold: no other score is as good; †: among the best, which cannot be told apart; ↓ ↑: "
         f"smaller or larger than the method's own score (p < {SIGNIFICANT:g} after Holm's correction); /: left out by "
         "the user."
     )
@@ -370,13 +377,16 @@ def write_tables(
     if len(differences):
         text = differences.copy()
         for column in ("difference x 1000", "low", "high"):
-            text[column] = [f"{v:.2f}" for v in differences[column]]
+            text[column] = ["–" if math.isnan(v) else f"{v:.2f}" for v in differences[column]]
         text["limit"] = [f"{v:g}" for v in differences["limit"]]
-        text["p (Holm)"] = [f"{p:.3g}" for p in differences["p (Holm)"]]
+        text["p (Holm)"] = ["–" if math.isnan(p) else f"{p:.3g}" for p in differences["p (Holm)"]]
         caption = "Differences of areas times 1000; below 0 the first score is better. "
         caption += f"Convention {point.convention}, FMR {point.fmr:g}."
+        reasons = dict.fromkeys(d.reason for d in results.differences if point.holds(d) and d.reason)
+        caption += "".join(f" –: {reason}." for reason in reasons)
         latex = text.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
         tex = latex.to_latex(hrules=True, caption=caption, label="tab:differences", environment="longtable")
+        tex = f"% needs \\usepackage{{booktabs,longtable}}\n{tex}"
         _write(folder, "differences", differences, text.to_markdown(index=False) + f"\n\n{caption}\n", tex)
         names.append("differences")
     long = pd.DataFrame([vars(r) for r in results.areas])
@@ -420,4 +430,4 @@ def _latex(frame: pd.DataFrame, caption: str, name: str) -> str:
         caption = caption.replace(mark, command)
     columns = "lll" + "r" * frame.shape[1]
     latex = style.to_latex(hrules=True, caption=caption, label=f"tab:{name}", column_format=columns, multirow_align="t")
-    return str(latex)
+    return f"% needs \\usepackage{{booktabs,multirow}}\n{latex}"
