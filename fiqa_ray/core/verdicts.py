@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
+from scipy.stats import rankdata
 
 from fiqa_ray.core.intervals import Interval
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -47,3 +51,13 @@ def leading_group(
         for rival, interval, p in zip(rivals, intervals, adjusted, strict=True)
         if not (interval.high < 0 and p < 1 - level)
     ]
+
+
+def mean_ranks(columns: Sequence[Mapping[Name, float]]) -> dict[Name, float]:
+    """Return each name's rank, 1 for the smallest value, averaged over the columns; of names that all columns have.
+
+    Equal values share their mean rank; a value that is NaN counts as none.
+    """
+    names = [n for n in (columns[0] if columns else ()) if not any(np.isnan(c.get(n, np.nan)) for c in columns)]
+    ranks = [rankdata([column[name] for name in names]) for column in columns if names]
+    return {name: float(np.mean([r[i] for r in ranks])) for i, name in enumerate(names)}

@@ -21,6 +21,8 @@ BASELINE, UNOPTIMIZED, OPTIMIZED, GIVEN = "baseline", "unoptimized", "optimized"
 """Variants of scores: a method's own, a regressor's on prior and on optimized labels, and further ones of the user."""
 RANDOM, ORACLE = "random", "oracle"
 """References, which never compete for the best: random numbers, and the recorded truth."""
+VARIANTS = (BASELINE, GIVEN, UNOPTIMIZED, OPTIMIZED, ORACLE, RANDOM)
+"""All variants, in the order of a table's rows."""
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,14 @@ from typing import Any, TypeVar
 
 import jinja2
 from markupsafe import Markup
-from scipy.stats import rankdata
 
+from fiqa_ray.core.verdicts import mean_ranks
 from fiqa_ray.datasets.results import (
     BASELINE,
-    GIVEN,
-    OPTIMIZED,
     ORACLE,
     RANDOM,
     UNOPTIMIZED,
+    VARIANTS,
     AucRow,
     CorrelationRow,
     DifferenceRow,
@@ -113,12 +112,6 @@ def signed_area(value: float) -> str:
 def percent(value: float, places: int = 2) -> str:
     """Write a fraction in percent."""
     return "undefined" if math.isnan(value) else f"{decimals(100 * value, places)} %"
-
-
-def percent_range(values: Sequence[float]) -> str:
-    """Write the range of some fractions in percent, as one number where both ends print alike."""
-    low, high = percent(min(values)), percent(max(values))
-    return low if low == high else f"{low} to {high}"
 
 
 def _same(value: float) -> float | None:
@@ -271,10 +264,6 @@ def _point_of(row: AucRow | EdcLine | DifferenceRow) -> tuple[str, str, float | 
     return row.recognizer, row.convention, _same(row.fmr)
 
 
-VARIANTS = (BASELINE, GIVEN, UNOPTIMIZED, OPTIMIZED, ORACLE, RANDOM)
-"""Variants of scores in the order of a table's rows."""
-
-
 def area_tables(rows: Sequence[AucRow], differences: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
     """Return scorers by benchmarks: areas, those that lead marked, and what optimized labels changed.
 
@@ -287,7 +276,8 @@ def area_tables(rows: Sequence[AucRow], differences: Sequence[DifferenceRow]) ->
         cells = {(row.scorer, row.benchmark): row for row in members}
         by_benchmark = grouped(members, lambda row: row.benchmark)
         marks = {benchmark: leading_mark(column) for benchmark, column in by_benchmark.items()}
-        ranks = mean_ranks(by_benchmark)
+        competing = [r for r in members if r.variant not in (ORACLE, RANDOM)]
+        ranks = mean_ranks([{r.scorer: r.auc for r in competing if r.benchmark == b} for b in by_benchmark])
         lines = []
         for row in sorted({r.scorer: r for r in members}.values(), key=_row_order(members)):
             line = []
@@ -322,17 +312,6 @@ def _row_order(rows: Sequence[AucRow]) -> Callable[[AucRow], tuple[int, int, flo
         return (len(methods) if is_reference else methods.index(row.method), VARIANTS.index(row.variant), theta)
 
     return key
-
-
-def mean_ranks(by_benchmark: Mapping[str, Sequence[AucRow]]) -> dict[str, float]:
-    """Return each scorer's rank, 1 the best, averaged over the benchmarks; of those that all benchmarks have."""
-    columns = [
-        {r.scorer: r.auc for r in column if r.variant not in (ORACLE, RANDOM) and not math.isnan(r.auc)}
-        for column in by_benchmark.values()
-    ]
-    names = [name for name in columns[0] if all(name in column for column in columns)]
-    ranks = [rankdata([column[name] for name in names]) for column in columns] if names else []
-    return {name: float(sum(r[i] for r in ranks) / len(ranks)) for i, name in enumerate(names)}
 
 
 def leading_mark(column: Sequence[AucRow]) -> str:

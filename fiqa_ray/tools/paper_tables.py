@@ -12,11 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fiqa_ray.core.verdicts import mean_ranks
 from fiqa_ray.datasets.results import (
     BASELINE,
     GIVEN,
     OPTIMIZED,
     UNOPTIMIZED,
+    VARIANTS,
     AucRow,
     ConventionRow,
     DifferenceRow,
@@ -30,8 +32,6 @@ from fiqa_ray.tools.open_run import open_run
 if TYPE_CHECKING:
     import pandas as pd
 
-VARIANTS = (BASELINE, GIVEN, UNOPTIMIZED, OPTIMIZED)
-"""Variants of scores in the order of a table's rows."""
 SIGNIFICANT = 0.05
 """Level of the arrows: a difference with a p-value below it, after Holm's correction."""
 
@@ -187,7 +187,7 @@ def tables_of(
         "table-1": ([r for r in same if r.variant in shown], "judged by the recogniser that the labels come from"),
         "table-2": ([r for r in cross if r.variant in shown], "judged by recognisers that the labels do not come from"),
         "table-3": (
-            [r for r in same if r.variant in VARIANTS] if labelled else [],
+            [r for r in same if r.variant in (*shown, UNOPTIMIZED)] if labelled else [],
             "with regressors on prior labels (unoptimized) and on optimized labels",
         ),
     }
@@ -272,15 +272,11 @@ def _arrows(results: Results, point: OperatingPoint) -> dict[tuple[str, str, str
 def _mean_ranks(
     cells: Mapping[tuple[str, str, str], Mapping[str, CellText]], benchmarks: Sequence[str]
 ) -> dict[tuple[str, str, str], float]:
-    """Return the mean over the benchmarks of each row's rank among the rows of its recogniser, 1 the best."""
-    from scipy.stats import rankdata
-
+    """Return each row's mean rank among the rows of its recogniser."""
     ranks: dict[tuple[str, str, str], float] = {}
     for recognizer in {k[0] for k in cells}:
-        whole = [k for k in cells if k[0] == recognizer and all(b in cells[k] for b in benchmarks)]
-        if whole:
-            of_benchmark = [rankdata([cells[k][b].value for k in whole]) for b in benchmarks]
-            ranks |= {k: sum(r[i] for r in of_benchmark) / len(benchmarks) for i, k in enumerate(whole)}
+        rows = {k: line for k, line in cells.items() if k[0] == recognizer}
+        ranks |= mean_ranks([{k: line[b].value for k, line in rows.items() if b in line} for b in benchmarks])
     return ranks
 
 

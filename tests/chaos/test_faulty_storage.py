@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
 import pytest
+from storage_faults import SINGLE
 
 from fiqa_ray.datasets.dataset import Dataset
 from fiqa_ray.engine.lock import RunLock
@@ -36,16 +37,6 @@ EXPECTED = hashlib.sha256((np.arange(40) / 7).tobytes()).hexdigest()
 FULL = "FIQA_RAY_CHAOS" in os.environ
 """Set by `make chaos`: all faults, and whole jobs."""
 MIXED = {"unavailable": 0.05, "reset": 0.05, "cut_body": 0.1, "lost_answer": 0.1, "doubled": 0.1, "late_s": 0.3}
-SINGLE = [
-    {"unavailable": 0.05},
-    {"unavailable": 0.3},
-    {"reset": 0.3},
-    {"stall": 0.02, "stall_s": 10},
-    {"cut_body": 0.3},
-    {"lost_answer": 0.5},
-    {"doubled": 0.3},
-    {"late_s": 1.0},
-]
 
 
 @pytest.mark.parametrize("wanted", [MIXED, *(SINGLE if FULL else [{"late_s": 0.6}, {"lost_answer": 0.5}])], ids=str)

@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from storage_faults import SINGLE
 
 import smoke
 from fiqa_ray.datasets.folders import find_folders
@@ -13,14 +14,7 @@ from fiqa_ray.storage import list_files, read_bytes
 
 MIXED = {"unavailable": 0.05, "reset": 0.02, "cut_body": 0.03, "lost_answer": 0.03, "doubled": 0.05, "late_s": 0.2}
 ALL = [
-    {"unavailable": 0.05},
-    {"unavailable": 0.3},
-    {"reset": 0.3},
-    {"stall": 0.02, "stall_s": 10},
-    {"cut_body": 0.3},
-    {"lost_answer": 0.5},
-    {"doubled": 0.3},
-    {"late_s": 1.0},
+    *SINGLE,
     {"away_s": 10},
     {"away_s": 60},
     {"away_s": 300},
