@@ -5,8 +5,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 import uuid
 from collections import Counter
 from contextlib import contextmanager
@@ -18,7 +16,8 @@ import pytest
 
 import smoke
 
-hypothesis.settings.register_profile("shared", deadline=None)  # machines are shared: one slow call means nothing
+# machines are shared: one slow call means nothing
+hypothesis.settings.register_profile("shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("shared")
 
 _RAY_DIR = tempfile.mkdtemp(prefix="r", dir="/tmp")  # Ray's socket paths must be short
@@ -98,15 +97,12 @@ def running_s3_server(*arguments):
     server = subprocess.Popen(
         [sys.executable, program, str(port), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    for _ in range(200):
-        try:
-            urllib.request.urlopen(url, timeout=1).close()
-            break
-        except OSError:
-            time.sleep(0.1)
-    yield url
-    server.kill()
-    server.wait()
+    try:
+        smoke.await_server(url, server)
+        yield url
+    finally:
+        server.kill()
+        server.wait()
 
 
 @pytest.fixture(scope="session")
