@@ -57,8 +57,8 @@ def estimate(job: Job, workload: Workload) -> Iterator[Cost]:
         yield theta_cost(job, workload)
     sets = [(m, t) for m in settings.methods for t in settings.optimize.theta]
     share = len(settings.optimize.theta) / workload.scale.n_thetas  # fewer labels than indices where theta is chosen
-    made = (job.index_runs, job.sorted_indices, job.optimized_labels)
-    for cost, dataset in zip(labels, made[-len(labels) :], strict=True):
+    results = (job.index_runs, job.sorted_indices, job.optimized_labels)
+    for cost, dataset in zip(labels, results[-len(labels) :], strict=True):
         yield replace(
             cost,
             n_shards=round(share * cost.n_shards),
