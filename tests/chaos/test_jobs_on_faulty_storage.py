@@ -43,7 +43,7 @@ def run(folder, faces, run_uri):
     """Run the job in this process; return its digest."""
     from fiqa_ray.cli import main
 
-    compute = {"engine": "local", "rows_per_part": 6, "train_workers": 0}
+    compute = {"engine": "local", "rows_per_part": 6 if IS_FULL else 12, "train_workers": 0}
     methods = [{"name": "embedding_norm"}]
     train = {"mode": "head", "n_epochs": 2}
     job = smoke.write_job(

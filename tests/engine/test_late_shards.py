@@ -79,7 +79,7 @@ def test_the_log_names_the_late_shard_and_its_node(tmp_path, ray_cluster, monkey
             named_twice.touch()
 
     def make_part(shard):
-        until = time.time() + 60
+        until = time.time() + 300
         while shard == 2 and not named_twice.exists() and time.time() < until:
             time.sleep(0.05)
         return Part(shard, 1, {}, {}, 0.1)
