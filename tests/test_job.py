@@ -21,6 +21,7 @@ from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.engine.ray import RayMapper
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.job import Job
+from fiqa_ray.stages import STAGES, stage_steps
 from fiqa_ray.storage import list_files, read_bytes
 from fiqa_ray.tools.run_job import run_job
 from fiqa_ray.tools.status import run_status
@@ -52,9 +53,40 @@ def expected(faces, tmp_path_factory):
     return label_bytes(settings)
 
 
-def test_the_whole_job_and_its_page(faces, tmp_path):
+def watch_datasets(monkeypatch) -> dict[str, set[str]]:
+    """Collect, by stage, the names of the datasets whose documents a job reads or writes while it runs in this process."""
+    names, stage = {}, ""
+    read, write_part = Dataset._read, Dataset.write_part
+
+    def steps_of(name, job):
+        nonlocal stage
+        stage = name
+        yield from stage_steps(name, job)
+
+    def watched(method):
+        def call(self, *args, **options):
+            names.setdefault(stage, set()).add(self.name)
+            return method(self, *args, **options)
+
+        return call
+
+    monkeypatch.setattr("fiqa_ray.tools.run_job.stage_steps", steps_of)
+    monkeypatch.setattr(Dataset, "_read", watched(read))
+    monkeypatch.setattr(Dataset, "write_part", watched(write_part))
+    return names
+
+
+def test_the_whole_job_and_its_page(faces, tmp_path, monkeypatch):
     settings = smoke.settings(tmp_path, faces, str(tmp_path / "run"))
-    job = run_job(settings)
+    with monkeypatch.context() as patch:
+        used = watch_datasets(patch)
+        job = run_job(settings)
+    beside_pairs = {
+        name: {"faces", "embeddings"} if "pairs" in stage.reads else set() for name, stage in STAGES.items()
+    }
+    undeclared = {n: used.get(n, set()) - {*s.reads, *s.writes} - beside_pairs[n] for n, s in STAGES.items()}
+    assert not any(undeclared.values()), undeclared
+    assert used["report"] >= {"quality_scores", "evaluation", "report"}
     page = read_bytes(job.report().at("report.html")).decode()
     (part,) = job.evaluation(settings.benchmarks[0]).require().parts
     auc = job.evaluation(settings.benchmarks[0]).read(part, suffix=".auc.parquet").to_pylist()

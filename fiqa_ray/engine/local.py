@@ -15,7 +15,7 @@ Outcome = Part | Exception
 
 
 class LostProcessError(Exception):
-    """A worker's process or machine ended while it ran a shard, more often than Ray tries again by itself.
+    """A worker's process or machine died while it ran a shard, again and again, until Ray gave up.
 
     Attributes:
         is_machine: Whether the whole machine was lost, which says nothing about the shard.
@@ -79,7 +79,7 @@ def call_and_catch(call: Callable[[], Part]) -> Outcome:
 
 
 class WorkerSlot:
-    """Holds one worker, the last: steps follow one another, so two models need not be in memory together."""
+    """Keeps the last worker only, so that two models are never in memory together."""
 
     def __init__(self) -> None:
         self._maker: Any = None

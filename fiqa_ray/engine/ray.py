@@ -302,7 +302,7 @@ def _without_stderr() -> Iterator[None]:
     """Send what Ray's C++ parts write to this process's stderr nowhere: they say how they set up their own logs."""
     sys.stderr.flush()
     try:
-        kept = os.dup(2)
+        stderr_copy = os.dup(2)
     except OSError:  # a process without stderr
         yield
         return
@@ -311,6 +311,6 @@ def _without_stderr() -> Iterator[None]:
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr_copy, 2)
+        os.close(stderr_copy)
         os.close(nowhere)

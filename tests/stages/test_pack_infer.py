@@ -147,6 +147,16 @@ def test_a_method_with_its_own_network_is_scored_without_the_recogniser(tmp_path
     assert len(set(scores)) == 8
 
 
+def test_drawn_scores_count_the_version_of_the_draws(tmp_path, monkeypatch):
+    methods = [{"name": "serfiq"}, {"name": "embedding_norm"}]
+    job = Job(smoke.settings(tmp_path, tmp_path, str(tmp_path / "run"), benchmarks=[], methods=methods))
+    before = [job.prior_scores("train", m).fingerprint for m in job.settings.methods]
+    monkeypatch.setattr("fiqa_ray.job.DRAWS_VERSION", 1000)
+    drawn, fixed = [job.prior_scores("train", m).fingerprint for m in job.settings.methods]
+    assert drawn != before[0]
+    assert fixed == before[1]
+
+
 def test_methods_on_one_trunk_run_it_once_and_score_as_alone(tmp_path, monkeypatch):
     faces = smoke.make_faces(tmp_path / "faces", n_identities=2, per_identity=4, benchmark=False)
     recognizer = {"name": "arcface_r18", "weights": "random:0"}
