@@ -145,7 +145,7 @@ def test_a_ray_that_does_not_come_up_is_one_line(monkeypatch, capfd):
 
 def test_ray_starts_with_the_first_shard(monkeypatch):
     calls = _fake_ray(monkeypatch, 0)
-    step = Step("s", Dataset("memory://none/v=0", "d"), [1], lambda: lambda shard: shard, 1, engine="driver")
+    step = Step("s", Dataset("memory://none/v=0", "d"), [1], lambda: lambda shard: shard, 1, runs_in="driver")
     with ray_when_needed(ComputeSettings(n_workers=1)) as mapper:
         assert not calls
         assert [outcome for _, outcome in mapper([(step, 1)])] == [1]
