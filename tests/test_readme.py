@@ -18,14 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import typer
 import yaml
-from torch import nn
 
 import smoke
 from fiqa_ray.cli import app, main
 from fiqa_ray.config import Settings, load_settings
+from onnx_files import small_recognizer
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md"))]
@@ -66,12 +65,7 @@ def workshop(tmp_path_factory):
     """A folder with the files that pages take for given."""
     folder = smoke.make_faces(tmp_path_factory.mktemp("workshop"), n_identities=6, per_identity=6)
     (folder / "train").rename(folder / "faces")
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.AvgPool2d(14), nn.Flatten(), nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, 32))
-    torch.onnx.export(
-        network, (torch.zeros(1, 3, 112, 112),), str(folder / "recognizer.onnx"), dynamo=False,
-        input_names=["x"], output_names=["y"], dynamic_axes={"x": {0: "b"}, "y": {0: "b"}},
-    )  # fmt: skip
+    (folder / "recognizer.onnx").write_bytes(small_recognizer())
     rng = np.random.default_rng(0)
     np.save(folder / "embeddings.npy", rng.normal(size=(60, 16)).astype(np.float32))
     np.save(folder / "people.npy", np.repeat(np.arange(6), 10))
