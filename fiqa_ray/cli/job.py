@@ -125,7 +125,10 @@ def rejects(
     run_uri: Annotated[str, typer.Argument(metavar="RUN_URI", help="run_uri of a job")],
     output: Annotated[str | None, typer.Option("-o", "--output", help="write the list to this .csv")] = None,
 ) -> None:
-    """List the images that pack could not use, with the reason for each, as CSV."""
+    """List the images that pack could not use, with the reason for each, as CSV.
+
+    Images with status ok are used, though libjpeg complained of them.
+    """
     import io
 
     from pyarrow import csv
@@ -138,7 +141,9 @@ def rejects(
     csv.write_csv(table, text)
     if output:
         write_atomic(output, text.getvalue())
-        print(f"{len(table)} image(s) rejected; written to {output}")
+        n_used = table["status"].to_pylist().count("ok")
+        used = f", {n_used} used though libjpeg complained" if n_used else ""
+        print(f"{len(table) - n_used} image(s) rejected{used}; written to {output}")
     else:
         print(text.getvalue().decode(), end="")
 
