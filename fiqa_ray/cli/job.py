@@ -39,7 +39,10 @@ def plan(
     job: Job_,
     overrides: Overrides = None,
     as_json: Json = False,
-    workers: Annotated[int, typer.Option(min=1, help="for how many workers to predict the time")] = os.cpu_count() or 1,
+    workers: Annotated[
+        int,
+        typer.Option(min=1, help="for how many workers to predict the time", show_default="this machine's processors"),
+    ] = os.cpu_count() or 1,
     bandwidth: Annotated[
         float | None, typer.Option(min=1.0, help="MB/s between a worker and storage, where that is no local disk")
     ] = None,
