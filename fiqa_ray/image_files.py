@@ -130,7 +130,7 @@ def decode(
     if layout.fault is not None:
         return Decoded(None, "unreadable", layout.fault)
     if layout.end is None:
-        with decoder_lines() if catch_complaints else nullcontext():  # of bytes that are added here
+        with decoder_lines() if catch_complaints else nullcontext([]):  # of bytes that are added here
             closed = _closed_jpeg(data, layout) if allow_missing_end else None
         if closed is None:
             hint = "; if only its end mark is missing, allow_missing_end reads it" if layout.is_baseline else ""
@@ -141,7 +141,7 @@ def decode(
         image = _imdecode(_plain_png(data) if layout.has_notes else data, apply_exif)
     if image is None:
         return Decoded(None, "unreadable", f"{size} by its header, but it cannot be decoded")
-    with decoder_lines() if catches else nullcontext():
+    with decoder_lines() if catches else nullcontext([]):
         is_cut = _ends_in_fill(data, layout.end or len(data), image, apply_exif)
     if is_cut:
         return Decoded(None, "truncated", "the picture's data end before the picture does")

@@ -97,10 +97,13 @@ def theta_notes(job: Job, scale: Scale) -> Iterator[str]:
             yield "theta heldout: chosen for each method on held-out people; 0 where nothing is gained"
             continue
         size = scale.pairs_per_image, scale.n_images
-        move = expected_move(theta, *size, index_scale)
-        yield f"theta {theta:g} ({index_scale}) is expected to move an image by {100 * move:.2g} % of the ranks"
-        if 0 < move < LEAST_MOVE:
-            yield f"warning: {move_advice(theta, move, *size, index_scale)}"
+        low, high = expected_move(theta, *size, index_scale)
+        yield (
+            f"theta {theta:g} ({index_scale}) is expected to move an image by {100 * low:.2g} to {100 * high:.2g} % of the "
+            "ranks, the less the more the scores follow the similarities"
+        )
+        if 0 < high < LEAST_MOVE:
+            yield f"warning: {move_advice(theta, high, *size, index_scale)}"
         if index_scale == "raw" and theta > LARGEST_RAW_THETA:
             yield f"warning: {raw_scale_advice(theta)}"
 
