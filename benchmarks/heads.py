@@ -7,9 +7,9 @@ FACES.npz holds `train_embedding`, `train_identity`, `test_embedding`, `test_ide
 job's own code (`fiqa_ray.training.head`). Pairs are drawn among the test faces; areas are those of the convention paper at
 FMR 1e-3, intervals resample people, also those of the ratio of a head's area to that of its score.
 
-Always among the sets: the people of `benchmarks/theta_choice.py`, whose scores are the true quality, that with a nuisance, and
-the norm. Their embeddings do not hold the whole quality, so no head can have the area of the score. "best of embedding" is what
-they hold: the mean of the score, given the norm and the place along the nuisance's direction, in cells of other people.
+Always among the sets: the people of `benchmarks/theta_choice.py`, whose scores are the true quality, that with a nuisance,
+and the norm. Their embeddings do not hold the whole quality, so no head can have the area of the score. "best of embedding"
+is what they hold: the mean score of other people's images with a like norm and a like place along the nuisance's direction.
 """
 
 from __future__ import annotations
