@@ -95,7 +95,9 @@ def test_score_draws_a_contact_sheet_by_decile_and_a_histogram(cli, faces, tmp_p
 def test_run_prints_where_the_report_lies(cli, done, tmp_path, faces):
     code, out, _ = cli("run", done)
     assert code == 0
-    (line,) = out.splitlines()
+    *answer, line, labels = out.splitlines()
+    assert answer[0].startswith("Do optimized labels help?")
+    assert labels == f"labels: fiqa-ray labels {load_settings(done).run_uri} -o labels.csv"
     page = Path(line.removeprefix("report: "))
     assert page.name == "report.html"
     assert "<html" in page.read_text()

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import s3fs
 import torch
 import typer
 import yaml
@@ -119,6 +120,32 @@ def test_a_page_runs_from_top_to_bottom(page, workshop, tmp_path, monkeypatch):
                 run_command(words)
     for name in [n for n, m in sys.modules.items() if str(folder) in str(getattr(m, "__file__", ""))]:
         del sys.modules[name]
+
+
+@pytest.mark.slow
+def test_the_page_on_minio_runs_to_its_end(workshop, tmp_path, monkeypatch, s3_server):
+    """Its buckets, job and commands, on the S3 server of the tests."""
+    page = ROOT / "docs" / "how-to" / "minio.md"
+    folder = shutil.copytree(workshop, tmp_path / "page")
+    monkeypatch.chdir(folder)
+    s3fs.S3FileSystem.clear_instance_cache()
+    n_commands = 0
+    for language, title, text in blocks(page, "py", "yaml", ""):
+        if language == "py":
+            exec(compile(text, str(page), "exec"), {})
+        elif title:
+            Path(title).write_text(text, encoding="utf-8")
+        for words in commands(text) if language == "" else ():
+            if words[0] == "fiqa-ray":
+                n_commands += 1
+                local = ["compute.engine=local"] if words[1] in ("run", "plan") else []
+                with pytest.raises(SystemExit) as end:
+                    main([*words[1:], *local])
+                assert end.value.code == 0, words
+    assert n_commands == 6
+    assert len(Path("labels.csv").read_text().splitlines()) == 1 + 36
+    assert "<html" in Path("page.html").read_text()
+    assert s3fs.S3FileSystem().exists("faces/scores.csv")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())

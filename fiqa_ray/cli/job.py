@@ -21,9 +21,10 @@ def run(
     limit: Annotated[int, typer.Option(help="for a trial: only the first N identities of the training faces")] = 0,
     new_settings: NewSettings = False,
 ) -> None:
-    """Run a job, or the missing parts of it, and print the location of the report."""
+    """Run a job, or the missing parts of it, and print whether labels help, where the report lies, and what to do next."""
     from fiqa_ray.config import load_settings
     from fiqa_ray.stages import STAGES
+    from fiqa_ray.tools.open_run import open_run
     from fiqa_ray.tools.run_job import run_job
 
     settings = load_settings(job, [*(overrides or []), *([f"source.limit={limit}"] if limit else [])])
@@ -31,8 +32,13 @@ def run(
         settings = settings.model_copy(update={"run_uri": f"{settings.run_uri.rstrip('/')}-limit{limit}"})
     stage_names = [s.strip() for s in stages.split(",") if s.strip()] or list(STAGES)
     finished_job = run_job(settings, stage_names, new_settings=new_settings)
-    if "report" in stage_names:
-        print(public_text(f"report: {finished_job.report().at('report.html')}"))
+    if "report" not in stage_names:
+        return
+    if settings.benchmarks:
+        print("\n".join(open_run(settings.run_uri).answer()))
+    print(public_text(f"report: {finished_job.report().at('report.html')}"))
+    if settings.source is not None:
+        print(public_text(f"labels: fiqa-ray labels {settings.run_uri} -o labels.csv"))
 
 
 def plan(

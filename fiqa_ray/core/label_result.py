@@ -31,6 +31,8 @@ LEAST_STEP = 0.45
 LEAST_MOVE = 0.005
 """Mean move below which labels are almost the prior scores."""
 _WANTED_MOVE = 0.02
+MIN_OWNERS, LEAST_RHO, SIGN_ERRORS = 50, 0.08, 4.0
+"""The sign of scores is doubted where so many images own pairs, and their similarities fall with the scores beyond chance."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,10 +60,10 @@ class OptimizedLabels:
     mean_move: float
 
     def __repr__(self) -> str:
-        n_without = int((self.n_owned_pairs == 0).sum())
+        n_none = int((self.n_owned_pairs == 0).sum())
         return (
             f"<OptimizedLabels of {len(self.label):,} images: theta {self.theta:g}, mean move {100 * self.mean_move:.2g} % "
-            f"of the ranks, {n_without:,} images without a pair>"
+            f"of the ranks; {n_none:,} images own no pair, the best of their people, and keep their index>"
         )
 
     @property
@@ -157,6 +159,29 @@ def move_advice(theta: float, move: float, pairs_per_image: float, n_images: int
     )
 
 
+def score_advice(method: str, result: OptimizedLabels) -> Iterator[str]:
+    """Yield what is odd in the scores of a method, whose sign the similarities of the pairs should share.
+
+    Args:
+        method: its name, or an empty text.
+        result: its labels at any theta.
+    """
+    of = f"{method}: " if method else ""
+    if len(result.score) > 1 and np.ptp(result.score) == 0:
+        yield f"{of}all {len(result.score):,} scores are equal, so they order nothing"
+        return
+    owns = np.flatnonzero(result.n_owned_pairs > 0)
+    if len(owns) < MIN_OWNERS:
+        return
+    ranks = [np.argsort(np.argsort(v[owns])) for v in (result.quality_index, result.mean_similarity_rank)]
+    rho = float(np.corrcoef(*ranks)[0, 1])
+    if rho < min(-LEAST_RHO, -SIGN_ERRORS / math.sqrt(len(owns) - 1)):
+        yield (
+            f"{of}images with larger scores have less similar pairs (Spearman {rho:+.2f}): is a larger score better quality? "
+            "Negate an uncertainty"
+        )
+
+
 def advice(
     images_of_people: NDArray[np.int64],
     n_clusters: int,
@@ -180,6 +205,7 @@ def advice(
         yield (
             f"{int(alone.sum()):,} of {n_people:,} people ({int(images_of_people[alone].sum()):,} of {n_images:,} images) "
             f"have no pair, since {why}: these images keep their quality index"
+            + (". Were identities and scores exchanged?" if alone.all() and n_clusters > 1 else "")
         )
     largest = max((r.theta for r in results), default=0.0)
     if index_scale == "raw" and largest > LARGEST_RAW_THETA:

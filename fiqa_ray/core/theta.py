@@ -94,11 +94,14 @@ class ThetaCurve:
         at = self.theta.index(self.chosen)
         if self.chosen == 0:
             best = min(range(1, len(self.theta)), key=lambda i: self.gain[i])
-            return (
-                f"{method} does not gain measurably: on {people} the best theta, {self.theta[best]:g}, changes the area "
-                f"x 1000 by {_permille(self.gain[best])} [{_permille(self.low[best])}, {_permille(self.high[best])}]; the "
-                "labels are left as they are."
-            )
+            change = f"{_permille(self.gain[best])} [{_permille(self.low[best])}, {_permille(self.high[best])}]"
+            if self.gain[best] >= 0:
+                why = f"on {people} no theta is better than 0; {self.theta[best]:g} changes the area x 1000 by {change}"
+            else:
+                seen = 1e3 * (self.gain[best] - self.low[best])
+                why = f"on {people} the best theta, {self.theta[best]:g}, changes the area x 1000 by {change}, and a gain "
+                why += f"below {seen:.1f} cannot be told from none there"
+            return f"{method} does not gain measurably: {why}; the labels are left as they are."
         return (
             f"{method} gains at theta {self.chosen:g}: on {people} the area x 1000 falls from {1e3 * self.area[0]:.1f} to "
             f"{1e3 * self.area[at]:.1f} ({_permille(self.gain[at])} [{_permille(self.low[at])}, "

@@ -74,9 +74,10 @@ def plan_job(job: Job, n_workers: int = 1, bandwidth: float | None = None) -> li
                 "memory_bytes": int(cost.memory_bytes + PROCESS_BYTES),
             }
         )
-    if any(row["state"] != "finished" for row in rows):
-        rows[:0] = _start_of_ray(job)
-    return rows
+    start = _start_of_ray(job) if any(row["state"] != "finished" for row in rows) else []
+    if start and sum(row["work_s"] for row in rows) < RAY_START_S:
+        note("less work than Ray takes to start: add compute.engine=local, which works in one process")
+    return start + rows
 
 
 def _start_of_ray(job: Job) -> list[dict[str, Any]]:
@@ -84,7 +85,7 @@ def _start_of_ray(job: Job) -> list[dict[str, Any]]:
     compute = job.settings.compute
     if compute.engine != "ray" or compute.address or os.environ.get("RAY_ADDRESS"):
         return []
-    zeros = ("n_rows", "n_shards", "read_bytes", "written_bytes", "object_store_bytes", "work_s", "memory_bytes")
+    zeros = ("n_rows", "n_shards", "read_bytes", "written_bytes", "through_store_bytes", "work_s", "memory_bytes")
     row = {"stage": "start", "what": "Ray on this machine", "state": "to do", **dict.fromkeys(zeros, 0)}
     return [row | {"time_s": RAY_START_S}]
 
