@@ -32,7 +32,7 @@ LEAST_MOVE = 0.005
 """Mean move below which labels are almost the prior scores."""
 _WANTED_MOVE = 0.02
 MIN_OWNERS, LEAST_RHO, SIGN_ERRORS = 50, 0.08, 4.0
-"""The sign of scores is doubted where so many images own pairs, and their similarities fall with the scores beyond chance."""
+"""The sign of scores is doubted where so many images own pairs whose similarities fall with the scores beyond chance."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -177,8 +177,8 @@ def score_advice(method: str, result: OptimizedLabels) -> Iterator[str]:
     rho = float(np.corrcoef(*ranks)[0, 1])
     if rho < min(-LEAST_RHO, -SIGN_ERRORS / math.sqrt(len(owns) - 1)):
         yield (
-            f"{of}images with larger scores have less similar pairs (Spearman {rho:+.2f}): is a larger score better quality? "
-            "Negate an uncertainty"
+            f"{of}images with larger scores have less similar pairs (Spearman {rho:+.2f}): is a larger score better "
+            "quality? Negate an uncertainty"
         )
 
 

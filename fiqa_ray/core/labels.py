@@ -139,7 +139,7 @@ def _thetas(theta: Theta) -> list[float]:
         numbers = [float(v) for v in values]
     except (TypeError, ValueError) as exc:
         raise UsageError(
-            f"theta={theta!r} must be a number or several; fiqa_ray.choose_theta finds the one that is best on held-out people"
+            f"theta={theta!r} must be a number or several; fiqa_ray.choose_theta finds the best one on held-out people"
         ) from exc
     if not numbers:
         raise UsageError("theta is an empty list; give at least one number, such as 0.1")
