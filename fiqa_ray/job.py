@@ -26,7 +26,7 @@ from fiqa_ray.config import (
     theta_name,
 )
 from fiqa_ray.content_ids import model_id, optional_hash, pair_list_id, scores_id
-from fiqa_ray.core.candidates import CANDIDATES, HELDOUT
+from fiqa_ray.core.candidates import CANDIDATES, HELDOUT, N_FOLDS
 from fiqa_ray.core.conventions import Cell, Convention, cells_of, further_limits
 from fiqa_ray.datasets.dataset import Dataset
 from fiqa_ray.datasets.results import BASELINE, GIVEN, OPTIMIZED, ORACLE, RANDOM, UNOPTIMIZED, ScorerKey
@@ -246,6 +246,7 @@ class Job:
         """
         config = {
             "candidates": list(CANDIDATES),
+            "n_folds": N_FOLDS,
             "index_scale": self.settings.optimize.index_scale,
             "seed": self.settings.seed,
         }
