@@ -10,7 +10,7 @@ from functools import partial
 
 from fiqa_ray.datasets.dataset import Manifest, part_name
 from fiqa_ray.datasets.folders import remove_leftovers
-from fiqa_ray.engine.local import Item, LostProcessError, Mapper
+from fiqa_ray.engine.mapper import Item, LostProcessError, Mapper
 from fiqa_ray.engine.progress import StepProgress
 from fiqa_ray.engine.run_state import run_state
 from fiqa_ray.engine.step import Step
@@ -58,7 +58,7 @@ def run_steps(steps: Sequence[Step], mapper: Mapper, max_bad_fraction: float = 1
         elif any(not manifest.plan for manifest in stored if manifest):  # its plan was lost
             _write_plans(step)
     if items:
-        if steps[0].engine == "driver":  # training shows its own progress, the report needs none
+        if steps[0].runs_in == "driver":  # training shows its own progress, the report needs none
             _run_items(items, mapper, lambda *_: None)
         else:
             unit = _largest_step(unfinished).unit  # progress counts one unit; rows in other units are few

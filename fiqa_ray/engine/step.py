@@ -23,7 +23,7 @@ class Step:
         shards: picklable; shard i makes part i.
         make_worker: picklable; called once per process or actor, so it may load a model.
         n_rows: rows of the dataset, which its parts must add up to.
-        engine: Ray `data` (an actor pool of Ray Data), Ray `tasks`, or `driver`: one shard, run in the job's own process; it
+        runs_in: a `pool` of actors (of Ray Data), Ray `tasks`, or the `driver`: one shard, run in the job's own process; it
             may start Ray work itself, as training does.
         uses_model: whether a GPU helps.
         needs_gpu: whether each shard of a `tasks` step takes a GPU.
@@ -40,7 +40,7 @@ class Step:
     shards: Sequence[Any]
     make_worker: Callable[[], Worker]
     n_rows: int
-    engine: Literal["data", "tasks", "driver"] = "tasks"
+    runs_in: Literal["pool", "tasks", "driver"] = "tasks"
     uses_model: bool = False
     needs_gpu: bool = False
     unit: str = "rows"

@@ -23,7 +23,7 @@ from fiqa_ray.core.ranking import RankTable
 from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.datasets.histograms import HISTOGRAM_S, KEY_SPAN, histogram_bytes, read_histogram
-from fiqa_ray.datasets.image_rows import PartRun, read_image_rows
+from fiqa_ray.datasets.image_rows import PartRange, read_image_rows
 from fiqa_ray.datasets.pairs import PairReader, StoredPairs, pair_part_sizes
 from fiqa_ray.engine.cost import Cost, Scale, Units, Workload
 from fiqa_ray.engine.step import Step, stateless_worker
@@ -136,7 +136,7 @@ def update_shard(
     updates, n_scored = {}, {}
     for method, quality_index in indices.items():
         manifest = quality_index.require()
-        neighbours = PartRun.of(manifest).between(first, first + n_images)
+        neighbours = PartRange.of(manifest).between(first, first + n_images)
         table = read_image_rows(quality_index, neighbours.parts, first, first + n_images, ["quality_index"])
         updates[method] = IndexUpdate(table["quality_index"].to_numpy())
         n_scored[method] = manifest.stats["n_scored"]

@@ -42,7 +42,7 @@ def train_steps(job: Job) -> Iterator[list[Step]]:
     first, *others = (task.regressor for task in plan.tasks)
     n_workers = job.settings.compute.train_workers if job.settings.compute.engine == "ray" else 0
     worker = stateless_worker(train_regressors, n_workers)
-    yield [Step("train", first, [plan], worker, n_rows, engine="driver", unit="images", extra_datasets=tuple(others))]
+    yield [Step("train", first, [plan], worker, n_rows, runs_in="driver", unit="images", extra_datasets=tuple(others))]
 
 
 FINETUNE_PASSES = 4

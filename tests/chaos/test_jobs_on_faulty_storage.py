@@ -47,7 +47,7 @@ def run(folder, faces, run_uri):
     changes = {
         "methods": [{"name": "embedding_norm"}],
         "train": {"mode": "head", "n_epochs": 2},
-        "compute": {"engine": "local", "rows_per_part": 6, "train_workers": 0},
+        "compute": {"engine": "local", "rows_per_part": 6 if IS_FULL else 12, "train_workers": 0},
     }
     job = smoke.write_job(folder / "job.yaml", faces, run_uri, **changes, **({} if IS_FULL else {"benchmarks": []}))
     with pytest.raises(SystemExit) as end:

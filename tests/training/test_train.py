@@ -1,5 +1,6 @@
 """Training: what is learnt, what is left alone, and that an interrupted trainer ends with the same weights."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -59,7 +60,9 @@ def label_set(job, theta=None):
 
 def state_of(job, theta=None):
     uri = job.regressor(label_set(job, theta)).uri
-    return torch.load(f"{uri}/weights.pt", weights_only=True), json.loads(read_bytes(f"{uri}/card.json"))
+    return torch.load(io.BytesIO(read_bytes(f"{uri}/weights.pt")), weights_only=True), json.loads(
+        read_bytes(f"{uri}/card.json")
+    )
 
 
 def good_faces(job):
@@ -252,20 +255,21 @@ def test_only_the_last_hundred_tensors_are_trained(labelled, tmp_path):
 
 
 @pytest.mark.slow
-def test_ray_train_with_two_workers_goes_on_after_a_killed_one(labelled, tmp_path, ray_cluster):
+def test_ray_train_with_two_workers_goes_on_after_a_killed_one(labelled, tmp_path, ray_cluster, bucket):
+    """In a bucket, which keeps the state."""
     marker = tmp_path / "died"
     values = load_settings(labelled)
     job_path = smoke.write_job(
         tmp_path / "job.yaml",
         "unused",
-        values.run_uri,
+        f"{bucket}/run",
         benchmarks=[],
         methods=[{"name": "embedding_norm"}],
         source=values.source.model_dump(mode="json"),
         recognizer={"name": "smoke:mortal", "options": {"marker": str(marker)}},
         train={"mode": "finetune", "batch_size": 8, "n_epochs": 2},
     )
-    run_job(load_settings(job_path), LABEL_STAGES, new_settings=True)
+    run_job(load_settings(job_path), LABEL_STAGES)
     settings = load_settings(job_path, ["compute.engine=ray", "compute.train_workers=2"])
     for steps in stage_steps("train", Job(settings)):
         run_steps(steps, RayMapper(settings.compute))
@@ -382,7 +386,7 @@ def test_workers_hold_the_same_weights_after_every_step(labelled, tmp_path, grad
         for rank in range(2)
     ]
     for worker in workers:
-        _, errors = worker.communicate(timeout=120)
+        _, errors = worker.communicate(timeout=400)
         assert worker.returncode == 0, errors
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
