@@ -49,8 +49,8 @@ def test_cluster_is_valid_for_ray():
 def test_rayjob_has_the_fields_of_kuberays_resource():
     """Names and types of KubeRay's resource; Kubernetes would drop or refuse others.
 
-    Compared with the Go types of KubeRay's `ray-operator/apis/ray/v1`, the schema of its RayJob resource, and its reference of
-    1.5.1 to 1.6, which has what came last: `authOptions` (1.5.1), groups' `labels` and `resources`, SidecarMode (1.5).
+    Compared with the Go types of KubeRay's `ray-operator/apis/ray/v1`, the schema of its RayJob resource, and its reference
+    of 1.5.1 to 1.6, which has what came last: `authOptions` (1.5.1), groups' `labels` and `resources`, SidecarMode (1.5).
     """
     job = yaml.safe_load((ROOT / "rayjob.yaml").read_text())
     pod = {

@@ -26,6 +26,7 @@ IDLE_S = 15
 STALL_S = 300.0
 """A run that finishes no part for so long stalls."""
 STORE = 80_000_000
+PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 GROUPS = ("model", "other")
 WATCH = """
 import json, sys, time
@@ -56,12 +57,12 @@ def autoscaling(address):
         "idle_timeout_minutes": IDLE_S / 60,
         "upscaling_speed": 100.0,
         "provider": {
-            "type": "fake_multinode", "use_node_id_as_ip": True, "disable_node_updaters": True,
+            "type": "external", "module": PROVIDER, "use_node_id_as_ip": True, "disable_node_updaters": True,
             "disable_launch_config_check": True, "launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID,
             "gcs_address": address,
         },
-        "available_node_types": {"head": head, **{name: {**group, "labels": {"kind": name}} for name in GROUPS}},
-        "head_node_type": "head",
+        "available_node_types": {"ray.head.default": head, **{name: {**group, "labels": {"kind": name}} for name in GROUPS}},
+        "head_node_type": "ray.head.default",
         "auth": {}, "docker": {}, "file_mounts": {}, "file_mounts_sync_continuously": False,
         **{name: [] for name in lists},
     }  # fmt: skip
