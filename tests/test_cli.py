@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 import sys
 import tarfile
@@ -177,7 +178,13 @@ def test_status(cli, done, tmp_path, monkeypatch):
     code, out, _ = cli("status", run_uri(done))
     assert code == 0
     assert "no run is at work" in out
+    table = [line for line in out.splitlines() if "│" in line]
+    assert len(table) == len({r["stage"] for r in records})  # a line per stage
+    n_train = [r["n_rows"] for r in records if r["stage"] == "train"]
+    assert re.search(rf"train +│ all {len(n_train)} +│ all \d+ +│ all {sum(n_train)} images", out)
+    code, out, _ = cli("status", run_uri(done), "--datasets")
     assert "30/30 images" in out
+    assert len([line for line in out.splitlines() if "│" in line]) == len(records)
 
     part = Path(shutil.copytree(run_uri(done), tmp_path / "run"))
     (folder,) = (part / "pairs").rglob("v=*")
@@ -186,8 +193,7 @@ def test_status(cli, done, tmp_path, monkeypatch):
     with RunLock(str(part)):
         code, out, _ = cli("status", part)
     assert code == 3
-    assert "2/3" in out
-    assert "20/30 images" in out
+    assert re.search(r"pair +│ 0 of 1 +│ 2 of 3 +│ 20 of 30 images", out)
     assert "a run is at work" in out
     (record,) = (r for r in json.loads(cli("status", part, "--json")[1])["datasets"] if not r["finished"])
     assert (record["stage"], record["n_parts_done"], record["n_rows_done"]) == ("pair", 2, 20)

@@ -109,11 +109,12 @@ def status(
     run_uri: Annotated[str, typer.Argument(metavar="RUN_URI", help="run_uri of a job")],
     as_json: Json = False,
     follow: Annotated[bool, typer.Option("--follow", help="show it again every 5 s while a run is at work")] = False,
+    by_dataset: Annotated[bool, typer.Option("--datasets", help="a line per dataset, not per stage")] = False,
 ) -> None:
     """Show the progress of a run, from storage alone. Exit code 3 while something that was started is unfinished."""
     from rich.text import Text
 
-    from fiqa_ray.tools.show import run_lines, status_table
+    from fiqa_ray.tools.show import datasets_table, run_lines, stages_table
     from fiqa_ray.tools.status import run_now, run_status
 
     while True:
@@ -121,7 +122,7 @@ def status(
         if as_json:
             print(json.dumps({"run": now, "datasets": records}, indent=None if follow else 1), flush=True)
         else:
-            console.print(status_table(records))
+            console.print(datasets_table(records) if by_dataset else stages_table(records))
             console.print(Text("\n".join(run_lines(now))), soft_wrap=True)
         if not (follow and now["is_at_work"]):
             break
