@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 DRAWS_VERSION = 6
 """Raise it when the same seed gives other clusters, mates or similarities, or when pairs are laid out otherwise."""
 
+RESULTS_VERSION = 2
+"""Raise it when a table of results or its meaning changes, but cells do not: they are judged again."""
+
 
 @dataclass(frozen=True)
 class LabelSet:
@@ -338,7 +341,8 @@ class Job:
             if label_set.method.label not in excluded:
                 theta, variant = self.theta_of(label_set), UNOPTIMIZED if label_set.is_prior else OPTIMIZED
                 method, seed = label_set.method.label, self.settings.seed
-                key = ScorerKey(self.scorer_name(label_set), self.fr, method, variant, theta, seed)
+                judge = self._judge_label(self.settings.recognizer)
+                key = ScorerKey(self.scorer_name(label_set), judge, method, variant, theta, seed)
                 path = f"{method}-regressor-{label_set.key}"
                 scorers.append(Scorer(key, path, self.regressor_scores(name, label_set)))
         labels = {m.label for m in self.settings.methods}
@@ -354,7 +358,13 @@ class Job:
         """Return the label of the FR model that a method's scores come from, or ""."""
         if method.fuse is not None or method.scores is not None or not ModelRef.parse(method.name).needs_recognizer:
             return ""
-        return (method.recognizer or self.settings.recognizer).label
+        return self._judge_label(method.recognizer or self.settings.recognizer)
+
+    def _judge_label(self, recognizer: RecognizerSettings) -> str:
+        """Return the label under which a FR model judges: its own, or that of the same model in `evaluate.recognizers`."""
+        own = recognizer.model_dump(exclude={"label"})
+        same = [r.label for r in self.judges if r.model_dump(exclude={"label"}) == own]
+        return recognizer.label if recognizer.label in same or not same else same[0]
 
     def comparisons(self, benchmark: BenchmarkSettings, recognizer: RecognizerSettings) -> Dataset:
         """Return the similarities of a benchmark's pairs under one FR model."""
@@ -393,6 +403,7 @@ class Job:
             for (name, fmr), (_, dataset) in self.cells(benchmark, judge, scorer).items():
                 inputs[f"{scorer.key.scorer} {name} {fmr}"] = dataset
         config = {
+            "version": RESULTS_VERSION,
             "limits": evaluate.limits,
             "compare": evaluate.compare,
             "compare_scorers": evaluate.compare_scorers,

@@ -14,6 +14,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from fiqa_ray.datasets.band_row import BandRow as BandRow
+from fiqa_ray.datasets.cell_key import CellKey as CellKey
+from fiqa_ray.datasets.cell_key import ScorerKey as ScorerKey
 from fiqa_ray.datasets.theta_row import ThetaRow as ThetaRow
 from fiqa_ray.errors import FiqaRayError
 
@@ -23,44 +26,6 @@ RANDOM, ORACLE = "random", "oracle"
 """References, which never compete for the best: random numbers, and the recorded truth."""
 VARIANTS = (BASELINE, GIVEN, UNOPTIMIZED, OPTIMIZED, ORACLE, RANDOM)
 """All variants, in the order of a table's rows."""
-
-
-@dataclass(frozen=True)
-class ScorerKey:
-    """What a quality score is. Tables of a paper select by these columns.
-
-    Attributes:
-        scorer: Name of the quality score; no two of a job are alike.
-        quality_model: Recogniser that the quality comes from, or empty: a method may use none.
-        method: FIQA method; of random numbers and recorded truth the variant.
-        variant: "baseline", "unoptimized", "optimized", "given", "random" or "oracle".
-        theta: Step size of the label optimization; null unless the variant is "optimized".
-        seed: Seed of the training; null unless there was one.
-    """
-
-    scorer: str
-    quality_model: str
-    method: str
-    variant: str
-    theta: float
-    seed: int | None
-
-
-@dataclass(frozen=True)
-class CellKey(ScorerKey):
-    """One cell of the matrix: a score, judged by one recogniser on one benchmark at one operating point.
-
-    Attributes:
-        benchmark: Name of the benchmark.
-        recognizer: Recogniser whose errors are counted.
-        convention: Name of the convention; the table `conventions` says what it means.
-        fmr: False match rate that sets the threshold; null where a starting FNMR sets it.
-    """
-
-    benchmark: str
-    recognizer: str
-    convention: str
-    fmr: float
 
 
 @dataclass(frozen=True)
@@ -352,7 +317,16 @@ class CorrelationRow:
 
 
 Row = TypeVar(
-    "Row", AucRow, DifferenceRow, ConventionRow, RankingRow, ExclusionRow, VerificationRow, CorrelationRow, ThetaRow
+    "Row",
+    AucRow,
+    BandRow,
+    DifferenceRow,
+    ConventionRow,
+    RankingRow,
+    ExclusionRow,
+    VerificationRow,
+    CorrelationRow,
+    ThetaRow,
 )
 
 _INTEGER = int | None

@@ -25,6 +25,7 @@ from fiqa_ray.datasets.results import (
     ORACLE,
     RANDOM,
     AucRow,
+    BandRow,
     ConventionRow,
     CorrelationRow,
     DifferenceRow,
@@ -156,6 +157,7 @@ def run_shard(dataset: Dataset, shard: EvaluateShard) -> Part:
     facts = shard.comparisons.require().stats
     tables = {
         EdcLine.TABLE: edc_table(judgement.lines()),
+        BandRow.TABLE: table_of(BandRow, judgement.band_rows()),
         AucRow.TABLE: table_of(AucRow, judgement.area_rows()),
         DifferenceRow.TABLE: table_of(DifferenceRow, judgement.difference_rows(shard.compare)),
         RankingRow.TABLE: table_of(RankingRow, judgement.ranking_rows()),
@@ -239,7 +241,7 @@ def join_results(dataset: Dataset, conventions: list[Convention], evaluations: l
     def together(name: str) -> pa.Table:
         return pa.concat_tables(evaluation.read_all(suffix=f".{name}.parquet") for evaluation in evaluations)
 
-    names = [row.TABLE for row in (EdcLine, AucRow, RankingRow, VerificationRow, CorrelationRow, ExclusionRow)]
+    names = [row.TABLE for row in (EdcLine, BandRow, AucRow, RankingRow, VerificationRow, CorrelationRow, ExclusionRow)]
     tables = {name: together(name) for name in names}
     differences = rows_of(DifferenceRow, together(DifferenceRow.TABLE))
     tables[DifferenceRow.TABLE] = table_of(DifferenceRow, correct_families(differences))

@@ -17,6 +17,7 @@ from fiqa_ray.core.kernels.draws import counter_draws
 from fiqa_ray.core.label_result import LARGEST_RAW_THETA, LEAST_MOVE, move_advice, raw_scale_advice
 from fiqa_ray.core.verification import threshold_at_fmr
 from fiqa_ray.datasets.dataset import Dataset, Part
+from fiqa_ray.datasets.pictures import read_pictures
 from fiqa_ray.datasets.results import (
     AucRow,
     ConventionRow,
@@ -236,7 +237,7 @@ def _faces(job: Job, name: str) -> list[FaceStrip]:
             deciles = [int(order[(2 * d + 1) * len(order) // 20]) for d in range(10 if len(order) else 0)]
             best = order[::-1][:N_FACES].tolist()
             rows_of[scorer] = {"worst": order[:N_FACES].tolist(), "middle of each tenth": deciles, "best": best}
-    pictures = _pictures(
+    pictures = read_pictures(
         job.faces(name), sorted({r for rows in rows_of.values() for row in rows.values() for r in row})
     )
     return [
@@ -262,27 +263,13 @@ def _moved_faces(job: Job, method: MethodSettings, theta: Theta) -> FaceStrip:
     order = np.argsort(change, kind="stable")
     raised = [i for i in order[::-1][:N_FACES] if change[i] > 0]
     lowered = [i for i in order[:N_FACES] if change[i] < 0]
-    pictures = _pictures(job.faces("train"), sorted(int(row[i]) for i in (*raised, *lowered)))
+    pictures = read_pictures(job.faces("train"), sorted(int(row[i]) for i in (*raised, *lowered)))
 
     def faces(chosen: list[int]) -> list[Face]:
         return [Face(pictures[row[i]][0], change[i] / len(row), pictures[row[i]][1]) for i in chosen]
 
     title = f"{method.label}, theta {theta_name(theta)}: moved most among the training faces, in shares of the ranks"
     return FaceStrip(title, [FaceRow("raised", faces(raised)), FaceRow("lowered", faces(lowered))])
-
-
-def _pictures(faces: Dataset, rows: list[int]) -> dict[int, tuple[bytes, str]]:
-    """Return the encoded face and the image_id of some rows, by row."""
-    manifest = faces.require()
-    pictures: dict[int, tuple[bytes, str]] = {}
-    for part, first in zip(manifest.parts, manifest.first_rows[:-1], strict=True):
-        in_part = [r - first for r in rows if first <= r < first + part.n_rows]
-        if in_part:
-            table = faces.read(part, ["face", "image_id"]).take(pa.array(in_part))
-            columns = (table["face"].to_pylist(), table["image_id"].to_pylist())
-            for r, face, image_id in zip(in_part, *columns, strict=True):
-                pictures[first + r] = (face, image_id)
-    return pictures
 
 
 def _thetas(job: Job) -> list[ThetaRow]:
