@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from fiqa_ray.datasets.pairs import PairReader
 
 DRAWS_VERSION = 6
-"""Raise it when the same seed gives other clusters, mates or similarities, or when pairs are laid out otherwise."""
+"""Raise it when the same seed gives other clusters, mates, similarities or random scores, or when parts of pairs are cut or
+ordered otherwise."""
 
 RESULTS_VERSION = 2
 """Raise it when a table of results or its meaning changes, but cells do not: they are judged again."""
@@ -78,7 +79,7 @@ class LabelSet:
 class Job:
     """A job's settings and its datasets.
 
-    It can be pickled. It reads the files that it hashes, and what a choice of theta came to.
+    It can be pickled. Its methods may read storage: files to hash, and the theta that was chosen.
 
     Attributes:
         settings: The settings.
@@ -148,8 +149,11 @@ class Job:
             config = {"scores": scores_id(scores)}
         elif reference.card_uri is not None:
             config |= optional_hash("card", reference.card_uri)
-        elif reference.needs_recognizer:
-            config["recognizer"] = model_id(method.recognizer or self.settings.recognizer)
+        else:
+            if reference.needs_recognizer:
+                config["recognizer"] = model_id(method.recognizer or self.settings.recognizer)
+            if reference.method is not None and not reference.method.deterministic:
+                config["draws"] = DRAWS_VERSION
         return self._dataset("quality_scores", {"set": face_set, "scorer": method.label}, config, inputs)
 
     def _fused_scores(self, face_set: str, method: MethodSettings, fuse: FuseSettings) -> Dataset:
@@ -278,7 +282,7 @@ class Job:
     # regressors
 
     def label_sets(self) -> list[LabelSet]:
-        """Return the label sets that regressors are trained on: for every method the prior one and one per theta.
+        """Return the label sets that regressors are trained on: of each method its prior scores, and one set per theta.
 
         Without images there is no network to train on, and so no regressor.
         """
@@ -385,6 +389,8 @@ class Job:
             config["scores"] = scores_id(scorer.file)
         elif scorer.truth is not None:
             config["truth"] = content_hash(scorer.truth)
+        else:  # random qualities
+            config["draws_version"] = DRAWS_VERSION
         cells = {}
         for cell, convention in cells_of(evaluate.curve_conventions(), evaluate.fmr).items():
             name, fmr = cell

@@ -5,17 +5,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 import uuid
+from collections import Counter
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 
 import hypothesis
 import pytest
 
 import smoke
 
-hypothesis.settings.register_profile("shared", deadline=None)  # machines are shared: one slow call means nothing
+# machines are shared: one slow call means nothing
+hypothesis.settings.register_profile("shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("shared")
 
 _RAY_DIR = tempfile.mkdtemp(prefix="r", dir="/tmp")  # Ray's socket paths must be short
@@ -36,14 +38,43 @@ for name in ("RAY_ADDRESS", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
     os.environ.pop(name, None)
 
 
+COVERED = ("core", "models", "training")
+"""Folders of tests during which the coverage of core and models is measured: to trace the others is slow and adds little."""
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark what starts Ray or an S3 server, by its fixtures: `make check` leaves those tests out."""
+    """Mark what starts Ray or an S3 server, by its fixtures: `make check` leaves those tests out. Long files come first."""
     for item in items:
         if "ray_cluster" in item.fixturenames:
             item.add_marker("ray")
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         if {"s3_server", "bucket"} & set(item.fixturenames) or parameters.get("root") == "s3":
             item.add_marker("s3")
+        if item.path.relative_to(Path(__file__).parent).parts[0] not in COVERED:
+            item.add_marker("no_cover")
+    n_slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (not starts_ray(item.path), -n_slow[item.path]))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give whole files to processes in the order above; all files with Ray go to one process, which starts one cluster."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class RayTogether(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::", 1)[0]
+            return "ray" if starts_ray(config.rootpath / file) else file
+
+    config.option.loadscopereorder = False
+    return RayTogether(config, log) if config.option.dist == "loadfile" else None
+
+
+@cache
+def starts_ray(path):
+    """Return whether a file of tests starts Ray."""
+    return "ray_cluster" in path.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -66,15 +97,12 @@ def running_s3_server(*arguments):
     server = subprocess.Popen(
         [sys.executable, program, str(port), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    for _ in range(200):
-        try:
-            urllib.request.urlopen(url, timeout=1).close()
-            break
-        except OSError:
-            time.sleep(0.1)
-    yield url
-    server.kill()
-    server.wait()
+    try:
+        smoke.await_server(url, server)
+        yield url
+    finally:
+        server.kill()
+        server.wait()
 
 
 @pytest.fixture(scope="session")

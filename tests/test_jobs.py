@@ -134,7 +134,7 @@ def test_the_slurm_script_starts_a_run_on_all_nodes(tmp_path):
         result = subprocess.run(
             ["bash", ROOT / "slurm.sbatch", "mine.yaml", "seed=1"],
             env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "VENV": str(tmp_path), "CODE": str(code), **slurm},
-            capture_output=True, timeout=60, check=False,
+            capture_output=True, timeout=400, check=False,
         )  # fmt: skip
         assert result.returncode == code, result.stderr
         lines = log.read_text()

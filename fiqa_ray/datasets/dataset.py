@@ -111,7 +111,7 @@ def _is_stored(part: Part, sizes: Mapping[str, int]) -> bool:
 MADE_BY = {
     "faces": "pack",
     "embeddings": "embed",
-    "quality_scores": "score (fuse, for a fused method)",
+    "quality_scores": "score (fuse for a fused method, evaluate for a regressor)",
     "fusion_fit": "fuse",
     "pairs": "pair",
     "key_counts": "rank",

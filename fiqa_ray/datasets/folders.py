@@ -20,16 +20,16 @@ T = TypeVar("T")
 
 def find_folders(run_uri: str) -> list[str]:
     """Return the folders of all datasets of a run, relative to it: those that end in `v=<fingerprint>`, sorted."""
-    found: list[str] = []
+    folders: list[str] = []
     level = [""]
     with storage_errors(run_uri):
         fs, root = filesystem(run_uri)
         while level:
             lists = in_parallel(lambda folder: list(_folders(fs, root, folder)), level, fs)
             below = [name for names in lists for name in names]
-            found += [name for name in below if name.rsplit(SLASH, 1)[-1].startswith("v=")]
+            folders += [name for name in below if name.rsplit(SLASH, 1)[-1].startswith("v=")]
             level = [n for n in below if not n.rsplit(SLASH, 1)[-1].startswith(("v=", "_"))]
-    return sorted(found)
+    return sorted(folders)
 
 
 def _folders(fs: Any, root: str, folder: str) -> Iterator[str]:

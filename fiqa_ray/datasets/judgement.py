@@ -119,7 +119,7 @@ class Judgement:
                 p for p in partial if p not in own_limits.values()
             ]
             for limit in limits:
-                names = [s for s, own in own_limits.items() if own == limit or (limit in partial and limit < own)]
+                names = [s for s, end in own_limits.items() if end == limit or (limit in partial and limit < end)]
                 leaders = self.areas.leaders([s for s in names if s not in self.references], cell, limit)
                 rows += [self._area_row(name, cell, limit, name in leaders) for name in names if limit > 0]
         return rows

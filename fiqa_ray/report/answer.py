@@ -18,12 +18,12 @@ def answer_lines(areas: Sequence[AucRow], differences: Sequence[DifferenceRow]) 
         return
     first = areas[0]
     area_of = {r.scorer: r.auc for r in areas if r.is_own_limit and _cell(r) == _cell(first)}
-    told = [r for r in differences if _cell(r) == _cell(first)]
-    gains = [r for r in told if r.family == "unoptimized"]
+    same_cell = [r for r in differences if _cell(r) == _cell(first)]
+    gains = [r for r in same_cell if r.family == "unoptimized"]
     yield _answer(gains)
     for row in gains:
         yield f"  {_gain(row, area_of)}"
-        against = next((r for r in told if r.family == "baseline" and r.scorer_a == row.scorer_a), None)
+        against = next((r for r in same_cell if r.family == "baseline" and r.scorer_a == row.scorer_a), None)
         if against is not None:
             before = area_of.get(against.scorer_b, math.nan)
             yield f"    against {row.method} itself, {1000 * before:.1f}: {_change(against)}"

@@ -168,8 +168,8 @@ def difference_interval(row: DifferenceRow | ThetaRow) -> str:
 
 def how_made(rows: Sequence[AucRow | DifferenceRow]) -> str:
     """Say how the intervals of some rows were made, and why some rows have none."""
-    made = dict.fromkeys((r.level, r.n_draws, r.unit, r.draws_seed) for r in rows if r.n_draws)
-    text = [f"Intervals: {level:.0%}, {count(n)} draws of {unit}, seed {seed}." for level, n, unit, seed in made]
+    schemes = dict.fromkeys((r.level, r.n_draws, r.unit, r.draws_seed) for r in rows if r.n_draws)
+    text = [f"Intervals: {level:.0%}, {count(n)} draws of {unit}, seed {seed}." for level, n, unit, seed in schemes]
     undefined = [r.n_undefined for r in rows if r.n_undefined]
     if undefined:
         text.append(f"Up to {count(max(undefined))} draws had no value and were left out.")

@@ -63,14 +63,14 @@ class Comparisons:
             return values, rows
         position = np.full(n_images, -1, np.int64)
         position[rows] = np.arange(len(rows))
-        found = template_embeddings(
+        templates = template_embeddings(
             values,
             self.templates.renumbered(position),
             weight=None if self.detector_score is None else self.detector_score[rows],
             norm=self.settings.template_norm,
         )
-        has_embedding = np.isfinite(found[:, 0])
-        return found[has_embedding], np.flatnonzero(has_embedding)
+        has_embedding = np.isfinite(templates[:, 0])
+        return templates[has_embedding], np.flatnonzero(has_embedding)
 
     def subjects(self) -> IntArray:
         """Return the person of each unit, as the mated pairs tell."""

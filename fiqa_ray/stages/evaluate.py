@@ -119,15 +119,15 @@ def comparisons_of(job: Job, scorers: list[str], known: Collection[str]) -> dict
     Raises:
         UsageError: A comparison names an unknown scorer, or a scorer has the name of a reference.
     """
-    own = [name for name in scorers if name not in REFERENCES]
+    scored = [name for name in scorers if name not in REFERENCES]
     settings = job.settings.evaluate
-    trained = [t for t in job.label_sets() if job.scorer_name(t) in own]
+    trained = [t for t in job.label_sets() if job.scorer_name(t) in scored]
     prior, optimized = ([t for t in trained if t.is_prior == is_prior] for is_prior in (True, False))
     families = {
-        "imitated": [(job.scorer_name(t), t.method.label) for t in prior if t.method.label in own],
-        "baseline": [(job.scorer_name(t), t.method.label) for t in optimized if t.method.label in own],
+        "imitated": [(job.scorer_name(t), t.method.label) for t in prior if t.method.label in scored],
+        "baseline": [(job.scorer_name(t), t.method.label) for t in optimized if t.method.label in scored],
         "unoptimized": [(job.scorer_name(t), job.scorer_name(LabelSet(t.method))) for t in optimized],
-        "random": [(name, RANDOM) for name in own],
+        "random": [(name, RANDOM) for name in scored],
     }
     for name in dict.fromkeys(name for pair in settings.compare_scorers for name in pair):
         if name not in known:

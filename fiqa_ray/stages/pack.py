@@ -71,7 +71,7 @@ def pack_steps(job: Job) -> Iterator[list[Step]]:
             make_worker=partial(make_worker, dataset, source, account.landmarks),
             check=partial(refuse_mixed_crops, face_set, source),
             n_rows=len(faces),
-            engine="data",
+            runs_in="pool",
             unit="images",
             plan={
                 "bounds": bounds,

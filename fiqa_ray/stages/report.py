@@ -55,7 +55,7 @@ N_FACES = 6
 def report_steps(job: Job) -> Iterator[list[Step]]:
     """Yield one step: the page."""
     dataset = job.report()
-    yield [Step("report", dataset, [job], stateless_worker(write_report, dataset), 1, engine="driver", unit="pages")]
+    yield [Step("report", dataset, [job], stateless_worker(write_report, dataset), 1, runs_in="driver", unit="pages")]
 
 
 def write_report(dataset: Dataset, job: Job) -> Part:

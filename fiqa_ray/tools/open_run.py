@@ -111,8 +111,8 @@ def record_results(job: Job) -> None:
         stored = None
     if stored is not None and not job.with_training:  # labels and regressors of the run stay
         named = [{k: v for k, v in e.items() if k != "place"} for e in record["datasets"]]
-        kept = [e for e in stored.get("datasets", []) if {k: v for k, v in e.items() if k != "place"} not in named]
-        record["datasets"] += kept
+        others = [e for e in stored.get("datasets", []) if {k: v for k, v in e.items() if k != "place"} not in named]
+        record["datasets"] += others
     if stored != record:
         write_document(join(s.run_uri, RESULTS), record, RESULTS)
 
@@ -131,13 +131,13 @@ def find_regressor(name: str) -> str:
     is_folder = ModelRef.parse(name).kind == "folder"
     if not is_folder or not exists(join(name, RESULTS)):
         return name
-    found = open_run(name).regressors()
-    if len(found) == 1:
-        return next(iter(found.values()))
-    if not found:
+    regressors = open_run(name).regressors()
+    if len(regressors) == 1:
+        return next(iter(regressors.values()))
+    if not regressors:
         raise UsageError(f"{name} is a run without a finished regressor; run its job with stage train")
-    lines = "\n".join(f"  {uri}   {what}" for what, uri in found.items())
-    raise UsageError(f"{name} is a run with {len(found)} regressors; give the location of one of them:\n{lines}")
+    lines = "\n".join(f"  {uri}   {what}" for what, uri in regressors.items())
+    raise UsageError(f"{name} is a run with {len(regressors)} regressors; give the location of one of them:\n{lines}")
 
 
 class Run:

@@ -54,7 +54,7 @@ def plan_job(job: Job, n_workers: int = 1, bandwidth: float | None = None) -> li
                 "n_shards": sum(len(m.parts) for m in manifests if m) if is_finished else cost.n_shards,
                 "read_bytes": int(cost.read_bytes),
                 "written_bytes": int(cost.written_bytes),
-                "object_store_bytes": RECORD_BYTES * cost.n_shards,
+                "through_store_bytes": RECORD_BYTES * cost.n_shards,
                 "work_s": round(share_left * cost.work_s, 1),
                 "time_s": round(share_left * cost.wall_s(n_workers, bandwidth), 1),
                 "memory_bytes": int(cost.memory_bytes + PROCESS_BYTES),

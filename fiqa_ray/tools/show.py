@@ -42,12 +42,12 @@ def plan_table(rows: Sequence[dict[str, Any]], n_workers: int) -> Table:
 
 def plan_total(rows: Sequence[dict[str, Any]], n_workers: int) -> str:
     """Return the last line of `fiqa-ray plan`: the sums over all steps."""
-    keys = ("work_s", "time_s", "read_bytes", "written_bytes", "object_store_bytes")
+    keys = ("work_s", "time_s", "read_bytes", "written_bytes", "through_store_bytes")
     total = {key: sum(r[key] for r in rows) for key in keys}
     return (
         f"together {format_seconds(total['work_s'])} of work on this machine's CPU, {format_seconds(total['time_s'])} on "
         f"{n_workers} worker(s); {format_bytes(total['read_bytes'])} read from storage, "
-        f"{format_bytes(total['written_bytes'])} written, {format_bytes(total['object_store_bytes'])} through Ray's object "
+        f"{format_bytes(total['written_bytes'])} written, {format_bytes(total['through_store_bytes'])} through Ray's object "
         "store"
     )
 

@@ -34,8 +34,8 @@ def run_status(run_uri: str) -> list[dict[str, Any]]:
     """
     fs, _ = filesystem(run_uri)
     folders = find_folders(run_uri)
-    found = in_parallel(lambda folder: _dataset_status(run_uri, folder), folders, fs)
-    records = [record for record in found if record is not None]
+    statuses = in_parallel(lambda folder: _dataset_status(run_uri, folder), folders, fs)
+    records = [record for record in statuses if record is not None]
     if not records:
         raise FiqaRayError(f"{run_uri} holds no run; give the run_uri of a job that was started")
     order = {name: i for i, name in enumerate(STAGES)}

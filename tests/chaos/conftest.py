@@ -3,8 +3,6 @@
 import json
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -37,16 +35,13 @@ def faulty(s3_server, bucket, tmp_path, monkeypatch):
     store.set()
     program = Path(__file__).parent / "proxy.py"
     proxy = subprocess.Popen([sys.executable, program, str(port), s3_server.rsplit(":", 1)[1], str(path), "7"])
-    for _ in range(100):
-        try:
-            urllib.request.urlopen(url, timeout=1).close()
-            break
-        except OSError:
-            time.sleep(0.1)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-    monkeypatch.setattr(patience, "FIRST_ANSWER_S", 600.0)
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield store
-    proxy.kill()
-    proxy.wait()
-    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        smoke.await_server(url, proxy)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        monkeypatch.setattr(patience, "FIRST_ANSWER_S", 600.0)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield store
+    finally:
+        proxy.kill()
+        proxy.wait()
+        s3fs.S3FileSystem.clear_instance_cache()

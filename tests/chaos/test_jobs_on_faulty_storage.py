@@ -21,7 +21,8 @@ ALL = [
     MIXED,
 ]
 IS_FULL = "FIQA_RAY_CHAOS" in os.environ
-STAGES = "pack,embed,score,pair,rank,optimize" + (",train" if IS_FULL else "")
+STAGES = () if IS_FULL else ("--stages", "pack,embed,score,pair,rank,optimize")
+"""The whole job with regressors, benchmark and report, or a part of it."""
 
 
 def digest(run_uri):
@@ -35,7 +36,7 @@ def digest(run_uri):
 def undisturbed(tmp_path_factory):
     """Faces, and the digest of a run on a disk."""
     folder = tmp_path_factory.mktemp("chaos")
-    faces = smoke.make_faces(folder / "faces", n_identities=4, per_identity=6, benchmark=False)
+    faces = smoke.make_faces(folder / "faces", n_identities=4, per_identity=6, benchmark=IS_FULL)
     return faces, run(folder, faces, str(folder / "run"))
 
 
@@ -43,14 +44,14 @@ def run(folder, faces, run_uri):
     """Run the job in this process; return its digest."""
     from fiqa_ray.cli import main
 
-    compute = {"engine": "local", "rows_per_part": 6, "train_workers": 0}
-    methods = [{"name": "embedding_norm"}]
-    train = {"mode": "head", "n_epochs": 2}
-    job = smoke.write_job(
-        folder / "job.yaml", faces, run_uri, benchmarks=[], methods=methods, compute=compute, train=train
-    )
+    changes = {
+        "methods": [{"name": "embedding_norm"}],
+        "train": {"mode": "head", "n_epochs": 2},
+        "compute": {"engine": "local", "rows_per_part": 6 if IS_FULL else 12, "train_workers": 0},
+    }
+    job = smoke.write_job(folder / "job.yaml", faces, run_uri, **changes, **({} if IS_FULL else {"benchmarks": []}))
     with pytest.raises(SystemExit) as end:
-        main(["run", job, "--stages", STAGES])
+        main(["run", job, *STAGES])
     assert end.value.code == 0
     return digest(run_uri)
 

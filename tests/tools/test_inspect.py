@@ -113,4 +113,4 @@ def test_a_sleeping_method_takes_its_time() -> None:
     faces = np.zeros((7, 3, 112, 112), np.uint8)
     times = time_methods._batch_times(sleeping, faces, 10, 100, 3)
     assert calls == [10] * 13
-    assert 0.2 <= times.mean() < 2
+    assert 0.2 <= times.min() < 2  # the others may have waited for a processor
