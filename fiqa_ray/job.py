@@ -10,6 +10,7 @@ scores; labels are equal where those are.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from math import nan
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from fiqa_ray.config import (
     Theta,
     theta_name,
 )
+from fiqa_ray.config.label_set import LabelSet as LabelSet
 from fiqa_ray.content_ids import model_id, optional_hash, pair_list_id, scores_id
 from fiqa_ray.core.candidates import CANDIDATES, HELDOUT
 from fiqa_ray.core.conventions import Cell, Convention, cells_of, further_limits
@@ -44,35 +46,6 @@ ordered otherwise."""
 
 RESULTS_VERSION = 2
 """Raise it when a table of results or its meaning changes, but cells do not: they are judged again."""
-
-
-@dataclass(frozen=True)
-class LabelSet:
-    """One set of training labels: a method's prior scores, or its optimized scores at one theta.
-
-    Attributes:
-        method: the FIQA method whose scores are the labels.
-        theta: weight of the update, or `heldout` for the one chosen on held-out people (`Job.theta_choice`); None
-            for prior labels, which are not optimized.
-    """
-
-    method: MethodSettings
-    theta: Theta | None = None
-
-    @property
-    def is_prior(self) -> bool:
-        """Whether the labels are the prior scores."""
-        return self.theta is None
-
-    @property
-    def key(self) -> str:
-        """The label set's name in paths: `prior`, or such as `theta-0.03` or `theta-heldout`."""
-        return "prior" if self.theta is None else f"theta-{theta_name(self.theta)}"
-
-    @property
-    def score_column(self) -> str:
-        """The column of `optimized_labels` that holds the scores."""
-        return "prior_score" if self.theta is None else "optimized_score"
 
 
 @dataclass(frozen=True)
@@ -374,12 +347,25 @@ class Job:
         """Return the similarities of a benchmark's pairs under one FR model."""
         inputs = {"embeddings": self.embeddings(benchmark.name, recognizer)}
         keys = {"set": benchmark.name, "fr": recognizer.label}
-        return self._dataset("comparisons", keys, {"pairs": pair_list_id(benchmark)}, inputs)
+        groups = {} if benchmark.groups is None else {"groups": content_hash(benchmark.groups)}
+        return self._dataset("comparisons", keys, {"pairs": pair_list_id(benchmark), **groups}, inputs)
+
+    def groups(self, benchmark: BenchmarkSettings, recognizer: RecognizerSettings) -> list[str]:
+        """Return the groups of people of a benchmark; none before its pairs are compared."""
+        manifest = self.comparisons(benchmark, recognizer).manifest()
+        return [] if manifest is None else sorted(manifest.stats.get("groups", {}))
 
     def cells(
-        self, benchmark: BenchmarkSettings, recognizer: RecognizerSettings, scorer: Scorer
+        self, benchmark: BenchmarkSettings, recognizer: RecognizerSettings, scorer: Scorer, group: str = ""
     ) -> dict[Cell, tuple[Convention, Dataset]]:
-        """Return the cells of one score: per convention and false match rate the dataset of its curve and draws."""
+        """Return the cells of one score: per convention and false match rate the dataset of its curve and draws.
+
+        Args:
+            benchmark: A benchmark.
+            recognizer: Who judges.
+            scorer: The score.
+            group: The group of people whose pairs count; "": all pairs.
+        """
         evaluate = self.settings.evaluate
         inputs = {"comparisons": self.comparisons(benchmark, recognizer)}
         config: dict[str, Any] = {"resample": evaluate.resample, "draws": evaluate.draws, "seed": self.settings.seed}
@@ -391,11 +377,14 @@ class Job:
             config["truth"] = content_hash(scorer.truth)
         else:  # random qualities
             config["draws_version"] = DRAWS_VERSION
+        if group:
+            config["group"] = group
         cells = {}
         for cell, convention in cells_of(evaluate.curve_conventions(), evaluate.fmr).items():
             name, fmr = cell
             keys = {"set": benchmark.name, "fr": recognizer.label, "scorer": scorer.path, "convention": name}
             keys |= {"fmr": "none" if fmr is None else f"{fmr:g}"}
+            keys |= {"group": re.sub(r"[^A-Za-z0-9_.-]+", "_", group)} if group else {}
             choices = {**convention.identity(), "fmr": fmr, "limits": further_limits(convention, evaluate.limits)}
             cells[cell] = convention, self._dataset("cells", keys, config | choices, inputs)
         return cells

@@ -32,6 +32,8 @@ def tables(
         raise FiqaRayError(
             f"tables need {error.name}, which is not installed: pip install 'fiqa-ray[tables]'"
         ) from error
+    from fiqa_ray.datasets.results import GroupRateRow, rows_of
+    from fiqa_ray.tools.open_run import open_run
     from fiqa_ray.tools.paper_files import write_tables
     from fiqa_ray.tools.paper_tables import choose_point, read_published, read_results
     from fiqa_ray.tools.time_table import read_times
@@ -39,7 +41,13 @@ def tables(
     results = read_results(runs)
     point = choose_point(results, convention, fmr, limit)
     names = write_tables(
-        results, point, output, read_published(beside) if beside else (), read_times(times) if times else None
+        results,
+        point,
+        output,
+        read_published(beside) if beside else (),
+        read_times(times) if times else None,
+        read_results(runs, of_groups=True),
+        [row for run in runs for row in rows_of(GroupRateRow, open_run(run).result_table(GroupRateRow.TABLE))],
     )
     print(f"{', '.join(names)} written to {output}: convention {point.convention}, FMR {point.fmr:g}")
 

@@ -53,6 +53,11 @@ class BenchmarkSettings(Section):
     exclude: dict[str, str] = Field(
         {}, description="label of a method or score -> reason: left out here with all of its regressors; tables print /"
     )
+    groups: Uri | None = Field(
+        None,
+        description="CSV (image_id, group): every figure is given for each group too, from the pairs within it; a list of "
+        "pairs of kind table may have a column group instead",
+    )
     degradations: Uri | None = Field(None, description="CSV (image_id, kind, quality): what is known about the faces")
 
 

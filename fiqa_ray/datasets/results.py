@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fiqa_ray.datasets.band_row import BandRow as BandRow
 from fiqa_ray.datasets.cell_key import CellKey as CellKey
 from fiqa_ray.datasets.cell_key import ScorerKey as ScorerKey
+from fiqa_ray.datasets.group_row import GroupRateRow as GroupRateRow
 from fiqa_ray.datasets.theta_row import ThetaRow as ThetaRow
 from fiqa_ray.errors import FiqaRayError
 
@@ -24,6 +25,8 @@ BASELINE, UNOPTIMIZED, OPTIMIZED, GIVEN = "baseline", "unoptimized", "optimized"
 """Variants of scores: a method's own, a regressor's on prior and on optimized labels, and further ones of the user."""
 RANDOM, ORACLE = "random", "oracle"
 """References, which never compete for the best: random numbers, and the recorded truth."""
+GROUPED = ("edc", "bands", "auc", "differences", "verification")
+"""Tables that there are of groups of people too: `group_auc` and so on, whose benchmarks are named "lfw: asian"."""
 VARIANTS = (BASELINE, GIVEN, UNOPTIMIZED, OPTIMIZED, ORACLE, RANDOM)
 """All variants, in the order of a table's rows."""
 
@@ -321,6 +324,7 @@ Row = TypeVar(
     AucRow,
     BandRow,
     DifferenceRow,
+    GroupRateRow,
     ConventionRow,
     RankingRow,
     ExclusionRow,

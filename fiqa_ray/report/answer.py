@@ -49,8 +49,8 @@ def why_untold(row: DifferenceRow) -> str:
     if math.isnan(row.low) or math.isnan(row.high):
         return row.reason or "there is no interval"
     n, n_family, level = row.n_draws - row.n_undefined, max(row.n_family, 1), 1 - row.level
-    if n_family * 2 / (n + 1) >= level:
-        needed = math.ceil(2 * n_family / level)
+    if 2 * n_family >= level * (n + 1) - 1e-9:
+        needed = math.ceil(2 * n_family / level - 1e-9)
         return f"{n} draws cannot show p < {level:.2g} among {n_family} comparisons: set evaluate.draws to {needed} or more"
     return ""
 

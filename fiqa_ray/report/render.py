@@ -78,6 +78,7 @@ def render_report(data: ReportData) -> str:
         similarity_figures=[(row, figures.similarity_figure(row)) for row in data.similarities],
         points=points,
         conventions=[row.summary for row in data.conventions],
+        group_tables=group_tables(data),
         correlations=correlation_tables(data.correlations),
         faces=[
             (strip.title, [(row.name, picture_uris(row.faces)) for row in strip.rows if row.faces])
@@ -261,6 +262,17 @@ def operating_points(data: ReportData, styles: Mapping[str, figures.LineStyle]) 
             }
         )
     return points
+
+
+def group_tables(data: ReportData) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return the tables of the groups of people, each with its operating point."""
+    areas, differences = grouped(data.group_auc, _point_of), grouped(data.group_differences, _point_of)
+    return [
+        (table, {"id": f"groups-{i}", "fr": fr, "convention": convention, "fmr": fmr})
+        for i, ((fr, convention, fmr), rows) in enumerate(areas.items())
+        for table in area_tables(rows, differences.get((fr, convention, fmr), []))
+        if not table["partial"]
+    ]
 
 
 def _point_of(row: AucRow | EdcLine | DifferenceRow) -> tuple[str, str, float | None]:

@@ -24,6 +24,7 @@ from fiqa_ray.datasets.results import (
     CorrelationRow,
     DifferenceRow,
     EdcLine,
+    GroupRateRow,
     Row,
     ThetaRow,
     VerificationRow,
@@ -83,14 +84,17 @@ def collect(job: Job) -> ReportData:
         verification=_rows(job, VerificationRow),
         similarities=[_similarities(job, b, r) for b in s.benchmarks for r in job.judges],
         correlations=_rows(job, CorrelationRow),
+        group_rates=_rows(job, GroupRateRow),
+        group_auc=_rows(job, AucRow, "group_"),
+        group_differences=_rows(job, DifferenceRow, "group_"),
         faces=_face_strips(job),
         notes=_notes(job),
     )
 
 
-def _rows(job: Job, row_class: type[Row]) -> list[Row]:
+def _rows(job: Job, row_class: type[Row], prefix: str = "") -> list[Row]:
     """Return the rows of all benchmarks."""
-    return rows_of(row_class, _results(job, row_class.TABLE)) if job.settings.benchmarks else []
+    return rows_of(row_class, _results(job, f"{prefix}{row_class.TABLE}")) if job.settings.benchmarks else []
 
 
 def _results(job: Job, table: str) -> pa.Table:

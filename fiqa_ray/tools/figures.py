@@ -86,10 +86,12 @@ def _file_name(*parts: str) -> str:
 
 
 def _edc_figures(run: Run, results: Results, point: OperatingPoint) -> Iterator[tuple[str, Callable[[], Figure]]]:
-    """Yield one figure per benchmark and recogniser."""
+    """Yield one figure per benchmark, or group of people in it, and recogniser."""
     convention: ConventionRow = results.conventions[point.convention]
-    lines = [line for line in edc_lines(run.result_table(EdcLine.TABLE)) if point.holds_cell(line)]
-    bands = [band for band in rows_of(BandRow, run.result_table(BandRow.TABLE)) if point.holds_cell(band)]
+    tables = EdcLine.TABLE, f"group_{EdcLine.TABLE}"
+    lines = [line for table in tables for line in edc_lines(run.result_table(table)) if point.holds_cell(line)]
+    tables = BandRow.TABLE, f"group_{BandRow.TABLE}"
+    bands = [band for table in tables for band in rows_of(BandRow, run.result_table(table)) if point.holds_cell(band)]
     limits = [] if point.limit is None else [point.limit]
     for benchmark, recognizer in dict.fromkeys((line.benchmark, line.recognizer) for line in lines):
         of_cell = [line for line in lines if (line.benchmark, line.recognizer) == (benchmark, recognizer)]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fiqa_ray.datasets.results import GroupRateRow
 from fiqa_ray.report.answer import why_untold
 from fiqa_ray.storage import join, write_atomic
 from fiqa_ray.tools.paper_tables import CellText, OperatingPoint, Results, difference_table, tables_of
@@ -21,10 +22,13 @@ def write_tables(
     folder: str,
     published: Sequence[Mapping[str, Any]] = (),
     times: Mapping[str, Any] | None = None,
+    groups: Results | None = None,
+    group_rates: Sequence[GroupRateRow] = (),
 ) -> list[str]:
     """Write all tables into a folder, each as .csv, .md and .tex, and return their names.
 
-    `table-4` holds the run times, `differences` every difference, `long` every area of all operating points, in CSV alone.
+    `table-4` holds the run times, `groups-1` to `groups-3` are tables 1 to 3 of the groups of people, `group-rates` their
+    error rates at one threshold, `differences` every difference, `long` every area of all operating points, in CSV alone.
     """
     import pandas as pd
 
@@ -32,6 +36,13 @@ def write_tables(
     for name, (frame, caption) in tables_of(results, point, published).items():
         _write(folder, name, _as_numbers(frame), _markdown(frame, caption), _latex(frame, caption, name))
         names.append(name)
+    if groups is not None and groups.areas:
+        for name, (frame, caption) in tables_of(groups, point).items():
+            name = name.replace("table", "groups")
+            _write(folder, name, _as_numbers(frame), _markdown(frame, caption), _latex(frame, caption, name))
+            names.append(name)
+        _write_rates(folder, group_rates)
+        names.append("group-rates")
     if times is not None:
         numbers, caption = time_table(times)
         text = time_text(numbers)
@@ -61,6 +72,24 @@ def write_tables(
     long = pd.DataFrame([vars(r) for r in results.areas])
     write_atomic(join(folder, "long.csv"), long.to_csv(index=False).encode())
     return [*names, "long"]
+
+
+def _write_rates(folder: str, rows: Sequence[GroupRateRow]) -> None:
+    """Write the error rates of groups at one threshold for all."""
+    import pandas as pd
+
+    numbers = pd.DataFrame([vars(r) for r in rows])
+    text = numbers[["benchmark", "recognizer", "group", "n_mated", "n_nonmated", "fmr_wanted"]].copy()
+    for rate in ("fmr", "fnmr"):
+        columns = zip(numbers[rate], numbers[f"{rate}_low"], numbers[f"{rate}_high"], strict=True)
+        text[f"{rate.upper()} [%]"] = [f"{100 * v:.2f} [{100 * low:.2f}, {100 * high:.2f}]" for v, low, high in columns]
+    caption = (
+        "Error rates of groups of people in percent, with 95 % intervals, at the threshold that all pairs of the benchmark "
+        "set for the wanted FMR. Non-mated pairs are those within a group. The threshold is taken as it is."
+    )
+    style = text.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+    latex = style.to_latex(hrules=True, caption=caption.replace("%", r"\%"), label="tab:group-rates")
+    _write(folder, "group-rates", numbers, text.to_markdown(index=False) + f"\n\n{caption}\n", latex)
 
 
 def _write(folder: str, name: str, numbers: pd.DataFrame, markdown: str, latex: str) -> None:

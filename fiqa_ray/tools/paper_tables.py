@@ -121,8 +121,12 @@ class CellText:
         return f" [≤ {self.high:.1f}]" if math.isnan(self.low) else f" [{self.low:.1f}, {self.high:.1f}]"
 
 
-def read_results(run_uris: Sequence[str]) -> Results:
+def read_results(run_uris: Sequence[str], *, of_groups: bool = False) -> Results:
     """Return the results of finished runs together.
+
+    Args:
+        run_uris: The runs.
+        of_groups: Those of groups of people, where a benchmark is named such as "lfw: asian", not those of all pairs.
 
     Raises:
         FiqaRayError: A run has no results.
@@ -130,9 +134,9 @@ def read_results(run_uris: Sequence[str]) -> Results:
     """
     results = Results([], [], [], {})
     for uri in run_uris:
-        run = open_run(uri)
-        results.areas.extend(rows_of(AucRow, run.areas()))
-        results.differences.extend(rows_of(DifferenceRow, run.result_table(DifferenceRow.TABLE)))
+        run, prefix = open_run(uri), "group_" if of_groups else ""
+        results.areas.extend(rows_of(AucRow, run.result_table(f"{prefix}{AucRow.TABLE}")))
+        results.differences.extend(rows_of(DifferenceRow, run.result_table(f"{prefix}{DifferenceRow.TABLE}")))
         results.exclusions.extend(rows_of(ExclusionRow, run.result_table(ExclusionRow.TABLE)))
         for convention in rows_of(ConventionRow, run.result_table(ConventionRow.TABLE)):
             results.conventions[convention.convention] = convention

@@ -32,7 +32,7 @@ PAPER = ConventionRow("paper", "all", "recomputed", "below", 0.05, "cut", "line"
 def line(method: str, variant: str, n_allowed: list[int]) -> EdcLine:
     levels = np.array([0.0, 0.05, 0.1])
     counts = np.array([60, 57, 54])
-    name = method if variant == "baseline" else f"{method}, {variant}"
+    name = method if variant in ("baseline", "given") else f"{method}, {variant}"
     return EdcLine(
         name, "", method, variant, math.nan, None, "lfw", "r18", "paper", 0.1,
         levels, np.array([0.5, 0.4, 0.3]), levels, counts, counts, counts, np.array(n_allowed), counts,
