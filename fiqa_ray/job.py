@@ -30,6 +30,7 @@ from fiqa_ray.config.label_set import LabelSet as LabelSet
 from fiqa_ray.content_ids import model_id, optional_hash, pair_list_id, scores_id
 from fiqa_ray.core.candidates import CANDIDATES, HELDOUT
 from fiqa_ray.core.conventions import Cell, Convention, cells_of, further_limits
+from fiqa_ray.core.jitter import JITTER_VERSION
 from fiqa_ray.datasets.dataset import Dataset
 from fiqa_ray.datasets.results import BASELINE, GIVEN, OPTIMIZED, ORACLE, RANDOM, UNOPTIMIZED, ScorerKey
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
@@ -73,7 +74,8 @@ class Job:
     def faces(self, face_set: str) -> Dataset:
         """Return the packed faces of a face set."""
         source = self.face_sets[face_set]
-        config = source.model_dump(mode="json", exclude={"allow_mixed_crops", "allow_single_images"})
+        config = source.model_dump(mode="json", exclude={"allow_mixed_crops", "allow_single_images", "jitter"})
+        config |= {"jitter": JITTER_VERSION} if source.jitter else {}
         from fiqa_ray.sources.kinds import SOURCES  # decoders and more, which `--help` does without
 
         for name, uri in SOURCES[source.kind].lists(source.uri).items():

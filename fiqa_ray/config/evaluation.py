@@ -137,6 +137,11 @@ class EvaluateSettings(Section):
     resample: Literal["auto", "identities", "pairs"] = Field(
         "auto", description="what bootstrap draws hold; auto: identities where the faces name them as the pairs do"
     )
+    alignment: tuple[Literal["as_is", "jitter"], ...] = Field(
+        ("as_is",),
+        min_length=1,
+        description="jitter: each benchmark is judged a second time, as NAME-jitter, with its crops moved at random",
+    )
     draws: int = Field(2000, ge=0, description="bootstrap draws; 0: no intervals")
     compare: tuple[Literal["imitated", "baseline", "unoptimized", "random"], ...] = Field(
         ("imitated", "baseline", "unoptimized", "random"),

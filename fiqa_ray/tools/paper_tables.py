@@ -201,7 +201,7 @@ def tables_of(
     chosen = {
         "table-1": (
             [r for r in same if r.variant in shown],
-            f"judged by the recogniser that the labels come from{regressor}",
+            f"judged by the recogniser that the labels come from{regressor}" if labelled else "of each score",
         ),
         "table-2": (
             [r for r in cross if r.variant in shown],
