@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fiqa_ray.core.align import FACE_SIZE, degenerate_reason, fit_residual, similarity_matrix
+from fiqa_ray.core.jitter import jitter_matrix
 from fiqa_ray.core.landmark_order import better_order
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.image_files import decode, swap_red_and_blue
@@ -217,3 +218,16 @@ def decode_packed_faces(faces: Sequence[bytes | None], n_threads: int = 1) -> ND
             "a packed face can no longer be decoded, so its part is damaged; remove the part's files and run again"
         )
     return pixels
+
+
+def jittered_face(face: PreparedFace, image_id: str) -> PreparedFace:
+    """Return a stored face moved a little at random, as PNG; the border is repeated. Faces that could not be made stay."""
+    if face.face is None:
+        return face
+    image = decode(face.face).image
+    assert image is not None
+    matrix = jitter_matrix(image_id, FACE_SIZE)
+    moved = cv2.warpAffine(
+        image, matrix, (FACE_SIZE, FACE_SIZE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+    return replace(face, face=encode_png(np.asarray(moved, dtype=np.uint8)))

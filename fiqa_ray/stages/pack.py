@@ -28,7 +28,7 @@ from fiqa_ray.engine.cost import FACE_BYTES, FACE_MEMORY, Cost, Workload
 from fiqa_ray.engine.progress import note
 from fiqa_ray.engine.step import Step, Worker
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.images import PreparedFace, prepare_face
+from fiqa_ray.images import PreparedFace, jittered_face, prepare_face
 from fiqa_ray.job import Job
 from fiqa_ray.models.detector import FaceDetector
 from fiqa_ray.public_uri import public_text
@@ -280,18 +280,18 @@ def make_worker(dataset: Dataset, source: SourceSettings, fit: LandmarkFit | Non
         apply_exif=source.exif == "apply",
         resize_crops=source.resize_crops,
     )
-    return partial(run_shard, dataset, source.kind, detector, prepare)
+    return partial(run_shard, dataset, source, detector, prepare)
 
 
 def run_shard(
     dataset: Dataset,
-    kind: str,
+    source: SourceSettings,
     detector: FaceDetector | None,
     prepare: Callable[..., PreparedFace],
     shard: PackShard,
 ) -> Part:
     """Read, decode and align the shard's images; every image keeps a row. Memory: the part's encoded faces."""
-    started = time.monotonic()
+    started, kind = time.monotonic(), source.kind
     landmarks = shard.faces["landmarks"].to_pylist()
     face_of_row: dict[int, PreparedFace] = {}
     if not SOURCES[kind].has_images:
@@ -302,6 +302,9 @@ def run_shard(
         else:
             face_of_row[row] = prepare(content, landmarks[row])
     prepared = [face_of_row[row] for row in range(len(shard.faces))]
+    if source.jitter:
+        names = shard.faces["image_id"].to_pylist()
+        prepared = [jittered_face(face, name) for face, name in zip(prepared, names, strict=True)]
     n = len(prepared)
     table = pa.table(
         {

@@ -17,6 +17,7 @@ from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
 from fiqa_ray.sources.comparisons import match_pairs, read_pairs
 from fiqa_ray.sources.degradations import read_degradations
+from fiqa_ray.sources.groups import groups_of_images, read_groups
 from fiqa_ray.sources.ijb import TemplatePairs
 from fiqa_ray.sources.keys import remedy_of, rows_of_keys
 from fiqa_ray.sources.protocols import VerificationPairs
@@ -64,6 +65,8 @@ def _read_benchmark(benchmark: BenchmarkSettings, evaluate: EvaluateSettings | N
         read_scores(**file.model_dump(exclude={"key_rule"}))
     if benchmark.degradations is not None:
         read_degradations(benchmark.degradations)
+    if benchmark.groups is not None:
+        read_groups(benchmark.groups)
 
 
 def _read_list(benchmark: BenchmarkSettings, evaluate: EvaluateSettings | None) -> None:
@@ -133,6 +136,8 @@ def _match_benchmark(benchmark: BenchmarkSettings, image_id: pa.Array) -> None:
                 f"benchmark {benchmark.name}: {n_absent:,} of {len(pairs.mated):,} pairs are left out, because {source_uri} "
                 "lacks their images; the figures are not those of the whole set"
             )
+    if benchmark.groups is not None:
+        groups_of_images(benchmark.groups, image_id)
     if benchmark.degradations is not None:
         keys = read_degradations(benchmark.degradations)["image_id"].combine_chunks()
         if (rows_of_keys(keys, image_id) < 0).all():
