@@ -28,7 +28,7 @@ from fiqa_ray.config import (
 )
 from fiqa_ray.config.label_set import LabelSet as LabelSet
 from fiqa_ray.content_ids import model_id, optional_hash, pair_list_id, scores_id
-from fiqa_ray.core.candidates import CANDIDATES, HELDOUT
+from fiqa_ray.core.candidates import CANDIDATES, HELDOUT, N_FOLDS
 from fiqa_ray.core.conventions import Cell, Convention, cells_of, further_limits
 from fiqa_ray.core.jitter import JITTER_VERSION
 from fiqa_ray.datasets.dataset import Dataset
@@ -41,7 +41,7 @@ from fiqa_ray.storage import content_hash, exists, fingerprint, join, list_hash
 if TYPE_CHECKING:
     from fiqa_ray.datasets.pairs import PairReader
 
-DRAWS_VERSION = 6
+DRAWS_VERSION = 7
 """Raise it when the same seed gives other clusters, mates, similarities or random scores, or when parts of pairs are cut or
 ordered otherwise."""
 
@@ -224,6 +224,7 @@ class Job:
         """
         config = {
             "candidates": list(CANDIDATES),
+            "n_folds": N_FOLDS,
             "index_scale": self.settings.optimize.index_scale,
             "seed": self.settings.seed,
         }

@@ -5,7 +5,7 @@ Score files, pair lists and degradations are needed hours after the start. A fau
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,6 @@ from fiqa_ray.sources.keys import remedy_of, rows_of_keys
 from fiqa_ray.sources.protocols import VerificationPairs
 from fiqa_ray.sources.scores import read_scores, scores_by_id
 from fiqa_ray.stages.compare import check_rates
-from fiqa_ray.stages.pack import listed_image_ids
 
 
 def read_inputs(job: Job, stages: Collection[str]) -> None:
@@ -98,14 +97,19 @@ def _note_folds(name: str, pairs: VerificationPairs) -> None:
         )
 
 
-def match_inputs(job: Job, stages: Collection[str]) -> None:
+def match_inputs(job: Job, stages: Collection[str], image_ids: Callable[[str], pa.Array]) -> None:
     """Match the names of images in the files that the stages need with the listed faces.
+
+    Args:
+        job: the job.
+        stages: names of stages.
+        image_ids: returns the names of a face set's images, in their order.
 
     Raises:
         FiqaRayError: names do not meet; the message shows one of each side, and the rule under which they would.
     """
     if "score" in stages and job.with_training:
-        image_id = listed_image_ids(job.faces("train"))
+        image_id = image_ids("train")
         for method in job.settings.methods:
             if method.scores is not None:
                 allow_others = job.settings.train_source.limit is not None
@@ -113,7 +117,7 @@ def match_inputs(job: Job, stages: Collection[str]) -> None:
     if not {"score", "evaluate"} & set(stages):
         return
     for benchmark in job.settings.benchmarks:
-        image_id = listed_image_ids(job.faces(benchmark.name))
+        image_id = image_ids(benchmark.name)
         for label, file in benchmark.scores.items():
             _match_scores(f"benchmarks: {benchmark.name}: {label}", image_id, file, benchmark.source.limit is not None)
         try:
