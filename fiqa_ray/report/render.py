@@ -151,12 +151,12 @@ def verdict(row: DifferenceRow) -> str:
     """
     if math.isnan(row.low) or math.isnan(row.high):
         return "undefined" if math.isnan(row.difference) else "no interval"
-    if why_untold(row):
-        return "too few draws"
     is_clear = row.p_holm < 1 - row.level and not row.p_training >= 1 - row.level  # NaN: one training or none
     if is_clear and row.high < 0:
         return "improves"
-    return "worsens" if is_clear and row.low > 0 else "no clear difference"
+    if is_clear and row.low > 0:
+        return "worsens"
+    return "too few draws" if why_untold(row) else "no clear difference"
 
 
 def area_interval(row: AucRow) -> str:

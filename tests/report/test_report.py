@@ -360,7 +360,7 @@ def test_what_is_no_interval_is_said_with_its_reason() -> None:
     ],
 )
 def test_difference_in_words(difference: float, low: float, high: float, p_holm: float, verdict: str) -> None:
-    row = DifferenceRow("LFW", FR, "paper", NEW, OLD, difference, low, high, p_holm=p_holm)
+    row = DifferenceRow("LFW", FR, "paper", NEW, OLD, difference, low, high, p_holm=p_holm, n_draws=2000)
     text = Page(render_report(ReportData("t", "v", differences=[row]))).text
     assert f"{NEW} against {OLD}" in text
     assert re.search(rf"LFW {verdict} \S+ (none|\S+ to \S+) \S+", text)
