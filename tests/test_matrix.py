@@ -13,6 +13,9 @@ from fiqa_ray.stages import STAGES, cells
 from fiqa_ray.storage import read_bytes
 from fiqa_ray.synthetic.layouts import SETS, write_layouts
 from fiqa_ray.tools.evaluate import evaluate_job
+from fiqa_ray.tools.figures import write_figures
+from fiqa_ray.tools.open_run import open_run
+from fiqa_ray.tools.paper_tables import choose_point, read_results
 from fiqa_ray.tools.run_job import run_job
 
 JOB = Path(__file__).parents[1] / "fiqa_ray" / "jobs" / "paper_matrix.yaml"
@@ -23,7 +26,7 @@ TINY = {"name": "smoke:tiny", "label": "arcface"}
 
 def tiny_matrix(root: Path) -> dict:
     """The shipped job with small networks in place of large ones, and two methods in place of six."""
-    write_layouts(root / "faces", n_people=5)
+    write_layouts(root / "faces", n_people=5, n_views=4, n_pairs=60, train=(5, 4))
     values = yaml.safe_load(JOB.read_text().replace("runs/paper_matrix", str(root)))
     values["recognizer"] = TINY
     values["evaluate"]["recognizers"] = [TINY, {"name": "smoke:split", "label": "other"}, {**TINY, "label": "third"}]
@@ -38,6 +41,11 @@ def made(root: Path, *kinds: str) -> dict[str, int]:
     """Every finished part of some kinds of datasets, with the time it was written."""
     parts = [p for kind in kinds for p in (root / "run" / kind).rglob("_part-*.json")]
     return {str(p): p.stat().st_mtime_ns for p in parts}
+
+
+def _point(run_uri: str):
+    results = read_results([run_uri])
+    return results, choose_point(results, None, None, None)
 
 
 @pytest.mark.slow
@@ -78,6 +86,11 @@ def test_a_killed_matrix_makes_only_what_lacks(tmp_path, monkeypatch, cli):
     ]
     assert {r["n_seeds"] for r in trained} == {2}
     assert all(r["training_sd"] is not None for r in trained)
+
+    names = write_figures(open_run(values["run_uri"]), *_point(values["run_uri"]), str(tmp_path / "figures"))
+    # a figure of curves per set and recogniser, four further ones per set, Fig. 4, mean ranks
+    assert len(names) == 5 * 3 + 5 * 4 + 1 + 1
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == {f"{n}.{e}" for n in names for e in ("svg", "pdf")}
 
     # one score file more: its cells alone, three recognisers by two conventions
     names = job.faces("lfw").read_all(["image_id"])["image_id"].to_pylist()
@@ -128,12 +141,12 @@ def test_the_shipped_matrix_has_the_papers_shape(tmp_path):
         len([s for s in job.scorers(b) if s.key.variant in ("baseline", "optimized")]) for b in settings.benchmarks
     )
     assert n_cells == 2 * (5 * 6 - 1)
-    write_layouts(tmp_path / "faces", n_people=3, n_views=2, n_pairs=10)
+    write_layouts(tmp_path / "faces", n_people=3, n_views=2, n_pairs=10, train=(3, 2))
     assert {p.name for p in (tmp_path / "faces").iterdir()} == {"train", *SETS}
 
 
 def test_evaluate_needs_scores_and_says_so(tmp_path, cli):
-    write_layouts(tmp_path / "faces", n_people=3, n_views=2, n_pairs=10)
+    write_layouts(tmp_path / "faces", n_people=3, n_views=2, n_pairs=10, train=(3, 2))
     job = {
         "name": "judged",
         "run_uri": str(tmp_path / "run"),
