@@ -164,7 +164,7 @@ def _exchange(path: Path, twin: Path | None) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(0 if N_WAYS > 10 else 600)
+@pytest.mark.timeout(0 if N_WAYS > 10 else 1800)
 def test_every_damage_is_named_or_does_not_matter_and_the_remedy_works(finished):
     """What follows from the file is removed and made again: the bytes are those of the undisturbed run in the end."""
     rng = random.Random(4)
