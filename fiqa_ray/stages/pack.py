@@ -167,9 +167,9 @@ def _bounds(dataset: Dataset, face_set: str, faces: pa.Table, rows_per_part: int
     return bounds
 
 
-def listed_image_ids(dataset: Dataset) -> pa.Array:
-    """Return the names of a listed face set's images, in their order."""
-    return read_list(dataset, ["image_id"])["image_id"].combine_chunks()
+def listed_faces(dataset: Dataset) -> pa.Table:
+    """Return the `image_id` and the `identity` of a listed face set's images, in their order."""
+    return read_list(dataset, ["image_id", "identity"])
 
 
 def list_faces(face_set: str, source: SourceSettings) -> tuple[pa.Table, Account]:
