@@ -78,14 +78,15 @@ def starts_ray(path):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def shipped_min_part_images():
-    """Cut small data into many parts of pairs too. The constant is no setting: no user gains by another value."""
-    from fiqa_ray.datasets import pairs as pair_parts
+def shipped_part_images():
+    """Cut small data into many parts of pairs too. The constants are no settings: no user gains by other values."""
+    from fiqa_ray.datasets import pairs
 
-    shipped = pair_parts.MIN_PART_IMAGES
-    pair_parts.MIN_PART_IMAGES = 1
-    yield shipped
-    pair_parts.MIN_PART_IMAGES = shipped
+    with pytest.MonkeyPatch.context() as patch:
+        shipped = {name: getattr(pairs, name) for name in ("MIN_PART_IMAGES", "USUAL_PART_IMAGES")}
+        for name in shipped:
+            patch.setattr(pairs, name, 1)
+        yield shipped
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from fiqa_ray.models.recognition import RECOGNIZERS
 from fiqa_ray.sources.command_line import list_images
 from fiqa_ray.stages import STAGES
 from fiqa_ray.storage import filesystem
+from fiqa_ray.tools.plan import RAY_START_S
 from fiqa_ray.tools.run_job import run_job
 from fiqa_ray.tools.score import score_images
 
@@ -95,7 +96,9 @@ def test_score_draws_a_contact_sheet_by_decile_and_a_histogram(cli, faces, tmp_p
 def test_run_prints_where_the_report_lies(cli, done, tmp_path, faces):
     code, out, _ = cli("run", done)
     assert code == 0
-    (line,) = out.splitlines()
+    *answer, line, labels = out.splitlines()
+    assert answer[0].startswith("Do optimized labels help?")
+    assert labels == f"labels: fiqa-ray labels {load_settings(done).run_uri} -o labels.csv"
     page = Path(line.removeprefix("report: "))
     assert page.name == "report.html"
     assert "<html" in page.read_text()
@@ -126,7 +129,9 @@ def test_plan(cli, faces, tmp_path):
     assert {r["state"] for r in rows} == {"to do"}
     assert [r["stage"] for r in rows if r["what"] == "train"] == ["pack", "embed"]
     planned = {(r["stage"], r["what"]): r for r in rows}
-    assert {s for s, _ in planned} == set(STAGES) - {"fuse", "report"}
+    assert {s for s, _ in planned} == set(STAGES) - {"fuse", "report"}  # on the engine local no Ray starts
+    start = json.loads(cli("plan", path, "--json", "compute.engine=ray")[1])[0]
+    assert (start["what"], start["time_s"]) == ("Ray on this machine", RAY_START_S)
     assert planned["pack", "train"]["n_rows"] == planned["pair", "mated pairs"]["n_rows"] == 30
     assert planned["pack", "bench"]["n_rows"] == planned["evaluate", "bench"]["n_rows"] == 36
     assert planned["embed", "train"]["written_bytes"] == 30 * 32 * 4

@@ -33,7 +33,7 @@ from fiqa_ray.datasets.results import (
 )
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.report import figures
-from fiqa_ray.report.answer import answer_lines
+from fiqa_ray.report.answer import answer_lines, why_untold
 from fiqa_ray.report.data import ReportData
 
 FOLDER = Path(__file__).parent
@@ -78,6 +78,7 @@ def render_report(data: ReportData) -> str:
         similarity_figures=[(row, figures.similarity_figure(row)) for row in data.similarities],
         points=points,
         conventions=[row.summary for row in data.conventions],
+        group_tables=group_tables(data),
         correlations=correlation_tables(data.correlations),
         faces=[
             (strip.title, [(row.name, picture_uris(row.faces)) for row in strip.rows if row.faces])
@@ -146,6 +147,8 @@ def verdict(row: DifferenceRow) -> str:
     """
     if math.isnan(row.low) or math.isnan(row.high):
         return "undefined" if math.isnan(row.difference) else "no interval"
+    if why_untold(row):
+        return "too few draws"
     is_clear = row.p_holm < 1 - row.level and not row.p_training >= 1 - row.level  # NaN: one training or none
     if is_clear and row.high < 0:
         return "improves"
@@ -171,7 +174,8 @@ def how_made(rows: Sequence[AucRow | DifferenceRow]) -> str:
     undefined = [r.n_undefined for r in rows if r.n_undefined]
     if undefined:
         text.append(f"Up to {count(max(undefined))} draws had no value and were left out.")
-    text += [f"{reason[0].upper()}{reason[1:]}." for reason in dict.fromkeys(r.reason for r in rows) if reason]
+    reasons = [r.reason or (why_untold(r) if isinstance(r, DifferenceRow) else "") for r in rows]
+    text += [f"{reason[0].upper()}{reason[1:]}." for reason in dict.fromkeys(reasons) if reason]
     return " ".join(text)
 
 
@@ -258,6 +262,17 @@ def operating_points(data: ReportData, styles: Mapping[str, figures.LineStyle]) 
             }
         )
     return points
+
+
+def group_tables(data: ReportData) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return the tables of the groups of people, each with its operating point."""
+    areas, differences = grouped(data.group_auc, _point_of), grouped(data.group_differences, _point_of)
+    return [
+        (table, {"id": f"groups-{i}", "fr": fr, "convention": convention, "fmr": fmr})
+        for i, ((fr, convention, fmr), rows) in enumerate(areas.items())
+        for table in area_tables(rows, differences.get((fr, convention, fmr), []))
+        if not table["partial"]
+    ]
 
 
 def _point_of(row: AucRow | EdcLine | DifferenceRow) -> tuple[str, str, float | None]:

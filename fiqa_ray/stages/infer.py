@@ -285,7 +285,7 @@ class ModelCall:
     def load(self) -> Model:
         """Return the model, loaded."""
         if self.scorer is not None:
-            return self._load_scorer(self._load_recognizer() if ModelRef.parse(self.scorer).needs_recognizer else None)
+            return self.load_scorer()
         assert self.recognizer is not None
         device, model, flip = self.resolve_device(), self._load_recognizer(), self.recognizer.flip
 
@@ -294,6 +294,11 @@ class ModelCall:
                 return embed_faces(model, faces.to(device), flip).float().cpu().numpy()
 
         return embed
+
+    def load_scorer(self) -> Scorer:
+        """Return the FIQA method or regressor, loaded, on the FR model that it needs."""
+        assert self.scorer is not None
+        return self._load_scorer(self._load_recognizer() if ModelRef.parse(self.scorer).needs_recognizer else None)
 
     def _load_recognizer(self) -> Recognizer:
         r = self.recognizer

@@ -5,7 +5,7 @@ Score files, pair lists and degradations are needed hours after the start. A fau
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +17,12 @@ from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
 from fiqa_ray.sources.comparisons import match_pairs, read_pairs
 from fiqa_ray.sources.degradations import read_degradations
+from fiqa_ray.sources.groups import groups_of_images, read_groups
 from fiqa_ray.sources.ijb import TemplatePairs
 from fiqa_ray.sources.keys import remedy_of, rows_of_keys
 from fiqa_ray.sources.protocols import VerificationPairs
 from fiqa_ray.sources.scores import read_scores, scores_by_id
 from fiqa_ray.stages.compare import check_rates
-from fiqa_ray.stages.pack import listed_image_ids
 
 
 def read_inputs(job: Job, stages: Collection[str]) -> None:
@@ -65,6 +65,8 @@ def _read_benchmark(benchmark: BenchmarkSettings, evaluate: EvaluateSettings | N
         read_scores(**file.model_dump(exclude={"key_rule"}))
     if benchmark.degradations is not None:
         read_degradations(benchmark.degradations)
+    if benchmark.groups is not None:
+        read_groups(benchmark.groups)
 
 
 def _read_list(benchmark: BenchmarkSettings, evaluate: EvaluateSettings | None) -> None:
@@ -95,14 +97,19 @@ def _note_folds(name: str, pairs: VerificationPairs) -> None:
         )
 
 
-def match_inputs(job: Job, stages: Collection[str]) -> None:
+def match_inputs(job: Job, stages: Collection[str], image_ids: Callable[[str], pa.Array]) -> None:
     """Match the names of images in the files that the stages need with the listed faces.
+
+    Args:
+        job: the job.
+        stages: names of stages.
+        image_ids: returns the names of a face set's images, in their order.
 
     Raises:
         FiqaRayError: names do not meet; the message shows one of each side, and the rule under which they would.
     """
     if "score" in stages and job.with_training:
-        image_id = listed_image_ids(job.faces("train"))
+        image_id = image_ids("train")
         for method in job.settings.methods:
             if method.scores is not None:
                 allow_others = job.settings.train_source.limit is not None
@@ -110,7 +117,7 @@ def match_inputs(job: Job, stages: Collection[str]) -> None:
     if not {"score", "evaluate"} & set(stages):
         return
     for benchmark in job.settings.benchmarks:
-        image_id = listed_image_ids(job.faces(benchmark.name))
+        image_id = image_ids(benchmark.name)
         for label, file in benchmark.scores.items():
             _match_scores(f"benchmarks: {benchmark.name}: {label}", image_id, file, benchmark.source.limit is not None)
         try:
@@ -129,6 +136,8 @@ def _match_benchmark(benchmark: BenchmarkSettings, image_id: pa.Array) -> None:
                 f"benchmark {benchmark.name}: {n_absent:,} of {len(pairs.mated):,} pairs are left out, because {source_uri} "
                 "lacks their images; the figures are not those of the whole set"
             )
+    if benchmark.groups is not None:
+        groups_of_images(benchmark.groups, image_id)
     if benchmark.degradations is not None:
         keys = read_degradations(benchmark.degradations)["image_id"].combine_chunks()
         if (rows_of_keys(keys, image_id) < 0).all():

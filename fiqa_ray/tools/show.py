@@ -190,7 +190,13 @@ def times_table(timing: Timing) -> Table:
     first = timing.methods[0].mean
     for t in timing.methods:
         best = f"{t.best_mean:.3f} ± {t.best_sd:.3f}"
-        table.add_row(t.method, f"{t.mean:.3f} ± {t.sd:.3f}", str(t.best_batch), best, f"{first / t.mean - 1:+.0%}")
+        table.add_row(
+            " ".join(filter(None, (t.method, t.variant))),
+            f"{t.mean:.3f} ± {t.sd:.3f}",
+            str(t.best_batch),
+            best,
+            f"{first / t.mean - 1:+.0%}",
+        )
     return table
 
 

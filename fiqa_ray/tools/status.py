@@ -137,19 +137,21 @@ def _is_alive(uri: str, number: int, holder: dict[str, Any], beat: dict[str, Any
 
 
 def rejected_images(run_uri: str) -> pa.Table:
-    """Return the images that pack could not use, as a table of `REJECTS`. Reads finished parts only.
+    """Return the images that pack could not use or of which libjpeg complained, as a table of `REJECTS`.
+
+    Reads finished parts only.
 
     Raises:
         FiqaRayError: There is no run.
     """
     records = run_status(run_uri)
     tables = [REJECTS.empty_table()]
-    for folder in (r["dataset"] for r in records if r["stage"] == "pack" and r["failed"]):
+    for folder in (r["dataset"] for r in records if r["stage"] == "pack"):
         dataset = Dataset(join(run_uri, folder), "faces")
         for _, part in sorted(dataset.finished_parts().items()):
-            if set(part.stats["status"]) != {"ok"}:
+            if set(part.stats["status"]) != {"ok"} or part.stats.get("complaints"):
                 rows = dataset.read(part, [n for n in REJECTS.names if n != "dataset"])
-                rows = rows.filter(pc.not_equal(rows["status"], "ok"))
+                rows = rows.filter(pc.is_valid(rows["error"]))
                 tables.append(rows.add_column(0, "dataset", pa.repeat(folder, len(rows))).cast(REJECTS))
     return pa.concat_tables(tables)
 

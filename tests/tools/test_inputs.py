@@ -8,6 +8,8 @@ import pytest
 
 import smoke
 from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.job import Job
+from fiqa_ray.tools.plan import plan_job
 from fiqa_ray.tools.run_job import run_job
 
 PAIRS = "image_id_a,image_id_b,mated\n"
@@ -36,11 +38,12 @@ def job(tmp_path, faces, *, pairs=None, scores=None, methods=None, **bench):
 
 
 def refused(settings, *words):
-    """One error with these words, before a single image was packed."""
-    with pytest.raises(FiqaRayError) as info:
-        run_job(settings)
-    for word in words:
-        assert str(word) in str(info.value)
+    """One error with these words, of plan and of run, before a single image was packed."""
+    for call in (lambda: plan_job(Job(settings)), lambda: run_job(settings)):
+        with pytest.raises(FiqaRayError) as info:
+            call()
+        for word in words:
+            assert str(word) in str(info.value)
     parts = list(Path(settings.run_uri).rglob("*part-*"))
     assert parts == []
 
@@ -172,3 +175,11 @@ def test_accents_composed_in_another_way_meet_by_the_rule(tmp_path):
         dataset = done.evaluation(settings.benchmarks[0])
         areas.append(dataset.read(dataset.require().parts[0], suffix=".auc.parquet").to_pylist())
     assert areas[0] == areas[1]
+
+
+def test_plan_refuses_a_rate_that_the_pairs_cannot_carry(tmp_path, faces):
+    """Three over the number of non-mated pairs: 3 / 2 here, so that no rate can be confirmed."""
+    pairs = table(tmp_path / "pairs.csv", PAIRS + SAME + OTHERS)
+    settings = job(tmp_path, faces, pairs={"kind": "table", "uri": pairs})
+    strict = settings.evaluate.model_copy(update={"allow_rare_fmr": False})
+    refused(settings.model_copy(update={"evaluate": strict}), "evaluate.fmr=0.1 is below 3 / 2", "benchmark bench")
