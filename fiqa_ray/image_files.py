@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import cv2
@@ -130,18 +130,18 @@ def decode(
     if layout.fault is not None:
         return Decoded(None, "unreadable", layout.fault)
     if layout.end is None:
-        with decoder_lines() if catch_complaints else nullcontext([]):  # of bytes that are added here
+        with _lines(catch_complaints):  # of bytes that are added here
             closed = _closed_jpeg(data, layout) if allow_missing_end else None
         if closed is None:
             hint = "; if only its end mark is missing, allow_missing_end reads it" if layout.is_baseline else ""
             return Decoded(None, "truncated", f"the file ends early, after {len(data)} bytes{hint}")
         data, layout = closed, _jpeg_layout(closed)
     catches = catch_complaints and data.startswith(b"\xff\xd8")
-    with decoder_lines() if catches else nullcontext([]) as lines:
+    with _lines(catches) as lines:
         image = _imdecode(_plain_png(data) if layout.has_notes else data, apply_exif)
     if image is None:
         return Decoded(None, "unreadable", f"{size} by its header, but it cannot be decoded")
-    with decoder_lines() if catches else nullcontext([]):
+    with _lines(catches):
         is_cut = _ends_in_fill(data, layout.end or len(data), image, apply_exif)
     if is_cut:
         return Decoded(None, "truncated", "the picture's data end before the picture does")
@@ -163,6 +163,11 @@ def _other_kind(data: bytes) -> str:
     start = data[:64].lstrip().lower() if data[:1] in b" \r\n\t<" else data[:64]
     kind = next((name for at, first, name in _OTHER_KINDS if start[at : at + len(first)] == first), None)
     return f" but {kind}" if kind else ""
+
+
+def _lines(catch: bool) -> AbstractContextManager[list[str]]:
+    """Catch libjpeg's lines, or let them pass."""
+    return decoder_lines() if catch else nullcontext([])
 
 
 def _imdecode(data: bytes, apply_exif: bool = True) -> NDArray[np.uint8] | None:

@@ -1,5 +1,6 @@
 import io
 import os
+import re
 import struct
 import zlib
 
@@ -272,7 +273,7 @@ def test_what_libjpeg_says_of_an_image_is_caught_and_other_lines_are_not(capfd: 
     face = prepare_face(with_needless_bytes(data), None)
     assert face.status == "ok"
     assert face.complaint is not None
-    assert face.complaint.startswith("Corrupt JPEG data: 16 extraneous bytes before marker 0xd9")
+    assert re.match(r"Corrupt JPEG data: \d+ extraneous bytes before marker 0xd9", face.complaint)
     assert prepare_face(data, None).complaint is None
     assert face.face is not None
     pixels = np.asarray(PIL.Image.open(io.BytesIO(data)).convert("RGB"))

@@ -32,10 +32,8 @@ def tables(
         raise FiqaRayError(
             f"tables need {error.name}, which is not installed: pip install 'fiqa-ray[tables]'"
         ) from error
-    from fiqa_ray.datasets.results import GroupRateRow, rows_of
-    from fiqa_ray.tools.open_run import open_run
     from fiqa_ray.tools.paper_files import write_tables
-    from fiqa_ray.tools.paper_tables import choose_point, read_published, read_results
+    from fiqa_ray.tools.paper_tables import choose_point, read_group_rates, read_published, read_results
     from fiqa_ray.tools.time_table import read_times
 
     results = read_results(runs)
@@ -47,7 +45,7 @@ def tables(
         read_published(beside) if beside else (),
         read_times(times) if times else None,
         read_results(runs, of_groups=True),
-        [row for run in runs for row in rows_of(GroupRateRow, open_run(run).result_table(GroupRateRow.TABLE))],
+        read_group_rates(runs),
     )
     print(f"{', '.join(names)} written to {output}: convention {point.convention}, FMR {point.fmr:g}")
 

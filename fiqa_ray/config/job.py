@@ -70,7 +70,7 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _add_alignments(self) -> Settings:
-        """Add to each benchmark its copy with moved crops, or put that in its place. Scores from files are of other crops."""
+        """Add to each benchmark its copy with moved crops, or replace it by that. Scores from files are of other crops."""
         if "jitter" not in self.evaluate.alignment:
             return self
         if self.has_given_embeddings:

@@ -174,7 +174,7 @@ def score_advice(method: str, result: OptimizedLabels) -> Iterator[str]:
     if len(owns) < MIN_OWNERS:
         return
     ranks = [np.argsort(np.argsort(v[owns])) for v in (result.quality_index, result.mean_similarity_rank)]
-    rho = float(np.corrcoef(*ranks)[0, 1])
+    rho = float(np.corrcoef(ranks[0].astype(np.float64), ranks[1].astype(np.float64))[0, 1])
     if rho < min(-LEAST_RHO, -SIGN_ERRORS / math.sqrt(len(owns) - 1)):
         yield (
             f"{of}images with larger scores have less similar pairs (Spearman {rho:+.2f}): is a larger score better "

@@ -32,7 +32,7 @@ from fiqa_ray.datasets.results import (
     EdcLine,
 )
 from fiqa_ray.report import figures
-from fiqa_ray.report.figures import BLUE, DISCARDED, GREY, INK, ORANGE, LineStyle
+from fiqa_ray.report.figures import BLUE, DISCARDED, GREY, INK, ORANGE, LineStyle, mark_changes
 
 FloatArray = NDArray[np.float64]
 
@@ -54,8 +54,6 @@ VARIANT_STYLES = {
     OPTIMIZED: LineStyle(ORANGE, (7, 1.6, 1.5, 1.6), "s"),
 }
 REFERENCE_STYLES = {RANDOM: figures.RANDOM_STYLE, ORACLE: figures.ORACLE_STYLE}
-MOST_MARKED_CHANGES = 12
-"""With more levels at which the number of allowed false matches changes, that happens nearly everywhere: none is marked."""
 
 
 def files_of(figure: Figure) -> dict[str, bytes]:
@@ -111,7 +109,7 @@ def edc_figure(
                 _draw_band(ax, line, bands, styles[line.scorer].colour)
             for line in (*references, *members):
                 _draw_curve(ax, line, styles[line.scorer], convention)
-            marks += _mark_changes(ax, members, convention)
+            marks += mark_changes(ax, members, convention)
             for limit in limits:
                 ax.axvline(100 * limit, color=GREY, linewidth=0.8, linestyle=":")
             ax.set(title=method, xlim=(0, 100 * min(figures.X_END, convention.end)))
@@ -182,21 +180,6 @@ def _draw_band(ax: Axes, line: EdcLine, bands: Sequence[BandRow], colour: str) -
         middle = [50 * (b.discard_from + b.discard_to) for b in of_line]
         low, high = [b.low for b in of_line], [b.high for b in of_line]
         ax.fill_between(middle, low, high, color=colour, alpha=0.14, linewidth=0)
-
-
-def _mark_changes(ax: Axes, lines: Sequence[EdcLine], convention: ConventionRow) -> int:
-    """Mark the levels at which the rate allows another number of false matches; return how many are marked."""
-    if convention.threshold != "recomputed":
-        return 0
-    changes: set[float] = set()
-    for line in lines:
-        is_change = np.flatnonzero(np.diff(line.n_allowed)) + 1
-        changes |= set((100 * line.discard_fraction[is_change]).tolist())
-    shown = sorted(c for c in changes if c <= 100 * figures.X_END + 1e-9)
-    if not 0 < len(shown) <= MOST_MARKED_CHANGES:
-        return 0
-    ax.plot(shown, np.zeros(len(shown)), color=INK, marker="|", linestyle="", markersize=7, clip_on=False)
-    return len(shown)
 
 
 @dataclass(frozen=True)

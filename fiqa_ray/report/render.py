@@ -1,13 +1,14 @@
-"""Turns `ReportData` into one self-contained HTML page: no links, no scripts, figures as data URIs.
+"""Turns `ReportData` into one self-contained HTML page: no links, figures as data URIs, and one script that sorts tables.
 
-This module groups rows and words the numbers; `page.html` lays them out and escapes every value; `page.css` is put
-into the page.
+This module groups rows and words the numbers; `page.html` lays them out and escapes every value; `page.css` and
+`page.js` are put into the page, whose content policy allows no other script.
 """
 
 from __future__ import annotations
 
 import base64
 import csv
+import hashlib
 import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -69,9 +70,12 @@ def render_report(data: ReportData) -> str:
     )
     styles = figures.line_styles([line.scorer for line in data.edc])
     points = operating_points(data, styles)
+    script = "\n" + (FOLDER / "page.js").read_text(encoding="utf-8")
     return environment.get_template("page.html").render(
         data=data,
         css=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         findings=findings(data),
         settings=flat_settings(data.settings),
         label_figures=[(labels, figures.label_figure(labels)) for labels in data.labels],
@@ -147,12 +151,12 @@ def verdict(row: DifferenceRow) -> str:
     """
     if math.isnan(row.low) or math.isnan(row.high):
         return "undefined" if math.isnan(row.difference) else "no interval"
-    if why_untold(row):
-        return "too few draws"
     is_clear = row.p_holm < 1 - row.level and not row.p_training >= 1 - row.level  # NaN: one training or none
     if is_clear and row.high < 0:
         return "improves"
-    return "worsens" if is_clear and row.low > 0 else "no clear difference"
+    if is_clear and row.low > 0:
+        return "worsens"
+    return "too few draws" if why_untold(row) else "no clear difference"
 
 
 def area_interval(row: AucRow) -> str:
@@ -247,6 +251,7 @@ def operating_points(data: ReportData, styles: Mapping[str, figures.LineStyle]) 
         points.append(
             {
                 "id": f"point-{i}",
+                "is_of_groups": False,
                 "fr": fr,
                 "convention": convention,
                 "fmr": fmr,
@@ -268,7 +273,7 @@ def group_tables(data: ReportData) -> list[tuple[dict[str, Any], dict[str, Any]]
     """Return the tables of the groups of people, each with its operating point."""
     areas, differences = grouped(data.group_auc, _point_of), grouped(data.group_differences, _point_of)
     return [
-        (table, {"id": f"groups-{i}", "fr": fr, "convention": convention, "fmr": fmr})
+        (table, {"id": f"groups-{i}", "is_of_groups": True, "fr": fr, "convention": convention, "fmr": fmr})
         for i, ((fr, convention, fmr), rows) in enumerate(areas.items())
         for table in area_tables(rows, differences.get((fr, convention, fmr), []))
         if not table["partial"]
@@ -352,6 +357,7 @@ def difference_groups(rows: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
             "a": a,
             "b": b,
             "how_made": how_made(members),
+            "is_trained": any(row.n_seeds > 1 for row in members),
             "rows": [{"row": row, "verdict": verdict(row)} for row in members],
         }
         for (a, b), members in grouped(rows, lambda r: (r.scorer_a, r.scorer_b)).items()

@@ -111,7 +111,7 @@ def run_shard(dataset: Dataset, shard: CompareShard) -> Part:
         stats={
             "n_pairs_used": len(mated),
             "n_pairs_skipped": n_skipped,
-            "groups": {n: int((groups == n).sum()) for n in _names(groups)},
+            "groups": {n: int(np.sum(groups == n)) for n in _names(groups)},
         },
         duration_s=time.monotonic() - started,
     )

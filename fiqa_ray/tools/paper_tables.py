@@ -24,6 +24,7 @@ from fiqa_ray.datasets.results import (
     ConventionRow,
     DifferenceRow,
     ExclusionRow,
+    GroupRateRow,
     rows_of,
 )
 from fiqa_ray.errors import UsageError
@@ -147,6 +148,11 @@ def read_results(run_uris: Sequence[str], *, of_groups: bool = False) -> Results
             raise UsageError(f"two of the runs have the area of {r.scorer} on {r.benchmark} under {r.recognizer}")
         seen.add(key)
     return results
+
+
+def read_group_rates(run_uris: Sequence[str]) -> list[GroupRateRow]:
+    """Return the error rates of each group of people in finished runs."""
+    return [row for uri in run_uris for row in rows_of(GroupRateRow, open_run(uri).result_table(GroupRateRow.TABLE))]
 
 
 def choose_point(results: Results, convention: str | None, fmr: float | None, limit: float | None) -> OperatingPoint:

@@ -75,7 +75,7 @@ def plan_job(job: Job, n_workers: int = 1, bandwidth: float | None = None) -> li
             }
         )
     start = _start_of_ray(job) if any(row["state"] != "finished" for row in rows) else []
-    if start and sum(row["work_s"] for row in rows) < RAY_START_S:
+    if start and sum(float(row["work_s"]) for row in rows) < RAY_START_S:
         note("less work than Ray takes to start: add compute.engine=local, which works in one process")
     return start + rows
 
