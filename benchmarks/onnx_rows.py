@@ -31,7 +31,7 @@ from fiqa_ray.synthetic.dataset import aligned_faces
 
 OPSETS, LIMIT = (11, 13, 17, 20), 1e-5
 ROWS: dict[str, NetworkRow] = {
-    **{name: row for name, row in RECOGNIZERS.items()},
+    **RECOGNIZERS,
     **{f"{name} (method)": row.network for name, row in METHODS.items() if row.network is not None},
 }
 NETWORKS = [name for name, row in ROWS.items() if row.file_format != "onnx"]  # those are ONNX files already

@@ -63,11 +63,11 @@ def foreign_kind(data: bytes) -> str | None:
         return "text in XML or JSON, no weights; a server may have sent an error: read it and fetch the file itself"
     if is_mxnet(data):
         return "an MXNet parameter file; the recogniser serfiq_lresnet100e and the method serfiq_mxnet read it"
-    if data[:1] == b"\x08" and data[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x3a", b"\x42"):
-        return "an ONNX file; it is a recogniser of its own: give it as the recogniser's name, not as weights"
     for magic, at, kind in _MAGICS:
         if data[at : at + len(magic)] == magic:
             return kind
+    if data[:1] == b"\x08" and data[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x3a", b"\x42"):
+        return "an ONNX file; it is a recogniser of its own: give it as the recogniser's name, not as weights"
     if data.startswith(ZIP):
         return _zip_kind(data)
     return None
