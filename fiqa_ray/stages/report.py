@@ -30,6 +30,7 @@ from fiqa_ray.datasets.results import (
     rows_of,
 )
 from fiqa_ray.engine.step import Step, stateless_worker
+from fiqa_ray.images import face_picture
 from fiqa_ray.job import Job
 from fiqa_ray.models.method_table import METHODS
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
@@ -281,7 +282,7 @@ def _pictures(faces: Dataset, rows: list[int]) -> dict[int, tuple[bytes, str]]:
             table = faces.read(part, ["face", "image_id"]).take(pa.array(in_part))
             columns = (table["face"].to_pylist(), table["image_id"].to_pylist())
             for r, face, image_id in zip(in_part, *columns, strict=True):
-                pictures[first + r] = (face, image_id)
+                pictures[first + r] = (face_picture(face), image_id)
     return pictures
 
 
