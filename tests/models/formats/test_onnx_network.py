@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 
 from fiqa_ray.errors import FiqaRayError, UsageError
+from fiqa_ray.models.formats import onnx_network
 from fiqa_ray.models.quality import load_scorer
 from fiqa_ray.models.recognition import load_recognizer
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
@@ -288,6 +289,24 @@ def test_a_network_that_mixes_faces_is_refused(tmp_path):
     for model in (graph(centred), graph([*training], norm)):
         with pytest.raises(FiqaRayError, match="depends on the others in its batch"):
             load_recognizer(stored(tmp_path, model), **PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("import os; os.kill(os.getpid(), 8)", r"breaks down on it \(exit code -8\)"),
+        (
+            "import resource, sys; s = int(sys.argv[2]); resource.setrlimit(resource.RLIMIT_CPU, (s, s))\nwhile 1: pass",
+            "does not end within 1 s of CPU",
+        ),
+    ],
+)
+def test_a_file_on_which_onnxruntime_dies_or_hangs(tmp_path, monkeypatch, program, words):
+    (tmp_path / "trial.py").write_text(program)
+    monkeypatch.setattr(onnx_network.onnx_trial, "__file__", str(tmp_path / "trial.py"))
+    monkeypatch.setattr(onnx_network, "TRIAL_CPU_S", 1)
+    with pytest.raises(FiqaRayError, match=rf"net\.onnx: onnxruntime {words}"):
+        load_recognizer(stored(tmp_path, small_net()), **PIXELS)
 
 
 # --- gradients that cannot be had ---
