@@ -11,12 +11,12 @@ from fiqa_ray.models.networks.iresnet import SplitNetwork
 class Network(SplitNetwork):
     """A recogniser of one random layer; its trunk has as many features as that of released networks."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, number: int) -> None:
         """Draw the layer."""
         super().__init__()
         self.layer = nn.Linear(512, 64, bias=False)
         with torch.no_grad():
-            self.layer.weight.copy_(torch.randn(64, 512, generator=torch.Generator().manual_seed(seed)))
+            self.layer.weight.copy_(torch.randn(64, 512, generator=torch.Generator().manual_seed(number)))
 
     def trunk(self, x: torch.Tensor) -> torch.Tensor:
         """Return two colours of each pixel, `(N, 25088)`."""
@@ -28,24 +28,24 @@ class Network(SplitNetwork):
         return self.layer(pooled - pooled.mean(dim=1, keepdim=True))
 
 
-def network(weights: str | None = None, seed: int = 0) -> Network:
+def network(weights: str | None = None, number: int = 0) -> Network:
     """Build the recogniser."""
-    return Network(seed)
+    return Network(number)
 
 
 class Score(nn.Module):
     """A FIQA method: how far a random layer's output is from its mean."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, number: int) -> None:
         """Draw the layer."""
         super().__init__()
-        self.network = Network(seed)
+        self.network = Network(number)
 
     def forward(self, faces: torch.Tensor) -> torch.Tensor:
         """Return scores `(N,)`."""
         return self.network(faces).std(dim=1)
 
 
-def score(weights: str | None = None, seed: int = 0) -> Score:
+def score(weights: str | None = None, number: int = 0) -> Score:
     """Build the method."""
-    return Score(seed)
+    return Score(number)
