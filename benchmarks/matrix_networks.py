@@ -25,7 +25,8 @@ class Network(SplitNetwork):
     def tail(self, features: torch.Tensor) -> torch.Tensor:
         """Return embeddings `(N, 64)`."""
         pooled = nn.functional.avg_pool2d(features.view(-1, 2, 112, 112), 7).flatten(1)
-        return self.layer(pooled - pooled.mean(dim=1, keepdim=True))
+        embeddings: torch.Tensor = self.layer(pooled - pooled.mean(dim=1, keepdim=True))
+        return embeddings
 
 
 def network(weights: str | None = None, number: int = 0) -> Network:
@@ -43,7 +44,8 @@ class Score(nn.Module):
 
     def forward(self, faces: torch.Tensor) -> torch.Tensor:
         """Return scores `(N,)`."""
-        return self.network(faces).std(dim=1)
+        embeddings: torch.Tensor = self.network(faces)
+        return embeddings.std(dim=1)
 
 
 def score(weights: str | None = None, number: int = 0) -> Score:
