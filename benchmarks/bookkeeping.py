@@ -115,7 +115,7 @@ def resume_on_s3(n_parts: int) -> dict[str, int]:
         return await call(self, operation, kwargs)
 
     aiobotocore.client.AioBaseClient._make_api_call = counted
-    resume("s3://bookkeeping/run", n_parts)
+    resume("s3://bookkeeping", n_parts)
     return dict(counts)
 
 
@@ -172,7 +172,7 @@ def print_status(n_parts: int) -> None:
         for name in STATUS_SETS:
             make_parts(root, n_parts, name)
         (Path(dataset_at(root, STATUS_SETS[-1]).uri) / "_manifest.json").unlink()
-        results = {"disk": measured(look, root), "S3": _on_s3(root, look, "s3://bookkeeping/run")}
+        results = {"disk": measured(look, root), "S3": _on_s3(root, look, "s3://bookkeeping")}
     for place, (cpu, memory, wall_s) in results.items():
         text = f"{wall_s:.2f} s, {cpu:.2f} s of CPU, {memory:.0f} MB"
         print(f"status of 3 datasets of {n_parts:,} parts, one unfinished, on {place}: {text}")
@@ -189,23 +189,23 @@ def look(root: str) -> float:
 
 
 def _on_s3(root: str, target: Any, *args: Any) -> tuple[float, float, Any]:
-    """Copy a run to an S3 server and measure there."""
+    """Start an S3 server that holds a run, and measure there."""
     import s3fs
 
     port = 5599
     url = f"http://127.0.0.1:{port}"
     names = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}
     os.environ.update({**names, "AWS_ENDPOINT_URL": url})
-    server = subprocess.Popen([sys.executable, str(SERVER), str(port)], stderr=subprocess.DEVNULL)
+    command = [sys.executable, str(SERVER), str(port), "--folder", root, "bookkeeping"]
+    server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         fs = s3fs.S3FileSystem(endpoint_url=url)
-        for _ in range(100):
+        for _ in range(600):
             try:
-                fs.mkdir("bookkeeping")
+                fs.ls("bookkeeping")
                 break
             except Exception:
                 time.sleep(0.2)
-        fs.put(f"{root}/", "bookkeeping/run/", recursive=True)
         return measured(target, *args)
     finally:
         server.kill()

@@ -197,6 +197,7 @@ class ConventionRow:
         pool: What is discarded: "all" pairs, "mated" or "nonmated" pairs alone, or "images".
         threshold: "fixed", "recomputed" at each level, or "nearest_left": the similarity left nearest to the fixed one.
         count: Number of false matches: "below" the rate, "at_most" the rate, or "nearest" to it.
+        accept: Whether a pair is accepted "above" the threshold, or also "at" it.
         step: Discarded share from level to level; null: each distinct quality is a level.
         ties: How equal qualities go: "cut" where the level falls, or "together".
         curve: "line" between levels, or "step": the left value is held.
@@ -212,6 +213,7 @@ class ConventionRow:
     pool: str
     threshold: str
     count: str
+    accept: str
     step: float
     ties: str
     curve: str

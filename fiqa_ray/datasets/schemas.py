@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 """Part of every fingerprint and of a run's settings record: raise it when a column or its meaning changes."""
 
 
@@ -45,7 +45,10 @@ FACES = pa.schema(
         ("identity_row", pa.int32()),
         ("image_id", pa.string()),
         ("identity", pa.string()),
-        ("face", pa.binary()),  # encoded 112x112 RGB: PNG of an aligned crop, or the untouched file of a 112x112 source
+        (
+            "face",
+            pa.binary(),
+        ),  # 112x112 RGB: an aligned crop as `packed_faces` packs it, or the file of a 112x112 source
         *STATUS,
     ]
 )

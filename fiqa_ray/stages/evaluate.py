@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -330,6 +331,6 @@ def join_results(dataset: Dataset, conventions: list[Convention], evaluations: l
 
 def convention_row(c: Convention) -> ConventionRow:
     """Return a convention as a row."""
-    step, starting = np.nan if c.step is None else c.step, np.nan if c.starting_fnmr is None else c.starting_fnmr
-    choices = (c.pool, c.threshold, c.count, step, c.ties, c.curve, c.end, starting, c.error)
-    return ConventionRow(c.name, *choices, c.summary)
+    names = [f.name for f in fields(ConventionRow) if f.name != "convention"]
+    choices: dict[str, Any] = {name: np.nan if getattr(c, name) is None else getattr(c, name) for name in names}
+    return ConventionRow(c.name, **choices)

@@ -63,7 +63,7 @@ def auc_row(scorer: str, auc: float = 0.0, **changes: object) -> AucRow:
 
 def meaning(name: str) -> ConventionRow:
     c = convention_of(name)
-    choices = (c.pool, c.threshold, c.count, np.nan, c.ties, c.curve, c.end, np.nan, c.error, c.summary)
+    choices = (c.pool, c.threshold, c.count, c.accept, np.nan, c.ties, c.curve, c.end, np.nan, c.error, c.summary)
     return ConventionRow(name, *choices)
 
 

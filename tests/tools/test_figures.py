@@ -26,7 +26,7 @@ from fiqa_ray.report.paper_figures import (
 )
 from fiqa_ray.tools.figures import _det_curve, _file_name
 
-PAPER = ConventionRow("paper", "all", "recomputed", "below", 0.05, "cut", "line", 0.95, math.nan, "fnmr", "")
+PAPER = ConventionRow("paper", "all", "recomputed", "below", "above", 0.05, "cut", "line", 0.95, math.nan, "fnmr", "")
 
 
 def line(method: str, variant: str, n_allowed: list[int]) -> EdcLine:

@@ -46,7 +46,7 @@ def results():
                       family="baseline", p_holm=0.6),
     ]  # fmt: skip
     convention = ConventionRow(
-        "paper", "all", "recomputed", "below", 0.05, "cut", "line", 0.95, math.nan, "fnmr", "the paper's"
+        "paper", "all", "recomputed", "below", "above", 0.05, "cut", "line", 0.95, math.nan, "fnmr", "the paper's"
     )
     return Results(areas, differences, [ExclusionRow("X_LFW", "slow", "made with it")], {"paper": convention})
 
