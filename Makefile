@@ -38,7 +38,7 @@ test-nojit: $(BIN)/.ready  ## kernels of label optimization as plain Python: ind
 lint: $(BIN)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 	$(BIN)/codespell fiqa_ray tests benchmarks jobs docs examples README.md CONTRIBUTING.md CHANGELOG.md
 
 chaos: $(BIN)/.ready  ## faults of an S3 server, then 100 kills; hours. CHAOS_TRIALS and CHAOS_SEED choose fewer and others

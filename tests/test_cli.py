@@ -491,7 +491,7 @@ def test_export_refuses_and_leaves_no_file(cli, convolutional, done, faces, tmp_
     refused(1, "card.json", tmp_path / "nowhere", "-o", file)
     refused(1, "--allow-import", own, "-o", file)
     refused(1, "no.jpg: not a JPEG", regressor, "-o", file, "--images", tmp_path / "no.jpg")
-    refused(1, "score the same", regressor, "-o", file, "--images", one)
+    refused(1, "score the same", own, "--allow-import", "-o", file, "--images", one)
 
     exported = export._to_onnx
 
@@ -503,7 +503,7 @@ def test_export_refuses_and_leaves_no_file(cli, convolutional, done, faces, tmp_
 
     with monkeypatch.context() as patch:
         patch.setattr(export, "_to_onnx", sabotaged)
-        refused(1, "onnxruntime's scores differ from torch's", regressor, "-o", file)
+        refused(1, "onnxruntime's scores differ from torch's", own, "--allow-import", "-o", file)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     refused(1, "export needs onnxscript, which is not installed: pip install 'fiqa-ray[export]'", regressor, "-o", file)
 

@@ -147,6 +147,15 @@ def test_the_demo_runs_and_goes_on(cli, tmp_path, monkeypatch):
     assert cli("demo", folder, *changes)[1] == out
 
 
+def test_a_demo_where_no_folder_can_be_is_refused(cli, tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "demo"):
+        code, _, text = cli("demo", place)
+        assert code in (1, 2)
+        assert f"error: {place}: " in text
+        assert "choose another path" in text
+
+
 def test_the_shipped_jobs_are_listed_and_printed(cli, tmp_path):
     code, out, _ = cli("jobs")
     assert code == 0

@@ -34,6 +34,7 @@ from fiqa_ray.models.detector import FaceDetector
 from fiqa_ray.public_uri import public_text
 from fiqa_ray.sources.account import Account
 from fiqa_ray.sources.containers import Fault
+from fiqa_ray.sources.keys import alike_names
 from fiqa_ray.sources.kinds import SOURCES
 from fiqa_ray.sources.landmarks import LandmarkFit, arrange_landmarks
 from fiqa_ray.sources.private_uris import private_faces, public_faces
@@ -167,9 +168,9 @@ def _bounds(dataset: Dataset, face_set: str, faces: pa.Table, rows_per_part: int
     return bounds
 
 
-def listed_image_ids(dataset: Dataset) -> pa.Array:
-    """Return the names of a listed face set's images, in their order."""
-    return read_list(dataset, ["image_id"])["image_id"].combine_chunks()
+def listed_faces(dataset: Dataset) -> pa.Table:
+    """Return the `image_id` and the `identity` of a listed face set's images, in their order."""
+    return read_list(dataset, ["image_id", "identity"])
 
 
 def list_faces(face_set: str, source: SourceSettings) -> tuple[pa.Table, Account]:
@@ -203,6 +204,8 @@ def list_faces(face_set: str, source: SourceSettings) -> tuple[pa.Table, Account
         raise FiqaRayError(f"{_source_name(face_set)}: {exc}") from exc
     account = Account.of(faces, left_out, fit)
     check_account(face_set, source, account)
+    if face_set == "train":
+        _check_names(faces, source)
     return faces, account
 
 
@@ -223,6 +226,28 @@ def check_account(face_set: str, source: SourceSettings, account: Account) -> No
         )
     if account.n_single == account.n_people:
         note("source: no two images show the same person, so there are no mated pairs and labels are the prior's")
+
+
+def _check_names(faces: pa.Table, source: SourceSettings) -> None:
+    """Refuse training faces of nobody, whose pairs would count as mated, and name people that may be one.
+
+    Raises:
+        FiqaRayError: an image has no identity.
+    """
+    n_nameless = pc.sum(pc.equal(faces["identity"], "")).as_py() or 0
+    if n_nameless and source.kind != "recordio":  # there it is a damaged record, which pack names
+        row = pc.index(faces["identity"], "").as_py()
+        raise FiqaRayError(
+            f"source: {n_nameless:,} of {len(faces):,} images have no identity, such as "
+            f"{faces['image_id'][row].as_py()!r}, and would count as one person; name their people or leave them out"
+        )
+    alike = alike_names(pc.unique(faces["identity"]).to_pylist())
+    if alike:
+        first, second = alike[0]
+        note(
+            f"source: {len(alike):,} names of people equal another but for case, spaces or Unicode form, such as {first!r} "
+            f"and {second!r}; they count as different people"
+        )
 
 
 def _source_name(face_set: str) -> str:

@@ -19,7 +19,6 @@ from fiqa_ray.datasets.results import (
     edc_lines,
     rows_of,
 )
-from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.report.paper_figures import (
     DetCurve,
     Figure,
@@ -72,7 +71,9 @@ def _figures(run: Run, results: Results, point: OperatingPoint) -> Iterator[tupl
         yield _file_name("similarities", benchmark), lambda rows=similarities: similarity_figure(rows)  # type: ignore[misc]
         scores = _scores(run, benchmark)
         yield _file_name("qualities", benchmark), lambda scores=scores: quality_figure(scores)  # type: ignore[misc]
-        yield _file_name("faces", benchmark), lambda b=benchmark, s=scores: faces_figure(_faces(run, b, s))  # type: ignore[misc]
+        faces = _faces(run, benchmark, scores)
+        if any(faces.values()):  # a source of embeddings has no pictures
+            yield _file_name("faces", benchmark), lambda faces=faces: faces_figure(faces)  # type: ignore[misc]
     if run.has_labels:
         for theta, labels in _labels(run).items():
             yield _file_name("labels", f"theta-{theta}"), lambda labels=labels: labels_figure(labels)  # type: ignore[misc]
@@ -157,9 +158,7 @@ def _labels(run: Run) -> dict[str, dict[str, tuple[FloatArray, FloatArray]]]:
         method, theta = table["method"][0].as_py(), theta_name(table["theta"][0].as_py())
         table = table.select(["prior", "label"]).drop_null()
         prior, label = table["prior"].to_numpy(), table["label"].to_numpy().astype(np.float64)
-        span = float(np.ptp(prior))
-        if span == 0:
-            raise FiqaRayError(f"all scores of {method} are equal: there is nothing to draw")
+        span = float(np.ptp(prior)) or 1.0
         step = -(-len(prior) // (10 * MOST_POINTS))
         by_theta.setdefault(theta, {})[method] = ((prior - prior.min()) / span)[::step], label[::step]
     return by_theta

@@ -49,7 +49,7 @@ def plan_job(job: Job, n_workers: int = 1, bandwidth: float | None = None) -> li
 
     read_inputs(job, STAGES)
     faces = {face_set: _list_faces(job, face_set) for face_set in job.face_sets}
-    match_inputs(job, STAGES, lambda face_set: faces[face_set].image_id)
+    match_inputs(job, STAGES, lambda face_set: faces[face_set].table)
     workload = _workload(job, faces)
     for line in theta_notes(job, workload.scale):
         note(line)
@@ -118,7 +118,7 @@ def _workload(job: Job, faces: Mapping[str, _Faces]) -> Any:
     train = faces["train"]
     embed_s, dim, score_s = _measure_models(job)
     scale = Scale(
-        len(train.image_id),
+        len(train.table),
         train.n_people,
         dim=dim,
         n_clusters=settings.pair.n_clusters,
@@ -130,28 +130,28 @@ def _workload(job: Job, faces: Mapping[str, _Faces]) -> Any:
         keep=settings.pair.keep,
         rows_per_part=settings.compute.rows_per_part,
     )
-    return Workload(scale, measure_units(scale), {s: len(f.image_id) for s, f in faces.items()}, embed_s, score_s)
+    return Workload(scale, measure_units(scale), {s: len(f.table) for s, f in faces.items()}, embed_s, score_s)
 
 
 @dataclass(frozen=True)
 class _Faces:
-    """A face set as listed: names of its images in their order, and how many people it has."""
+    """A face set as listed: `image_id` and `identity` of its images in their order, and how many people it has."""
 
-    image_id: pa.Array
+    table: pa.Table
     n_people: int
 
 
 def _list_faces(job: Job, face_set: str) -> _Faces:
     """List a face set, or read its list in the run, and print its account."""
     from fiqa_ray.sources.account import Account
-    from fiqa_ray.stages.pack import check_account, list_faces, listed_image_ids
+    from fiqa_ray.stages.pack import check_account, list_faces, listed_faces
 
     plan = job.faces(face_set).plan()
     if plan is not None:
         check_account(face_set, job.face_sets[face_set], Account.from_json(plan["account"]))
-        return _Faces(listed_image_ids(job.faces(face_set)), int(plan["n_identities"]))
+        return _Faces(listed_faces(job.faces(face_set)), int(plan["n_identities"]))
     faces, account = list_faces(face_set, job.face_sets[face_set])
-    return _Faces(faces["image_id"].combine_chunks(), account.n_people)
+    return _Faces(faces.select(["image_id", "identity"]), account.n_people)
 
 
 def _given_dim(job: Job) -> int:
@@ -170,7 +170,8 @@ def _measure_models(job: Job) -> tuple[dict[str, float], int, dict[str, float]]:
     import torch
 
     from fiqa_ray.core.kernels.threads import one_thread
-    from fiqa_ray.stages.infer import ModelCall, is_from_embeddings, method_call
+    from fiqa_ray.stages.infer import is_from_embeddings, method_call
+    from fiqa_ray.stages.infer_parts import ModelCall
 
     s = job.settings
     if s.has_given_embeddings:

@@ -21,7 +21,7 @@ from fiqa_ray.engine.run_steps import run_steps
 from fiqa_ray.errors import IncompleteError, StorageError, UsageError
 from fiqa_ray.job import Job
 from fiqa_ray.stages import STAGES, stage_steps
-from fiqa_ray.stages.pack import listed_image_ids
+from fiqa_ray.stages.pack import listed_faces
 from fiqa_ray.storage import fingerprint, join, list_files
 from fiqa_ray.storage.patience import set_patience
 from fiqa_ray.tools.inputs import match_inputs, read_inputs
@@ -62,7 +62,7 @@ def run_stages(job: Job, stages: Iterable[str], *, new_settings: bool = False) -
         for stage in wanted:
             for steps in stage_steps(stage, job):
                 if stage == "pack":  # its faces are listed now
-                    match_inputs(job, wanted, lambda face_set: listed_image_ids(job.faces(face_set)))
+                    match_inputs(job, wanted, lambda face_set: listed_faces(job.faces(face_set)))
                 if not is_recorded and not lock.is_read_only:  # what was refused until here can be corrected
                     _record_settings(settings)
                     record_results(job)

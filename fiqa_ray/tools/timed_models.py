@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from fiqa_ray.datasets.results import BASELINE, OPTIMIZED
 from fiqa_ray.errors import UsageError
@@ -63,4 +64,4 @@ def models_of_job(job: Job, device: str) -> list[TimedModel]:
 
 def _loader(call: ModelCall, device: str) -> Callable[[], Scorer]:
     call = ModelCall(call.recognizer, call.scorer, call.weights, call.options, call.seed, resolve_device(device))
-    return call.load_scorer
+    return cast("Callable[[], Scorer]", call.load)  # a call that names a scorer loads one

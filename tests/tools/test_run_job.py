@@ -59,7 +59,7 @@ def test_changed_settings_are_told_in_words(tmp_path):
         run_job(changed, ["pack"])
     text = str(info.value)
     for words in (
-        "seed was 0 and is now 7", "methods: embedding_norm is no longer there", "methods: norm is new",
+        "seed was 3 and is now 7", "methods: embedding_norm is no longer there", "methods: norm is new",
         "methods: crfiqa is new", "benchmarks: bench is no longer there", "add --new-settings",
     ):  # fmt: skip
         assert words in text

@@ -155,7 +155,7 @@ def test_an_image_that_libjpeg_complains_of_is_used_and_named(tmp_path, capfd):
     assert "Corrupt" not in printed
     (row,) = rejected_images(settings.run_uri).to_pylist()
     assert (row["image_id"], row["status"]) == ("p01/002.jpg", "ok")
-    assert row["error"].startswith("Corrupt JPEG data: 8 extraneous bytes")
+    assert row["error"].startswith("Corrupt JPEG data: ")
     crops = [ImageFile(str(crop))]
     assert score_images(crops, lambda faces, rows: np.ones(len(faces)))["status"].to_pylist() == ["ok"]
     assert f"{crop}: scored, though libjpeg says: Corrupt JPEG data" in capfd.readouterr().err
