@@ -1,6 +1,6 @@
 """How often a nominal interval holds the truth: simulated benchmarks whose true area is known.
 
-python benchmarks/coverage.py [--trials 400] [--draws 2000] [--scenarios NAME ...] [--json FILE]
+python benchmarks/coverage.py [--trials 400] [--draws 2000] [--scenarios NAME ...] [--conventions NAME ...] [--json FILE]
 
 Each trial makes a benchmark, computes the intervals of two scorers and of their difference, and looks whether they hold the
 truth: the mean area over many other benchmarks of the same kind and size. With 400 trials a true coverage of 95 % is
@@ -172,11 +172,12 @@ def main() -> None:
     parser.add_argument("--truth", type=int, default=4000, help="benchmarks whose mean area is the truth")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--scenarios", nargs="+", default=list(SCENARIOS), choices=list(SCENARIOS))
+    parser.add_argument("--conventions", nargs="+", default=list(CONVENTIONS), choices=list(CONVENTIONS))
     parser.add_argument("--json", type=Path)
     a = parser.parse_args()
     rows = []
     for scenario in a.scenarios:
-        new = coverage(scenario, a.trials, a.draws, a.truth, a.workers)
+        new = coverage(scenario, a.trials, a.draws, a.truth, a.workers, a.conventions)
         rows += new
         for row in new:
             name = f"{scenario:12} {row['convention']:8}{row['fmr']:6g} {row['limit'] or 'own':>4} {row['of']:11}"

@@ -5,8 +5,9 @@ python benchmarks/final_sort.py WORK_DIR [--images 20000000] [--ranges 1 3 8] [-
 Every number of ranges is tried with every number of workers; one range is the single task. Inputs are made up once and kept
 in WORK_DIR (60 bytes per image): prior scores with ties, and optimized indices as they come from the first step of optimize.
 Times leave out the start of Ray and of its workers. `largest_mb` is the peak of the largest process (pages of its own),
-looked at twenty times a second; an idle worker has about 200 MB. All columns of quality indices and labels must have one
-SHA-256 over all runs.
+looked at twenty times a second; an idle worker has about 200 MB. `cpu_s` are processor seconds of all processes, which
+depend less than `total_s` on what else the machine does. All columns of quality indices and labels must have one SHA-256
+over all runs.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 from shapes import label_settings, memory_watch
 
@@ -88,6 +91,17 @@ def start_workers(n_workers: int) -> None:
     ray.get([ray.remote(num_cpus=1)(load).remote() for _ in range(n_workers)])
 
 
+def cpu_seconds() -> float:
+    """Return the processor seconds that this process and its descendants have used so far."""
+    me = psutil.Process()
+    total = 0.0
+    for process in [me, *me.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
 def column_hashes(dataset: Dataset) -> dict[str, str]:
     """Return the SHA-256 of the values of each column."""
     hashes: dict[str, Any] = {}
@@ -112,6 +126,7 @@ def run(job: Job, n_images: int, n_ranges: int, n_workers: int) -> dict[str, Any
     megabytes: dict[str, int] = {}
     with ray_session(compute):
         start_workers(n_workers)
+        cpu_before = cpu_seconds()
         for steps in sort_steps(job):
             name = steps[0].dataset.name
             with memory_watch(every_s=0.05) as memory:
@@ -119,12 +134,14 @@ def run(job: Job, n_images: int, n_ranges: int, n_workers: int) -> dict[str, Any
                 run_steps(steps, RayMapper(compute))
                 seconds[name] = round(time.perf_counter() - started, 2)
             megabytes[name] = memory.megabytes()["largest"]
+        cpu_s = round(cpu_seconds() - cpu_before, 1)
     method = job.settings.methods[0]
     labels, indices = job.optimized_labels(method, THETA), job.quality_index(method)
     return {
         "n_ranges": n_ranges,
         "n_workers": n_workers,
         "total_s": round(sum(seconds.values()), 2),
+        "cpu_s": cpu_s,
         "seconds": seconds,
         "largest_mb": max(megabytes.values()),
         "megabytes": megabytes,
@@ -149,9 +166,10 @@ def main() -> None:
         runs = [pool.submit(run, job, a.images, r, w).result() for w in a.workers for r in a.ranges]
     hashes = [r.pop("sha256") for r in runs]
     assert all(h == hashes[0] for h in hashes), "runs differ in a column"
-    alone = [r["total_s"] for r in runs if r["n_ranges"] == 1]
+    alone = [r for r in runs if r["n_ranges"] == 1]
     for r in runs if alone else ():
-        r["ratio_to_single_task"] = round(r["total_s"] / min(alone), 2)
+        r["ratio_to_single_task"] = round(r["total_s"] / min(a["total_s"] for a in alone), 2)
+        r["cpu_ratio_to_single_task"] = round(r["cpu_s"] / min(a["cpu_s"] for a in alone), 2)
     result = {"n_images": a.images, "runs": runs, "sha256": hashes[0]}
     print(json.dumps(result, indent=1))
     if a.json:

@@ -5,17 +5,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 import uuid
+from collections import Counter
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 
 import hypothesis
 import pytest
 
 import smoke
 
-hypothesis.settings.register_profile("shared", deadline=None)  # machines are shared: one slow call means nothing
+# machines are shared: one slow call means nothing
+hypothesis.settings.register_profile("shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("shared")
 
 _RAY_DIR = tempfile.mkdtemp(prefix="r", dir="/tmp")  # Ray's socket paths must be short
@@ -26,6 +28,10 @@ os.environ.update(
     RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
     RAY_DATA_DISABLE_PROGRESS_BARS="1",
     RAY_BACKEND_LOG_LEVEL="fatal",
+    # a busy machine is not a dead one: worker processes, nodes and groups of Ray Train may take minutes
+    RAY_worker_register_timeout_seconds="600",
+    RAY_health_check_failure_threshold="100",
+    RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="600",
     AWS_EC2_METADATA_DISABLED="true",
     AWS_ACCESS_KEY_ID="testing",
     AWS_SECRET_ACCESS_KEY="testing",
@@ -36,25 +42,55 @@ for name in ("RAY_ADDRESS", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
     os.environ.pop(name, None)
 
 
+COVERED = ("core", "models", "training")
+"""Folders of tests during which the coverage of core and models is measured: to trace the others is slow and adds little."""
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark what starts Ray or an S3 server, by its fixtures: `make check` leaves those tests out."""
+    """Mark what starts Ray or an S3 server, by its fixtures: `make check` leaves those tests out. Long files come first."""
     for item in items:
         if "ray_cluster" in item.fixturenames:
             item.add_marker("ray")
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         if {"s3_server", "bucket"} & set(item.fixturenames) or parameters.get("root") == "s3":
             item.add_marker("s3")
+        if item.path.relative_to(Path(__file__).parent).parts[0] not in COVERED:
+            item.add_marker("no_cover")
+    n_slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (not starts_ray(item.path), -n_slow[item.path]))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give whole files to processes in the order above; all files with Ray go to one process, which starts one cluster."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class RayTogether(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::", 1)[0]
+            return "ray" if starts_ray(config.rootpath / file) else file
+
+    config.option.loadscopereorder = False
+    return RayTogether(config, log) if config.option.dist == "loadfile" else None
+
+
+@cache
+def starts_ray(path):
+    """Return whether a file of tests starts Ray."""
+    return "ray_cluster" in path.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def shipped_min_part_images():
-    """Cut small data into many parts of pairs too. The constant is no setting: no user gains by another value."""
-    from fiqa_ray.datasets import pairs as pair_parts
+def shipped_part_images():
+    """Cut small data into many parts of pairs too. The constants are no settings: no user gains by other values."""
+    from fiqa_ray.datasets import pairs
 
-    shipped = pair_parts.MIN_PART_IMAGES
-    pair_parts.MIN_PART_IMAGES = 1
-    yield shipped
-    pair_parts.MIN_PART_IMAGES = shipped
+    with pytest.MonkeyPatch.context() as patch:
+        shipped = {name: getattr(pairs, name) for name in ("MIN_PART_IMAGES", "USUAL_PART_IMAGES")}
+        for name in shipped:
+            patch.setattr(pairs, name, 1)
+        yield shipped
 
 
 @contextmanager
@@ -66,15 +102,12 @@ def running_s3_server(*arguments):
     server = subprocess.Popen(
         [sys.executable, program, str(port), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    for _ in range(200):
-        try:
-            urllib.request.urlopen(url, timeout=1).close()
-            break
-        except OSError:
-            time.sleep(0.1)
-    yield url
-    server.kill()
-    server.wait()
+    try:
+        smoke.await_server(url, server)
+        yield url
+    finally:
+        server.kill()
+        server.wait()
 
 
 @pytest.fixture(scope="session")
@@ -114,14 +147,15 @@ def ray_cluster(s3_server):
     """A local Ray with four logical CPUs; workers see the S3 server."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        object_store_memory=300 * 2**20,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    options = {"num_cpus": 4, "include_dashboard": False, "object_store_memory": 300 * 2**20}
+    for trial in range(5):  # Ray gives its own processes 30 s to start, which a busy machine may exceed
+        try:
+            ray.init(address="local", log_to_driver=False, logging_level="ERROR", **options)
+            break
+        except Exception:
+            ray.shutdown()
+            if trial == 4:
+                raise
     yield ray
     ray.shutdown()
 

@@ -1,6 +1,7 @@
 """The whole job: same labels for any number of workers and shards, on any storage, after any interruption."""
 
 import hashlib
+import multiprocessing
 import os
 import random
 import signal
@@ -15,18 +16,18 @@ import pytest
 
 import smoke
 from fiqa_ray import content_ids
+from fiqa_ray.cli import main
 from fiqa_ray.config import RecognizerSettings
 from fiqa_ray.content_ids import model_id
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.engine.ray import RayMapper
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.job import Job
+from fiqa_ray.stages import STAGES, stage_steps
 from fiqa_ray.storage import list_files, read_bytes
 from fiqa_ray.tools.run_job import run_job
 from fiqa_ray.tools.status import run_status
 from onnx_files import graph, node
-
-TESTS = Path(__file__).parent / "helpers"
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +53,40 @@ def expected(faces, tmp_path_factory):
     return label_bytes(settings)
 
 
-def test_the_whole_job_and_its_page(faces, tmp_path):
+def watch_datasets(monkeypatch) -> dict[str, set[str]]:
+    """Collect, by stage, the names of the datasets whose documents a job reads or writes while it runs in this process."""
+    names, stage = {}, ""
+    read, write_part = Dataset._read, Dataset.write_part
+
+    def steps_of(name, job):
+        nonlocal stage
+        stage = name
+        yield from stage_steps(name, job)
+
+    def watched(method):
+        def call(self, *args, **options):
+            names.setdefault(stage, set()).add(self.name)
+            return method(self, *args, **options)
+
+        return call
+
+    monkeypatch.setattr("fiqa_ray.tools.run_job.stage_steps", steps_of)
+    monkeypatch.setattr(Dataset, "_read", watched(read))
+    monkeypatch.setattr(Dataset, "write_part", watched(write_part))
+    return names
+
+
+def test_the_whole_job_and_its_page(faces, tmp_path, monkeypatch):
     settings = smoke.settings(tmp_path, faces, str(tmp_path / "run"))
-    job = run_job(settings)
+    with monkeypatch.context() as patch:
+        used = watch_datasets(patch)
+        job = run_job(settings)
+    beside_pairs = {
+        name: {"faces", "embeddings"} if "pairs" in stage.reads else set() for name, stage in STAGES.items()
+    }
+    undeclared = {n: used.get(n, set()) - {*s.reads, *s.writes} - beside_pairs[n] for n, s in STAGES.items()}
+    assert not any(undeclared.values()), undeclared
+    assert used["report"] >= {"quality_scores", "evaluation", "report"}
     page = read_bytes(job.report().at("report.html")).decode()
     (part,) = job.evaluation(settings.benchmarks[0]).require().parts
     auc = job.evaluation(settings.benchmarks[0]).read(part, suffix=".auc.parquet").to_pylist()
@@ -95,7 +127,7 @@ def test_a_machine_gets_no_more_tasks_than_its_memory_holds(tmp_path, ray_cluste
         """Waits until as many run as may, and a second more for one too many; those left over do not wait."""
         running, others_done = tmp_path / "running", tmp_path / "done"
         (running / str(shard)).touch()
-        until = time.time() + 60
+        until = time.time() + 300
         while len(list(running.iterdir())) < at_once and not others_done.exists() and time.time() < until:
             time.sleep(0.05)
         time.sleep(1)
@@ -115,7 +147,7 @@ def test_a_machine_gets_no_more_tasks_than_its_memory_holds(tmp_path, ray_cluste
 
 @pytest.mark.slow
 def test_whole_job_in_a_bucket_through_ray(faces, tmp_path, ray_cluster, bucket, expected):
-    """Source, run and report over HTTP, with a trainer of Ray Train's."""
+    """Source, run and report over HTTP. Ray Train in a bucket: see `test_train.py`."""
     import s3fs
 
     fs = s3fs.S3FileSystem(endpoint_url=os.environ["AWS_ENDPOINT_URL"], use_listings_cache=False)
@@ -126,7 +158,6 @@ def test_whole_job_in_a_bucket_through_ray(faces, tmp_path, ray_cluster, bucket,
         f"{bucket}/run",
         "compute.engine=ray",
         "compute.n_workers=2",
-        "compute.train_workers=1",
     )
     job = run_job(settings)
     assert label_bytes(settings) == expected
@@ -138,30 +169,31 @@ def test_killed_at_random_and_continued(faces, tmp_path, expected):
     """SIGKILL at seven random moments; then the rest. No finished part is written twice; the labels are the same bytes."""
     run_uri = tmp_path / "run"
     job = smoke.write_job(tmp_path / "job.yaml", faces, str(run_uri))
-    command = [sys.executable, "-m", "fiqa_ray", "run", job]
-    env = {**os.environ, "PYTHONPATH": str(TESTS)}
     rng = random.Random(5)
+    forks = multiprocessing.get_context("forkserver")  # processes that need not import torch first
+    forks.set_forkserver_preload(["smoke", "fiqa_ray.tools.run_job", *(f"fiqa_ray.stages.{stage}" for stage in STAGES)])
     written: dict[Path, tuple[int, int]] = {}
     n_killed = 0
     for _ in range(7):
-        process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = forks.Process(target=main, args=(["run", job],))
+        process.start()
         started = time.monotonic()
         n_before = len(list(run_uri.rglob("_part-*.json")))
-        while process.poll() is None:  # let it make a few more parts, so that the kills spread over the stages
+        while process.is_alive():  # let it make a few more parts, so that the kills spread over the stages
             if (
                 len(list(run_uri.rglob("_part-*.json"))) >= n_before + rng.randint(1, 6)
-                or time.monotonic() - started > 30
+                or time.monotonic() - started > 60
             ):
                 break
             time.sleep(rng.uniform(0, 0.05))
-        n_killed += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
+        n_killed += process.exitcode == -signal.SIGKILL
         for record in run_uri.rglob("_part-*.json"):
             stamp = (record.stat().st_ino, record.stat().st_mtime_ns)
             assert written.setdefault(record, stamp) == stamp, f"{record} was made twice"
     assert n_killed >= 4
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "fiqa_ray", "run", job], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for record, stamp in written.items():
         assert (record.stat().st_ino, record.stat().st_mtime_ns) == stamp, f"{record} was made twice"

@@ -1,12 +1,10 @@
 import errno
 import hashlib
 import json
-import multiprocessing
 import os
 import re
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -19,6 +17,7 @@ from s3fs.errors import translate_boto_error
 from fiqa_ray import documents, storage
 from fiqa_ray.datasets import parquet, sums
 from fiqa_ray.datasets.dataset import Dataset, add_stats
+from fiqa_ray.engine import lock
 from fiqa_ray.engine.lock import RunLock
 from fiqa_ray.errors import FiqaRayError, IncompleteError
 from fiqa_ray.storage import join, list_files, patience, put_if_absent, read_bytes, write_atomic
@@ -214,20 +213,20 @@ def test_a_damaged_lock_is_named_and_its_remedy_works(tmp_path, content):
 
 
 def test_lock_of_a_living_machine_holds(tmp_path, monkeypatch):
-    monkeypatch.setattr(RunLock, "stale_s", 1.0)
+    """While this process waits for a beat, the other one writes it."""
     uri = join(str(tmp_path), "_lock", "000001")
     write_atomic(f"{uri}.json", json.dumps({"host": "elsewhere", "pid": 1, "start": "1"}).encode())
+    write_atomic(f"{uri}.beat", b'{"beat": 0}')
+    waits = []
 
-    def beats():
-        for n in range(30):
-            write_atomic(f"{uri}.beat", json.dumps({"beat": n}).encode())
-            time.sleep(0.1)
+    def beat(seconds):
+        waits.append(seconds)
+        write_atomic(f"{uri}.beat", b'{"beat": 1}')
 
-    other = multiprocessing.get_context("fork").Process(target=beats)
-    other.start()
+    monkeypatch.setattr(lock.time, "sleep", beat)
     with pytest.raises(FiqaRayError, match="on elsewhere"):
         RunLock(str(tmp_path)).__enter__()
-    other.join()
+    assert waits == [lock.STALE_S]
 
 
 def test_a_part_made_again_with_other_bytes_is_an_error(root):

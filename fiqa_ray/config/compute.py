@@ -23,15 +23,15 @@ class ComputeSettings(Section):
         ge=1,
         description="images per forward pass; default: 16 on a CPU (small batches stay in cache), 256 on CUDA",
     )
-    rows_per_part: int = Field(4096, ge=1, description="faces per shard; an identity never crosses shards")
+    rows_per_part: int = Field(4096, ge=1, description="faces per part; all faces of a person lie in one part")
     late_after_s: float = Field(
-        600.0, gt=0, description="seconds after which a log line names a shard that still runs on Ray, and its node"
+        600.0, gt=0, description="seconds after which a log line names a part that is still made on Ray, and its node"
     )
     train_workers: int = Field(1, ge=0, description="Ray Train workers; 0: train in this process")
     model_labels: dict[str, str] = Field(
         {},
-        description="labels of the machines that embed and score, such as {ray.io/accelerator-type: A10G}; an autoscaled "
-        "cluster starts such machines",
+        description="labels of the machines that embed and score, such as {ray.io/accelerator-type: A10G}; Ray's "
+        "autoscaler v2 starts such machines",
     )
     other_labels: dict[str, str] = Field(
         {}, description="labels of the machines that do the rest, such as {ray.io/market-type: spot}"

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from fiqa_ray.config.section import Section, repeated
+from fiqa_ray.core.candidates import default_scale
 from fiqa_ray.setting_types import Fraction
 
 
@@ -42,10 +43,7 @@ class RankSettings(Section):
 
 
 Theta = float | Literal["heldout"]
-"""A step size, or `heldout`: the one that is best on held-out training people."""
-
-PAPER_THETA = 1e-3
-"""The paper's step size, on the index scale `raw`."""
+"""The weight of the update, or `heldout`: the one that is best on held-out training people."""
 
 _CheckedTheta = Annotated[
     Annotated[Fraction, Tag("number")] | Annotated[Literal["heldout"], Tag("heldout")],
@@ -67,7 +65,7 @@ class OptimizeSettings(Section):
         Field(min_length=1),
     ] = Field(
         ("heldout",),
-        description="step size, or heldout: chosen for each method on training people who are held out; or several, each "
+        description="weight of the update, or heldout: chosen for each method on held-out training people; or several, each "
         "of which gives one label set",
     )
     index_scale: Literal["raw", "normalized"] = Field(
@@ -81,8 +79,8 @@ class OptimizeSettings(Section):
     def _default_scale(cls, values: Any) -> Any:
         if isinstance(values, dict) and "index_scale" not in values:
             theta = values.get("theta")
-            if theta in (PAPER_THETA, [PAPER_THETA], (PAPER_THETA,)):
-                return {**values, "index_scale": "raw"}
+            thetas: list[Any] = list(theta) if isinstance(theta, list | tuple) else [theta]
+            return {**values, "index_scale": default_scale(thetas)}
         return values
 
     @model_validator(mode="after")

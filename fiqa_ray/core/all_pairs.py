@@ -239,11 +239,13 @@ def _level(counts: _Counts, cut: int, cells: Mapping[Cell, Convention]) -> _Leve
         target = exact_fmr(cell[1] or 1e-3)
         if convention.count == "nearest":
             doubled = 2 * target.numerator * counts.n_nonmated
-            found = threshold_nearest(*units, ones, ones, mated, 0, doubled, target.denominator)
+            threshold, n_false = threshold_nearest(*units, ones, ones, mated, 0, doubled, target.denominator)
         else:
-            found = threshold_below(*units, 0, int(n_allowed(convention, float(target), np.array(counts.n_nonmated))))
-        level.threshold[cell], level.n_false_matches[cell] = float(found[0]), int(found[1])
-        level.n_false_nonmatches[cell] = int(np.searchsorted(mated, upper_wrong(convention, found[0]), side="right"))
+            threshold, n_false = threshold_below(
+                *units, 0, int(n_allowed(convention, float(target), np.array(counts.n_nonmated)))
+            )
+        level.threshold[cell], level.n_false_matches[cell] = float(threshold), int(n_false)
+        level.n_false_nonmatches[cell] = int(np.searchsorted(mated, upper_wrong(convention, threshold), side="right"))
     return level
 
 

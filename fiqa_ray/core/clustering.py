@@ -1,7 +1,8 @@
 """Clusters of one identity's images (paper III-C, "Selecting mated image pairs"): K-Means in the embedding space.
 
 Lloyd's algorithm runs on the Gram matrix of the identity's unit vectors; centroids are never formed. With members j of
-cluster c, its size m and T_ic = sum_j G_ij, the squared distance of image i to the cluster's mean is, up to G_ii,
+cluster c, its size m and T_ic = sum_j G_ij, the squared distance of image i to the cluster's mean is, without
+G_ii, which is the same for all clusters,
 
     1/m^2 * sum_j T_jc  -  2/m * T_ic .
 
@@ -54,7 +55,7 @@ def lloyd_clusters(
 def faiss_clusters(
     units: NDArray[np.float32], identity_row: int, n_clusters: int, *, seed: int, clustering: int = 0
 ) -> NDArray[np.int32]:
-    """Cluster one identity by faiss: for identities too large for a Gram matrix, and where a run asks for it.
+    """Cluster one identity by faiss: for identities too large for a Gram matrix, and with `clustering: faiss`.
 
     It starts from the same random images as `lloyd_clusters` with `init="random"`. Takes `(N, D) float32`; returns
     `(N,) int32`, dense from 0.
@@ -76,7 +77,7 @@ def faiss_clusters(
 
 
 def start_states(identity_rows: NDArray[np.int64], clusterings: Sequence[int], *, seed: int) -> NDArray[np.uint64]:
-    """Return random states `(G, K)` of G clusterings; an image's draw is its position mixed in."""
+    """Return random states `(G, K)` of G clusterings; a state mixed with an image's position is the image's draw."""
     return counter_draws(seed, START_STREAM, np.asarray(clusterings)[:, None], identity_rows)
 
 

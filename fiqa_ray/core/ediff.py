@@ -57,18 +57,18 @@ def ediff_labels(
     threshold = np.sort(scores)[::-1][int(best * len(scores))]
     is_good = scores >= threshold
     n_good = np.bincount(person[is_good], minlength=person.max() + 1)
-    kept = n_good[person] >= least
-    if not kept.any():
+    has_mean = n_good[person] >= least
+    if not has_mean.any():
         raise UsageError(
             f"nobody has {least} images among the best {best:.0%} (the most are {n_good.max()}); lower least, or raise best"
         )
     sums = np.zeros((len(n_good), stored.shape[1]))
     np.add.at(sums, person[is_good], stored[is_good])
-    distance = 1 - _cosines(compared[kept], sums[person[kept]])  # a sum points where its mean does
+    distance = 1 - _cosines(compared[has_mean], sums[person[has_mean]])  # a sum points where its mean does
     label = np.full(len(scores), np.nan)
-    low, high = scores[kept].min(), scores[kept].max()
-    quality = (scores[kept] - low) / (high - low or 1.0)
-    label[kept] = np.clip(quality - epsilon * distance, 0, 1)
+    low, high = scores[has_mean].min(), scores[has_mean].max()
+    quality = (scores[has_mean] - low) / (high - low or 1.0)
+    label[has_mean] = np.clip(quality - epsilon * distance, 0, 1)
     return label
 
 

@@ -20,21 +20,19 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fiqa_ray.core.candidates import PAPER_THETA, default_scale
 from fiqa_ray.core.kernels.owners import add_repeat, assign_sorted_scores, sum_ranks_by_owner
 from fiqa_ray.core.kernels.sorting import stable_order
 from fiqa_ray.core.kernels.threads import available_threads, one_thread
 from fiqa_ray.core.label_result import OptimizedLabels as OptimizedLabels
-from fiqa_ray.core.label_result import advice
+from fiqa_ray.core.label_result import advice, score_advice
 from fiqa_ray.core.pairs import Pairs, mated_pairs, round_similarity
 from fiqa_ray.core.ranking import RankTable
 from fiqa_ray.errors import UsageError
 
 INDEX_SCALES = ("raw", "normalized")
 _PAIRS_SHARE = 0.6
-"""Share of the time that clusters and pairs take, about; for progress."""
-
-PAPER_THETA = 1e-3
-"""The paper's theta, on the scale `raw`."""
+"""Clusters and pairs take about this share of the time (for `progress`)."""
 
 
 Theta: TypeAlias = "float | Sequence[float]"
@@ -67,19 +65,19 @@ def optimize_labels(
         n_repeats: R.
         seed: of all random draws.
         index_scale: `raw` as published, or `normalized`; None: `raw` where theta is the paper's 0.001 alone.
-        init: images that K-Means starts from: `random` ones, or spread by `k-means++`.
+        init: how K-Means chooses the images that it starts from: `random` or `k-means++`.
         device: `cpu` for the compiled loops, else a torch device such as `cuda`.
         progress: is called with the share of the work that is done, from 0 to 1.
 
     Returns:
-        `OptimizedLabels`; for several thetas {theta: labels}; for several methods {method: that}.
+        `OptimizedLabels`. If several thetas are given, {theta: labels}. If several methods are given, {method: these}.
 
     Raises:
         UsageError: arrays that do not fit together, or values that are not finite.
 
     Warns:
         UserWarning: people without pairs, more clusters than images, a theta that moves almost nothing, or one that is too
-            large for the scale `raw`.
+            large for the scale `raw`; scores that are all equal or seem to have the wrong sign; embeddings that are zero.
 
     Memory: the sum of
         - the pairs of all repeats, 8 bytes each: 1.5 kB per image at the defaults;
@@ -98,7 +96,7 @@ def optimize_labels(
     methods = prior_scores if isinstance(prior_scores, Mapping) else {"": prior_scores}
     priors = {name: _checked_prior(name, scores, len(embeddings)) for name, scores in methods.items()}
 
-    # images of an identity as neighbours: image order[i] of the caller is image i of the pairs
+    # pairs number the images in the order of people: their image i is the caller's image order[i]
     identity_row, n_identities = _identity_rows(identities)  # (I,)
     order = np.argsort(identity_row, kind="stable")  # (I,)
     n_images_of = np.bincount(identity_row, minlength=n_identities)  # (K,)
@@ -122,10 +120,16 @@ def optimize_labels(
             progress(_PAIRS_SHARE + (1 - _PAIRS_SHARE) * n_done / n_repeats)
     labels = {name: {t: _labels(priors[name], u, t) for t in thetas} for name, u in updates.items()}
     results = [result for by_theta in labels.values() for result in by_theta.values()]
-    for text in advice(n_images_of, n_clusters, len(repeats[0].mate), index_scale, results):
+    texts = list(advice(n_images_of, n_clusters, len(repeats[0].mate), index_scale, results))
+    for name, by_theta in labels.items():
+        texts += score_advice(name, by_theta[thetas[0]])
+    if n_zero := int((~embeddings.any(axis=1)).sum()):
+        texts.append(f"{n_zero:,} embeddings are zero, as of faces that failed; leave these images out")
+    for text in texts:
         warnings.warn(text, stacklevel=2)
-    shown = labels if isinstance(theta, Sequence | np.ndarray) else {n: v[thetas[0]] for n, v in labels.items()}
-    return shown if isinstance(prior_scores, Mapping) else shown[""]
+    has_one_theta, has_one_method = not isinstance(theta, Sequence | np.ndarray), not isinstance(prior_scores, Mapping)
+    by_method = {name: by_theta[thetas[0]] if has_one_theta else by_theta for name, by_theta in labels.items()}
+    return by_method[""] if has_one_method else by_method
 
 
 def _thetas(theta: Theta) -> list[float]:
@@ -134,7 +138,9 @@ def _thetas(theta: Theta) -> list[float]:
     try:
         numbers = [float(v) for v in values]
     except (TypeError, ValueError) as exc:
-        raise UsageError(f"theta={theta!r} must be a number or several; the paper uses 0.001") from exc
+        raise UsageError(
+            f"theta={theta!r} must be a number or several; fiqa_ray.choose_theta finds the best one on held-out people"
+        ) from exc
     if not numbers:
         raise UsageError("theta is an empty list; give at least one number, such as 0.1")
     return numbers
@@ -149,7 +155,7 @@ def _add_repeats(
 ) -> Iterator[int]:
     """Add the repeats to each method's update, in their order, and yield how many are added.
 
-    Image i of the pairs is image order[i] of the updates.
+    `order` `(I,)`: image i of the pairs is image order[i] of the updates.
     """
     indices = {name: update.index[order] for name, update in updates.items()}
 
@@ -226,7 +232,8 @@ def sum_owned_ranks(
     Args:
         indices: quality indices `(I,)` by method, negative where the image has no score: a pair with such an image has no
             owner.
-        n_opened: `(I,)` pairs that each image opens; their mates and similarities follow one another.
+        n_opened: `(I,)` pairs that each image opens. `mate` and `similarity` hold first the n_opened[0] pairs of image 0,
+            then those of image 1, and so on.
         mate: `(L,) int32` positions.
         similarity: `(L,) float32`, multiples of 2^-23.
         ranks: rank table of the whole repeat, if these pairs are only a part of it. Default: rank these pairs among
@@ -261,7 +268,10 @@ def sum_owned_ranks(
 
 
 class IndexUpdate:
-    """Equation 3 averaged over the repeats, for one method and any theta: call `add` in repeat order."""
+    """Equation 3 averaged over the repeats, for one method.
+
+    Call `add` for each repeat, in their order; then `optimized_index` for any theta.
+    """
 
     def __init__(self, index: NDArray[np.int64]) -> None:
         """Start from the quality indices `(I,)`."""
@@ -315,7 +325,7 @@ def reassign_scores(
 def scale_to_unit(score: NDArray[np.float64], extremes: tuple[float, float] | None = None) -> NDArray[np.float32]:
     """Scale scores `(I,)` to labels in [0, 1] by min-max (released transfer-learning code); 0 where all are equal.
 
-    `extremes` are the lowest and the highest of all scores, where these are only some of them.
+    `extremes` are the lowest and the highest of all scores, if `score` holds only a part of them.
     """
     if extremes is None:
         extremes = (score.min(), score.max()) if len(score) else (0.0, 0.0)
@@ -327,11 +337,6 @@ def scale_to_unit(score: NDArray[np.float64], extremes: tuple[float, float] | No
 def rank_scale(index_scale: str, n_images: int, n_pairs: int) -> float:
     """Return the factor on similarity ranks: 1 for `raw`, I / L for `normalized`."""
     return 1.0 if index_scale == "raw" or n_pairs == 0 else n_images / n_pairs
-
-
-def default_scale(thetas: Sequence[float]) -> str:
-    """Return the index scale where none is given: the published one for the paper's theta alone."""
-    return "raw" if list(thetas) == [PAPER_THETA] else "normalized"
 
 
 def check_theta(theta: float, index_scale: str) -> None:

@@ -43,8 +43,8 @@ class Pairs:
     Attributes:
         repeat: number of the repeat, from 0.
         cluster: `(I,) int32`, dense from 0 within each identity.
-        n_opened: `(I,) int32`, the pairs that each image opens: as the first of the two, one per other cluster. (Which of
-            the two owns the pair is for `labels` to say.)
+        n_opened: `(I,) int32`, pairs in which each image is the first of the two, one per other cluster. (Who owns a pair
+            is another question: see `labels`.)
         mate: `(L,) int32`, positions of the mates.
         similarity: `(L,) float32`, cosines in multiples of 2^-23.
     """
@@ -89,7 +89,7 @@ def mated_pairs(
         recluster: cluster again for each repeat (the paper's text) instead of once (its authors' code).
         clustering: `lloyd` or `faiss`.
         init: `random` or `k-means++`: how `lloyd` chooses the images that it starts from.
-        clusters: `(I,)` clusters of an earlier call, one array per clustering; nothing is clustered then.
+        clusters: stored clusters `(I,)` of an earlier call, one array per clustering; if given, K-Means is left out.
         device: `cpu` for the compiled loops, else a torch device.
         n_threads: threads that share the identities.
         progress: is called with the share of the identities that is done.
@@ -162,7 +162,7 @@ def count_clusters_of(cluster: NDArray[np.int32], sizes: NDArray[np.int64]) -> N
 
 
 def mate_states(identity_rows: ArrayLike, repeats: Sequence[int], *, seed: int) -> NDArray[np.uint64]:
-    """Return random states `(R, K)`; mixing in an image's position gives the word that its mates are drawn from."""
+    """Return random states `(R, K)`; a state mixed with an image's position is the word that draws the image's mates."""
     return counter_draws(seed, MATE_STREAM, np.asarray(repeats)[:, None], np.asarray(identity_rows))
 
 
@@ -173,7 +173,7 @@ def round_similarity(cosine: ArrayLike) -> NDArray[np.float32]:
 
 
 def identity_blocks(sizes: NDArray[np.int64], max_entries: int) -> Iterator[slice]:
-    """Yield neighbouring identities of up to 4,096 images and `max_entries` Gram entries together, or one larger one."""
+    """Yield neighbouring identities of up to 4,096 images and `max_entries` Gram entries together, or a larger one alone."""
     first = n_images = n_entries = 0
     for k, n in enumerate(sizes.tolist()):
         entries = n * n if n <= MAX_GRAM_IMAGES else max_entries + 1
@@ -190,8 +190,8 @@ def identity_blocks(sizes: NDArray[np.int64], max_entries: int) -> Iterator[slic
 class _PairBuffers:
     """Preallocated results of neighbouring identities.
 
-    Pairs of identity k start at first_pair[k]; space is reserved for min(C, N_k) clusters, and `pairs` removes what stayed
-    unused. G is the number of clusterings: R where each repeat has its own, else 1.
+    Pairs of identity k start at first_pair[k]. Space is reserved for min(C, N_k) clusters; the method `pairs` cuts out the
+    space that was not used. G is the number of clusterings: R where each repeat has its own, else 1.
 
     Attributes:
         bounds: `(K + 1,)`.
@@ -280,7 +280,7 @@ class _PairBuffers:
 
     def used_space(self, n_pairs: NDArray[np.int64], block: slice) -> NDArray[np.int64]:
         """Return the positions of the block's pairs in the buffers, from the pairs `(K,)` of each of its identities."""
-        # pair p of all pairs is pair p - (pairs of earlier identities) of its own identity
+        # start of the identity's space + number of the pair within its identity
         first_of_pair = np.repeat(self.first_pair[block] - (np.cumsum(n_pairs) - n_pairs), n_pairs)
         return first_of_pair + np.arange(n_pairs.sum())
 
@@ -325,7 +325,7 @@ def _pair_block(
 
 
 def _pair_large_identity(buffers: _PairBuffers, block: slice, units: NDArray[np.float32], to_cluster: bool) -> None:
-    """Pair an identity without a Gram matrix: similarities are computed pair by pair, 8,192 pairs at a time."""
+    """Pair an identity without a Gram matrix: similarities are computed pair by pair, `_CHUNK_PAIRS` at a time."""
     bounds, first_pair = buffers.bounds[block.start : block.stop + 1], buffers.first_pair[block]
     for g, repeats in buffers.clusterings():
         if to_cluster:
@@ -372,7 +372,7 @@ def _pair_on_device(
     buffers: _PairBuffers, block: slice, units: NDArray[np.float32], clustering: str | None, device: str
 ) -> None:
     """Pair the identities of a block by torch operations on a device."""
-    from fiqa_ray.core.kernels import accelerator  # torch is for accelerators alone
+    from fiqa_ray.core.kernels import accelerator  # late: a CPU needs no torch here
 
     first, last = buffers.bounds[block.start], buffers.bounds[block.stop]
     bounds = buffers.bounds[block.start : block.stop + 1] - first

@@ -1,15 +1,16 @@
 """Label optimization (section III-C of the paper) on one page: the specification, in plain numpy.
 
-Read this file first. `core.labels.optimize_labels` and the job do the same, much faster and for any number of machines. They
-compute cosines in float32, so a similarity can differ from this file's by some steps of 2^-23; where cosines are exact, as
-in the tests, all of them give equal labels. Identities of more than 4,096 images they cluster by faiss. The steps, in the
-paper's order:
+Read this file first. `core.labels.optimize_labels` does the same much faster in one process, and the job on any number of
+machines. Both compute cosines in float32, so a similarity can differ from this file's by some multiples of 2^-23. With exact
+cosines, as in the tests, all three give equal labels, as long as no identity has more than 4,096 images: larger ones are
+clustered by faiss there. The algorithm, in the paper's order:
 
     1. Cluster the images of each identity.                                 `cluster_identity`
     2. Draw mated pairs: each image with one image of each other cluster.   `draw_mates`
     3. Compare the images of each pair.                                     `cosine_similarity`, equation 1
     4. Rank the similarities of all pairs, and rank the prior scores.       `similarity_rank`, `quality_index`
-    5. Average, for each image, the ranks of the pairs that it owns.        `mean_owned_rank`, equation 2
+    5. Average, for each image, the ranks of the pairs in which it is the
+       worse image: the pairs that it owns.                                 `mean_owned_rank`, equation 2
     6. Move each image's index towards its mean rank.                       `index_shift`, equation 3
     7. Give the prior scores, in ascending order, to the images by index.   `reassign_scores`
 
@@ -57,10 +58,10 @@ def optimize_labels(
         theta: weight of the update, in [0, 1].
         index_scale: `raw` mixes ranks among L pairs with indices among I images, as published; `normalized` scales the
             ranks by I / L first.
-        init: images that K-Means starts from: `random` ones, or spread by `k-means++`.
+        init: how K-Means chooses the images that it starts from: `random` or `k-means++`.
         seed: of all random draws.
     """
-    unit = embeddings / np.linalg.norm(embeddings.astype(float), axis=1, keepdims=True)
+    unit = embeddings / np.linalg.norm(embeddings.astype(float), axis=1, keepdims=True)  # (I, D), of length 1
     images_of = [np.flatnonzero(identity == k) for k in range(identity.max() + 1)]  # K arrays (N,)
     clusters_of = [cluster_identity(unit[rows], k, n_clusters, seed, init) for k, rows in enumerate(images_of)]
     index = quality_index(prior_scores)  # (I,)
@@ -71,15 +72,17 @@ def optimize_labels(
         rank = similarity_rank(cosine_similarity(unit[image], unit[mate]))  # (L,)
         scale = len(index) / len(rank) if index_scale == "normalized" and len(rank) else 1.0
         shift += index_shift(index, scale * mean_owned_rank(index, image, mate, rank))
-    return reassign_scores(prior_scores, index, index + theta * (shift / n_repeats))
+    optimized_index = index + theta * (shift / n_repeats)  # (I,): equation 3
+    return reassign_scores(prior_scores, index, optimized_index)
 
 
 def cluster_identity(unit: FloatArray, identity: int, n_clusters: int, seed: int, init: str = "random") -> IntArray:
     """Return the cluster `(N,)` of each image of one identity, by K-Means from random images or `spread_starts`.
 
-    An identity of fewer than C images starts from all of them. With m images in cluster c, and T_ic the sum of image i's
-    cosines to them, the squared distance of i to their mean is T_ic * (-2 / m) + sum_j T_jc / m^2, up to a term that is the
-    same for all clusters. The cosines in these sums are rounded so far that float32 holds every sum of N of them exactly.
+    An identity of fewer than C images starts from all of them. K-Means needs cosines alone, not means. For a cluster c of m
+    images, let T_ic be the sum of the cosines of image i to them. The squared distance of image i to their mean is then
+    1 - 2 T_ic / m + (sum of T_jc over the members j) / m^2. The 1 is left out: it is the same for all clusters. The cosines
+    are rounded so coarsely that float32 adds up N of them without error.
     """
     cosine = cosine_similarity(unit[:, None], unit[None])  # (N, N)
     if init == "k-means++":
@@ -161,8 +164,8 @@ def quality_index(prior_scores: FloatArray) -> IntArray:
 def mean_owned_rank(index: IntArray, image: IntArray, mate: IntArray, rank: FloatArray) -> FloatArray:
     """Return the mean rank `(I,)` of the pairs that each image owns (equation 2); NaN where it owns none.
 
-    A pair's owner is its image with the lower quality index, whichever drew it: similarity tells most about the worse
-    image.
+    A pair's owner is its image with the lower quality index, no matter which of the two drew it: a low similarity is taken
+    for the fault of the worse image.
     """
     owner = np.where(index[image] <= index[mate], image, mate)  # (L,)
     n_owned = np.bincount(owner, minlength=len(index))  # (I,)
@@ -171,7 +174,7 @@ def mean_owned_rank(index: IntArray, image: IntArray, mate: IntArray, rank: Floa
 
 
 def index_shift(index: IntArray, mean_rank: FloatArray) -> FloatArray:
-    """Return the difference `(I,)` that equation 3 multiplies by theta; 0 where an image owns no pair."""
+    """Return the bracket `(I,)` of equation 3, which `optimize_labels` multiplies by theta; 0 without own pairs."""
     return np.where(np.isnan(mean_rank), 0.0, mean_rank - index)
 
 

@@ -172,9 +172,9 @@ def _intervals(
     rng = np.random.default_rng(seed)
     draws = np.full((n_draws, 5), np.nan)  # threshold, rates of the sample that chose it, rates of the other
     for draw in draws:
-        own, other = (_copies(rng, search.n_persons) for _ in range(2))
-        draw[0] = search.choose(own)
-        draw[1:3], draw[3:] = search.rates(draw[0], own), search.rates(draw[0], other)
+        first, second = (_copies(rng, search.n_persons) for _ in range(2))
+        draw[0] = search.choose(first)
+        draw[1:3], draw[3:] = search.rates(draw[0], first), search.rates(draw[0], second)
     is_undefined = np.isnan(draws).any(axis=1)
     n_undefined = int(is_undefined.sum())
     if n_draws == 0 or n_undefined > MAX_UNDEFINED * n_draws:
@@ -185,13 +185,15 @@ def _intervals(
     return [(float(low), float(high)), *of_rates], n_undefined
 
 
-def _rate_interval(rate: float, own: FloatArray, other: FloatArray, level: float) -> tuple[float, float]:
+def _rate_interval(rate: float, chosen: FloatArray, new: FloatArray, level: float) -> tuple[float, float]:
     """Return the interval of a rate that a new sample shows, from what it differs by between the samples of the draws.
+
+    `chosen` holds the rates of the samples that chose a threshold, `new` those of the samples that did not.
 
     Differences are taken between arcsines of roots, whose spread hardly depends on the rate: a sample with few errors by
     chance also says that they vary little.
     """
-    difference = _angle(other) - _angle(own)
+    difference = _angle(new) - _angle(chosen)
     half = norm.ppf((1 + level) / 2) * difference.std()
     middle = _angle(np.array(rate)) + difference.mean()
     low, high = np.sin(np.clip([middle - half, middle + half], 0, np.pi / 2)) ** 2

@@ -1,11 +1,11 @@
-"""Global rank of every pair's similarity (id^Xs of equation 2): pure steps of the two ranking engines.
+"""Global rank of every pair's similarity (id^Xs of equation 2): what both ranking engines use, free of storage.
 
 Ranks count from 0 for the least similar of the L pairs of a repeat; tied pairs share their mean rank. A rank is stored
 doubled, so that means of ties stay whole numbers. Similarities are multiples of 2^-23 (their keys are whole numbers), so a
 repeat has at most 2^24 + 1 distinct ones, and its ranking follows from their histogram. Both engines make that:
 
-    counting    count the keys of each shard (`KeyCounter`), and add up the histograms (`add_histograms`);
-    sort        cut the shards' sorted keys into ranges (`sample_sort.choose_cuts`), and merge each range (`merge_range`).
+    counting    count the keys of each group of parts (`KeyCounter`), and add up the histograms (`add_histograms`);
+    sort        cut the groups' sorted keys into ranges (`sample_sort.choose_cuts`), and merge each range (`merge_range`).
 
 `core.paper.similarity_rank` is the specification; the loops are `kernels.counting`.
 """
@@ -40,7 +40,8 @@ _FEW_PAIRS = 1 << 17
 class RankTable:
     """Doubled rank by similarity, small enough for a processor's cache.
 
-    doubled_rank(key) = block_rank[i // 64] + (key_rank[i] - 1) with i = key - first_key. Key ranks are stored plus 1,
+    doubled_rank(key) = block_rank[i // 64] + (key_rank[i] - 1), where i = key - first_key, i // 64 is the key's block, and
+    key_rank its rank within the block. Key ranks are stored plus 1,
     because 0 marks a key that no pair has. The table is split in two so that the large array fits the cache as uint16.
 
     Attributes:
@@ -133,11 +134,12 @@ class Histogram:
 class KeyCounter:
     """Builds the histogram of similarity keys from successive batches (`add`), without keeping them.
 
-    Few pairs are collected and sorted at the end. Many are counted in single bytes, because more bytes than words fit a
-    processor's cache, and most keys occur a few times. Keys whose byte overflows (many pairs of copies of one image) are
-    noted.
+    Few pairs are collected and sorted at the end. Many are counted in single bytes, because bytes fit a processor's cache
+    where words do not, and few keys occur more than 255 times. Keys whose byte overflows (many pairs of copies of one
+    image) are noted.
 
-    Memory: 17 MB for the bytes and 4 bytes per pair of a batch; at the end 37 MB, 155 MB if a byte overflowed.
+    Memory: 17 MB for the bytes and 4 bytes per pair of a batch; `histogram` takes 37 MB more, or 155 MB if a byte
+    overflowed.
     """
 
     def __init__(self) -> None:
@@ -192,14 +194,14 @@ def add_histograms(histograms: Iterable[Histogram]) -> Histogram:
 
 
 def merge_range(sorted_keys: NDArray[np.int32]) -> Histogram:
-    """Merge sorted keys that follow one another into their histogram. Memory: about 16 bytes per key."""
+    """Return the histogram of the keys of a range: several sorted runs, one after the other. Memory: 16 bytes per key."""
     key = np.sort(sorted_keys, kind="stable")  # which finds the sorted stretches and merges them
     first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])) if len(key) else np.empty(0, np.int64)
     return Histogram.of(key[first], np.diff(first, append=len(key)))
 
 
 def similarity_key(similarity: NDArray[Any]) -> NDArray[np.int32]:
-    """Return the keys `(L,)`, in [-2^23, 2^23], of similarities `(L,)`; ValueError for anything between two steps."""
+    """Return the keys `(L,)`, in [-2^23, 2^23], of similarities `(L,)`; ValueError for a number between two of them."""
     key = np.empty(len(similarity), np.int32)
     _require_steps(to_keys(np.asarray(similarity, np.float64), key))
     return key

@@ -64,22 +64,22 @@ def sample_rows() -> int:
 
 
 @dataclass(frozen=True)
-class PartRun:
+class PartRange:
     """Neighbouring parts of a dataset, and the first row of the first of them."""
 
     first: int
     parts: tuple[Part, ...]
 
     @staticmethod
-    def of(manifest: Manifest) -> PartRun:
+    def of(manifest: Manifest) -> PartRange:
         """Return all parts of a dataset."""
-        return PartRun(0, tuple(manifest.parts))
+        return PartRange(0, tuple(manifest.parts))
 
-    def between(self, first: int, last: int) -> PartRun:
+    def between(self, first: int, last: int) -> PartRange:
         """Return the parts that hold something of the rows first:last."""
         starts = [*accumulate((p.n_rows for p in self.parts), initial=self.first)]
         chosen = [i for i, p in enumerate(self.parts) if starts[i] < last and starts[i] + p.n_rows > first]
-        return PartRun(starts[chosen[0]] if chosen else first, tuple(self.parts[i] for i in chosen))
+        return PartRange(starts[chosen[0]] if chosen else first, tuple(self.parts[i] for i in chosen))
 
 
 def read_image_rows(
@@ -127,14 +127,14 @@ def image_columns(
 
 def read_span(dataset: Dataset, first: int, last: int, columns: list[str]) -> pa.Table:
     """Read the rows first:last of a dataset, counted over its parts, from the row groups that hold them."""
-    run = PartRun.of(dataset.require()).between(first, last)
-    starts = accumulate((p.n_rows for p in run.parts), initial=run.first)
+    parts = PartRange.of(dataset.require()).between(first, last)
+    starts = accumulate((p.n_rows for p in parts.parts), initial=parts.first)
 
     def read(part_and_start: tuple[Part, int]) -> pa.Table:
         part, start = part_and_start
         return dataset.read_rows(part, max(first - start, 0), min(last - start, part.n_rows), columns)
 
-    return pa.concat_tables(dataset.read_each(zip(run.parts, starts, strict=False), read))
+    return pa.concat_tables(dataset.read_each(zip(parts.parts, starts, strict=False), read))
 
 
 def scattered(rows: np.ndarray, values: np.ndarray, n_rows: int, missing: float) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 """Part of every fingerprint and of a run's settings record: raise it when a column or its meaning changes."""
 
 
@@ -204,4 +204,9 @@ COMPARISONS = pa.schema(
         ("fold", pa.int32()),  # -1 where the protocol has none
         ("similarity", pa.float64()),  # cosine
     ]
+)
+
+
+GROUPED_COMPARISONS = COMPARISONS.append(  # the same where a benchmark has groups of people
+    pa.field("group", pa.string())  # that of both images, or as the list of pairs says; empty where there is none
 )

@@ -1,7 +1,7 @@
 """Runs shards in actor pools of Ray Data: for models and decoding. `run_in_pools` is the entry.
 
-A pool has a fixed size and replaces actors that die. Its rows are the places of shards: a shard reads and writes its own
-part, so that a lost actor costs one part and a resumed run repeats none.
+A pool has a fixed size and replaces actors that die. The rows of its Ray dataset are positions of shards: a shard reads
+and writes its own part, so that a lost actor costs one part and a resumed run repeats none.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 from fiqa_ray.config import ComputeSettings
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.engine.late_shards import Announcer
-from fiqa_ray.engine.local import Item, Outcome, WorkerSlot, call_and_catch
+from fiqa_ray.engine.mapper import Item, Outcome, WorkerSlot, call_and_catch
 from fiqa_ray.engine.ray_workers import lost_process, machine_labels, wants_gpus
 from fiqa_ray.engine.step import Worker
 from fiqa_ray.storage.patience import set_patience
 
 BLOCKS_PER_WORKER = 64
-"""Shards of a step with more per worker come in blocks of several, so that Ray's store holds few objects."""
+"""Blocks of a Ray dataset per worker. More shards than that share blocks, so that Ray's store holds few objects."""
 
 
 def run_in_pools(
@@ -27,7 +27,7 @@ def run_in_pools(
 ) -> Iterator[tuple[int | None, Outcome]]:
     """Run shards in an actor pool; yield their numbers with what came of them.
 
-    A shard that ends its process time after time ends its pool; another pool runs the rest.
+    A shard that ends its actor again and again ends the pool. It is yielded as failed, and another pool runs the rest.
     """
     import ray
 
@@ -57,7 +57,7 @@ class _Entry(NamedTuple):
     """A shard on its way to an actor.
 
     Attributes:
-        number: Among the shards that run together.
+        number: Position among the shards of this call.
         step: Number of its step.
         part: Number of its part, or None if that is not known.
         shard: The shard.

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from fiqa_ray.datasets.dataset import Part
-from fiqa_ray.engine.local import Item, Outcome
+from fiqa_ray.engine.mapper import Item, Outcome
 from fiqa_ray.engine.progress import note
 from fiqa_ray.engine.run_steps import short_name
 

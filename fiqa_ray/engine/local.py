@@ -1,46 +1,11 @@
-"""Runs the shards of a step one by one in this process: one of two mappers, beside `ray.py`."""
+"""Runs the shards of steps one by one in this process."""
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any, Protocol
 
-from fiqa_ray.datasets.dataset import Part
-from fiqa_ray.engine.step import Step, Worker
-from fiqa_ray.public_uri import public_text
-
-Outcome = Part | Exception
-
-
-class LostProcessError(Exception):
-    """A worker's process or machine ended while it ran a shard, more often than Ray tries again by itself.
-
-    Attributes:
-        is_machine: Whether the whole machine was lost, which says nothing about the shard.
-    """
-
-    def __init__(self, *args: object, is_machine: bool = False) -> None:
-        super().__init__(*args)
-        self.is_machine = is_machine
-
-
-Item = tuple[Step, Any]
-"""A shard and the step that it belongs to."""
-
-
-class Mapper(Protocol):
-    """Runs shards."""
-
-    def __call__(self, items: Sequence[Item]) -> Iterator[tuple[Item | None, Outcome]]:
-        """Yield each shard with its part, or with the exception that it raised, in any order.
-
-        The item is None where Ray failed as a whole.
-        """
-
-    def waits_for(self, items: Sequence[Item]) -> str:
-        """Return why none of the shards can run at the moment, or an empty text."""
+from fiqa_ray.engine.mapper import Item, Outcome, WorkerSlot, call_and_catch
 
 
 class LocalMapper:
@@ -53,7 +18,7 @@ class LocalMapper:
         workers = WorkerSlot()
         for item in items:
             step, shard = item
-            with one_thread() if step.engine != "driver" else nullcontext():
+            with one_thread() if step.runs_in != "driver" else nullcontext():
                 yield item, call_and_catch(lambda step=step, shard=shard: workers.get(step.make_worker)(shard))  # type: ignore[misc]
 
     def waits_for(self, items: Sequence[Item]) -> str:
@@ -62,32 +27,3 @@ class LocalMapper:
 
 
 local_map = LocalMapper()
-
-
-def call_and_catch(call: Callable[[], Part]) -> Outcome:
-    """Return what a call returns or raises, in a form that survives the way back from a worker."""
-    try:
-        return call()
-    except Exception as exc:
-        # the traceback does not survive pickling; the line nearest to the fault does, as a note
-        frames = traceback.extract_tb(exc.__traceback__)
-        nearest = [f for f in frames if "site-packages" not in f.filename] or frames
-        if type(exc).__module__ not in ("builtins", "fiqa_ray.errors"):  # others may not survive pickling
-            exc = RuntimeError(public_text(f"{type(exc).__name__}: {exc}"))
-        exc.add_note(f"at {nearest[-1].filename}:{nearest[-1].lineno}")
-        return exc
-
-
-class WorkerSlot:
-    """Holds one worker, the last: steps follow one another, so two models need not be in memory together."""
-
-    def __init__(self) -> None:
-        self._maker: Any = None
-        self._worker: Worker | None = None
-
-    def get(self, make_worker: Callable[[], Worker]) -> Worker:
-        """Return the worker of this maker; make it unless it is the one held."""
-        if self._worker is None or self._maker is not make_worker:
-            self._worker, self._maker = None, None
-            self._worker, self._maker = make_worker(), make_worker
-        return self._worker

@@ -1,8 +1,8 @@
 """The run's lock: one run at a time writes to a run folder.
 
 The highest `_lock/NNNNNN.json` holds; taking over means creating the next number, which only one can do. The holder renews
-`NNNNNN.beat` and writes `NNNNNN.released` at its end. The beats also carry the state of the run, for `fiqa-ray status`; they
-are the only objects that a run writes more than once.
+`NNNNNN.beat` and writes `NNNNNN.released` at its end. The beats also carry the state of the run, for `fiqa-ray status`.
+Beside the state of a training they are the only objects that a run writes more than once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ STALE_S = 20.0
 _NAME = re.compile(r"\d{6}\.(json|beat|released)$")
 _LEFTOVER = re.compile(r"\d{6}\.\w+\.[0-9a-f]{32}\.tmp$")
 _held: set[str] = set()
-"""Tokens of the locks that this process holds: its own lock whose release was lost is not among them."""
+"""Tokens of the locks that this process holds. One that it gave up without a `released` file is not here, so it is dead."""
 
 
 class RunLock:
@@ -76,7 +76,9 @@ class RunLock:
                 if put_if_absent(self._at("json"), json_bytes({**_this_process(), "token": self._token})):
                     break
             except StorageError as exc:
-                if not (exc.is_refused and list_files(self.uri)):  # no run that could be read
+                if not (
+                    exc.is_refused and list_files(self.uri)
+                ):  # a folder that nobody may write is fine if a run lies there to read
                     raise
                 self.is_read_only = True
                 return self

@@ -1,4 +1,4 @@
-"""Memory of worker processes: arrays that come and go."""
+"""Makes glibc keep the memory of freed arrays for the next ones, or give it back."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ def reuse_memory() -> None:
     """Make this process use the memory of freed arrays for the next ones.
 
     By default glibc returns large blocks to the kernel at once, and the kernel clears each page before its next use, which
-    takes the label stages up to a fifth of their time (`perf stat -e page-faults`: 5,920 a shard by default, 802 so).
-    glibc's environment variables do the same, but only where they are set before a worker starts, and on a cluster that is
-    there already this program starts none. Other C libraries have no such setting, and nothing changes. Arrow's pool returns
+    takes the label stages up to a fifth of their time (`perf stat -e page-faults`: 5,920 a shard by default, 802 with these
+    settings).
+    glibc's environment variables do the same, but only where they are set before a worker starts; on a running cluster Ray
+    starts the workers, not this program. Other C libraries have no such setting, and nothing changes. Arrow's pool returns
     memory 10 ms later, or after MIMALLOC_PURGE_DELAY ms where that was in the environment when Arrow was loaded.
     """
     try:

@@ -12,9 +12,9 @@ METRICS = {
     "fiqa_ray_storage_retries": "times that the driver tried storage again",
     "fiqa_ray_machines": "machines of the cluster",
     "fiqa_ray_machine_seconds": "seconds of all machines since the run began",
-    "fiqa_ray_rows_done": "finished rows of the step at work",
-    "fiqa_ray_rows_total": "rows of the step at work",
-    "fiqa_ray_rows_per_second": "rows per second of the step at work",
+    "fiqa_ray_rows_done": "finished rows of the steps at work",
+    "fiqa_ray_rows_total": "rows of the steps at work",
+    "fiqa_ray_rows_per_second": "rows per second of the steps at work",
 }
 """Name and description; Prometheus sees each name with `ray_` before it."""
 

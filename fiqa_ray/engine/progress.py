@@ -1,6 +1,6 @@
-"""Progress of long work: a bar with rate and remaining time on a terminal, two log lines every 30 s elsewhere.
+"""Progress of long work: a bar with rate and remaining time on a terminal, a log line every 30 s elsewhere.
 
-The second line is the state of the run as JSON, for programs that read the log.
+For a run a second log line gives its state as JSON, for programs that read the log.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ def note(text: str) -> None:
 
 
 class StepProgress:
-    """Counts the rows of one step; use as a context, call `advance` per finished part.
+    """Counts the rows of the steps that run side by side, in the unit of the largest.
+
+    Use it as a context, and call `advance` for each finished part.
 
     `waits_for` says why nothing can run at the moment; it returns an empty text where something does. The log of a run, but
     not that of other commands, also gets a line of JSON for programs: give `is_run`.

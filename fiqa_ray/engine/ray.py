@@ -21,7 +21,8 @@ from fiqa_ray.engine.actor_pool import run_in_pools
 from fiqa_ray.engine.head_watch import HeadWatch, head_watch
 from fiqa_ray.engine.interrupts import catch_sigterm
 from fiqa_ray.engine.late_shards import Announcer, LateShards, start_board
-from fiqa_ray.engine.local import Item, Mapper, Outcome, call_and_catch, local_map
+from fiqa_ray.engine.local import local_map
+from fiqa_ray.engine.mapper import Item, Mapper, Outcome, call_and_catch
 from fiqa_ray.engine.progress import note
 from fiqa_ray.engine.ray_workers import lost_process, machine_labels
 from fiqa_ray.errors import FiqaRayError
@@ -42,11 +43,11 @@ class RayMapper:
 
     def __call__(self, items: Sequence[Item]) -> Iterator[tuple[Item | None, Outcome]]:
         """Run shards, and name those that are late."""
-        engine = items[0][0].engine
-        if engine == "driver":
+        place = items[0][0].runs_in
+        if place == "driver":
             yield from local_map(items)
             return
-        run = run_in_pools if engine == "data" else _ray_tasks
+        run = run_in_pools if place == "pool" else _ray_tasks
         announce = Announcer(self._board, next(self._groups))
         with LateShards(items, announce, self.compute.late_after_s, lambda: self.waits_for(items)) as watch:
             for number, outcome in run(items, self.compute, announce):
@@ -302,7 +303,7 @@ def _without_stderr() -> Iterator[None]:
     """Send what Ray's C++ parts write to this process's stderr nowhere: they say how they set up their own logs."""
     sys.stderr.flush()
     try:
-        kept = os.dup(2)
+        stderr_copy = os.dup(2)
     except OSError:  # a process without stderr
         yield
         return
@@ -311,6 +312,6 @@ def _without_stderr() -> Iterator[None]:
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr_copy, 2)
+        os.close(stderr_copy)
         os.close(nowhere)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from fiqa_ray.engine.ray_workers import wants_gpus
@@ -18,8 +19,28 @@ MAX_FAILURES = 5
 """Times that Ray Train restarts its workers after failures; machines that are taken away count apart, without a limit."""
 
 
-TrainLoop = Callable[[Any, int, int, Callable[[dict[str, Any]], None]], None]
-"""Trains in one of several workers: (plan, rank, world, report)."""
+def _ignore(_: dict[str, Any]) -> None:
+    """Stands in for Ray Train's `report`."""
+
+
+@dataclass(frozen=True)
+class TrainHost:
+    """What a training loop asks of what runs it; the defaults are those without Ray.
+
+    Attributes:
+        report: Tells Ray Train how training goes.
+        is_machine_leaving: Tells whether a machine of the training is about to be taken away. All workers must ask as often.
+    """
+
+    report: Callable[[dict[str, Any]], None] = _ignore
+    is_machine_leaving: Callable[[], bool] = lambda: False
+
+
+ALONE = TrainHost()
+"""Training in this process, without Ray."""
+
+TrainLoop = Callable[[Any, int, int, TrainHost], None]
+"""Trains in one of several workers: (plan, rank, world, host)."""
 
 
 def fit_with_ray(loop: TrainLoop, plan: Any, n_workers: int, device: str) -> None:
@@ -70,10 +91,19 @@ def _loop_in_ray(config: dict[str, Any]) -> str | None:
     context = get_context()
     try:
         set_patience(config["patience_s"], has_answered=True)
-        config["loop"](config["plan"], context.get_world_rank(), context.get_world_size(), report)
+        host = TrainHost(report, _is_machine_leaving)
+        config["loop"](config["plan"], context.get_world_rank(), context.get_world_size(), host)
     except FiqaRayError as exc:
         may_pass = isinstance(exc, StorageError) and exc.may_pass
         if may_pass or context.get_world_size() > 1:  # the others may wait for this one: only a failure stops them
             raise
         return str(exc)
     return None
+
+
+def _is_machine_leaving() -> bool:
+    """Return whether Ray says that a machine of this training is about to be taken away; all workers wait for each other."""
+    import ray.train
+
+    ask = getattr(ray.train, "get_preemption_info", None)  # Ray before 2.60 has none
+    return ask is not None and ask() is not None

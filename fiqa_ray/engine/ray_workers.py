@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from fiqa_ray.config import ComputeSettings
-from fiqa_ray.engine.local import LostProcessError
+from fiqa_ray.engine.mapper import LostProcessError
 from fiqa_ray.engine.step import Step
 
 

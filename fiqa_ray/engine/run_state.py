@@ -63,7 +63,7 @@ class RunState:
         """Record that a part failed.
 
         Args:
-            dataset: The folder of the dataset.
+            dataset: Its name and keys, as `run_steps.short_name` gives them.
             part: The name of the part, or an empty text.
             kind: `code` for what running again does not mend, `system` for lost machines and storage.
             error: What happened, in one line.

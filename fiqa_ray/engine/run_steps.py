@@ -10,7 +10,7 @@ from functools import partial
 
 from fiqa_ray.datasets.dataset import Manifest, part_name
 from fiqa_ray.datasets.folders import remove_leftovers
-from fiqa_ray.engine.local import Item, LostProcessError, Mapper
+from fiqa_ray.engine.mapper import Item, LostProcessError, Mapper
 from fiqa_ray.engine.progress import StepProgress
 from fiqa_ray.engine.run_state import run_state
 from fiqa_ray.engine.step import Step
@@ -19,9 +19,9 @@ from fiqa_ray.storage import exists
 from fiqa_ray.storage.patience import one_try
 
 MAX_FAILED_SHARDS, MAX_FAILED_SHARE = 3, 0.01
-"""Failed shards, or share of them if that is more, after which a group of steps gives up; finished parts stay."""
+"""A group of steps gives up after so many failed shards, or this share if that is more; finished parts stay."""
 MAX_TRIES = 3
-"""Times that a shard is tried which fails because of a machine or of storage."""
+"""Tries of a shard that fails by a lost machine or by storage."""
 
 
 def run_steps(steps: Sequence[Step], mapper: Mapper, max_bad_fraction: float = 1.0) -> list[Manifest]:
@@ -30,7 +30,7 @@ def run_steps(steps: Sequence[Step], mapper: Mapper, max_bad_fraction: float = 1
     The missing shards of all steps go through the mapper together.
 
     Args:
-        steps: of one group.
+        steps: those of one group, see `stages.stage_steps`.
         mapper: runs the shards.
         max_bad_fraction: share of images that may be bad.
 
@@ -55,13 +55,13 @@ def run_steps(steps: Sequence[Step], mapper: Mapper, max_bad_fraction: float = 1
             items += [(step, s) for s in missing]
             done += [(step, p.n_rows) for p in finished.values()]
             unfinished.append(step)
-        elif any(not manifest.plan for manifest in stored if manifest):  # lost
+        elif any(not manifest.plan for manifest in stored if manifest):  # its plan was lost
             _write_plans(step)
     if items:
-        if steps[0].engine == "driver":  # shows its own progress
+        if steps[0].runs_in == "driver":  # training shows its own progress, the report needs none
             _run_items(items, mapper, lambda *_: None)
         else:
-            unit = _largest_step(unfinished).unit  # work in other units is small beside it
+            unit = _largest_step(unfinished).unit  # progress counts one unit; rows in other units are few
             total = sum(s.n_rows for s in unfinished if s.unit == unit)
             n_done = sum(n for s, n in done if s.unit == unit)
             waits_for = partial(mapper.waits_for, items)

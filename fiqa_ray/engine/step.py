@@ -1,4 +1,4 @@
-"""A step of the job: one dataset to make, its shards, and the worker that runs them."""
+"""A step of the job: its shards, the datasets that they write, and the worker that runs them."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ Worker = Callable[[Any], Part]
 
 @dataclass(frozen=True)
 class Step:
-    """One dataset to make: its shards (shard i makes part i) and the worker that runs them.
+    """One or several datasets to make: shard i makes part i of each. And the worker that runs the shards.
 
     Attributes:
         stage: name of the stage.
-        dataset: what the shards write.
+        dataset: what the shards write; see also `extra_datasets`.
         shards: picklable; shard i makes part i.
         make_worker: picklable; called once per process or actor, so it may load a model.
         n_rows: rows of the dataset, which its parts must add up to.
-        engine: Ray `data` (an actor pool of Ray Data), Ray `tasks`, or `driver` (the worker starts Ray work itself).
+        runs_in: a `pool` of actors (of Ray Data), Ray `tasks`, or the `driver`: one shard, run in the job's own process; it
+            may start Ray work itself, as training does.
         uses_model: whether a GPU helps.
         needs_gpu: whether each shard of a `tasks` step takes a GPU.
-        unit: of a row, for progress.
+        unit: what a row is called in progress lines, such as `images`.
         plan: what the dataset's plan says beside the number of parts and rows.
         check: raises for a finished dataset that must not be used.
         extra_datasets: datasets of the same length that the same shards also write (shard i writes part i of each).
-        memory_bytes: what a shard of a `tasks` step takes where that grows with the whole database, so that a machine gets
-            no more of them than it can hold.
+        memory_bytes: memory of one shard of a `tasks` step; given only where it grows with the database, so that Ray puts no
+            more shards on a machine than fit.
     """
 
     stage: str
@@ -39,7 +40,7 @@ class Step:
     shards: Sequence[Any]
     make_worker: Callable[[], Worker]
     n_rows: int
-    engine: Literal["data", "tasks", "driver"] = "tasks"
+    runs_in: Literal["pool", "tasks", "driver"] = "tasks"
     uses_model: bool = False
     needs_gpu: bool = False
     unit: str = "rows"

@@ -1,7 +1,8 @@
 """The job on a page: its stages in order, what each reads and writes, and where its steps are planned.
 
-A module of this folder plans `Step`s (manifests in, shards out) and says how a worker runs a shard. A stage may
-have several modules; those of different stages do not import each other: they meet through the datasets of `fiqa_ray.job`.
+A module of this folder plans `Step`s: it reads the manifests of its inputs and lists the shards to run. It also holds the
+function that a worker calls for each shard. A stage may have several modules; those of different stages do not import each
+other: they meet through the datasets of `fiqa_ray.job`.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ class Stage:
 
     Attributes:
         purpose: What it does.
-        reads: Names, on disk, of the datasets that it reads. `pairs` stands for `embeddings` too: pairs that are not
-            kept are made from them again.
+        reads: Names, on disk, of the datasets that it reads. Who reads `pairs` also looks at `faces` and
+            `embeddings`: for their rows, and to make pairs again that are not kept.
         writes: Names of those that it writes.
         planned_by: Functions `module:function` of this folder that plan its steps.
         estimated_by: The function that estimates their costs.
@@ -83,7 +84,7 @@ STAGES: dict[str, Stage] = {
         "Move quality indices towards similarity ranks, choose theta, and reassign the prior scores (equations 2 and 3).",
         reads=("faces", "embeddings", "pairs", "similarity_ranks", "sorted_scores", "quality_index"),
         writes=("optimized_index", "theta_choice", "index_runs", "sorted_indices", "optimized_labels"),
-        planned_by=("optimize:optimize_steps",),
+        planned_by=("optimize:index_steps", "optimize_theta:theta_steps", "optimize_labels:label_steps"),
         estimated_by="optimize:estimate",
     ),
     "train": Stage(
@@ -108,7 +109,20 @@ STAGES: dict[str, Stage] = {
     ),
     "report": Stage(
         "Write the page that shows the results.",
-        reads=("faces", "quality_scores", "pairs", "optimized_labels", "regressor", "evaluation"),
+        reads=(
+            "faces",
+            "embeddings",
+            "quality_scores",
+            "pairs",
+            "similarity_ranks",
+            "optimized_index",
+            "theta_choice",
+            "optimized_labels",
+            "regressor",
+            "comparisons",
+            "evaluation",
+            "results",
+        ),
         writes=("report",),
         planned_by=("report:report_steps",),
         estimated_by="",
@@ -117,13 +131,16 @@ STAGES: dict[str, Stage] = {
 
 
 def stage_steps(stage: str, job: Job) -> Iterator[list[Step]]:
-    """Yield the steps of a stage in groups that run side by side, each planned when the group before it has finished."""
+    """Yield groups of steps. The steps of a group run side by side; a group is planned when the one before has finished."""
     for planner in STAGES[stage].planned_by:
         yield from _function(planner)(job)
 
 
 def stage_costs(stage: str, job: Job, workload: Workload) -> Iterator[Cost]:
-    """Yield the estimated cost of each step of a stage; evaluate's own step and report cost too little to be estimated."""
+    """Yield the estimated cost of each step of a stage.
+
+    Of evaluate only the scoring by regressors is estimated; comparisons, curves and the report are not.
+    """
     estimator = STAGES[stage].estimated_by
     if estimator:
         yield from _function(estimator)(job, workload)

@@ -87,10 +87,10 @@ def score_steps(job: Job) -> Iterator[list[Step]]:
             datasets = [job.prior_scores(face_set, m) for m in methods]
             calls = [method_call(job, m) for m in methods]
             steps.append(_model_step("score", datasets, job.faces(face_set), calls, job))
-    for engine in ("data", "tasks"):
-        engine_steps = [s for s in steps if s.engine == engine]
-        if engine_steps:
-            yield engine_steps
+    for place in ("pool", "tasks"):
+        steps_there = [s for s in steps if s.runs_in == place]
+        if steps_there:
+            yield steps_there
 
 
 def regressor_score_steps(job: Job) -> Iterator[list[Step]]:
@@ -238,7 +238,7 @@ def _model_step(stage: str, datasets: Sequence[Dataset], faces: Dataset, calls: 
         shards=manifest.parts,
         make_worker=partial(_make_model_worker, datasets, faces, calls, job.settings.compute.batch_size),
         n_rows=manifest.n_rows,
-        engine="data",
+        runs_in="pool",
         uses_model=True,
         unit="images",
     )

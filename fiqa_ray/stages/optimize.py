@@ -1,7 +1,8 @@
 """optimize: equations 2 and 3 for all FIQA methods and thetas in one pass over the pairs, then the prior scores reassigned.
 
-First the optimized index of every image (one task per part of pairs; a pair's owner is always in its own part), then the
-choice of theta, where it is not given (`optimize_theta.py`), then the final sort and the labels (`optimize_labels.py`).
+This file makes the optimized index of every image: one task per part of pairs, since a part holds both images of each of its
+pairs. The choice of theta, where it is not given, follows in `optimize_theta.py`; the final sort and the labels in
+`optimize_labels.py`.
 """
 
 from __future__ import annotations
@@ -20,20 +21,19 @@ from fiqa_ray.core.ranking import RankTable
 from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.datasets.histograms import HISTOGRAM_S, KEY_SPAN, histogram_bytes, read_histogram
-from fiqa_ray.datasets.image_rows import PartRun, read_image_rows
+from fiqa_ray.datasets.image_rows import PartRange, read_image_rows
 from fiqa_ray.datasets.pairs import PairReader, StoredPairs, pair_part_sizes
 from fiqa_ray.engine.cost import Cost, Scale, Units, Workload
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.job import Job
-from fiqa_ray.stages.optimize_labels import label_costs, label_steps
-from fiqa_ray.stages.optimize_theta import theta_cost, theta_steps
+from fiqa_ray.stages.optimize_labels import label_costs
 
-N_TABLES = 10
-"""Repeats whose ranks a worker keeps for its next shards."""
+N_KEPT_TABLES = 10
+"""First repeats whose ranks a worker keeps for its next shards; those of further repeats are read for every shard."""
 
 
-def optimize_steps(job: Job) -> Iterator[list[Step]]:
-    """Yield the step of the optimized indices, those of theta, and those of the labels."""
+def index_steps(job: Job) -> Iterator[list[Step]]:
+    """Yield the step of the optimized indices."""
     settings = job.settings
     n_images = job.faces("train").require().n_rows
     indices = {m.label: job.quality_index(m) for m in settings.methods}
@@ -44,21 +44,22 @@ def optimize_steps(job: Job) -> Iterator[list[Step]]:
     worker = stateless_worker(update_shard, dataset, reader, ranks, indices, thetas, settings.optimize.index_scale)
     step = Step("optimize", dataset, reader.stored(), worker, n_images, unit="images", needs_gpu=reader.needs_gpu)
     yield [step]
-    yield from theta_steps(job)
-    yield from label_steps(job)
 
 
 def estimate(job: Job, workload: Workload) -> Iterator[Cost]:
-    """Yield the cost of each step."""
+    """Yield the cost of each step of the stage."""
+    from fiqa_ray.stages.optimize_theta import theta_cost  # loads scipy.stats, which workers of this file do without
+
     settings = job.settings
     indices, *labels = step_costs(workload.scale, workload.units)
     yield replace(indices, datasets=(job.optimized_index(),))
     if HELDOUT in settings.optimize.theta:
         yield theta_cost(job, workload)
     sets = [(m, t) for m in settings.methods for t in settings.optimize.theta]
-    share = len(settings.optimize.theta) / workload.scale.n_thetas  # fewer labels than indices where theta is chosen
-    made = (job.index_runs, job.sorted_indices, job.optimized_labels)
-    for cost, dataset in zip(labels, made[-len(labels) :], strict=True):
+    # with `heldout`, indices are made for all candidates and labels for one
+    share = len(settings.optimize.theta) / workload.scale.n_thetas
+    results = (job.index_runs, job.sorted_indices, job.optimized_labels)
+    for cost, dataset in zip(labels, results[-len(labels) :], strict=True):
         yield replace(
             cost,
             n_shards=round(share * cost.n_shards),
@@ -74,11 +75,11 @@ def step_costs(s: Scale, units: Units) -> list[Cost]:
     n, n_pairs, n_sets = s.n_images, s.n_pairs * s.n_repeats, s.n_methods * s.n_thetas
     n_parts, part_rows = pair_part_sizes(n, s.rows_per_part)
     part_pairs = part_rows * s.pairs_per_image
-    read = (4 * n_pairs if s.keep else s.embedding_bytes) + histogram_bytes(s.n_pairs) * s.n_repeats
+    n_kept = min(s.n_repeats, N_KEPT_TABLES)
+    n_read_again = n_parts * (s.n_repeats - n_kept)
+    read = (4 * n_pairs if s.keep else s.embedding_bytes) + histogram_bytes(s.n_pairs) * (n_kept + n_read_again)
     again = 0.0 if s.keep else n * units.pair_image
-    tables = (
-        (2.2 if s.n_pairs < 2e9 else 4.2) * KEY_SPAN * min(s.n_repeats, N_TABLES)
-    )  # 2 or 4 bytes a key, and an index
+    table_bytes = (2.2 if s.n_pairs < 2e9 else 4.2) * KEY_SPAN  # 2 or 4 bytes for each key, 0.2 for the block ranks
     indices = Cost(
         "optimize",
         "optimized indices",
@@ -86,25 +87,31 @@ def step_costs(s: Scale, units: Units) -> list[Cost]:
         n_parts,
         work_s=n_pairs * (units.sum_pair + s.n_methods * units.sum_pair_method)
         + again
+        + n_read_again * HISTOGRAM_S
         + units.storage(read, 17 * n * n_sets),
-        memory_bytes=tables
+        memory_bytes=table_bytes * (n_kept + (n_read_again > 0))
         + (20 * part_pairs if s.keep else 12 * part_pairs * s.n_repeats)
         + 60 * part_rows * s.n_methods,
         read_bytes=read,
         written_bytes=17.0 * n * n_sets,
-        start_s=s.n_repeats * HISTOGRAM_S,
+        start_s=n_kept * HISTOGRAM_S,
     )
     return [indices, *label_costs(s, units)]
 
 
-@lru_cache(maxsize=N_TABLES)
 def _rank_table(ranks: Dataset, repeat: int) -> RankTable:
-    """Return a repeat's ranks, and keep them for the worker's next shards.
+    """Return a repeat's ranks; those of the first ten repeats are kept for the worker's next shards.
 
-    Memory: 360 MB at most for the paper's ten repeats, twice that where many images are near-copies.
+    Memory: 36 MB for each repeat that is kept and for one more, up to four times as much where many images are near-copies.
     """
-    table = ranks.read(ranks.require().parts[repeat])
-    return RankTable.of(read_histogram(table))
+    return _kept_rank_table(ranks, repeat) if repeat < N_KEPT_TABLES else _read_rank_table(ranks, repeat)
+
+
+def _read_rank_table(ranks: Dataset, repeat: int) -> RankTable:
+    return RankTable.of(read_histogram(ranks.read(ranks.require().parts[repeat])))
+
+
+_kept_rank_table = lru_cache(maxsize=N_KEPT_TABLES)(_read_rank_table)
 
 
 def update_shard(
@@ -118,7 +125,7 @@ def update_shard(
 ) -> Part:
     """Write the optimized indices of the part's images for all methods and thetas.
 
-    Memory: one repeat's pairs as read, 60 bytes per image and method, and up to ten rank tables.
+    Memory: the pairs as `PairReader.read` holds them, 60 bytes per image and method, and the rank tables.
     """
     started = time.monotonic()
     first, n_images = stored.shard.first, stored.shard.n_rows
@@ -126,8 +133,8 @@ def update_shard(
     updates, n_scored = {}, {}
     for method, quality_index in indices.items():
         manifest = quality_index.require()
-        run = PartRun.of(manifest).between(first, first + n_images)
-        table = read_image_rows(quality_index, run.parts, first, first + n_images, ["quality_index"])
+        neighbours = PartRange.of(manifest).between(first, first + n_images)
+        table = read_image_rows(quality_index, neighbours.parts, first, first + n_images, ["quality_index"])
         updates[method] = IndexUpdate(table["quality_index"].to_numpy())
         n_scored[method] = manifest.stats["n_scored"]
     index_of = {method: update.index for method, update in updates.items()}

@@ -28,7 +28,7 @@ from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.datasets.image_rows import (
     ImageSpan,
-    PartRun,
+    PartRange,
     image_columns,
     image_spans,
     is_one_task,
@@ -116,7 +116,7 @@ class LabelSpan:
     """A span of images, and the parts of faces that hold their names."""
 
     images: ImageSpan
-    faces: PartRun
+    faces: PartRange
 
 
 def label_steps(job: Job) -> Iterator[list[Step]]:
@@ -126,7 +126,7 @@ def label_steps(job: Job) -> Iterator[list[Step]]:
     sets = LabelData.all_of(job)
     step = partial(Step, "optimize", unit="images")
     spans = image_spans(n_images)
-    named = [LabelSpan(s, PartRun.of(faces).between(s.first, s.last)) for s in spans]
+    named = [LabelSpan(s, PartRange.of(faces).between(s.first, s.last)) for s in spans]
     if is_one_task(n_images):
         memory = LABEL_BYTES * n_images
         yield [step(s.labels, named, stateless_worker(label_images, s), n_images, memory_bytes=memory) for s in sets]
@@ -197,9 +197,9 @@ def sort_indices(data: LabelData, rows_per_sample: int, images: ImageSpan) -> Pa
     started = time.monotonic()
     s = data
     where = images.first, images.last
-    parts = PartRun.of(s.optimized_index.require()).between(*where).parts
+    parts = PartRange.of(s.optimized_index.require()).between(*where).parts
     row, optimized = image_columns(s.optimized_index, parts, *where, ["optimized_index"], s.suffix)
-    parts = PartRun.of(s.quality_index.require()).between(*where).parts
+    parts = PartRange.of(s.quality_index.require()).between(*where).parts
     _, index = image_columns(s.quality_index, parts, *where, ["quality_index"])
     index = index[row - images.first]
     order = stable_order(optimized, index)
@@ -246,7 +246,7 @@ def label_span(data: LabelData, span: LabelSpan) -> Part:
     del row, dealt
     ends = (0, scores.n_rows - 1)
     low, high = (read_span(s.sorted_scores, i, i + 1, ["score"])["score"][0].as_py() for i in ends)
-    indices, optimized = PartRun.of(s.quality_index.require()), PartRun.of(s.optimized_index.require())
+    indices, optimized = PartRange.of(s.quality_index.require()), PartRange.of(s.optimized_index.require())
     counts = {"n_scored": 0, "n_without_pairs": 0}
 
     def row_groups() -> Iterator[pa.Table]:

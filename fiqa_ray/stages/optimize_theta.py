@@ -20,7 +20,7 @@ from fiqa_ray.core.labels import quality_index, reassign_scores
 from fiqa_ray.core.theta import MAX_IMAGES, ThetaCurve, compare_thetas
 from fiqa_ray.datasets.columns import embedding_values
 from fiqa_ray.datasets.dataset import Dataset, Manifest, Part
-from fiqa_ray.datasets.image_rows import PartRun, image_columns, read_image_rows
+from fiqa_ray.datasets.image_rows import PartRange, image_columns, read_image_rows
 from fiqa_ray.datasets.pairs import pair_part_sizes
 from fiqa_ray.datasets.results import ThetaRow, table_of
 from fiqa_ray.datasets.schemas import index_suffix
@@ -104,7 +104,7 @@ def choose_shard(dataset: Dataset, embeddings: Dataset, updates: Dataset, seed: 
     """
     started = time.monotonic()
     sample = _sample(embeddings, shard.quality_index, seed)
-    index, parts = quality_index(sample.prior), PartRun.of(updates.require())
+    index, parts = quality_index(sample.prior), PartRange.of(updates.require())
     targets = {}
     for theta in CANDIDATES:
         optimized = []
@@ -127,7 +127,7 @@ def choose_shard(dataset: Dataset, embeddings: Dataset, updates: Dataset, seed: 
 
 def _sample(embeddings: Dataset, quality_index: Dataset, seed: int) -> _Sample:
     """Return images with a score from parts in a random order, until there are `MAX_IMAGES`."""
-    manifest, indices = embeddings.require(), PartRun.of(quality_index.require())
+    manifest, indices = embeddings.require(), PartRange.of(quality_index.require())
     first_rows = manifest.first_rows
     loaded: list[tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]]] = []
     rows = {}

@@ -28,7 +28,7 @@ from fiqa_ray.engine.cost import FACE_BYTES, FACE_MEMORY, Cost, Workload
 from fiqa_ray.engine.progress import note
 from fiqa_ray.engine.step import Step, Worker
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.images import PreparedFace, prepare_face
+from fiqa_ray.images import PreparedFace, jittered_face, prepare_face
 from fiqa_ray.job import Job
 from fiqa_ray.models.detector import FaceDetector
 from fiqa_ray.public_uri import public_text
@@ -70,9 +70,9 @@ def pack_steps(job: Job) -> Iterator[list[Step]]:
             dataset=dataset,
             shards=shards,
             make_worker=partial(make_worker, dataset, source, account.landmarks),
-            check=partial(refuse_mixed_crops, face_set, source),
+            check=partial(check_faces, face_set, source),
             n_rows=len(faces),
-            engine="data",
+            runs_in="pool",
             unit="images",
             plan={
                 "bounds": bounds,
@@ -168,9 +168,9 @@ def _bounds(dataset: Dataset, face_set: str, faces: pa.Table, rows_per_part: int
     return bounds
 
 
-def listed_image_ids(dataset: Dataset) -> pa.Array:
-    """Return the names of a listed face set's images, in their order."""
-    return read_list(dataset, ["image_id"])["image_id"].combine_chunks()
+def listed_faces(dataset: Dataset) -> pa.Table:
+    """Return the `image_id` and the `identity` of a listed face set's images, in their order."""
+    return read_list(dataset, ["image_id", "identity"])
 
 
 def list_faces(face_set: str, source: SourceSettings) -> tuple[pa.Table, Account]:
@@ -271,14 +271,19 @@ def part_bounds(identity_row: np.ndarray, rows_per_part: int) -> list[int]:
     return [*bounds, len(identity_row)] if len(identity_row) else [0]
 
 
-def refuse_mixed_crops(face_set: str, source: SourceSettings, faces: Manifest) -> None:
-    """Refuse a set whose faces were aligned in several ways, unless its source allows it.
+def check_faces(face_set: str, source: SourceSettings, faces: Manifest) -> None:
+    """Say of how many images libjpeg complained, and refuse a set whose faces were aligned in several ways.
 
     Aligners place eyes and mouth differently, so scores and similarities of their crops do not compare.
 
     Raises:
-        FiqaRayError: names the ways and how many faces each has.
+        FiqaRayError: names the ways and how many faces each has, unless the source allows them.
     """
+    if n := faces.stats.get("complaints", 0):
+        note(
+            f"{_source_name(face_set)}: libjpeg complains of {n:,} image(s), which are used nevertheless; `fiqa-ray "
+            "rejects` names them"
+        )
     counts = faces.stats.get("alignment", {})
     if len(counts) > 1 and not source.allow_mixed_crops:
         shown = ", ".join(f"{_ALIGNMENTS.get(k, k)} {n}" for k, n in counts.items())
@@ -300,18 +305,18 @@ def make_worker(dataset: Dataset, source: SourceSettings, fit: LandmarkFit | Non
         apply_exif=source.exif == "apply",
         resize_crops=source.resize_crops,
     )
-    return partial(run_shard, dataset, source.kind, detector, prepare)
+    return partial(run_shard, dataset, source, detector, prepare)
 
 
 def run_shard(
     dataset: Dataset,
-    kind: str,
+    source: SourceSettings,
     detector: FaceDetector | None,
     prepare: Callable[..., PreparedFace],
     shard: PackShard,
 ) -> Part:
     """Read, decode and align the shard's images; every image keeps a row. Memory: the part's encoded faces."""
-    started = time.monotonic()
+    started, kind = time.monotonic(), source.kind
     landmarks = shard.faces["landmarks"].to_pylist()
     face_of_row: dict[int, PreparedFace] = {}
     if not SOURCES[kind].has_images:
@@ -322,6 +327,9 @@ def run_shard(
         else:
             face_of_row[row] = prepare(content, landmarks[row])
     prepared = [face_of_row[row] for row in range(len(shard.faces))]
+    if source.jitter:
+        names = shard.faces["image_id"].to_pylist()
+        prepared = [jittered_face(face, name) for face, name in zip(prepared, names, strict=True)]
     n = len(prepared)
     table = pa.table(
         {
@@ -331,7 +339,7 @@ def run_shard(
             "identity": shard.faces["identity"],
             "face": [p.face for p in prepared],
             "status": [p.status for p in prepared],
-            "error": [public_text(p.error or "") or None for p in prepared],
+            "error": [public_text(p.error or p.complaint or "") or None for p in prepared],
         },
         schema=schemas.FACES,
     )
@@ -340,10 +348,12 @@ def run_shard(
     if detector is not None:
         name = f"detector {detector.sha256}"
         prepared = [replace(p, alignment=name) if p.alignment == "detector" else p for p in prepared]
-    stats = {
+    stats: dict[str, Any] = {
         "status": dict(Counter(p.status for p in prepared)),
         "alignment": dict(Counter(p.alignment for p in prepared if p.alignment)),
     }
+    if n_complaints := sum(p.complaint is not None for p in prepared):
+        stats["complaints"] = n_complaints
     return dataset.write_part(
         shard.index,
         {".parquet": table},

@@ -93,9 +93,9 @@ def estimate(job: Job, workload: Workload) -> Iterator[Cost]:
     """Yield the cost of each step."""
     for cost in similarity_costs(workload.scale, workload.units):
         yield replace(cost, datasets=(job.similarity_ranks(),))
-    made = (job.score_runs, job.sorted_scores, job.quality_index)
+    results = (job.score_runs, job.sorted_scores, job.quality_index)
     costs = index_costs(workload.scale, workload.units)
-    for cost, dataset in zip(costs, made[-len(costs) :], strict=True):
+    for cost, dataset in zip(costs, results[-len(costs) :], strict=True):
         yield replace(cost, datasets=tuple(dataset(m) for m in job.settings.methods))
 
 

@@ -25,7 +25,7 @@ from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.dataset import Dataset, Manifest, Part
 from fiqa_ray.datasets.image_rows import (
     ImageSpan,
-    PartRun,
+    PartRange,
     image_columns,
     image_spans,
     is_one_task,
@@ -84,7 +84,7 @@ def index_steps(job: Job) -> Iterator[list[Step]]:
     runs = {m.label: _runs(job.score_runs(m)) for m in methods}
     steps = []
     for m in methods:
-        all_parts = PartRun.of(stored[m.label])
+        all_parts = PartRange.of(stored[m.label])
         shards = [ScoreSpan(s, all_parts.between(s.first, s.last).parts) for s in spans]
         worker = stateless_worker(sort_span, runs[m.label], priors[m.label], sample_rows())
         steps.append(step(job.score_runs(m), shards, worker, n_images, memory_bytes=memory))

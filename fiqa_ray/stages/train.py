@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -22,14 +21,14 @@ from fiqa_ray.datasets.dataset import Part
 from fiqa_ray.documents import read_document
 from fiqa_ray.engine.cost import FACE_BYTES, FACE_MEMORY, Cost, Workload
 from fiqa_ray.engine.progress import StepProgress
-from fiqa_ray.engine.ray_train import fit_with_ray
+from fiqa_ray.engine.ray_train import ALONE, TrainHost, fit_with_ray
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.job import Job, LabelSet
 from fiqa_ray.models.devices import resolve_device
 from fiqa_ray.storage import fingerprint, join, public_uri, storage_quiet
 from fiqa_ray.training.finetune import FinetuneTraining
 from fiqa_ray.training.head import CACHE_BYTES, HeadTraining
-from fiqa_ray.training.loop import PARTS_AT_ONCE, RECIPES, Plan, Recipe, Report, Task, TrainingLoop
+from fiqa_ray.training.loop import PARTS_AT_ONCE, RECIPES, Plan, Recipe, Task, TrainingLoop
 
 
 def train_steps(job: Job) -> Iterator[list[Step]]:
@@ -43,7 +42,7 @@ def train_steps(job: Job) -> Iterator[list[Step]]:
     first, *others = (task.regressor for task in plan.tasks)
     n_workers = job.settings.compute.train_workers if job.settings.compute.engine == "ray" else 0
     worker = stateless_worker(train_regressors, n_workers)
-    yield [Step("train", first, [plan], worker, n_rows, engine="driver", unit="images", extra_datasets=tuple(others))]
+    yield [Step("train", first, [plan], worker, n_rows, runs_in="driver", unit="images", extra_datasets=tuple(others))]
 
 
 FINETUNE_PASSES = 4
@@ -178,19 +177,15 @@ def _next_progress(plan: Plan, thread: threading.Thread) -> dict[str, int] | Non
     return None
 
 
-def _ignore(_: dict[str, Any]) -> None:
-    """Stands in for Ray Train's `report`."""
-
-
-def train_loop(plan: Plan, rank: int = 0, world: int = 1, report: Report = _ignore) -> None:
+def train_loop(plan: Plan, rank: int = 0, world: int = 1, host: TrainHost = ALONE) -> None:
     """Train the plan's tasks in one of `world` workers; rank 0 writes state and results."""
     device = resolve_device(plan.device)
     if plan.settings.mode == "head":
         with one_thread():  # products of a few rows: more threads only wait for each other
-            TrainingLoop(plan, HeadTraining(plan, device, rank, world), rank, world, report).run()
+            TrainingLoop(plan, HeadTraining(plan, device, rank, world), rank, world, host).run()
         return
     for i, task in enumerate(plan.tasks):
         if not task.regressor.finished_parts(verify=True):
             torch.manual_seed(plan.seed)  # every network starts from the same head, also after a restart
             training = FinetuneTraining(plan, task, device, rank, world)
-            TrainingLoop(plan, training, rank, world, report).run(i, len(plan.tasks))
+            TrainingLoop(plan, training, rank, world, host).run(i, len(plan.tasks))

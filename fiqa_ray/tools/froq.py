@@ -82,8 +82,8 @@ def calibrate(
         if quality is None:
             with torch.inference_mode():
                 own_quality.append(pseudo_quality(network.backbone, x, noise).numpy())
-    names = [name for name in norms[0] if all(name in found for found in norms)]
-    lengths = np.stack([np.concatenate([found[name].numpy() for found in norms]) for name in names])
+    names = [name for name in norms[0] if all(name in norms_of_face for norms_of_face in norms)]
+    lengths = np.stack([np.concatenate([norms_of_face[name].numpy() for norms_of_face in norms]) for name in names])
     chosen = select_layers(lengths, np.concatenate(own_quality) if quality is None else quality)
     return FroqLayers([names[i] for i in chosen], int(usable.sum()), len(names))
 

@@ -34,8 +34,8 @@ from fiqa_ray.tools.input_checks import SCALINGS, Finding
 from fiqa_ray.tools.separation import difference, separations
 from fiqa_ray.tools.trial_faces import TrialFaces
 
-N_PEOPLE, N_IMAGES_EACH = 16, 4
-"""People whose faces are looked at, and images of each."""
+N_PEOPLE, N_IMAGES_EACH = 32, 4
+"""People whose faces are looked at, as many as `doctor` begins with, and images of each."""
 _STANDARD_ERRORS = 3.0
 MOST_CLUSTERS = 20
 """The paper's C."""
@@ -96,7 +96,7 @@ def init_job(
     say(f"{uri}: {len(layout.faces):,} images of {len(layout.sizes):,} people, kind {layout.source['kind']}")
     trial = trial_faces(layout, uri)
     say(f"{recognizer}: checked on {len(trial.faces)} faces of {int(trial.person.max()) + 1} people")
-    network, found = find_input(recognizer, weights, dict(options or {}), trial)
+    network, input_text = find_input(recognizer, weights, dict(options or {}), trial)
     findings = check_recognizer(network, trial)
     for finding in findings:
         say(
@@ -106,7 +106,7 @@ def init_job(
     model: dict[str, Any] = {"name": recognizer}
     model |= {"weights": weights} if weights else {}
     model |= {"options": dict(network.options)} if network.options else {}
-    text = job_text(layout, model, found, findings, name, run_uri or f"runs/{name}")
+    text = job_text(layout, model, input_text, findings, name, run_uri or f"runs/{name}")
     make_settings(parse_yaml(text, name))  # what is written can be run
     return text
 
@@ -263,7 +263,7 @@ def find_input(name: str, weights: str | None, options: dict[str, Any], trial: T
 def job_text(
     layout: Layout,
     recognizer: Mapping[str, Any],
-    found: str,
+    input_text: str,
     findings: list[Finding],
     name: str,
     run_uri: str,
@@ -286,8 +286,8 @@ def job_text(
         f"run_uri: {json.dumps(run_uri)}  # everything that the job writes; s3://... works too",
         f"# {several_text}; {int((sizes == 1).sum()):,} with one, whose images keep their place{left_out}.",
         f"source: {_flow(layout.source)}",
-        *([f"# Input of the recogniser: {found}."] if found else []),
-        "# What `fiqa-ray doctor` says of it on these faces:",
+        *([f"# Input of the recogniser: {input_text}."] if input_text else []),
+        "# What the checks of `fiqa-ray doctor` say of it on some of these faces; where one is open, doctor looks at more:",
         *doctor,
         f"recognizer: {_flow(recognizer)}",
         "methods:",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,12 +22,14 @@ from fiqa_ray.core.labels import scale_to_unit
 from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.documents import read_sealed, sealed, write_document
+from fiqa_ray.engine.ray_train import TrainHost
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import LabelSet
 from fiqa_ray.models.formats.checkpoints import state_bytes
 from fiqa_ray.models.regressor import QualityRegressor, save_regressor, score_table
 from fiqa_ray.storage import exists, fingerprint, join, write_atomic
 from fiqa_ray.training.distributed import broadcast, reduce_over
+from fiqa_ray.training.leaving import LeavingWatch
 
 VALIDATION_EVERY = 20
 """One of this number of images (or of people, for PCNet) is held out for validation."""
@@ -40,9 +42,6 @@ SHOW_EVERY_S = 5.0
 
 PARTS_AT_ONCE = 8
 """Parts that are shuffled together: identities are contiguous, and a batch should hold many of them."""
-
-Report = Callable[[dict[str, Any]], None]
-"""Ray Train's `report`, or a function that does nothing."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +119,8 @@ class State:
         best: per task the weights to save: the last ones, or those with the lowest validation loss.
         best_loss: per task the lowest validation loss.
         history: per task one record per validation.
+        loss_sums: sums of the training losses since the last validation, `(world, K) float64`; None after a validation.
+        n_summed: steps that these sums cover.
     """
 
     step: int = 0
@@ -128,6 +129,8 @@ class State:
     best: list[dict[str, Any]] = field(default_factory=list)
     best_loss: list[float] = field(default_factory=list)
     history: list[list[dict[str, float]]] = field(default_factory=list)
+    loss_sums: torch.Tensor | None = None
+    n_summed: int = 0
 
 
 class Trainable(Protocol):
@@ -180,9 +183,9 @@ class TrainingLoop:
     it too, and a run then needs no second storage.
     """
 
-    def __init__(self, plan: Plan, trainable: Trainable, rank: int, world: int, report: Report) -> None:
+    def __init__(self, plan: Plan, trainable: Trainable, rank: int, world: int, host: TrainHost) -> None:
         self.plan, self.trainable, self.tasks = plan, trainable, trainable.tasks
-        self.rank, self.world, self.report = rank, world, report
+        self.rank, self.world, self.host = rank, world, host
         # a state fits only the same division of the images: with another number of workers training starts again
         division = [world, trainable.batch_size, len(plan.embeddings.require().parts)]
         version = fingerprint([*(t.regressor.fingerprint for t in self.tasks), *division])
@@ -203,7 +206,8 @@ class TrainingLoop:
         every = max(1, per_epoch // recipe.validations_per_epoch)
         state = self._restore()
         trainable.load(state)
-        loss_sum, n_summed = torch.zeros(len(self.tasks), dtype=torch.float64), 0
+        loss_sum, n_summed = self._loss_so_far(state)
+        watch = LeavingWatch(self.host.is_machine_leaving, self.world)
         for epoch in range(state.step // per_epoch, recipe.n_epochs):
             for batch in trainable.batches(epoch, per_epoch, skip=state.step - epoch * per_epoch):
                 loss_sum += trainable.train_step(batch, rate=1 - state.step / n_steps)
@@ -212,17 +216,21 @@ class TrainingLoop:
                 if self.rank == 0 and time.monotonic() - shown >= SHOW_EVERY_S:
                     self._show(n_before + state.step, n_all)
                     shown = time.monotonic()
+                is_saved_early = watch.must_save()
                 if state.step % every != 0 and state.step != n_steps:
+                    if is_saved_early:
+                        self._save_early(state, loss_sum, n_summed)
                     continue
                 loss = reduce_over(loss_sum, "sum", self.world) / (n_summed * self.world)
                 loss_sum, n_summed = torch.zeros_like(loss_sum), 0
                 validation_loss = self._validate(state, epoch, loss.tolist())
-                if self.rank == 0 and (time.monotonic() - saved >= SAVE_EVERY_S or state.step == n_steps):
+                is_due = is_saved_early or time.monotonic() - saved >= SAVE_EVERY_S
+                if self.rank == 0 and (is_due or state.step == n_steps):
                     self._save(state)
                     self._show(n_before + state.step, n_all)
                     saved = time.monotonic()
                 if state.step == n_steps:  # once, because Ray Train takes about 2 s for each report
-                    self.report({"step": state.step, "validation_loss": validation_loss})
+                    self.host.report({"step": state.step, "validation_loss": validation_loss})
         scores = [reduce_over(s, "sum", self.world) for s in trainable.validation_scores(state.best)]
         if self.rank == 0:
             for k, task in enumerate(self.tasks):
@@ -253,6 +261,22 @@ class TrainingLoop:
         if not exists(self.state_uri):
             return State(best=[{}] * k, best_loss=[float("inf")] * k, history=[[] for _ in range(k)])
         return State(**load_training_state(self.state_uri))
+
+    def _loss_so_far(self, state: State) -> tuple[torch.Tensor, int]:
+        """Return the sum of this worker's training losses since the last validation `(K,) float64`, and its steps."""
+        if state.loss_sums is None:
+            return torch.zeros(len(self.tasks), dtype=torch.float64), 0
+        sums, n_summed = state.loss_sums, state.n_summed
+        state.loss_sums, state.n_summed = None, 0
+        return sums[self.rank].clone(), n_summed
+
+    def _save_early(self, state: State, loss_sum: torch.Tensor, n_summed: int) -> None:
+        """Save between two validations, because a machine is about to be taken away."""
+        sums = torch.zeros(self.world, len(self.tasks), dtype=torch.float64)
+        sums[self.rank] = loss_sum
+        sums = reduce_over(sums, "sum", self.world)
+        if self.rank == 0:
+            self._save(replace(state, loss_sums=sums, n_summed=n_summed))
 
     def _save(self, state: State) -> None:
         self.trainable.save(state)

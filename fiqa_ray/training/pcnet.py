@@ -29,7 +29,7 @@ from fiqa_ray.core.align import TEMPLATE
 from fiqa_ray.datasets.dataset import Dataset
 from fiqa_ray.documents import read_document, write_document
 from fiqa_ray.engine.progress import StepProgress
-from fiqa_ray.engine.ray_train import fit_with_ray
+from fiqa_ray.engine.ray_train import ALONE, TrainHost, fit_with_ray
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.images import decode_packed_faces
 from fiqa_ray.job import Job
@@ -41,7 +41,8 @@ from fiqa_ray.models.recognizer import Recognizer
 from fiqa_ray.storage import exists, fingerprint, write_atomic
 from fiqa_ray.synthetic.damage import DEGRADATION_KINDS, Degradation, degrade
 from fiqa_ray.training.distributed import average_gradients, broadcast, reduce_over
-from fiqa_ray.training.loop import VALIDATION_EVERY, Report, load_training_state, save_training_state
+from fiqa_ray.training.leaving import LeavingWatch
+from fiqa_ray.training.loop import VALIDATION_EVERY, load_training_state, save_training_state
 
 SAVE_EVERY_S = 30.0
 """Seconds between two writes of the state, at least."""
@@ -113,7 +114,7 @@ def train_pcnet(job: Job, output: str, n_steps: int = 2000) -> dict[str, Any]:
     if n_workers:
         fit_with_ray(pcnet_loop, plan, n_workers, plan.device)
     else:
-        pcnet_loop(plan, 0, 1, lambda _: None)
+        pcnet_loop(plan, 0, 1, ALONE)
     card = read_document(card_uri(output), "train the head again")
     assert card is not None
     return card | {"recognizer": model_id(s.recognizer)}
@@ -124,7 +125,7 @@ def card_uri(output: str) -> str:
     return f"{output}.json"
 
 
-def pcnet_loop(plan: PCNetPlan, rank: int, world: int, report: Report) -> None:
+def pcnet_loop(plan: PCNetPlan, rank: int, world: int, host: TrainHost) -> None:
     """Train the head in one of `world` workers; rank 0 writes the state and the result.
 
     Memory: `PARTS_AT_ONCE` parts of encoded faces.
@@ -136,19 +137,22 @@ def pcnet_loop(plan: PCNetPlan, rank: int, world: int, report: Report) -> None:
             f"{plan.faces.uri}: the share of one of {world} worker(s) has no person to train on with two good images; PCNet "
             "learns from pairs of images of one person: give more faces, or fewer compute.train_workers"
         )
+    watch = LeavingWatch(host.is_machine_leaving, world)
     started = saved = time.monotonic()
     with StepProgress("train-pcnet", plan.n_steps, "steps", training.step) as progress:
         for batch in people.batches(training.step) if training.step < plan.n_steps else ():
             training.train_step(batch)
+            must_save = watch.must_save()
             if rank == 0:
                 progress.advance(1)
-                if time.monotonic() - saved > SAVE_EVERY_S and training.step < plan.n_steps:
+                is_due = must_save or time.monotonic() - saved > SAVE_EVERY_S
+                if is_due and training.step < plan.n_steps:
                     saved = time.monotonic()
                     training.save()
             if training.step == plan.n_steps:
                 break
     validation_loss = training.validate(people)
-    report({"step": training.step})
+    host.report({"step": training.step})
     if rank == 0:
         card = {
             "method": "pcnet, a re-implementation: no weights were released",

@@ -3,8 +3,6 @@
 import json
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -17,13 +15,13 @@ class FaultyStore:
     """A bucket behind the proxy; `set(...)` asks for faults, `counts()` tells what was made."""
 
     def __init__(self, uri, url, path):
-        self.uri, self.url, self._path = uri, url, path
+        self.uri, self.url, self._path, self.counts_path = uri, url, path, f"{path}.counts"
 
     def set(self, **faults):
         self._path.write_text(json.dumps(faults))
 
     def counts(self):
-        return json.loads(Path(f"{self._path}.counts").read_text())
+        return json.loads(Path(self.counts_path).read_text())
 
 
 @pytest.fixture
@@ -37,16 +35,13 @@ def faulty(s3_server, bucket, tmp_path, monkeypatch):
     store.set()
     program = Path(__file__).parent / "proxy.py"
     proxy = subprocess.Popen([sys.executable, program, str(port), s3_server.rsplit(":", 1)[1], str(path), "7"])
-    for _ in range(100):
-        try:
-            urllib.request.urlopen(url, timeout=1).close()
-            break
-        except OSError:
-            time.sleep(0.1)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-    monkeypatch.setattr(patience, "FIRST_ANSWER_S", 600.0)
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield store
-    proxy.kill()
-    proxy.wait()
-    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        smoke.await_server(url, proxy)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        monkeypatch.setattr(patience, "FIRST_ANSWER_S", 600.0)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield store
+    finally:
+        proxy.kill()
+        proxy.wait()
+        s3fs.S3FileSystem.clear_instance_cache()

@@ -7,9 +7,11 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import aiohttp
 import numpy as np
 import pyarrow as pa
 import pytest
+from aiohttp.http_exceptions import ContentLengthError
 from storage_faults import SINGLE
 
 from fiqa_ray.datasets.dataset import Dataset
@@ -54,7 +56,7 @@ def test_a_store_that_is_away_costs_its_time(faulty, caplog, monkeypatch):
 
     def come_back() -> None:
         """End the fault once the layer has tried again, and said so."""
-        while patience.n_retries() == before and time.monotonic() - started < 60:
+        while patience.n_retries() == before and time.monotonic() - started < 300:
             time.sleep(0.05)
         time.sleep(0.5)
         faulty.set()
@@ -62,7 +64,7 @@ def test_a_store_that_is_away_costs_its_time(faulty, caplog, monkeypatch):
     threading.Thread(target=come_back, daemon=True).start()
     with caplog.at_level(logging.WARNING, "fiqa_ray"):
         assert read_bytes(join(faulty.uri, "x")) == b"1"
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 300  # of the 600 s of patience
     assert patience.n_retries() > before
     assert any("storage does not answer" in r.getMessage() and "trying again" in r.getMessage() for r in caplog.records)
 
@@ -87,11 +89,11 @@ def test_patience_ends(faulty, monkeypatch):
 )
 def test_what_does_not_pass_ends_at_once(faulty, refuse, says):
     faulty.set(refuse=refuse)
-    started = time.monotonic()
+    before = patience.n_retries()
     with pytest.raises(StorageError, match=says) as error:
         write_atomic(join(faulty.uri, "x"), b"1")
     assert not error.value.may_pass
-    assert time.monotonic() - started < 10
+    assert patience.n_retries() == before
 
 
 def test_fresh_credentials_are_read_when_the_old_ones_have_expired(faulty, tmp_path, monkeypatch):
@@ -144,7 +146,10 @@ def test_which_faults_may_pass():
         AnswerError("RequestTimeout", 400),
         AnswerError("502", 502),
     ]
-    passing += [ConnectionResetError(), TimeoutError(), BrokenPipeError(), OSError(16, "busy")]
+    cut_body = aiohttp.ClientPayloadError("not enough data")
+    cut_body.__cause__ = ContentLengthError("not enough data")
+    assert cut_body.__cause__.code == 400
+    passing += [cut_body, ConnectionResetError(), TimeoutError(), BrokenPipeError(), OSError(16, "busy")]
     final = [
         AnswerError("AccessDenied", 403),
         AnswerError("NoSuchBucket", 404),

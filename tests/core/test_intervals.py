@@ -146,7 +146,7 @@ def coverage() -> ModuleType:
 @pytest.mark.parametrize("scenario", ["independent", "persons"])
 def test_intervals_cover(coverage: ModuleType, scenario: str) -> None:
     rows = coverage.coverage(
-        scenario, n_trials=60, n_draws=200, n_truth=300, n_workers=1, conventions=("paper", "dasec")
+        scenario, n_trials=60, n_draws=100, n_truth=200, n_workers=1, conventions=("paper", "dasec")
     )
     # 60 trials at 95 %: 57 expected, standard deviation 1.7; below 50 would be below 92 % (p < 0.01) for each
     assert len(rows) == 2 * 2 * 2 * 3

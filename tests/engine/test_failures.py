@@ -5,7 +5,7 @@ import pytest
 
 from fiqa_ray.datasets.dataset import Dataset
 from fiqa_ray.engine import run_steps as module
-from fiqa_ray.engine.local import LostProcessError
+from fiqa_ray.engine.mapper import LostProcessError
 from fiqa_ray.engine.run_state import run_state
 from fiqa_ray.engine.run_steps import run_steps
 from fiqa_ray.engine.step import Step

@@ -69,8 +69,8 @@ def test_a_cluster_that_runs_nothing_is_said_unless_it_lacks_what_is_needed():
     assert watch(waits_for=lambda: "no CPU").idle_line(100.0) == ""  # which the progress says
 
 
-@pytest.mark.parametrize("engine", ["tasks", "data"])
-def test_the_log_names_the_late_shard_and_its_node(tmp_path, ray_cluster, monkeypatch, engine):
+@pytest.mark.parametrize("runs_in", ["tasks", "pool"])
+def test_the_log_names_the_late_shard_and_its_node(tmp_path, ray_cluster, monkeypatch, runs_in):
     named_twice, lines = tmp_path / "named", []
 
     def log(line):
@@ -79,13 +79,15 @@ def test_the_log_names_the_late_shard_and_its_node(tmp_path, ray_cluster, monkey
             named_twice.touch()
 
     def make_part(shard):
-        until = time.time() + 60
+        until = time.time() + 300
         while shard == 2 and not named_twice.exists() and time.time() < until:
             time.sleep(0.05)
         return Part(shard, 1, {}, {}, 0.1)
 
     monkeypatch.setattr(late_shards, "note", log)
-    step = Step("score", Dataset(f"{tmp_path}/v=0", "labels"), range(4), stateless_worker(make_part), 4, engine=engine)
+    step = Step(
+        "score", Dataset(f"{tmp_path}/v=0", "labels"), range(4), stateless_worker(make_part), 4, runs_in=runs_in
+    )
     mapper = RayMapper(ComputeSettings(n_workers=2, late_after_s=0.5))
     outcomes = list(mapper([(step, shard) for shard in step.shards]))
     assert sorted((item[1], part.index) for item, part in outcomes) == [(i, i) for i in range(4)]

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -33,10 +34,17 @@ def hold(run):
 @pytest.mark.parametrize("key", ["boot_id", "pid_namespace"])
 def test_a_container_of_the_same_name_holds_the_lock(tmp_path, monkeypatch, key):
     """Its process number means nothing here: its beats tell whether it lives."""
-    monkeypatch.setattr(RunLock, "stale_s", 0.3)
-    monkeypatch.setattr(RunLock, "beat_s", 0.1)
-    here = lock._this_process()
+    monkeypatch.setattr(RunLock, "beat_s", 0.02)
+    here, pause = lock._this_process(), threading.Event()
+
+    def until_it_beats(_):
+        before = beat.read_bytes() if beat.exists() else b""
+        while not beat.exists() or beat.read_bytes() == before:
+            pause.wait(0.01)
+
     with RunLock(str(tmp_path)):
+        beat = tmp_path / "_lock" / "000001.beat"
+        monkeypatch.setattr(lock.time, "sleep", until_it_beats)
         monkeypatch.setattr(lock, "_this_process", lambda: {**here, key: "another"})
         with pytest.raises(FiqaRayError, match="another run is at work"):
             RunLock(str(tmp_path)).__enter__()
@@ -54,7 +62,7 @@ def test_a_process_that_cannot_be_seen_is_not_called_dead():
 def test_sigterm_releases_the_lock(tmp_path):
     holder = hold(tmp_path)
     holder.send_signal(signal.SIGTERM)
-    assert "KeyboardInterrupt" in holder.communicate(timeout=30)[1]
+    assert "KeyboardInterrupt" in holder.communicate(timeout=300)[1]
     assert (tmp_path / "_lock" / "000001.released").exists()
     with RunLock(str(tmp_path)):
         assert (tmp_path / "_lock" / "000002.json").exists()

@@ -37,11 +37,21 @@ def test_a_cluster_without_what_a_step_needs(monkeypatch, resources, device, ste
     assert reason == "" if not lacks else f"has {lacks}, and 3 parts wait" in reason
 
 
+def _read_until(capsys, is_enough):
+    """Return what was printed once there is enough of it."""
+    text, until = "", time.monotonic() + 300
+    while not is_enough(text):
+        assert time.monotonic() < until, text
+        time.sleep(0.02)
+        text += capsys.readouterr().err
+    return text
+
+
 def test_the_reason_is_printed_by_the_clock(monkeypatch, capsys):
     monkeypatch.setattr(progress, "LOG_INTERVAL_S", 0.02)
     with StepProgress("embed: train", 30, "images", waits_for=lambda: "the Ray cluster has no CPU", is_run=True):
-        time.sleep(0.2)
-    lines = [line for line in capsys.readouterr().err.splitlines() if "done in" not in line and line[0] != "{"]
+        text = _read_until(capsys, lambda text: text.count("no CPU\n") >= 2)
+    lines = [line for line in text.splitlines() if "done in" not in line and line[0] != "{"]
     assert len(lines) >= 2
     assert all(line.endswith("embed: train: 0 of 30 images, the Ray cluster has no CPU") for line in lines)
 
@@ -52,8 +62,8 @@ def test_the_log_has_a_line_for_programs(monkeypatch, capsys):
     run_state.add_part(1000, 3)
     with StepProgress("embed: train", 30, "images", done=10, is_run=True) as bar:
         bar.advance(5)
-        time.sleep(0.1)
-    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+        text = _read_until(capsys, lambda text: re.search(r'"done": 15.*\n', text))
+    lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
     step = lines[-1]["step"]
     assert (step["name"], step["done"], step["total"], step["unit"]) == ("embed: train", 15, 30, "images")
     assert step["left_s"] == pytest.approx(15 / step["rows_per_s"], abs=0.06)

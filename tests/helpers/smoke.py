@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import os
 import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import cv2
@@ -22,6 +26,21 @@ def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+def await_server(url: str, process: subprocess.Popen, seconds: float = 300) -> None:
+    """Wait until a server answers, with whatever code; fail where its process ends or the time is over."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            if process.poll() is not None or time.monotonic() > until:
+                raise
+            time.sleep(0.1)
 
 
 def make_faces(root: Path, *, n_identities=8, per_identity=9, seed=0, benchmark=True) -> Path:

@@ -45,14 +45,14 @@ def test_each_fault_is_one_error_with_the_files_name(tmp_path, content, words):
 
 
 @pytest.mark.parametrize(
-    ("program", "words"),
-    [("import os; os.kill(os.getpid(), 8)", r"OpenCV breaks down on it \(exit code -8\)"),
-     ("import time; time.sleep(60)", "OpenCV does not end on it within 1 s")],
+    ("program", "trial_s", "words"),
+    [("import os; os.kill(os.getpid(), 8)", 300, r"OpenCV breaks down on it \(exit code -8\)"),
+     ("import time; time.sleep(600)", 1, "OpenCV does not end on it within 1 s")],
 )  # fmt: skip
-def test_a_file_on_which_opencv_dies_or_hangs(tmp_path, monkeypatch, program, words):
+def test_a_file_on_which_opencv_dies_or_hangs(tmp_path, monkeypatch, program, trial_s, words):
     (tmp_path / "trial.py").write_text(program)
     monkeypatch.setattr(detector.detector_trial, "__file__", str(tmp_path / "trial.py"))
-    monkeypatch.setattr(detector, "_TRIAL_S", 1)
+    monkeypatch.setattr(detector, "_TRIAL_S", trial_s)
     path = tmp_path / "yunet.onnx"
     path.write_bytes(conv(w=f32(8, 3, 5, 5)).SerializeToString())
     with pytest.raises(FiqaRayError, match=rf"^detector .*yunet\.onnx: {words}"):

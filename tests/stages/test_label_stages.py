@@ -19,7 +19,7 @@ from fiqa_ray.engine.local import LocalMapper, local_map
 from fiqa_ray.engine.run_steps import run_steps
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
-from fiqa_ray.stages import optimize_theta, rank, stage_steps
+from fiqa_ray.stages import optimize, optimize_theta, rank, stage_steps
 from fiqa_ray.storage import read_bytes
 
 SIZES = [1, 3, 30, 12, 25, 2, 41]
@@ -132,6 +132,27 @@ def test_job_equals_in_memory(tmp_path, engine, bounds, index_scale):
             assert got["n_owned_pairs"].to_numpy().tolist() == expected.n_owned_pairs.tolist()
             means = got["mean_similarity_rank"].to_numpy(zero_copy_only=False)
             np.testing.assert_array_equal(means, expected.mean_similarity_rank)
+
+
+def test_rank_tables_beyond_those_that_are_kept_are_read_for_every_part(tmp_path, monkeypatch):
+    """A cache of the last ten tables would miss every one of them, repeat after repeat and part after part."""
+    identity, embeddings, scores = data()
+    job = Job(settings(str(tmp_path), pair={"n_clusters": 6, "n_repeats": 5}, optimize={"theta": [0.2]}))
+    write_inputs(job, identity, embeddings, scores, SHARDS)
+    monkeypatch.setattr(optimize, "N_KEPT_TABLES", 3)
+    run_stages(job, stages=("pair", "rank"))
+    n_reads = Counter()
+    read_histogram = optimize.read_histogram
+
+    def counted(table):
+        n_reads[str(table.slice(0, 50).to_pydict())] += 1
+        return read_histogram(table)
+
+    monkeypatch.setattr(optimize, "read_histogram", counted)
+    run_stages(job, stages=("optimize",))
+    n_parts = len(job.optimized_index().require().parts)
+    assert n_parts > 1
+    assert sorted(n_reads.values()) == [1, 1, 1, n_parts, n_parts]
 
 
 def test_heldout_theta_gives_the_labels_of_the_chosen_candidate(tmp_path, monkeypatch):

@@ -190,12 +190,11 @@ def recomputed_thresholds(
         u_last, u_count, u_similarity = units if 2 * cuts[k] < n_pairs else late_units
         if is_nearest:
             wanted = 2 * target[0] * n_nonmated[k]
-            found = threshold_nearest(
+            threshold[k], n_false_matches[k] = threshold_nearest(
                 u_last, u_count, u_similarity, last, count, similarity, cuts[k], wanted, target[1]
             )
         else:
-            found = threshold_below(u_last, u_count, u_similarity, cuts[k], n_allowed[k])
-        threshold[k], n_false_matches[k] = found
+            threshold[k], n_false_matches[k] = threshold_below(u_last, u_count, u_similarity, cuts[k], n_allowed[k])
 
 
 @compiled

@@ -24,8 +24,8 @@ def draw_mates(
 ) -> None:
     """Draw one mate for every image from each other cluster of its identity.
 
-    Every member of a cluster is equally likely, within 2^-24. In Python, for image i of identity k
-    (`core.paper.draw_mates` is the whole of it; the first line is the last turn of `counter_draws`):
+    Every member of a cluster is equally likely, within 2^-24. For image i of identity k it does what `core.paper.draw_mates`
+    does; `word` is `counter_draws` with the image as its last counter:
 
         word = mix((state[r, k] ^ i) + GOLDEN_GAMMA)
         mates = [members[c][uniform_below(len(members[c]), word, c)] for c in range(C) if c != cluster[i]]
