@@ -36,13 +36,13 @@ from fiqa_ray.core.kernels.threads import one_thread
 from fiqa_ray.datasets import schemas
 from fiqa_ray.engine.ray import RayMapper, ray_session
 from fiqa_ray.engine.run_steps import run_steps
-from fiqa_ray.images import encode_png
 from fiqa_ray.job import Job
 from fiqa_ray.models.quality import load_scorer
 from fiqa_ray.models.recognition import load_recognizer
 from fiqa_ray.models.recognizer import Recognizer
+from fiqa_ray.packed_faces import pack_face
 from fiqa_ray.stages import stage_steps
-from fiqa_ray.stages.infer import ModelCall
+from fiqa_ray.stages.infer_parts import ModelCall
 from fiqa_ray.synthetic.dataset import HELDOUT_PART, aligned_faces
 
 N_UNLIKE = 256
@@ -256,7 +256,7 @@ def main() -> None:
     if a.only_onnx:
         onnx_ratios(faces, a.share, a.device)
         return
-    encoded = [encode_png(face) for face in pixels]
+    encoded = [pack_face(face) for face in pixels]
     size = default_batch_size(a.device)
     stage: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as root:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from fiqa_ray.core.landmark_order import better_order
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.image_files import decode, swap_red_and_blue
 from fiqa_ray.image_files import decode_image as decode_image
+from fiqa_ray.packed_faces import Bytes, is_packed, pack_face, unpack_faces
 
 STATUSES = (
     "ok",
@@ -37,7 +39,7 @@ class PreparedFace:
     """A face ready to be stored: an encoded 112x112 image, or why there is none.
 
     Attributes:
-        face: the encoded image; None unless the status is "ok".
+        face: the stored form of `packed_faces`, or the file of a 112x112 source; None unless the status is "ok".
         status: one of `STATUSES`.
         error: what the status means here.
         alignment: "landmarks" (given), "detector", or "as_is" (a crop that somebody else made).
@@ -51,6 +53,8 @@ class PreparedFace:
     complaint: str | None = None
 
 
+_AT = np.arange(FACE_SIZE)
+
 # --- aligning ---------------------------------------------------------------------------------------------------------
 
 
@@ -61,17 +65,18 @@ def align_face(image: NDArray[np.uint8], landmarks: ArrayLike) -> NDArray[np.uin
     1/32 px and with which the released networks' crops were cut. Later versions sample exactly, which moves values
     by up to 5 levels; `cv2.remap` with its positions given in 1/32 px has the same bits in all of them.
     """
-    forward = similarity_matrix(landmarks)
-    inverse = cv2.invertAffineTransform(forward)
-    at = np.arange(FACE_SIZE)
-    positions = []
-    for row in inverse:
+    inverse = cv2.invertAffineTransform(similarity_matrix(landmarks))
+    whole = np.empty((FACE_SIZE, FACE_SIZE, 2), np.int16)
+    fraction = np.zeros((FACE_SIZE, FACE_SIZE), np.uint16)
+    for axis, row in enumerate(inverse):
         # warpAffine's arithmetic: both terms in 1/1024 px, their sum to 1/32 px, half upwards
-        terms = np.rint((row[1] * at + row[2]) * 1024)[:, None] + np.rint(row[0] * at * 1024)[None, :]
-        positions.append(np.clip(terms, -(2**25), 2**25 - 1).astype(np.int64) + 16 >> 5)
-    x, y = positions
-    whole = np.stack([x >> 5, y >> 5], axis=-1).clip(-(2**15), 2**15 - 1).astype(np.int16)
-    fraction = ((y & 31) << 5 | x & 31).astype(np.uint16)
+        down, across = np.rint((row[1] * _AT + row[2]) * 1024), np.rint(row[0] * _AT * 1024)
+        if np.abs(down).max() + np.abs(across).max() < 2**25:
+            position = np.add.outer(down.astype(np.int32) + 16, across.astype(np.int32))
+        else:
+            position = np.clip(np.add.outer(down, across), -(2**25), 2**25 - 1).astype(np.int32) + 16
+        whole[..., axis] = position >> 10  # at most 2^15: an image's side is shorter
+        fraction |= ((position >> 5 & 31) << 5 * axis).astype(np.uint16)
     face = cv2.remap(image, whole, fraction, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
     return np.asarray(face, np.uint8)
 
@@ -83,13 +88,18 @@ def resize_crop(crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def encode_png(face: NDArray[np.uint8]) -> bytes:
-    """Return a face `(h, w, 3) uint8` RGB as PNG: lossless, and equal faces give equal bytes.
+    """Return a picture `(h, w, 3) uint8` RGB as PNG.
 
     Run-length strategy: on faces as small as the best of zlib's, and three times as fast.
     """
     settings = [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE, cv2.IMWRITE_PNG_COMPRESSION, 1]
     _, encoded = cv2.imencode(".png", swap_red_and_blue(face), settings)
     return encoded.tobytes()
+
+
+def face_picture(face: bytes) -> bytes:
+    """Return a stored face as an image file: PNG, or the source's own file where that was stored."""
+    return encode_png(decode_packed_faces([face])[0].transpose(1, 2, 0)) if is_packed(face) else face
 
 
 def prepare_face(
@@ -105,9 +115,9 @@ def prepare_face(
 ) -> PreparedFace:
     """Make the stored face of one image file.
 
-    With landmarks the image is decoded, aligned and stored as PNG. Without landmarks and detector, a file whose image is
-    112x112 is aligned already and its bytes stay as they are, unless libjpeg complains of it: then its pixels are stored as
-    PNG. Another size has status "no_landmarks", or is resized.
+    With landmarks the image is decoded, aligned and packed. Without landmarks and detector, a file whose image is
+    112x112 is aligned already and its bytes stay as they are, unless libjpeg complains of it: then its pixels are
+    packed. Another size has status "no_landmarks", or is resized.
 
     Args:
         data: the file's content; None: the file is missing.
@@ -139,9 +149,9 @@ def prepare_face(
             # whoever decodes the stored bytes applies an orientation
             again = image if apply_exif else decode(decoded.data, catch_complaints=True).image
             is_stored = again is not None and np.array_equal(again, image) and complaint is None
-            return PreparedFace(decoded.data if is_stored else encode_png(image), "ok", None, "as_is", complaint)
+            return PreparedFace(decoded.data if is_stored else pack_face(image), "ok", None, "as_is", complaint)
         if resize_crops and height == width:
-            return PreparedFace(encode_png(resize_crop(image)), "ok", None, "as_is", complaint)
+            return PreparedFace(pack_face(resize_crop(image)), "ok", None, "as_is", complaint)
         return PreparedFace(
             None,
             "no_landmarks",
@@ -155,13 +165,14 @@ def prepare_face(
     fault = _landmark_fault(points, width, height, check_order and alignment == "landmarks")
     if fault is not None:
         return PreparedFace(None, "bad_landmarks", fault)
-    return PreparedFace(encode_png(align_face(image, points)), "ok", None, alignment, complaint)
+    return PreparedFace(pack_face(align_face(image, points)), "ok", None, alignment, complaint)
 
 
 def _landmark_fault(points: NDArray[np.float64], width: int, height: int, check_order: bool) -> str | None:
     """Return why landmarks `(5, 2)` cannot align an image of this size, or None."""
     fault = degenerate_reason(points)
-    better = better_order(points) if check_order and np.isfinite(points).all() else None
+    is_finite = all(map(math.isfinite, points.ravel().tolist()))
+    better = better_order(points) if check_order and is_finite else None
     if better is not None:
         residual, _ = fit_residual(points)
         return (
@@ -169,7 +180,7 @@ def _landmark_fault(points: NDArray[np.float64], width: int, height: int, check_
             f"{better.residual_px:.1f} px"
         )
     if fault is None:
-        x, y = points.mean(axis=0)
+        x, y = (sum(at) / len(points) for at in points.T.tolist())
         if not (0 <= x <= width and 0 <= y <= height):
             fault = f"the landmarks' centre ({x:.1f}, {y:.1f}) lies outside the image of {width}x{height} px"
     return fault
@@ -178,7 +189,7 @@ def _landmark_fault(points: NDArray[np.float64], width: int, height: int, check_
 # --- batches for inference --------------------------------------------------------------------------------------------
 
 
-def decode_faces(faces: Sequence[bytes | None], n_threads: int = 1) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+def decode_faces(faces: Sequence[Bytes | None], n_threads: int = 1) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Decode stored faces for the networks.
 
     Returns:
@@ -189,21 +200,24 @@ def decode_faces(faces: Sequence[bytes | None], n_threads: int = 1) -> tuple[NDA
     ok = np.zeros(len(faces), np.bool_)
 
     def fill(rows: range) -> None:
-        for i in rows:
-            image = decode(faces[i] or b"").image
+        packed = [i for i in rows if is_packed(faces[i] or b"")]
+        if packed:
+            pixels[packed], ok[packed] = unpack_faces([faces[i] or b"" for i in packed])
+        for i in sorted(set(rows) - set(packed)):
+            image = decode(bytes(faces[i] or b"")).image
             if image is not None and image.shape[:2] == (FACE_SIZE, FACE_SIZE):
                 pixels[i] = image.transpose(2, 0, 1)
                 ok[i] = True
 
     if n_threads <= 1:
         fill(range(len(faces)))
-    else:  # OpenCV lets go of Python's lock while it decodes
+    else:  # OpenCV and Zstandard let go of Python's lock
         with ThreadPoolExecutor(n_threads) as pool:
             list(pool.map(fill, [range(start, len(faces), n_threads) for start in range(n_threads)]))
     return pixels, ok
 
 
-def decode_packed_faces(faces: Sequence[bytes | None], n_threads: int = 1) -> NDArray[np.uint8]:
+def decode_packed_faces(faces: Sequence[Bytes | None], n_threads: int = 1) -> NDArray[np.uint8]:
     """Decode faces that were decodable when they were packed.
 
     Returns:
@@ -221,13 +235,12 @@ def decode_packed_faces(faces: Sequence[bytes | None], n_threads: int = 1) -> ND
 
 
 def jittered_face(face: PreparedFace, image_id: str) -> PreparedFace:
-    """Return a stored face moved a little at random, as PNG; the border is repeated. Faces that could not be made stay."""
+    """Return a stored face moved a little at random; the border is repeated. Faces that could not be made stay."""
     if face.face is None:
         return face
-    image = decode(face.face).image
-    assert image is not None
+    image = decode_packed_faces([face.face])[0].transpose(1, 2, 0)
     matrix = jitter_matrix(image_id, FACE_SIZE)
     moved = cv2.warpAffine(
         image, matrix, (FACE_SIZE, FACE_SIZE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
-    return replace(face, face=encode_png(np.asarray(moved, dtype=np.uint8)))
+    return replace(face, face=pack_face(np.asarray(moved, dtype=np.uint8)))

@@ -3,9 +3,9 @@
 Stages find their inputs and outputs here and nowhere else. A dataset's fingerprint covers the settings of its stage, the
 schema version and the fingerprints of its inputs. Weights, score files, pair lists, detectors and listed sources count by
 their content hash, and so do landmarks, model cards, lists of degradations and a user's own file of code; folders,
-containers, CFP's many small pair lists and a user's modules that lie elsewhere count by name. Nothing of `compute` is part
-of a fingerprint: results do not depend on workers and shards. The batch size can change the last bits of embeddings and
-scores; labels are equal where those are.
+containers, CFP's many small pair lists and a user's modules that lie elsewhere count by name. Of `compute` only `precision`
+is part of a fingerprint: results do not depend on workers and shards. The batch size can change the last bits of embeddings
+and scores; labels are equal where those are.
 """
 
 from __future__ import annotations
@@ -91,11 +91,17 @@ class Job:
     def embeddings(self, face_set: str, recognizer: RecognizerSettings | None = None) -> Dataset:
         """Return the raw embeddings of a face set by the job's FR model, or by another."""
         model = recognizer or self.settings.recognizer
-        config = model_id(model)
+        config = model_id(model) | self._precision
         if model.flip != "none":
             config["flip"] = model.flip
         keys = {"set": face_set, "fr": model.label}
         return self._dataset("embeddings", keys, config, {"faces": self.faces(face_set)})
+
+    @property
+    def _precision(self) -> dict[str, Any]:
+        """What a precision other than float32 adds to the fingerprint of what models compute."""
+        precision = self.settings.compute.precision
+        return {} if precision == "float32" else {"precision": precision}
 
     @property
     def fr(self) -> str:
@@ -123,8 +129,9 @@ class Job:
         if scores is not None:
             config = {"scores": scores_id(scores)}
         elif reference.card_uri is not None:
-            config |= optional_hash("card", reference.card_uri)
+            config |= optional_hash("card", reference.card_uri) | self._precision
         else:
+            config |= self._precision
             if reference.needs_recognizer:
                 config["recognizer"] = model_id(method.recognizer or self.settings.recognizer)
             if reference.method is not None and not reference.method.deterministic:
@@ -305,7 +312,7 @@ class Job:
         """
         keys = {"set": face_set, "scorer": f"{label_set.method.label}-regressor-{label_set.key}"}
         inputs = {"faces": self.faces(face_set), "regressor": self.regressor(label_set)}
-        return self._dataset("quality_scores", keys, {}, inputs)
+        return self._dataset("quality_scores", keys, self._precision, inputs)
 
     # results
 

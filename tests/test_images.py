@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fiqa_ray.core.align import TEMPLATE, similarity_matrix
 from fiqa_ray.decoder_output import decoder_lines
 from fiqa_ray.images import align_face, decode_faces, decode_image, encode_png, prepare_face
+from fiqa_ray.packed_faces import pack_face
 
 Image = NDArray[np.uint8]
 JPEG_KINDS: dict[str, list[int]] = {
@@ -356,12 +357,12 @@ def test_an_aligned_file_keeps_its_bytes() -> None:
         assert prepare_face(data, None).face == data
 
 
-def test_landmarks_in_both_shapes_give_the_aligned_png() -> None:
+def test_landmarks_in_both_shapes_give_the_aligned_face() -> None:
     image = picture(200, 170)
     landmarks = turned(1.2, 0.1, (15, 20))
     prepared = prepare_face(encoded(image, ".png"), landmarks)
     assert (prepared.status, prepared.error) == ("ok", None)
-    assert prepared.face == encode_png(align_face(image, landmarks))
+    assert prepared.face == pack_face(align_face(image, landmarks))
     assert prepare_face(encoded(image, ".png"), landmarks.reshape(10)) == prepared
 
 

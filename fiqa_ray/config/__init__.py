@@ -1,8 +1,9 @@
 """The settings of a job: their types, defaults and checks, and how they are read from YAML and `key=value`.
 
-Every setting is part of some dataset's fingerprint, except `run_uri`, `compute`, `max_bad_fraction`, `allow_mixed_crops` and
-`allow_single_images`. So a larger cluster reuses what a smaller one computed. URIs lose user info and query strings wherever
-settings are stored or hashed. All mistakes are reported at once, with the nearest valid name of a key.
+Every setting is part of some dataset's fingerprint, except `run_uri`, all of `compute` but `precision`, `max_bad_fraction`,
+`allow_mixed_crops` and `allow_single_images`. So a larger cluster reuses what a smaller one computed. URIs lose user info
+and query strings wherever settings are stored or hashed. All mistakes are reported at once, with the nearest valid name of a
+key.
 """
 
 from fiqa_ray.config.compute import ComputeSettings, default_batch_size

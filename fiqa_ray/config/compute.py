@@ -10,7 +10,7 @@ from fiqa_ray.config.section import Section
 
 
 class ComputeSettings(Section):
-    """Where the job runs and with how many workers; never part of a result."""
+    """Where the job runs and with how many workers; never part of a result, except `precision`."""
 
     engine: Literal["ray", "local"] = Field("ray", description="local: in this process, without Ray")
     address: str | None = Field(None, description="Ray cluster to join; default: RAY_ADDRESS, else a local one")
@@ -22,6 +22,11 @@ class ComputeSettings(Section):
         None,
         ge=1,
         description="images per forward pass; default: 16 on a CPU (small batches stay in cache), 256 on CUDA",
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32",
+        description="precision of products in embed and score; float32 uses no TF32. A lower one is refused where the first "
+        "256 faces do not agree with float32",
     )
     rows_per_part: int = Field(4096, ge=1, description="faces per part; all faces of a person lie in one part")
     late_after_s: float = Field(

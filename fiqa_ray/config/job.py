@@ -155,8 +155,10 @@ class Settings(Section):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that decide results: without `compute`, `run_uri` and the limits on bad input."""
+        """Return the settings that decide results: without `run_uri`, limits on bad input, and of `compute` what cannot."""
         values = self.model_dump(mode="json", exclude={"compute", "max_bad_fraction", "run_uri"})
+        if self.compute.precision != "float32":
+            values["precision"] = self.compute.precision
         sources = [values["source"], *(b["source"] for b in values["benchmarks"])]
         for source in filter(None, sources):
             source.pop("allow_mixed_crops")

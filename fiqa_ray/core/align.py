@@ -10,6 +10,8 @@ which is Umeyama's estimate without reflection (scikit-image `SimilarityTransfor
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -30,6 +32,9 @@ MIN_CORRELATION = 0.5
 
 A frontal face reaches about 1, a full profile about 0.8, a face whose left and right points are exchanged 0.2.
 """
+
+_TARGETS = [complex(x, y) for x, y in (TEMPLATE - TEMPLATE.mean(axis=0)).tolist()]
+_TARGETS_SPREAD = math.sqrt(sum(abs(target) ** 2 for target in _TARGETS) / len(_TARGETS))
 
 
 def _centred(points: NDArray[np.float64]) -> tuple[NDArray[np.complex128], NDArray[np.complex128]]:
@@ -105,17 +110,20 @@ def degenerate_reason(landmarks: ArrayLike) -> str | None:
     points = _landmark_array(landmarks)
     if points.ndim != 2:
         raise ValueError(f"degenerate_reason takes one face, (5, 2), not {points.shape}")
-    if not np.isfinite(points).all():
+    numbers = points.ravel().tolist()
+    if not all(map(math.isfinite, numbers)):
         return "a landmark coordinate is not finite"
-    magnitude = float(np.abs(points).max())
+    magnitude = max(map(abs, numbers))
     if magnitude > 1e6:
         return f"a landmark coordinate of {magnitude:.3g} px lies outside any image"
-    z, _ = _centred(points)
-    w, _ = _centred(TEMPLATE)
-    spread = float(np.sqrt((np.abs(z) ** 2).mean()))
+    z = [complex(x, y) for x, y in points.tolist()]  # for five points Python is faster than numpy
+    mean = sum(z) / len(z)
+    centred = [point - mean for point in z]
+    spread = math.sqrt(sum(abs(point) ** 2 for point in centred) / len(z))
     if spread < MIN_SPREAD_PX:
         return f"the five landmarks coincide (spread {spread:.3g} px)"
-    correlation = float(np.abs((w * z.conj()).mean()) / (spread * np.sqrt((np.abs(w) ** 2).mean())))
+    product = sum(target * point.conjugate() for target, point in zip(_TARGETS, centred, strict=True))
+    correlation = abs(product) / len(z) / (spread * _TARGETS_SPREAD)
     if correlation < MIN_CORRELATION:
         return f"the five landmarks do not form a face (correlation with the template {correlation:.2f})"
     return None

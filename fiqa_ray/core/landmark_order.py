@@ -8,7 +8,9 @@ mirrored face. Those show by the roll that they give to upright faces.
 
 from __future__ import annotations
 
+import cmath
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -161,12 +163,28 @@ def better_order(points: ArrayLike) -> OrderFit | None:
     Args:
         points: `(5, 2)` in px, in what is said to be the template's order.
     """
-    numbers = np.asarray(points, np.float64).reshape(1, 10)
-    given = _fit(numbers, LandmarkOrder())
+    numbers = np.asarray(points, np.float64).reshape(10).tolist()
+    given = _fit_one(numbers, LandmarkOrder())
     if given.residual_px < MIN_RESIDUAL_PX:
         return None
-    best = min((_fit(numbers, other) for other in _USUAL_ORDERS), key=lambda fit: fit.cost)
+    best = min((_fit_one(numbers, other) for other in _USUAL_ORDERS), key=lambda fit: fit.cost)
     return best if _is_better(best, given, MAX_RATIO_OF_ONE) else None
+
+
+def _fit_one(numbers: list[float], order: LandmarkOrder) -> OrderFit:
+    """Return the fit of one face, as `_fit_all` does; for five points Python is faster than numpy."""
+    at = _PLACES[order]
+    z = [complex(numbers[x], numbers[y]) for x, y in at]
+    mean = sum(z) / len(z)
+    size = product = 0j
+    for point, target in zip(z, _TARGETS, strict=True):
+        centred = (point - mean).conjugate()
+        size += abs(centred) ** 2
+        product += target * centred
+    if not 0 < size.real < math.inf:
+        return OrderFit(order, math.inf, 0.0)
+    left = max(_TARGETS_SIZE - abs(product) ** 2 / size.real, 0.0)
+    return OrderFit(order, math.sqrt(left / len(z)), abs(math.degrees(cmath.phase(product))))
 
 
 def _is_better(other: OrderFit, given: OrderFit, max_ratio: float) -> bool:
@@ -191,6 +209,12 @@ _USUAL_ORDERS = (
         for planar, y_first in ((True, False), (False, True), (True, True))
     ),
 )
+
+
+_PLACES = {order: order.arrange(np.arange(10))[0].astype(int).tolist() for order in (LandmarkOrder(), *_USUAL_ORDERS)}
+"""Where the x and y of each of the template's points stand among the ten numbers of an order."""
+_TARGETS = [complex(x, y) for x, y in (TEMPLATE - TEMPLATE.mean(axis=0)).tolist()]
+_TARGETS_SIZE = sum(abs(target) ** 2 for target in _TARGETS)
 
 
 _PERMUTATIONS = np.array(list(itertools.permutations(range(5))))

@@ -45,7 +45,10 @@ FACES = pa.schema(
         ("identity_row", pa.int32()),
         ("image_id", pa.string()),
         ("identity", pa.string()),
-        ("face", pa.binary()),  # encoded 112x112 RGB: PNG of an aligned crop, or the untouched file of a 112x112 source
+        (
+            "face",
+            pa.binary(),
+        ),  # 112x112 RGB: an aligned crop as `packed_faces` packs it, or the file of a 112x112 source
         *STATUS,
     ]
 )

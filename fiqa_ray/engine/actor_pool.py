@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 from fiqa_ray.config import ComputeSettings
 from fiqa_ray.datasets.dataset import Dataset, Part
+from fiqa_ray.engine.cores import set_cores
 from fiqa_ray.engine.late_shards import Announcer
 from fiqa_ray.engine.mapper import Item, Outcome, WorkerSlot, call_and_catch
 from fiqa_ray.engine.ray_workers import lost_process, machine_labels, wants_gpus
-from fiqa_ray.engine.step import Worker
+from fiqa_ray.engine.step import PipelinedWorker, Worker
 from fiqa_ray.storage.patience import set_patience
 
 BLOCKS_PER_WORKER = 64
@@ -70,26 +71,35 @@ class _Entry(NamedTuple):
 
 
 class _ShardActor:
-    """One worker of a Ray Data actor pool; loads a model when the first of its shards comes."""
+    """One worker of a Ray Data actor pool; loads a model when the first of its shards comes.
 
-    def __init__(self, makers: _Makers, chunks: _Chunks, announce: Announcer, patience_s: float) -> None:
-        import torch
+    Where the steps use a model, several threads call it with a shard each: one is read, one written while the model works.
+    """
 
-        torch.set_num_threads(1)
+    def __init__(self, makers: _Makers, chunks: _Chunks, announce: Announcer, patience_s: float, n_cores: int) -> None:
         set_patience(patience_s, has_answered=True)
+        set_cores(n_cores)
         self._makers, self._chunks, self._announce, self._workers = makers, chunks, announce, WorkerSlot()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        import torch
         from ray import cloudpickle
 
+        torch.set_num_threads(1)  # of the thread that calls
         (index,) = batch["item"]
         entry = self._chunks.get(int(index))
         outcome: Outcome | None = self._part_from_before(entry)
         if outcome is None:
             with self._announce(entry.number):
                 make_worker = self._makers.make_worker[entry.step]
-                outcome = call_and_catch(lambda: self._workers.get(make_worker)(entry.shard))
+                outcome = call_and_catch(lambda: self._run(make_worker, entry))
         return {"number": [entry.number], "outcome": [cloudpickle.dumps(outcome)]}
+
+    def _run(self, make_worker: Callable[[], Worker], entry: _Entry) -> Part:
+        with self._workers.use(make_worker) as worker:
+            if isinstance(worker, PipelinedWorker):
+                return worker(entry.shard, lambda: self._announce.begin(entry.number))
+            return worker(entry.shard)
 
     def _part_from_before(self, entry: _Entry) -> Part | None:
         """Return the part of a shard that this actor finished before it died: all shards of its block come again."""
@@ -109,16 +119,17 @@ class _Chunks:
 
         self._size = max(1, -(-len(entries) // n_chunks))
         self._refs = [ray.put(entries[i : i + self._size]) for i in range(0, len(entries), self._size)]
-        self._held: tuple[int, list[_Entry]] = (-1, [])
+        self._held: tuple[int, list[_Entry]] = (-1, [])  # replaced as one, so that threads see both alike
 
     def get(self, index: int) -> _Entry:
         """Return a shard by its place."""
         import ray
 
         chunk, place = divmod(index, self._size)
-        if self._held[0] != chunk:
-            self._held = (chunk, ray.get(self._refs[chunk]))
-        return self._held[1][place]
+        held = self._held
+        if held[0] != chunk:
+            held = self._held = (chunk, ray.get(self._refs[chunk]))
+        return held[1][place]
 
 
 def _run_pool(items: dict[int, Item], compute: ComputeSettings, announce: Announcer) -> Iterator[tuple[int, Outcome]]:
@@ -130,9 +141,11 @@ def _run_pool(items: dict[int, Item], compute: ComputeSettings, announce: Announ
 
     resources = ray.cluster_resources()
     n_gpus = int(resources.get("GPU", 0))
-    on_gpu = next(iter(items.values()))[0].uses_model and wants_gpus(compute.device, 1)
+    uses_model = next(iter(items.values()))[0].uses_model
+    on_gpu = uses_model and wants_gpus(compute.device, 1)
     n_present = n_gpus if on_gpu else int(resources.get("CPU", 1))
     size = min(compute.n_workers or max(1, n_present), len(items))
+    n_cores = max(1, int(resources.get("CPU", 1)) // size)
     steps = list({id(step): step for step, _ in items.values()}.values())
     number_of = {id(step): i for i, step in enumerate(steps)}
     part_of = {id(shard): i for step in steps for i, shard in enumerate(step.shards)}
@@ -146,8 +159,9 @@ def _run_pool(items: dict[int, Item], compute: ComputeSettings, announce: Announ
             _ShardActor,
             batch_size=1,
             batch_format="numpy",
-            compute=ray.data.ActorPoolStrategy(size=size),
-            fn_constructor_args=(makers, _Chunks(entries, 2 * size), announce, compute.storage_patience_s),
+            compute=ray.data.ActorPoolStrategy(size=size, enable_true_multi_threading=uses_model),
+            max_concurrency=PipelinedWorker.OVERLAP if uses_model else 1,
+            fn_constructor_args=(makers, _Chunks(entries, 2 * size), announce, compute.storage_patience_s, n_cores),
             num_gpus=1 if on_gpu else 0,
             num_cpus=1,
             label_selector=machine_labels(steps[0], compute),

@@ -84,13 +84,17 @@ class Announcer:
     @contextmanager
     def __call__(self, number: int) -> Iterator[None]:
         """Announce the shard of this number within its group for the time of a block."""
+        self.begin(number)
+        yield
+        self.board.end.remote(self.group, number)
+
+    def begin(self, number: int) -> None:
+        """Announce that a shard begins, or begins its work on the model: it is then the actor's last."""
         import ray
 
         node = ray.get_runtime_context().get_node_id()[:8]
         place = f"{socket.gethostname()} ({ray.util.get_node_ip_address()}, Ray node {node})"
         self.board.begin.remote(self.group, number, place, ray.get_runtime_context().get_actor_id())
-        yield
-        self.board.end.remote(self.group, number)
 
     def in_hand(self, exc: Exception) -> int | None:
         """Return the shard that a dead actor had begun last, if Ray's error names the actor."""

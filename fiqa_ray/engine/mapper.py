@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from fiqa_ray.datasets.dataset import Part
@@ -42,8 +44,8 @@ class Mapper(Protocol):
         """Return why none of the shards can run at the moment, or an empty text."""
 
 
-def call_and_catch(call: Callable[[], Part]) -> Outcome:
-    """Return what a call returns or raises, in a form that survives the way back from a worker."""
+def call_and_catch(call: Callable[[], Any]) -> Any:
+    """Return what a call returns, or the exception that it raises, in a form that survives the way back from a worker."""
     try:
         return call()
     except Exception as exc:
@@ -62,6 +64,8 @@ class WorkerSlot:
     def __init__(self) -> None:
         self._maker: Any = None
         self._worker: Worker | None = None
+        self._n_users = 0
+        self._changed = threading.Condition()
 
     def get(self, make_worker: Callable[[], Worker]) -> Worker:
         """Return the worker of this maker; make it unless it is the one held."""
@@ -69,3 +73,18 @@ class WorkerSlot:
             self._worker, self._maker = None, None
             self._worker, self._maker = make_worker(), make_worker
         return self._worker
+
+    @contextmanager
+    def use(self, make_worker: Callable[[], Worker]) -> Iterator[Worker]:
+        """Yield the worker of this maker to one of several threads; wait while others use another worker."""
+        with self._changed:
+            while self._n_users and self._maker is not make_worker:
+                self._changed.wait()
+            worker = self.get(make_worker)
+            self._n_users += 1
+        try:
+            yield worker
+        finally:
+            with self._changed:
+                self._n_users -= 1
+                self._changed.notify_all()

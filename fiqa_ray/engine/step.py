@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,6 +12,31 @@ from fiqa_ray.datasets.dataset import Dataset, Manifest, Part
 
 Worker = Callable[[Any], Part]
 """Runs one shard: reads one part, calls core or models, writes one part, returns its record."""
+
+
+class PipelinedWorker:
+    """A worker in three operations, so that the next shard is read and the last one written while the model works.
+
+    Attributes:
+        read: takes a shard; may run in any thread.
+        run: takes what `read` returned; one call at a time.
+        write: takes what `run` returned, and returns the part; may run in any thread.
+    """
+
+    OVERLAP = 3
+    """Shards that one worker has in hand at most: one is read, one runs, one is written."""
+
+    def __init__(self, read: Callable[[Any], Any], run: Callable[[Any], Any], write: Callable[[Any], Part]) -> None:
+        self.read, self.run, self.write = read, run, write
+        self._turn = threading.Lock()
+
+    def __call__(self, shard: Any, on_turn: Callable[[], None] = lambda: None) -> Part:
+        """Run one shard; where several threads call, their operations overlap. `on_turn` is called before the model runs."""
+        loaded = self.read(shard)
+        with self._turn:
+            on_turn()
+            computed = self.run(loaded)
+        return self.write(computed)
 
 
 @dataclass(frozen=True)
@@ -25,7 +51,7 @@ class Step:
         n_rows: rows of the dataset, which its parts must add up to.
         runs_in: a `pool` of actors (of Ray Data), Ray `tasks`, or the `driver`: one shard, run in the job's own process; it
             may start Ray work itself, as training does.
-        uses_model: whether a GPU helps.
+        uses_model: whether a GPU helps; the worker is a `PipelinedWorker`.
         needs_gpu: whether each shard of a `tasks` step takes a GPU.
         unit: what a row is called in progress lines, such as `images`.
         plan: what the dataset's plan says beside the number of parts and rows.

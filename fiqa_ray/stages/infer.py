@@ -1,53 +1,33 @@
 """embed and score: one FR model, FIQA method or regressor over the face shards.
 
-Each worker loads its models once. Batches have one fixed shape, and the last batch is filled up, so the numbers of an
-image do not depend on its shard or batch.
+How a worker runs models over a part is in `infer_parts.py`.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-import torch
-from numpy.typing import NDArray
 
-from fiqa_ray.config import MethodSettings, RecognizerSettings, ScoresSettings, default_batch_size
-from fiqa_ray.datasets import schemas
-from fiqa_ray.datasets.columns import embedding_column, embedding_values, seed_score_column
+from fiqa_ray.config import MethodSettings, ScoresSettings
+from fiqa_ray.datasets.columns import embedding_values
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.engine.cost import FACE_BYTES, FACE_MEMORY, Cost, Workload
-from fiqa_ray.engine.step import Step, Worker, stateless_worker
+from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.errors import UsageError
-from fiqa_ray.images import decode_packed_faces
 from fiqa_ray.job import Job
-from fiqa_ray.models.devices import resolve_device
 from fiqa_ray.models.method_table import METHODS
 from fiqa_ray.models.methods.forward import embedding_norm
-from fiqa_ray.models.quality import load_scorer
-from fiqa_ray.models.recognition import load_recognizer
-from fiqa_ray.models.recognizer import Recognizer, embed_faces
 from fiqa_ray.models.reference import ModelRef
-from fiqa_ray.models.scorer import Scorer, score_together
 from fiqa_ray.sources.scores import scores_by_id
+from fiqa_ray.stages.infer_parts import ModelCall, make_model_worker, write_part
 
 SCORE_BYTES = 12.0
 """A stored score: the number, its row and its status."""
-
-Kind = Literal["embedding", "score", "seed_scores"]
-"""What a step writes per face; `seed_scores` are those of a regressor that the job trained."""
-Model = Callable[[torch.Tensor, NDArray[np.int64]], NDArray[np.float32]]
-"""Maps `(N, 3, 112, 112) uint8` faces and their `(N,)` image rows to `(N, D)` embeddings or `(N,)` scores."""
-Models = Callable[[torch.Tensor, NDArray[np.int64]], list[NDArray[np.float32]]]
-"""The same for the datasets of one step: one array each."""
 
 
 def embed_steps(job: Job) -> Iterator[list[Step]]:
@@ -61,7 +41,8 @@ def embed_steps(job: Job) -> Iterator[list[Step]]:
         missing = [r for r in models if r not in finished]
         for group in filter(None, [missing, *([r] for r in finished)]):
             datasets = [job.embeddings(face_set, r) for r in group]
-            calls = [ModelCall(r, None, None, {}, job.settings.seed, job.settings.compute.device) for r in group]
+            s = job.settings
+            calls = [ModelCall(r, None, None, {}, s.seed, s.compute.device, s.compute.precision) for r in group]
             steps.append(_model_step("embed", datasets, job.faces(face_set), calls, job))
     yield steps
 
@@ -103,7 +84,8 @@ def regressor_score_steps(job: Job) -> Iterator[list[Step]]:
         recognizer = job.settings.recognizer
         expected = {"recognizer": recognizer.name, "options": dict(recognizer.options), "files": part.files}
         options: dict[str, object] = {"expected": expected}
-        call = ModelCall(None, regressor.uri, None, options, job.settings.seed, job.settings.compute.device)
+        compute = job.settings.compute
+        call = ModelCall(None, regressor.uri, None, options, job.settings.seed, compute.device, compute.precision)
         for benchmark in job.settings.benchmarks:
             dataset = job.regressor_scores(benchmark.name, label_set)
             steps.append(_model_step("evaluate", [dataset], job.faces(benchmark.name), [call], job))
@@ -226,7 +208,8 @@ def method_call(job: Job, method: MethodSettings) -> ModelCall:
             f"methods: {method.label} works on no FR model; leave out its recognizer {method.recognizer.name}"
         )
     recognizer = method.recognizer or s.recognizer
-    return ModelCall(recognizer, method.name, method.weights, dict(method.options), s.seed, s.compute.device)
+    options, compute = dict(method.options), s.compute
+    return ModelCall(recognizer, method.name, method.weights, options, s.seed, compute.device, compute.precision)
 
 
 def _model_step(stage: str, datasets: Sequence[Dataset], faces: Dataset, calls: Sequence[ModelCall], job: Job) -> Step:
@@ -236,193 +219,11 @@ def _model_step(stage: str, datasets: Sequence[Dataset], faces: Dataset, calls: 
         dataset=datasets[0],
         extra_datasets=tuple(datasets[1:]),
         shards=manifest.parts,
-        make_worker=partial(_make_model_worker, datasets, faces, calls, job.settings.compute.batch_size),
+        make_worker=partial(make_model_worker, datasets, faces, calls, job.settings.compute.batch_size),
         n_rows=manifest.n_rows,
         runs_in="pool",
         uses_model=True,
         unit="images",
-    )
-
-
-def _make_model_worker(
-    datasets: Sequence[Dataset], faces: Dataset, calls: Sequence[ModelCall], batch_size: int | None
-) -> Worker:
-    size = batch_size or default_batch_size(calls[0].resolve_device())
-    return partial(run_shard, datasets, faces, load_calls(calls), calls[0].kind, size)
-
-
-@dataclass(frozen=True)
-class ModelCall:
-    """What a worker loads: an FR model, or a FIQA method or regressor with the FR model that it needs.
-
-    Attributes:
-        recognizer: the FR model; None for a regressor.
-        scorer: the FIQA method, or the location of a regressor; None: embed.
-        weights: the scorer's weights.
-        options: the scorer's options.
-        seed: seed of methods that draw random numbers.
-        device: cpu, cuda or auto.
-    """
-
-    recognizer: RecognizerSettings | None
-    scorer: str | None
-    weights: str | None
-    options: dict[str, object]
-    seed: int
-    device: str
-
-    @property
-    def kind(self) -> Kind:
-        """What is written per face."""
-        if self.scorer is None:
-            return "embedding"
-        return "seed_scores" if self.recognizer is None else "score"
-
-    def resolve_device(self) -> str:
-        """Return the device in this process."""
-        return resolve_device(self.device)
-
-    def load(self) -> Model:
-        """Return the model, loaded."""
-        if self.scorer is not None:
-            return self._load_scorer(self._load_recognizer() if ModelRef.parse(self.scorer).needs_recognizer else None)
-        assert self.recognizer is not None
-        device, model, flip = self.resolve_device(), self._load_recognizer(), self.recognizer.flip
-
-        def embed(faces: torch.Tensor, _: NDArray[np.int64]) -> NDArray[np.float32]:
-            with torch.inference_mode():
-                return embed_faces(model, faces.to(device), flip).float().cpu().numpy()
-
-        return embed
-
-    def _load_recognizer(self) -> Recognizer:
-        r = self.recognizer
-        assert r is not None
-        return load_recognizer(r.name, weights=r.weights, device=self.resolve_device(), **r.options)
-
-    def _load_scorer(self, recognizer: Recognizer | None) -> Scorer:
-        assert self.scorer is not None
-        return load_scorer(
-            self.scorer,
-            recognizer=recognizer,
-            weights=self.weights,
-            device=self.resolve_device(),
-            seed=self.seed,
-            **self.options,
-        )
-
-
-def load_calls(calls: Sequence[ModelCall]) -> Models:
-    """Load the models of one step: FR models, one method, or several FIQA methods on one FR model, which is loaded once."""
-    if len(calls) == 1 or calls[0].kind == "embedding":
-        models = [call.load() for call in calls]
-        return lambda faces, rows: [model(faces, rows) for model in models]
-    recognizer = calls[0]._load_recognizer()
-    scorers = [call._load_scorer(recognizer) for call in calls]
-    return lambda faces, rows: score_together(scorers, faces, rows)
-
-
-def run_shard(
-    datasets: Sequence[Dataset], faces: Dataset, models: Models, kind: Kind, batch_size: int, shard: Part
-) -> Part:
-    """Run the models over one part of the faces and write a part of each dataset.
-
-    Memory: the part's encoded faces and three decoded batches.
-
-    Args:
-        datasets: what the models return, in their order.
-        faces: the packed faces.
-        models: returns one array per dataset.
-        kind: what the models return per face.
-        batch_size: faces per batch.
-        shard: part of the faces.
-
-    Returns:
-        The part of the first dataset.
-    """
-    started = time.monotonic()
-    table = faces.read(shard, ["image_row", "identity_row", "face", "status", "error"])
-    image_row = table["image_row"].to_numpy()
-    good = np.flatnonzero(pc.equal(table["status"], "ok").to_numpy())
-    encoded = table["face"].take(pa.array(good))
-    outputs: list[list[NDArray[np.float32]]] = []
-    # A part without any good face gets one empty batch, whose output tells the length of an embedding.
-    batches = [slice(at, min(at + batch_size, len(good))) for at in range(0, max(len(good), 1), batch_size)]
-    with ThreadPoolExecutor(1) as pool:  # decodes the next batch while the model computes this one
-        ahead = pool.submit(_decode, encoded, batches[0], batch_size)
-        for b, where in enumerate(batches):
-            batch = ahead.result()
-            if b + 1 < len(batches):
-                ahead = pool.submit(_decode, encoded, batches[b + 1], batch_size)
-            n = where.stop - where.start
-            rows = np.full(batch_size, -1, np.int64)
-            rows[:n] = image_row[good[where]]
-            outputs.append([values[:n] for values in models(torch.from_numpy(batch), rows)])
-    duration_s = (time.monotonic() - started) / len(datasets)  # each dataset's share
-    parts = [
-        _write(dataset, table, good, np.concatenate(values), kind, shard.index, duration_s)
-        for dataset, values in zip(datasets, zip(*outputs, strict=True), strict=True)
-    ]
-    return parts[0]
-
-
-def _decode(encoded: pa.ChunkedArray, where: slice, batch_size: int) -> NDArray[np.uint8]:
-    faces = decode_packed_faces(encoded.slice(where.start, where.stop - where.start).to_pylist(), n_threads=2)
-    if len(faces) < batch_size:
-        faces = np.concatenate([faces, np.zeros((batch_size - len(faces), *faces.shape[1:]), np.uint8)])
-    return faces
-
-
-def _write(
-    dataset: Dataset,
-    table: pa.Table,
-    good: NDArray[np.int64],
-    values: NDArray[Any],
-    kind: Kind,
-    index: int,
-    duration_s: float,
-) -> Part:
-    """Write one part of embeddings or scores.
-
-    Rows of bad faces keep their status; rows where the model gave NaN or infinity get the status "non_finite".
-
-    Args:
-        dataset: where the part goes.
-        table: rows of the faces, with status and error.
-        good: rows of `table` that `values` belong to.
-        values: `(N, D)` embeddings, `(N,)` scores or `(N, S)` scores of S seeds, of these rows.
-        kind: which of the two they are.
-        index: number of the part.
-        duration_s: how long it took to compute.
-    """
-    n = len(table)
-    values = values if values.ndim == 2 else values[:, None]
-    finite = np.isfinite(values).all(axis=1)
-    usable = np.zeros(n, bool)
-    usable[good[finite]] = True
-    status = np.array(table["status"].to_pylist(), dtype=object)
-    error = np.array(table["error"].to_pylist(), dtype=object)
-    status[good[~finite]] = "non_finite"
-    error[good[~finite]] = "the model returned NaN or infinity for this face"
-    columns = {"image_row": table["image_row"], "status": status.tolist(), "error": error.tolist()}
-    if kind == "embedding":
-        schema = schemas.embeddings(values.shape[1])
-        embedding = embedding_column(values[finite], good[finite], n)
-        columns |= {"identity_row": table["identity_row"], "embedding": embedding}
-    else:
-        score = np.full(n, np.nan)
-        score[good[finite]] = values[finite].mean(axis=1)
-        schema = schemas.REGRESSOR_SCORES if kind == "seed_scores" else schemas.QUALITY_SCORES
-        columns |= {
-            "score": pa.array(score, mask=~usable),
-            "seed_scores": seed_score_column(values[finite], good[finite], n),
-        }
-    return dataset.write_part(
-        index,
-        {".parquet": pa.table({name: columns[name] for name in schema.names}, schema=schema)},
-        n_rows=n,
-        stats={"status": dict(Counter(status.tolist()))},
-        duration_s=duration_s,
     )
 
 
@@ -434,7 +235,7 @@ def norm_shard(dataset: Dataset, embeddings: Dataset, shard: Part) -> Part:
     started = time.monotonic()
     table = embeddings.read(shard, ["image_row", "embedding", "status", "error"])
     values, good = embedding_values(table)
-    return _write(dataset, table, good, embedding_norm(values), "score", shard.index, time.monotonic() - started)
+    return write_part(dataset, table, good, embedding_norm(values), "score", shard.index, time.monotonic() - started)
 
 
 def file_shard(dataset: Dataset, file: ScoresSettings, allow_others: bool, faces: Dataset) -> Part:
@@ -446,4 +247,4 @@ def file_shard(dataset: Dataset, file: ScoresSettings, allow_others: bool, faces
     table = faces.read_all(["image_row", "image_id", "status", "error"])
     scores = scores_by_id(table["image_id"].combine_chunks(), **file.model_dump(), allow_others=allow_others)
     good = np.flatnonzero(pc.equal(table["status"], "ok").to_numpy())
-    return _write(dataset, table, good, scores[good], "score", 0, time.monotonic() - started)
+    return write_part(dataset, table, good, scores[good], "score", 0, time.monotonic() - started)

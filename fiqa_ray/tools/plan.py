@@ -170,7 +170,8 @@ def _measure_models(job: Job) -> tuple[dict[str, float], int, dict[str, float]]:
     import torch
 
     from fiqa_ray.core.kernels.threads import one_thread
-    from fiqa_ray.stages.infer import ModelCall, is_from_embeddings, method_call
+    from fiqa_ray.stages.infer import is_from_embeddings, method_call
+    from fiqa_ray.stages.infer_parts import ModelCall
 
     s = job.settings
     if s.has_given_embeddings:

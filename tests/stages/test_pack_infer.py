@@ -15,9 +15,10 @@ from fiqa_ray.config import make_settings
 from fiqa_ray.core.align import TEMPLATE
 from fiqa_ray.datasets import columns
 from fiqa_ray.errors import FiqaRayError, UsageError
+from fiqa_ray.images import face_picture
 from fiqa_ray.job import Job
 from fiqa_ray.models.networks.iresnet import IResNet
-from fiqa_ray.stages import infer
+from fiqa_ray.stages import infer_parts
 from fiqa_ray.stages.pack import identity_rows, part_bounds
 from fiqa_ray.tools.run_job import run_job
 
@@ -84,7 +85,7 @@ def test_faces_as_vggface2_distributes_them(tmp_path):
     kept = got["train/n000002/0002_01.jpg"]["face"]
     assert kept == (tmp_path / "train" / "n000002" / "0002_01.jpg").read_bytes()
     for name in ("train/n000002/0001_01.jpg", "train/n000003/0001_01.jpg"):
-        aligned = cv2.imdecode(np.frombuffer(got[name]["face"], np.uint8), cv2.IMREAD_COLOR)
+        aligned = cv2.imdecode(np.frombuffer(face_picture(got[name]["face"]), np.uint8), cv2.IMREAD_COLOR)
         inner = np.s_[8:-8, 8:-8]
         assert np.abs(aligned[inner].astype(int) - face[inner]).mean() < 3
     stats = Job(settings).faces("train").require().stats
@@ -102,7 +103,7 @@ def test_batches_have_one_shape_and_padding_changes_nothing(tmp_path):
         with torch.inference_mode():
             return [model(x, rows)]
 
-    call = infer.ModelCall(None, None, None, {}, 0, "cpu")
+    call = infer_parts.ModelCall(None, None, None, {}, 0, "cpu")
     results = []
     for i, rows_per_part in enumerate((1000, 7)):
         settings = smoke.settings(
@@ -111,12 +112,12 @@ def test_batches_have_one_shape_and_padding_changes_nothing(tmp_path):
         )  # fmt: skip
         run_job(settings, ["pack"])
         job = Job(settings)
-        call = infer.ModelCall(settings.recognizer, None, None, {}, 0, "cpu")
+        call = infer_parts.ModelCall(settings.recognizer, None, None, {}, 0, "cpu")
         model = call.load()
         dataset, source = job.embeddings("train"), job.faces("train")
         torch.set_num_threads(1)
         for part in source.require().parts:
-            infer.run_shard([dataset], source, spy, "embedding", 16, part)
+            infer_parts.model_worker([dataset], source, spy, "embedding", 16)(part)
         dataset.write_plan({})
         dataset.commit(len(source.require().parts))
         results.append(columns.embedding_values(dataset.read_all())[0])
@@ -141,7 +142,7 @@ def test_a_method_with_its_own_network_is_scored_without_the_recogniser(tmp_path
     assert one[0] == other[0]
     assert one[1] != other[1]
     settings = jobs[0].settings.model_copy(update={"methods": jobs[0].settings.methods[:1]})
-    monkeypatch.setattr(infer, "load_recognizer", None)
+    monkeypatch.setattr(infer_parts, "load_recognizer", None)
     run_job(settings, ["pack", "score"])
     scores = Job(settings).prior_scores("train", settings.methods[0]).read_all()["score"].to_pylist()
     assert len(set(scores)) == 8
