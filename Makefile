@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # constraints.txt pins a CPU build of torch for local runs; GPU clusters install the package without it
 CONSTRAINTS ?= constraints.txt
+# two files of tests at a time, with one thread each: threads that wait for one another cost more than they give
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 CHAOS_TRIALS ?= 100
 CHAOS_SEED ?= 1
 
@@ -25,18 +27,18 @@ demo: $(BIN)/.demo-ready  ## synthetic faces, the whole job, a report; at most f
 	$(BIN)/fiqa-ray demo runs/demo
 
 check: lint  ## what to run before each commit: lint, types, and the tests that start neither Ray nor an S3 server
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and not s3 and not slow"
+	$(PYTEST) -m "not ray and not s3 and not slow"
 
 test: $(BIN)/.ready  ## all tests, two files at a time; core and models keep their coverage
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
+	$(PYTEST) --cov --cov-report=term
 
 test-nojit: $(BIN)/.ready  ## kernels of label optimization as plain Python: indices out of range raise there
-	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -n 2 --dist loadfile -W ignore::RuntimeWarning tests/core/test_labels.py tests/core/test_pairs.py
+	NUMBA_DISABLE_JIT=1 $(PYTEST) -W ignore::RuntimeWarning tests/core/test_labels.py tests/core/test_pairs.py
 
 lint: $(BIN)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 	$(BIN)/codespell fiqa_ray tests benchmarks jobs docs examples README.md CONTRIBUTING.md CHANGELOG.md
 
 chaos: $(BIN)/.ready  ## faults of an S3 server, then 100 kills; hours. CHAOS_TRIALS and CHAOS_SEED choose fewer and others

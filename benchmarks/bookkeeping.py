@@ -2,6 +2,7 @@
 
 python benchmarks/bookkeeping.py --parts 100000
 python benchmarks/bookkeeping.py --parts 20000 --ray-parts 2000 --s3-parts 1000
+python benchmarks/bookkeeping.py --parts 1000 --status-parts 10000      # what `status --json` takes, on disk and on S3
 
 Prints CPU seconds and memory of a process of its own per measurement. Parts hold one row; what is measured is bookkeeping.
 """
@@ -37,33 +38,36 @@ from fiqa_ray.engine.step import Step, stateless_worker
 SERVER = Path(__file__).parents[1] / "tests" / "helpers" / "s3_server.py"
 
 
-def dataset_at(root: str) -> Dataset:
+STATUS_SETS = ("one", "three", "two")
+
+
+def dataset_at(root: str, name: str = "train") -> Dataset:
     """Return the dataset that is measured."""
-    return Dataset(f"{root}/embeddings/set=train/v=0123456789abcdef", "embeddings")
+    return Dataset(f"{root}/embeddings/set={name}/v=0123456789abcdef", "embeddings")
 
 
-def make_parts(root: str, n_parts: int) -> None:
+def make_parts(root: str, n_parts: int, name: str = "train") -> None:
     """Write a finished dataset of one-row parts on a local disk."""
     from dataclasses import asdict
 
-    dataset = dataset_at(root)
+    dataset = dataset_at(root, name)
     dataset.write_plan({"stage": "embed", "n_parts": n_parts, "n_rows": n_parts, "unit": "images", "created_s": 0.0})
     content = table_bytes(pa.table({"image_row": [0]}))
     sums = file_sums("x.parquet", content)
     folder = Path(dataset.uri)
     for i in range(n_parts):
-        name = f"{part_name(i)}.parquet"
-        (folder / name).write_bytes(content)
-        part = Part(i, 1, {name: sums}, {"status": {"ok": 1}}, 0.1)
+        file = f"{part_name(i)}.parquet"
+        (folder / file).write_bytes(content)
+        part = Part(i, 1, {file: sums}, {"status": {"ok": 1}}, 0.1)
         place = f"v=0123456789abcdef/{record_name(i)}"
         (folder / record_name(i)).write_bytes(document_bytes(asdict(part), place))
     dataset.commit(n_parts)
 
 
-def step_of(root: str, n_parts: int, engine: Any = "data") -> Step:
+def step_of(root: str, n_parts: int, runs_in: Any = "pool") -> Step:
     """Return a step whose shards do nothing but report their part."""
     make_worker = stateless_worker(importlib.import_module("bookkeeping").tiny_part)  # as Ray's workers import it
-    return Step("embed", dataset_at(root), range(n_parts), make_worker, n_parts, engine, unit="images")
+    return Step("embed", dataset_at(root), range(n_parts), make_worker, n_parts, runs_in, unit="images")
 
 
 def tiny_part(index: int) -> Part:
@@ -99,7 +103,7 @@ def resume(root: str, n_parts: int) -> int:
     return manifest.n_rows
 
 
-def resume_on_s3(url: str, n_parts: int) -> dict[str, int]:
+def resume_on_s3(n_parts: int) -> dict[str, int]:
     """Run the step of a finished dataset in a bucket; return the requests by kind."""
     import aiobotocore.client
 
@@ -111,16 +115,16 @@ def resume_on_s3(url: str, n_parts: int) -> dict[str, int]:
         return await call(self, operation, kwargs)
 
     aiobotocore.client.AioBaseClient._make_api_call = counted
-    resume("s3://bookkeeping/run", n_parts)
+    resume("s3://bookkeeping", n_parts)
     return dict(counts)
 
 
-def drive(n_parts: int, engine: str) -> tuple[float, float]:
+def drive(n_parts: int, runs_in: str) -> tuple[float, float]:
     """Run shards that do nothing on Ray; return CPU seconds a shard and growth of memory in MB, after the first 100."""
     compute = ComputeSettings(n_workers=2, object_store_bytes=200_000_000)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     with ray_session(compute):
-        step = step_of("/nowhere", n_parts, engine)
+        step = step_of("/nowhere", n_parts, runs_in)
         items = [(step, shard) for shard in step.shards]
         process, peak = psutil.Process(), 0
         n_seen, cpu, start_rss = 0, 0.0, 0
@@ -140,6 +144,7 @@ def main() -> None:
     parser.add_argument("--parts", type=int, default=20_000)
     parser.add_argument("--ray-parts", type=int, default=0)
     parser.add_argument("--s3-parts", type=int, default=0)
+    parser.add_argument("--status-parts", type=int, default=0, help="parts of each of three datasets")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
         make_parts(root, arguments.parts)
@@ -149,35 +154,59 @@ def main() -> None:
     if arguments.s3_parts:
         with tempfile.TemporaryDirectory() as root:
             make_parts(root, arguments.s3_parts)
-            cpu, memory, counts = _on_s3(root, arguments.s3_parts)
+            cpu, memory, counts = _on_s3(root, resume_on_s3, arguments.s3_parts)
         print(f"resumed start on S3, {arguments.s3_parts:,} parts: {cpu:.2f} s of CPU, requests {counts}")
-    for engine in ("tasks", "data") if arguments.ray_parts else ():
-        _, _, (per_part, memory) = measured(drive, arguments.ray_parts, engine)
+    if arguments.status_parts:
+        print_status(arguments.status_parts)
+    for runs_in in ("tasks", "pool") if arguments.ray_parts else ():
+        _, _, (per_part, memory) = measured(drive, arguments.ray_parts, runs_in)
         print(
-            f"Ray {engine}, {arguments.ray_parts:,} shards that do nothing: {1e3 * per_part:.2f} ms of driver CPU a shard, "
+            f"Ray {runs_in}, {arguments.ray_parts:,} shards that do nothing: {1e3 * per_part:.2f} ms of driver CPU a shard, "
             f"{memory:+.0f} MB"
         )
 
 
-def _on_s3(root: str, n_parts: int) -> tuple[float, float, Any]:
-    """Copy a dataset to an S3 server and measure there."""
+def print_status(n_parts: int) -> None:
+    """Print what `fiqa-ray status` takes for two finished datasets and one without its manifest, on disk and on S3."""
+    with tempfile.TemporaryDirectory() as root:
+        for name in STATUS_SETS:
+            make_parts(root, n_parts, name)
+        (Path(dataset_at(root, STATUS_SETS[-1]).uri) / "_manifest.json").unlink()
+        results = {"disk": measured(look, root), "S3": _on_s3(root, look, "s3://bookkeeping")}
+    for place, (cpu, memory, wall_s) in results.items():
+        text = f"{wall_s:.2f} s, {cpu:.2f} s of CPU, {memory:.0f} MB"
+        print(f"status of 3 datasets of {n_parts:,} parts, one unfinished, on {place}: {text}")
+
+
+def look(root: str) -> float:
+    """Read the status of a run, as `fiqa-ray status` does; return the seconds without the start of Python."""
+    from fiqa_ray.tools.status import run_now, run_status
+
+    started = time.perf_counter()
+    assert not run_now(root)["is_at_work"]
+    assert [r["finished"] for r in run_status(root)].count(True) == len(STATUS_SETS) - 1
+    return time.perf_counter() - started
+
+
+def _on_s3(root: str, target: Any, *args: Any) -> tuple[float, float, Any]:
+    """Start an S3 server that holds a run, and measure there."""
     import s3fs
 
     port = 5599
     url = f"http://127.0.0.1:{port}"
     names = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}
     os.environ.update({**names, "AWS_ENDPOINT_URL": url})
-    server = subprocess.Popen([sys.executable, str(SERVER), str(port)], stderr=subprocess.DEVNULL)
+    command = [sys.executable, str(SERVER), str(port), "--folder", root, "bookkeeping"]
+    server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         fs = s3fs.S3FileSystem(endpoint_url=url)
-        for _ in range(100):
+        for _ in range(600):
             try:
-                fs.mkdir("bookkeeping")
+                fs.ls("bookkeeping")
                 break
             except Exception:
                 time.sleep(0.2)
-        fs.put(f"{root}/", "bookkeeping/run/", recursive=True)
-        return measured(resume_on_s3, url, n_parts)
+        return measured(target, *args)
     finally:
         server.kill()
         server.wait()

@@ -40,11 +40,15 @@ def measure(embeddings: np.ndarray, people: np.ndarray, priors: dict[str, np.nda
         per_image = float((sizes * (np.minimum(sizes, n_clusters) - 1)).sum() / sizes.sum())
         for scale, theta in (("raw", 1e-3 if n > 1000 else 1e-2), ("normalized", 0.03)):
             results = optimize_labels(embeddings, people, priors, n_clusters=n_clusters, theta=theta, index_scale=scale)
-            expected = expected_move(theta, per_image, n, scale)
+            low, high = expected_move(theta, per_image, n, scale)
             for prior, r in results.items():
                 row = {"images": n, "C": n_clusters, "scale": scale, "theta": theta, "prior": prior}
-                row |= {"measured, % of ranks": round(100 * r.mean_move, 3), "expected": round(100 * expected, 3)}
-                rows.append(row | {"expected / measured": round(expected / max(r.mean_move, 1e-12), 2)})
+                row |= {
+                    "measured, % of ranks": round(100 * r.mean_move, 3),
+                    "expected": f"{100 * low:.3f} to {100 * high:.3f}",
+                }
+                row["middle / measured"] = round((low + high) / 2 / max(r.mean_move, 1e-12), 2)
+                rows.append(row | {"inside": bool(low <= r.mean_move <= high)})
                 print(rows[-1], flush=True)
     return rows
 
@@ -69,8 +73,16 @@ def main() -> None:
         embeddings, people, noise = synthetic(round(n_images / PER_PERSON), rng)
         priors = {"random": rng.random(len(people)), "half": -noise + rng.normal(0, noise.std(), len(noise))}
         rows += measure(embeddings, people, priors)
+    counts = {}
+    for scale in ("raw", "normalized"):
+        of = [row for row in rows if row["scale"] == scale]
+        near = sum(0.8 <= row["middle / measured"] <= 1.2 for row in of)
+        counts[f"{scale}: the middle is within 20 %"] = f"{near} of {len(of)}"
+        counts[f"{scale}: the measured move is inside"] = f"{sum(row['inside'] for row in of)} of {len(of)}"
+    print(json.dumps(counts, indent=1))
     if a.json:
-        a.json.write_text(json.dumps({"faces": a.embeddings.stem if a.embeddings else "synthetic", "moves": rows}))
+        faces = a.embeddings.stem if a.embeddings else "synthetic"
+        a.json.write_text(json.dumps({"faces": faces, **counts, "moves": rows}))
 
 
 if __name__ == "__main__":

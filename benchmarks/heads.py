@@ -1,11 +1,15 @@
 """What a head keeps of the score that it imitates: areas of scores and of heads on held-out people, by kind of head.
 
-    python benchmarks/heads.py FACES.npz [--seeds 5] [--draws 400] [--json FILE]
+    python benchmarks/heads.py [FACES.npz | RUN ...] [--seeds 5] [--draws 400] [--json FILE]
 
 FACES.npz holds `train_embedding`, `train_identity`, `test_embedding`, `test_identity`, and per score `train_score_NAME` and
-`test_score_NAME`. Heads are trained by the job's own code (`fiqa_ray.training.head`). Pairs are drawn among the test faces;
-areas are those of the convention paper at FMR 1e-3, intervals resample people. Without a file: the faces of
-`benchmarks/theta_choice.py`, whose scores are the true quality, that with a nuisance, and the norm.
+`test_score_NAME`. RUN is the folder of a run with one benchmark, such as that of `fiqa-ray demo`. Heads are trained by the
+job's own code (`fiqa_ray.training.head`). Pairs are drawn among the test faces; areas are those of the convention paper at
+FMR 1e-3, intervals resample people, also those of the ratio of a head's area to that of its score.
+
+Always among the sets: the people of `benchmarks/theta_choice.py`, whose scores are the true quality, that with a nuisance,
+and the norm. Their embeddings do not hold the whole quality, so no head can have the area of the score. "best of embedding"
+is what they hold: the mean score of other people's images with a like norm and a like place along the nuisance's direction.
 """
 
 from __future__ import annotations
@@ -26,12 +30,13 @@ from scipy.stats import spearmanr
 from theta_choice import DIM, people
 
 from fiqa_ray.config import MethodSettings, RecognizerSettings, TrainSettings
-from fiqa_ray.core.bootstrap import bootstrap_areas
+from fiqa_ray.core.bootstrap import AreaDraws, bootstrap_areas
 from fiqa_ray.core.kernels.gram import unit_vectors
 from fiqa_ray.core.kernels.threads import one_thread
 from fiqa_ray.datasets.columns import embedding_column
 from fiqa_ray.job import LabelSet
 from fiqa_ray.models.regressor import QualityHead
+from fiqa_ray.tools.open_run import open_run
 from fiqa_ray.training.head import HeadTraining
 from fiqa_ray.training.loop import RECIPES, Plan, Recipe, Task
 
@@ -104,11 +109,15 @@ def draw_pairs(identity: np.ndarray, n_mated: int, n_nonmated: int) -> tuple[np.
     return np.concatenate([mates[0], a[differ][:n_nonmated]]), np.concatenate([mates[1], b[differ][:n_nonmated]])
 
 
+def nuisance_direction() -> np.ndarray:
+    """Return the direction along which the nuisance moves synthetic embeddings: `(DIM,)`."""
+    direction = np.random.default_rng(1).normal(size=DIM)
+    return direction / np.linalg.norm(direction)
+
+
 def synthetic() -> dict[str, np.ndarray]:
     """Return the faces of `theta_choice.py`: 300 people to train on, 300 to test on."""
-    rng = np.random.default_rng(0)
-    direction = rng.normal(size=DIM)
-    direction /= np.linalg.norm(direction)
+    rng, direction = np.random.default_rng(0), nuisance_direction()
     arrays: dict[str, np.ndarray] = {}
     for name in ("train", "test"):
         embeddings, person, quality, nuisance = people(300, rng, direction)
@@ -119,77 +128,114 @@ def synthetic() -> dict[str, np.ndarray]:
     return arrays
 
 
+def of_run(uri: str) -> dict[str, np.ndarray]:
+    """Return embeddings, people and scores of the methods of a run, of its training set and of its benchmark."""
+    run = open_run(uri)
+    scores = run.scores().to_pandas()
+    benchmark = next(name for name in scores["set"].unique() if name != "train")
+    methods = [m for m in scores["method"].unique() if (scores["method"][scores["set"] == "train"] == m).any()]
+    arrays: dict[str, np.ndarray] = {}
+    for key, face_set in (("train", "train"), ("test", benchmark)):
+        table = run.embeddings(face_set)
+        names = table["image_id"].to_pylist()
+        arrays[f"{key}_embedding"] = np.stack(table["embedding"].to_numpy(zero_copy_only=False)).astype(np.float32)
+        arrays[f"{key}_identity"] = table["identity"].to_numpy(zero_copy_only=False)
+        for method in methods:
+            of = scores[(scores["set"] == face_set) & (scores["method"] == method)].set_index("image_id")["score"]
+            arrays[f"{key}_score_{method}"] = of.loc[names].to_numpy()
+    return arrays
+
+
+def best_of_embedding(score: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Return the mean score of training images in the cell of each test image: 12 x 12 quantiles of norm and nuisance."""
+    direction = nuisance_direction()
+    parts = []
+    for values in (lambda x: np.linalg.norm(x, axis=1), lambda x: x @ direction):
+        cuts = np.quantile(values(train), np.linspace(0, 1, 13)[1:-1])
+        parts.append([np.searchsorted(cuts, values(x)) for x in (train, test)])
+    cell, of_test = (12 * parts[0][k] + parts[1][k] for k in (0, 1))
+    sums, counts = np.bincount(cell, score, 144), np.bincount(cell, minlength=144)
+    return (sums / np.maximum(counts, 1))[of_test]
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("faces", nargs="?", type=Path)
+    parser.add_argument("faces", nargs="*")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--draws", type=int, default=400)
     parser.add_argument("--json", type=Path)
     a = parser.parse_args()
     torch.set_num_threads(1)
-    data = dict(np.load(a.faces)) if a.faces else synthetic()
+    sets = {Path(f).stem: dict(np.load(f)) if f.endswith(".npz") else of_run(f) for f in a.faces}
+    results = [compare(name, data, a.seeds, a.draws) for name, data in {**sets, "synthetic": synthetic()}.items()]
+    heads = [{"faces": r["faces"], **row} for r in results for row in r.pop("heads")]
+    print(json.dumps(result := {"sets": results, "heads": heads}, indent=1))
+    if a.json:
+        a.json.write_text(json.dumps(result))
+
+
+def compare(faces: str, data: dict[str, np.ndarray], n_seeds: int, n_draws: int) -> dict[str, Any]:
+    """Train heads of each kind on a set's scores, and return their areas on its test faces."""
     names = [key.removeprefix("train_score_") for key in data if key.startswith("train_score_")]
     scores = {name: data[f"train_score_{name}"].astype(float) for name in names}
     rated = {(name, "the score itself", "mean"): data[f"test_score_{name}"].astype(float) for name in names}
-    rows, seconds = [], {}
-    agreement = {}
+    if faces == "synthetic":
+        for name in names:
+            best = best_of_embedding(scores[name], data["train_embedding"], data["test_embedding"])
+            rated[name, "best of embedding", "mean"] = best
+    seconds, agreement = {}, {}
     for kind in ("linear", "norm"):
         started = time.process_time()
-        heads = train(data["train_embedding"], scores, kind, a.seeds)
+        heads = train(data["train_embedding"], scores, kind, n_seeds)
         seconds[kind] = round(time.process_time() - started, 1)
         for name, head in heads.items():
             with torch.inference_mode():
                 by_seed = head(torch.from_numpy(data["test_embedding"])).double().numpy()
-            rated |= {(name, kind, str(s)): by_seed[:, s] for s in range(a.seeds)}
+            rated |= {(name, kind, str(s)): by_seed[:, s] for s in range(n_seeds)}
             rated[name, kind, "mean"] = by_seed.mean(axis=1)
-            rho = [spearmanr(by_seed[:, 0], by_seed[:, s]).statistic for s in range(1, a.seeds)]
+            rho = [spearmanr(by_seed[:, 0], by_seed[:, s]).statistic for s in range(1, n_seeds)]
             agreement[name, kind] = float(np.mean(rho))
-    row_a, row_b = draw_pairs(data["test_identity"], 6_000, 24_000)
-    units = unit_vectors(data["test_embedding"])
-    similarity = np.einsum("ij,ij->i", units[row_a], units[row_b], dtype=np.float64)
-    identity = np.unique(data["test_identity"], return_inverse=True)[1]
-    areas = bootstrap_areas(
-        similarity,
-        identity[row_a] == identity[row_b],
-        {"|".join(key): (s[row_a], s[row_b]) for key, s in rated.items() if key[2] == "mean"},
-        fmrs=(CELL[1],),
-        conventions=(CELL[0],),
-        identities=(identity[row_a], identity[row_b]),
-        n_draws=a.draws,
-    )
-    seeds = bootstrap_areas(
-        similarity,
-        identity[row_a] == identity[row_b],
-        {"|".join(key): (s[row_a], s[row_b]) for key, s in rated.items() if key[2] != "mean"},
-        fmrs=(CELL[1],),
-        conventions=(CELL[0],),
-        n_draws=0,
-    )
+    areas, seeds = (areas_of(data, rated, is_mean, n_draws) for is_mean in (True, False))
+    rows = []
     for name, kind, _ in (key for key in rated if key[2] == "mean"):
-        interval = areas.interval(f"{name}|{kind}|mean", CELL)
+        scorer, imitated = f"{name}|{kind}|mean", f"{name}|the score itself|mean"
+        interval, limit = areas.interval(scorer, CELL), areas.common_limit(scorer, imitated, CELL)
         row = {"score": name, "head": kind, "area x 1000": round(1e3 * interval.value, 1)}
         row["95 % interval"] = f"{1e3 * interval.low:.1f} to {1e3 * interval.high:.1f}"
         row["ratio to the score"] = round(
-            interval.value / areas.interval(f"{name}|the score itself|mean", CELL).value, 3
+            areas.curves[scorer, CELL].auc(limit) / areas.curves[imitated, CELL].auc(limit), 3
         )
         if kind != "the score itself":
-            of_seeds = [1e3 * seeds.curves[f"{name}|{kind}|{s}", CELL].auc() for s in range(a.seeds)]
-            row |= {
-                "SD over seeds": round(float(np.std(of_seeds, ddof=1)), 2),
-                "rho of seeds": round(agreement[name, kind], 4),
-            }
+            ratios = areas.draws[scorer, CELL, limit] / areas.draws[imitated, CELL, limit]
+            row["of the ratio"] = "{:.2f} to {:.2f}".format(*np.nanquantile(ratios, [0.025, 0.975]))
+        if (name, kind) in agreement:
+            of_seeds = [1e3 * seeds.curves[f"{name}|{kind}|{s}", CELL].auc() for s in range(n_seeds)]
+            row["SD over seeds"] = round(float(np.std(of_seeds, ddof=1)), 2)
+            row["rho of seeds"] = round(agreement[name, kind], 4)
         rows.append(row)
-    result = {
-        "faces": a.faces.stem if a.faces else "synthetic",
+    return {
+        "faces": faces,
         "images to train on": len(data["train_embedding"]),
         "FNMR(0)": round(float(areas.curves[f"{names[0]}|the score itself|mean", CELL].fnmr[0]), 3),
-        "CPU seconds of training, all scores and seeds": seconds,
+        "CPU seconds, linear": seconds["linear"],
+        "CPU seconds, norm": seconds["norm"],
         "heads": rows,
     }
-    print(json.dumps(result, indent=1))
-    if a.json:
-        a.json.write_text(json.dumps(result))
+
+
+def areas_of(data: dict[str, np.ndarray], rated: Any, is_mean: bool, n_draws: int) -> AreaDraws:
+    """Return the areas of mean scores with draws of people, or those of single seeds without."""
+    row_a, row_b = draw_pairs(data["test_identity"], 6_000, 24_000)
+    units = unit_vectors(data["test_embedding"])
+    similarity = np.einsum("ij,ij->i", units[row_a], units[row_b], dtype=np.float64).clip(-1, 1)
+    identity = np.unique(data["test_identity"], return_inverse=True)[1]
+    wanted = {"|".join(key): (s[row_a], s[row_b]) for key, s in rated.items() if (key[2] == "mean") == is_mean}
+    mated = identity[row_a] == identity[row_b]
+    options: Any = {"identities": (identity[row_a], identity[row_b])} if is_mean else {}
+    return bootstrap_areas(
+        similarity, mated, wanted, fmrs=(CELL[1],), conventions=(CELL[0],), n_draws=n_draws if is_mean else 0, **options
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ FOLDER = Path(__file__).parent
 
 def main(script: str, *arguments: str) -> None:
     """Run `benchmarks/SCRIPT ARGUMENTS --json FILE` and write the record of it."""
-    load = os.getloadavg()[0]
+    load, commit = os.getloadavg()[0], git("rev-parse", "--short", "HEAD")
+    commit += " and changes" if git("status", "--porcelain", "-uno") else ""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "result.json"
         subprocess.run([sys.executable, FOLDER / script, *arguments, "--json", file], check=True)
@@ -29,8 +30,7 @@ def main(script: str, *arguments: str) -> None:
     record = {
         "command": shlex.join(["python", f"benchmarks/{script}", *arguments]),
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": git("rev-parse", "--short", "HEAD")
-        + (" and changes" if git("status", "--porcelain", "-uno") else ""),
+        "commit": commit,
         "machine": {**machine(), "load_before": round(load, 1)},
         "result": result,
     }

@@ -2,7 +2,8 @@
 
 JPEG, PNG, WebP and BMP are read. Sizes and ends of files are checked in the file's structure before decoding, because
 decoders differ here: cut-off JPEGs come back filled up with grey, or even with what the memory held before. Damage that
-leaves a valid stream (a flipped bit in JPEG data, a progressive JPEG cut and closed again) cannot be seen.
+leaves a valid stream (a flipped bit in JPEG data, a progressive JPEG cut and closed again) cannot be seen; of other damage
+libjpeg complains.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from fiqa_ray.decoder_output import decoder_lines
 
 cv2.setNumThreads(0)  # the callers are the parallel ones: Ray's workers and pools of threads
 _set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # OpenCV 4, OpenCV 5
@@ -89,15 +93,19 @@ class Decoded:
         status: "ok", "empty", "unreadable", "truncated" or "too_large".
         error: what the status means here.
         data: the file's content, with its end mark if that was missing.
+        complaint: what libjpeg said of a picture that it decoded; None where it was asked for none.
     """
 
     image: NDArray[np.uint8] | None
     status: str
     error: str | None
     data: bytes = b""
+    complaint: str | None = None
 
 
-def decode(data: bytes, *, allow_missing_end: bool = False, apply_exif: bool = True) -> Decoded:
+def decode(
+    data: bytes, *, allow_missing_end: bool = False, apply_exif: bool = True, catch_complaints: bool = False
+) -> Decoded:
     """Decode an image file.
 
     Grey becomes RGB, transparency is dropped, 16 bits become 8, and an EXIF orientation is applied, as `cv2.imread` does;
@@ -107,6 +115,7 @@ def decode(data: bytes, *, allow_missing_end: bool = False, apply_exif: bool = T
         data: the file's content.
         allow_missing_end: accept a JPEG without end mark if all its pixels are there, as some phones write it.
         apply_exif: turn the image as its EXIF orientation says.
+        catch_complaints: return what libjpeg says of a damaged picture, in place of a line on stderr.
     """
     if not data:
         return Decoded(None, "empty", "the file is empty")
@@ -121,17 +130,22 @@ def decode(data: bytes, *, allow_missing_end: bool = False, apply_exif: bool = T
     if layout.fault is not None:
         return Decoded(None, "unreadable", layout.fault)
     if layout.end is None:
-        closed = _closed_jpeg(data, layout) if allow_missing_end else None
+        with _lines(catch_complaints):  # of bytes that are added here
+            closed = _closed_jpeg(data, layout) if allow_missing_end else None
         if closed is None:
             hint = "; if only its end mark is missing, allow_missing_end reads it" if layout.is_baseline else ""
             return Decoded(None, "truncated", f"the file ends early, after {len(data)} bytes{hint}")
         data, layout = closed, _jpeg_layout(closed)
-    image = _imdecode(_plain_png(data) if layout.has_notes else data, apply_exif)
+    catches = catch_complaints and data.startswith(b"\xff\xd8")
+    with _lines(catches) as lines:
+        image = _imdecode(_plain_png(data) if layout.has_notes else data, apply_exif)
     if image is None:
         return Decoded(None, "unreadable", f"{size} by its header, but it cannot be decoded")
-    if _ends_in_fill(data, layout.end or len(data), image, apply_exif):
+    with _lines(catches):
+        is_cut = _ends_in_fill(data, layout.end or len(data), image, apply_exif)
+    if is_cut:
         return Decoded(None, "truncated", "the picture's data end before the picture does")
-    return Decoded(swap_red_and_blue(image), "ok", None, data)
+    return Decoded(swap_red_and_blue(image), "ok", None, data, "; ".join(lines) or None)
 
 
 def decode_image(data: bytes) -> tuple[NDArray[np.uint8] | None, str | None]:
@@ -149,6 +163,11 @@ def _other_kind(data: bytes) -> str:
     start = data[:64].lstrip().lower() if data[:1] in b" \r\n\t<" else data[:64]
     kind = next((name for at, first, name in _OTHER_KINDS if start[at : at + len(first)] == first), None)
     return f" but {kind}" if kind else ""
+
+
+def _lines(catch: bool) -> AbstractContextManager[list[str]]:
+    """Catch libjpeg's lines, or let them pass."""
+    return decoder_lines() if catch else nullcontext([])
 
 
 def _imdecode(data: bytes, apply_exif: bool = True) -> NDArray[np.uint8] | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fiqa_ray.core.align import FACE_SIZE, degenerate_reason, fit_residual, similarity_matrix
+from fiqa_ray.core.jitter import jitter_matrix
 from fiqa_ray.core.landmark_order import better_order
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.image_files import decode, swap_red_and_blue
@@ -42,12 +43,14 @@ class PreparedFace:
         status: one of `STATUSES`.
         error: what the status means here.
         alignment: "landmarks" (given), "detector", or "as_is" (a crop that somebody else made).
+        complaint: what libjpeg said of the image, whose face is used nevertheless.
     """
 
     face: bytes | None
     status: str
     error: str | None
     alignment: str | None = None
+    complaint: str | None = None
 
 
 _AT = np.arange(FACE_SIZE)
@@ -113,7 +116,8 @@ def prepare_face(
     """Make the stored face of one image file.
 
     With landmarks the image is decoded, aligned and packed. Without landmarks and detector, a file whose image is
-    112x112 is aligned already and its bytes stay as they are; another size has status "no_landmarks", or is resized.
+    112x112 is aligned already and its bytes stay as they are, unless libjpeg complains of it: then its pixels are
+    packed. Another size has status "no_landmarks", or is resized.
 
     Args:
         data: the file's content; None: the file is missing.
@@ -130,8 +134,8 @@ def prepare_face(
     """
     if data is None:
         return PreparedFace(None, "missing", "no such file")
-    decoded = decode(data, allow_missing_end=allow_missing_end, apply_exif=apply_exif)
-    image = decoded.image
+    decoded = decode(data, allow_missing_end=allow_missing_end, apply_exif=apply_exif, catch_complaints=True)
+    image, complaint = decoded.image, decoded.complaint
     if image is None:
         return PreparedFace(None, decoded.status, decoded.error)
     height, width = image.shape[:2]
@@ -143,11 +147,11 @@ def prepare_face(
     if landmarks is None:
         if (height, width) == (FACE_SIZE, FACE_SIZE):
             # whoever decodes the stored bytes applies an orientation
-            again = image if apply_exif else decode(decoded.data).image
-            is_stored = again is not None and np.array_equal(again, image)
-            return PreparedFace(decoded.data if is_stored else pack_face(image), "ok", None, "as_is")
+            again = image if apply_exif else decode(decoded.data, catch_complaints=True).image
+            is_stored = again is not None and np.array_equal(again, image) and complaint is None
+            return PreparedFace(decoded.data if is_stored else pack_face(image), "ok", None, "as_is", complaint)
         if resize_crops and height == width:
-            return PreparedFace(pack_face(resize_crop(image)), "ok", None, "as_is")
+            return PreparedFace(pack_face(resize_crop(image)), "ok", None, "as_is", complaint)
         return PreparedFace(
             None,
             "no_landmarks",
@@ -161,7 +165,7 @@ def prepare_face(
     fault = _landmark_fault(points, width, height, check_order and alignment == "landmarks")
     if fault is not None:
         return PreparedFace(None, "bad_landmarks", fault)
-    return PreparedFace(pack_face(align_face(image, points)), "ok", None, alignment)
+    return PreparedFace(pack_face(align_face(image, points)), "ok", None, alignment, complaint)
 
 
 def _landmark_fault(points: NDArray[np.float64], width: int, height: int, check_order: bool) -> str | None:
@@ -228,3 +232,16 @@ def decode_packed_faces(faces: Sequence[Bytes | None], n_threads: int = 1) -> ND
             "a packed face can no longer be decoded, so its part is damaged; remove the part's files and run again"
         )
     return pixels
+
+
+def jittered_face(face: PreparedFace, image_id: str) -> PreparedFace:
+    """Return a stored face moved a little at random, as PNG; the border is repeated. Faces that could not be made stay."""
+    if face.face is None:
+        return face
+    image = decode(face.face).image
+    assert image is not None
+    matrix = jitter_matrix(image_id, FACE_SIZE)
+    moved = cv2.warpAffine(
+        image, matrix, (FACE_SIZE, FACE_SIZE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+    return replace(face, face=encode_png(np.asarray(moved, dtype=np.uint8)))

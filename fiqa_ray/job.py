@@ -10,6 +10,7 @@ and scores; labels are equal where those are.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from math import nan
 from typing import TYPE_CHECKING, Any
@@ -25,9 +26,11 @@ from fiqa_ray.config import (
     Theta,
     theta_name,
 )
+from fiqa_ray.config.label_set import LabelSet as LabelSet
 from fiqa_ray.content_ids import model_id, optional_hash, pair_list_id, scores_id
-from fiqa_ray.core.candidates import CANDIDATES, HELDOUT
+from fiqa_ray.core.candidates import CANDIDATES, HELDOUT, N_FOLDS
 from fiqa_ray.core.conventions import Cell, Convention, cells_of, further_limits
+from fiqa_ray.core.jitter import JITTER_VERSION
 from fiqa_ray.datasets.dataset import Dataset
 from fiqa_ray.datasets.results import BASELINE, GIVEN, OPTIMIZED, ORACLE, RANDOM, UNOPTIMIZED, ScorerKey
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
@@ -38,38 +41,12 @@ from fiqa_ray.storage import content_hash, exists, fingerprint, join, list_hash
 if TYPE_CHECKING:
     from fiqa_ray.datasets.pairs import PairReader
 
-DRAWS_VERSION = 6
+DRAWS_VERSION = 7
 """Raise it when the same seed gives other clusters, mates, similarities or random scores, or when parts of pairs are cut or
 ordered otherwise."""
 
-
-@dataclass(frozen=True)
-class LabelSet:
-    """One set of training labels: a method's prior scores, or its optimized scores at one theta.
-
-    Attributes:
-        method: the FIQA method whose scores are the labels.
-        theta: weight of the update, or `heldout` for the one chosen on held-out people (`Job.theta_choice`); None
-            for prior labels, which are not optimized.
-    """
-
-    method: MethodSettings
-    theta: Theta | None = None
-
-    @property
-    def is_prior(self) -> bool:
-        """Whether the labels are the prior scores."""
-        return self.theta is None
-
-    @property
-    def key(self) -> str:
-        """The label set's name in paths: `prior`, or such as `theta-0.03` or `theta-heldout`."""
-        return "prior" if self.theta is None else f"theta-{theta_name(self.theta)}"
-
-    @property
-    def score_column(self) -> str:
-        """The column of `optimized_labels` that holds the scores."""
-        return "prior_score" if self.theta is None else "optimized_score"
+RESULTS_VERSION = 2
+"""Raise it when a table of results or its meaning changes, but cells do not: they are judged again."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +74,8 @@ class Job:
     def faces(self, face_set: str) -> Dataset:
         """Return the packed faces of a face set."""
         source = self.face_sets[face_set]
-        config = source.model_dump(mode="json", exclude={"allow_mixed_crops", "allow_single_images"})
+        config = source.model_dump(mode="json", exclude={"allow_mixed_crops", "allow_single_images", "jitter"})
+        config |= {"jitter": JITTER_VERSION} if source.jitter else {}
         from fiqa_ray.sources.kinds import SOURCES  # decoders and more, which `--help` does without
 
         for name, uri in SOURCES[source.kind].lists(source.uri).items():
@@ -253,6 +231,7 @@ class Job:
         """
         config = {
             "candidates": list(CANDIDATES),
+            "n_folds": N_FOLDS,
             "index_scale": self.settings.optimize.index_scale,
             "seed": self.settings.seed,
         }
@@ -349,7 +328,8 @@ class Job:
             if label_set.method.label not in excluded:
                 theta, variant = self.theta_of(label_set), UNOPTIMIZED if label_set.is_prior else OPTIMIZED
                 method, seed = label_set.method.label, self.settings.seed
-                key = ScorerKey(self.scorer_name(label_set), self.fr, method, variant, theta, seed)
+                judge = self._judge_label(self.settings.recognizer)
+                key = ScorerKey(self.scorer_name(label_set), judge, method, variant, theta, seed)
                 path = f"{method}-regressor-{label_set.key}"
                 scorers.append(Scorer(key, path, self.regressor_scores(name, label_set)))
         labels = {m.label for m in self.settings.methods}
@@ -365,18 +345,37 @@ class Job:
         """Return the label of the FR model that a method's scores come from, or ""."""
         if method.fuse is not None or method.scores is not None or not ModelRef.parse(method.name).needs_recognizer:
             return ""
-        return (method.recognizer or self.settings.recognizer).label
+        return self._judge_label(method.recognizer or self.settings.recognizer)
+
+    def _judge_label(self, recognizer: RecognizerSettings) -> str:
+        """Return the label under which a FR model judges: its own, or that of the same model in `evaluate.recognizers`."""
+        own = recognizer.model_dump(exclude={"label"})
+        same = [r.label for r in self.judges if r.model_dump(exclude={"label"}) == own]
+        return recognizer.label if recognizer.label in same or not same else same[0]
 
     def comparisons(self, benchmark: BenchmarkSettings, recognizer: RecognizerSettings) -> Dataset:
         """Return the similarities of a benchmark's pairs under one FR model."""
         inputs = {"embeddings": self.embeddings(benchmark.name, recognizer)}
         keys = {"set": benchmark.name, "fr": recognizer.label}
-        return self._dataset("comparisons", keys, {"pairs": pair_list_id(benchmark)}, inputs)
+        groups = {} if benchmark.groups is None else {"groups": content_hash(benchmark.groups)}
+        return self._dataset("comparisons", keys, {"pairs": pair_list_id(benchmark), **groups}, inputs)
+
+    def groups(self, benchmark: BenchmarkSettings, recognizer: RecognizerSettings) -> list[str]:
+        """Return the groups of people of a benchmark; none before its pairs are compared."""
+        manifest = self.comparisons(benchmark, recognizer).manifest()
+        return [] if manifest is None else sorted(manifest.stats.get("groups", {}))
 
     def cells(
-        self, benchmark: BenchmarkSettings, recognizer: RecognizerSettings, scorer: Scorer
+        self, benchmark: BenchmarkSettings, recognizer: RecognizerSettings, scorer: Scorer, group: str = ""
     ) -> dict[Cell, tuple[Convention, Dataset]]:
-        """Return the cells of one score: per convention and false match rate the dataset of its curve and draws."""
+        """Return the cells of one score: per convention and false match rate the dataset of its curve and draws.
+
+        Args:
+            benchmark: A benchmark.
+            recognizer: Who judges.
+            scorer: The score.
+            group: The group of people whose pairs count; "": all pairs.
+        """
         evaluate = self.settings.evaluate
         inputs = {"comparisons": self.comparisons(benchmark, recognizer)}
         config: dict[str, Any] = {"resample": evaluate.resample, "draws": evaluate.draws, "seed": self.settings.seed}
@@ -388,11 +387,14 @@ class Job:
             config["truth"] = content_hash(scorer.truth)
         else:  # random qualities
             config["draws_version"] = DRAWS_VERSION
+        if group:
+            config["group"] = group
         cells = {}
         for cell, convention in cells_of(evaluate.curve_conventions(), evaluate.fmr).items():
             name, fmr = cell
             keys = {"set": benchmark.name, "fr": recognizer.label, "scorer": scorer.path, "convention": name}
             keys |= {"fmr": "none" if fmr is None else f"{fmr:g}"}
+            keys |= {"group": re.sub(r"[^A-Za-z0-9_.-]+", "_", group)} if group else {}
             choices = {**convention.identity(), "fmr": fmr, "limits": further_limits(convention, evaluate.limits)}
             cells[cell] = convention, self._dataset("cells", keys, config | choices, inputs)
         return cells
@@ -406,6 +408,7 @@ class Job:
             for (name, fmr), (_, dataset) in self.cells(benchmark, judge, scorer).items():
                 inputs[f"{scorer.key.scorer} {name} {fmr}"] = dataset
         config = {
+            "version": RESULTS_VERSION,
             "limits": evaluate.limits,
             "compare": evaluate.compare,
             "compare_scorers": evaluate.compare_scorers,

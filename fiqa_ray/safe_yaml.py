@@ -1,4 +1,4 @@
-"""YAML of bounded size: aliases can make a few lines stand for more values than there is memory."""
+"""YAML of bounded size: a few lines can stand for more values than there is memory, and long ones take long to parse."""
 
 from __future__ import annotations
 
@@ -13,21 +13,27 @@ MAX_YAML_VALUES = 10_000
 """Settings of a job with a hundred methods and benchmarks have some thousand values."""
 MAX_DEPTH = 100
 """Brackets within brackets; settings have some five."""
+MAX_BYTES = 200_000
+"""Settings of a job with a hundred methods and benchmarks have some 20,000 bytes; a million take the parser seconds."""
+MAX_BITS = 64
+"""Of a whole number."""
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """Parse YAML of at most `MAX_YAML_VALUES` values, with those that its aliases stand for.
+    """Parse YAML of at most `MAX_BYTES` and `MAX_YAML_VALUES` values, with those that its aliases stand for.
 
     Raises:
         UsageError: no valid YAML, nested too deeply, or too large.
     """
+    if len(text) > MAX_BYTES:
+        raise UsageError(f"{name} holds {len(text):,} characters; settings may have {MAX_BYTES:,}: check the file")
     steps = (1 if c in "[{" else -1 for c in text if c in "[]{}")
     if max(accumulate(steps), default=0) > MAX_DEPTH:  # which the parser would take long for
         raise UsageError(f"{name} is not valid YAML: it is nested too deeply for settings; remove brackets")
     try:
         values = yaml.safe_load(text)
         n_values = _count_values(values, {})
-    except yaml.YAMLError as exc:
+    except (yaml.YAMLError, ValueError) as exc:  # ValueError: a date that does not exist, a number of too many digits
         raise UsageError(f"{name} is not valid YAML: {exc}") from exc
     except RecursionError as exc:
         raise UsageError(f"{name} is not valid YAML: it is nested too deeply for settings; remove brackets") from exc
@@ -41,6 +47,8 @@ def parse_yaml(text: str, name: str) -> Any:
 
 def _count_values(value: Any, counts: dict[int, int]) -> int:
     """Return the values below a value; each object is looked at once, however many aliases lead to it."""
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        raise ValueError(f"a whole number has {value.bit_length():,} bits; {MAX_BITS} are allowed")
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in counts:
@@ -66,8 +74,8 @@ def override(values: dict[str, Any], assignment: str) -> None:
     """Change the value that a `key=value` text names in nested dicts and lists."""
     key, equals, text = assignment.partition("=")
     if not equals or not key:
-        raise UsageError(f"{assignment!r} is not of the form key=value, such as optimize.theta=0.01")
-    value = parse_yaml(text, f"{assignment!r}: the value")
+        raise UsageError(f"{_shown(assignment)} is not of the form key=value, such as optimize.theta=0.01")
+    value = parse_yaml(text, f"{_shown(assignment)}: the value")
     if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
         try:
             value = float(value)
@@ -81,10 +89,14 @@ def override(values: dict[str, Any], assignment: str) -> None:
         elif isinstance(section, dict):
             section = section.setdefault(step, {})
         else:
-            raise UsageError(f"{assignment!r}: {'.'.join(path[:i])} has no key {step!r}")
+            raise UsageError(f"{_shown(assignment)}: {'.'.join(path[:i])} has no key {step!r}")
     if isinstance(section, list) and last.isdigit() and int(last) < len(section):
         section[int(last)] = value
     elif isinstance(section, dict):
         section[last] = value
     else:
-        raise UsageError(f"{assignment!r}: {'.'.join(path)} has no key {last!r}")
+        raise UsageError(f"{_shown(assignment)}: {'.'.join(path)} has no key {last!r}")
+
+
+def _shown(assignment: str) -> str:
+    return repr(assignment if len(assignment) <= 100 else assignment[:100] + "...")

@@ -28,6 +28,10 @@ os.environ.update(
     RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
     RAY_DATA_DISABLE_PROGRESS_BARS="1",
     RAY_BACKEND_LOG_LEVEL="fatal",
+    # a busy machine is not a dead one: worker processes, nodes and groups of Ray Train may take minutes
+    RAY_worker_register_timeout_seconds="600",
+    RAY_health_check_failure_threshold="100",
+    RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="600",
     AWS_EC2_METADATA_DISABLED="true",
     AWS_ACCESS_KEY_ID="testing",
     AWS_SECRET_ACCESS_KEY="testing",
@@ -78,14 +82,15 @@ def starts_ray(path):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def shipped_min_part_images():
-    """Cut small data into many parts of pairs too. The constant is no setting: no user gains by another value."""
-    from fiqa_ray.datasets import pairs as pair_parts
+def shipped_part_images():
+    """Cut small data into many parts of pairs too. The constants are no settings: no user gains by other values."""
+    from fiqa_ray.datasets import pairs
 
-    shipped = pair_parts.MIN_PART_IMAGES
-    pair_parts.MIN_PART_IMAGES = 1
-    yield shipped
-    pair_parts.MIN_PART_IMAGES = shipped
+    with pytest.MonkeyPatch.context() as patch:
+        shipped = {name: getattr(pairs, name) for name in ("MIN_PART_IMAGES", "USUAL_PART_IMAGES")}
+        for name in shipped:
+            patch.setattr(pairs, name, 1)
+        yield shipped
 
 
 @contextmanager
@@ -142,14 +147,15 @@ def ray_cluster(s3_server):
     """A local Ray with four logical CPUs; workers see the S3 server."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        object_store_memory=300 * 2**20,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    options = {"num_cpus": 4, "include_dashboard": False, "object_store_memory": 300 * 2**20}
+    for trial in range(5):  # Ray gives its own processes 30 s to start, which a busy machine may exceed
+        try:
+            ray.init(address="local", log_to_driver=False, logging_level="ERROR", **options)
+            break
+        except Exception:
+            ray.shutdown()
+            if trial == 4:
+                raise
     yield ray
     ray.shutdown()
 

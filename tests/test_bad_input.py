@@ -491,7 +491,7 @@ def test_run_folder_of_other_settings(cli, faces, tmp_path):
     assert cli("run", path, LABELS)[0] == 0
     made = stamps(tmp_path / "run")
     changed = ["pair.n_clusters=2", "optimize.theta=[0.1, 0.2]"]
-    words = ["optimize.theta: [0.05] there, [0.1, 0.2] here", "pair.n_clusters: 3 there, 2 here"]
+    words = ["optimize.theta was 0.05 and is now 0.1, 0.2", "pair.n_clusters was 3 and is now 2"]
     refused(cli("run", path, LABELS, *changed), 2, tmp_path / "run", *words, "another run_uri", "--new-settings")
     assert stamps(tmp_path / "run") == made
     assert cli("run", path, LABELS, "--new-settings", *changed)[0] == 0

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 import sys
 import tarfile
@@ -29,6 +30,7 @@ from fiqa_ray.models.recognition import RECOGNIZERS
 from fiqa_ray.sources.command_line import list_images
 from fiqa_ray.stages import STAGES
 from fiqa_ray.storage import filesystem
+from fiqa_ray.tools.plan import RAY_START_S
 from fiqa_ray.tools.run_job import run_job
 from fiqa_ray.tools.score import score_images
 
@@ -94,7 +96,9 @@ def test_score_draws_a_contact_sheet_by_decile_and_a_histogram(cli, faces, tmp_p
 def test_run_prints_where_the_report_lies(cli, done, tmp_path, faces):
     code, out, _ = cli("run", done)
     assert code == 0
-    (line,) = out.splitlines()
+    *answer, line, labels = out.splitlines()
+    assert answer[0].startswith("Do optimized labels help?")
+    assert labels == f"labels: fiqa-ray labels {load_settings(done).run_uri} -o labels.csv"
     page = Path(line.removeprefix("report: "))
     assert page.name == "report.html"
     assert "<html" in page.read_text()
@@ -125,7 +129,9 @@ def test_plan(cli, faces, tmp_path):
     assert {r["state"] for r in rows} == {"to do"}
     assert [r["stage"] for r in rows if r["what"] == "train"] == ["pack", "embed"]
     planned = {(r["stage"], r["what"]): r for r in rows}
-    assert {s for s, _ in planned} == set(STAGES) - {"fuse", "report"}
+    assert {s for s, _ in planned} == set(STAGES) - {"fuse", "report"}  # on the engine local no Ray starts
+    start = json.loads(cli("plan", path, "--json", "compute.engine=ray")[1])[0]
+    assert (start["what"], start["time_s"]) == ("Ray on this machine", RAY_START_S)
     assert planned["pack", "train"]["n_rows"] == planned["pair", "mated pairs"]["n_rows"] == 30
     assert planned["pack", "bench"]["n_rows"] == planned["evaluate", "bench"]["n_rows"] == 36
     assert planned["embed", "train"]["written_bytes"] == 30 * 32 * 4
@@ -172,7 +178,13 @@ def test_status(cli, done, tmp_path, monkeypatch):
     code, out, _ = cli("status", run_uri(done))
     assert code == 0
     assert "no run is at work" in out
+    table = [line for line in out.splitlines() if "│" in line]
+    assert len(table) == len({r["stage"] for r in records})  # a line per stage
+    n_train = [r["n_rows"] for r in records if r["stage"] == "train"]
+    assert re.search(rf"train +│ all {len(n_train)} +│ all \d+ +│ all {sum(n_train)} images", out)
+    code, out, _ = cli("status", run_uri(done), "--datasets")
     assert "30/30 images" in out
+    assert len([line for line in out.splitlines() if "│" in line]) == len(records)
 
     part = Path(shutil.copytree(run_uri(done), tmp_path / "run"))
     (folder,) = (part / "pairs").rglob("v=*")
@@ -181,8 +193,7 @@ def test_status(cli, done, tmp_path, monkeypatch):
     with RunLock(str(part)):
         code, out, _ = cli("status", part)
     assert code == 3
-    assert "2/3" in out
-    assert "20/30 images" in out
+    assert re.search(r"pair +│ 0 of 1 +│ 2 of 3 +│ 20 of 30 images", out)
     assert "a run is at work" in out
     (record,) = (r for r in json.loads(cli("status", part, "--json")[1])["datasets"] if not r["finished"])
     assert (record["stage"], record["n_parts_done"], record["n_rows_done"]) == ("pair", 2, 20)
@@ -480,7 +491,7 @@ def test_export_refuses_and_leaves_no_file(cli, convolutional, done, faces, tmp_
     refused(1, "card.json", tmp_path / "nowhere", "-o", file)
     refused(1, "--allow-import", own, "-o", file)
     refused(1, "no.jpg: not a JPEG", regressor, "-o", file, "--images", tmp_path / "no.jpg")
-    refused(1, "score the same", regressor, "-o", file, "--images", one)
+    refused(1, "score the same", own, "--allow-import", "-o", file, "--images", one)
 
     exported = export._to_onnx
 
@@ -492,7 +503,7 @@ def test_export_refuses_and_leaves_no_file(cli, convolutional, done, faces, tmp_
 
     with monkeypatch.context() as patch:
         patch.setattr(export, "_to_onnx", sabotaged)
-        refused(1, "onnxruntime's scores differ from torch's", regressor, "-o", file)
+        refused(1, "onnxruntime's scores differ from torch's", own, "--allow-import", "-o", file)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     refused(1, "export needs onnxscript, which is not installed: pip install 'fiqa-ray[export]'", regressor, "-o", file)
 

@@ -1,4 +1,6 @@
 import io
+import os
+import re
 import struct
 import zlib
 
@@ -9,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fiqa_ray.core.align import TEMPLATE, similarity_matrix
+from fiqa_ray.decoder_output import decoder_lines
 from fiqa_ray.images import align_face, decode_faces, decode_image, encode_png, prepare_face
 from fiqa_ray.packed_faces import pack_face
 
@@ -28,6 +31,11 @@ def picture(height: int = 112, width: int = 112, seed: int = 0) -> Image:
 
 def encoded(image: Image, suffix: str = ".jpg", settings: list[int] | None = None) -> bytes:
     return cv2.imencode(suffix, image[..., ::-1], settings or [])[1].tobytes()
+
+
+def with_needless_bytes(data: bytes) -> bytes:
+    """A JPEG with bytes before its end mark that belong to no pixel, of which libjpeg complains."""
+    return data[:-2] + b"\x11\x22\x33\x44" * 4 + data[-2:]
 
 
 def with_jpeg_size(data: bytes, width: int, height: int) -> bytes:
@@ -259,6 +267,23 @@ def test_pngs_say_nothing_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
     for file in (bytes(damaged), data[:19] + b"\1" + data[20:], *(data[:8] + h + rest for h in (ihdr, odd, palette))):
         assert decode_image(file) == (None, "unreadable")
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_libjpeg_says_of_an_image_is_caught_and_other_lines_are_not(capfd: pytest.CaptureFixture[str]) -> None:
+    data = encoded(picture())
+    face = prepare_face(with_needless_bytes(data), None)
+    assert face.status == "ok"
+    assert face.complaint is not None
+    assert re.match(r"Corrupt JPEG data: \d+ extraneous bytes before marker 0xd9", face.complaint)
+    assert prepare_face(data, None).complaint is None
+    assert face.face is not None
+    pixels = np.asarray(PIL.Image.open(io.BytesIO(data)).convert("RGB"))
+    stored = np.asarray(PIL.Image.open(io.BytesIO(face.face)))  # a PNG, of which nobody complains later
+    assert np.abs(stored.astype(int) - pixels).max() <= 3  # decoders round differently
+    with decoder_lines() as lines:
+        os.write(2, b"of another thread\nCorrupt JPEG data: x\n")
+    assert lines == ["Corrupt JPEG data: x"]
+    assert capfd.readouterr().err == "of another thread\n"
 
 
 # --- aligning ---------------------------------------------------------------------------------------------------------

@@ -47,7 +47,11 @@ def test_cluster_is_valid_for_ray():
 
 
 def test_rayjob_has_the_fields_of_kuberays_resource():
-    """Names and types as in KubeRay's definition of RayJob (1.5); Kubernetes would drop or refuse others."""
+    """Names and types of KubeRay's resource; Kubernetes would drop or refuse others.
+
+    Compared with the Go types of KubeRay's `ray-operator/apis/ray/v1`, the schema of its RayJob resource, and its reference
+    of 1.5.1 to 1.6, which has what came last: `authOptions` (1.5.1), groups' `labels` and `resources`, SidecarMode (1.5).
+    """
     job = yaml.safe_load((ROOT / "rayjob.yaml").read_text())
     pod = {
         "spec": {
@@ -57,7 +61,7 @@ def test_rayjob_has_the_fields_of_kuberays_resource():
                 "containers": {
                     "type": "array",
                     "items": closed(
-                        {"name": TEXT, "image": TEXT, "resources": closed({"limits": TEXTS, "requests": TEXTS}),
+                        {"name": TEXT, "image": TEXT, "resources": closed({"limits": QUANTITIES, "requests": QUANTITIES}),
                          "envFrom": {"type": "array"}}, "name", "image",
                     ),
                 },
@@ -72,8 +76,10 @@ def test_rayjob_has_the_fields_of_kuberays_resource():
     cluster = {
         "rayVersion": TEXT,
         "enableInTreeAutoscaling": {"type": "boolean"},
-        "authOptions": closed({"mode": {"enum": ["disabled", "token"]}}),
-        "autoscalerOptions": closed({"idleTimeoutSeconds": COUNT, "upscalingMode": TEXT}),
+        "authOptions": closed({"mode": {"enum": ["disabled", "token"]}, "secretName": TEXT}),
+        "autoscalerOptions": closed(
+            {"idleTimeoutSeconds": COUNT, "upscalingMode": {"enum": ["Default", "Aggressive", "Conservative"]}}
+        ),
         "headGroupSpec": closed(group, "template"),
         "workerGroupSpecs": {"type": "array", "items": worker},
     }
@@ -89,11 +95,15 @@ def test_rayjob_has_the_fields_of_kuberays_resource():
     jsonschema.validate(job, closed({**ray_job, "spec": closed(spec)}, "apiVersion", "kind", "metadata", "spec"))
     cluster = job["spec"]["rayClusterSpec"]
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"  # no work on the head
+    assert tuple(map(int, cluster["rayVersion"].split("."))) >= (2, 52, 0)  # older versions know no token
     assert job["spec"]["backoffLimit"] > 0
 
 
 TEXT, TEXTS = {"type": "string"}, {"type": "object", "additionalProperties": {"type": "string"}}
 COUNT = {"type": "integer", "minimum": 0}
+QUANTITY = {"type": ["integer", "string"], "pattern": r"^\d+(\.\d+)?(m|k|[KMGTPE]i|[MGTPE])?$"}
+QUANTITIES = {"type": "object", "additionalProperties": QUANTITY}
+"""Kubernetes' amounts, such as 500m and 32Gi."""
 
 
 def closed(properties, *required):

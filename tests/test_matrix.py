@@ -9,18 +9,24 @@ import yaml
 
 from fiqa_ray.config import make_settings
 from fiqa_ray.job import Job
-from fiqa_ray.stages import cells
+from fiqa_ray.stages import STAGES, cells
+from fiqa_ray.storage import read_bytes
 from fiqa_ray.synthetic.layouts import SETS, write_layouts
 from fiqa_ray.tools.evaluate import evaluate_job
+from fiqa_ray.tools.figures import write_figures
+from fiqa_ray.tools.open_run import open_run
+from fiqa_ray.tools.paper_tables import choose_point, read_results
 from fiqa_ray.tools.run_job import run_job
 
 JOB = Path(__file__).parents[1] / "fiqa_ray" / "jobs" / "paper_matrix.yaml"
+BEFORE_REPORT = [stage for stage in STAGES if stage != "report"]
+"""A page of this matrix has 40 figures; it is drawn once, at the end."""
 TINY = {"name": "smoke:tiny", "label": "arcface"}
 
 
 def tiny_matrix(root: Path) -> dict:
     """The shipped job with small networks in place of large ones, and two methods in place of six."""
-    write_layouts(root / "faces", n_people=5)
+    write_layouts(root / "faces", n_people=5, n_views=4, n_pairs=60, train=(5, 4))
     values = yaml.safe_load(JOB.read_text().replace("runs/paper_matrix", str(root)))
     values["recognizer"] = TINY
     values["evaluate"]["recognizers"] = [TINY, {"name": "smoke:split", "label": "other"}, {**TINY, "label": "third"}]
@@ -37,6 +43,11 @@ def made(root: Path, *kinds: str) -> dict[str, int]:
     return {str(p): p.stat().st_mtime_ns for p in parts}
 
 
+def _point(run_uri: str):
+    results = read_results([run_uri])
+    return results, choose_point(results, None, None, None)
+
+
 @pytest.mark.slow
 def test_a_killed_matrix_makes_only_what_lacks(tmp_path, monkeypatch, cli):
     values, n_written = tiny_matrix(tmp_path), 0
@@ -51,11 +62,11 @@ def test_a_killed_matrix_makes_only_what_lacks(tmp_path, monkeypatch, cli):
 
     monkeypatch.setattr(cells, "write_cell", killed)
     with pytest.raises(KeyboardInterrupt):
-        run_job(make_settings(values))
+        run_job(make_settings(values), BEFORE_REPORT)
     first = made(tmp_path, "cells")
     assert len(first) == 31
     monkeypatch.setattr(cells, "write_cell", write)
-    job = run_job(make_settings(values))
+    job = run_job(make_settings(values), BEFORE_REPORT)
     # five sets, three recognisers, two conventions; two methods with a prior and an optimized regressor, and random
     # numbers: 7 scores, of which xqlfw leaves out serfiq's three
     n_cells = 3 * 2 * (4 * 7 + 4)
@@ -76,12 +87,17 @@ def test_a_killed_matrix_makes_only_what_lacks(tmp_path, monkeypatch, cli):
     assert {r["n_seeds"] for r in trained} == {2}
     assert all(r["training_sd"] is not None for r in trained)
 
+    names = write_figures(open_run(values["run_uri"]), *_point(values["run_uri"]), str(tmp_path / "figures"))
+    # a figure of curves per set and recogniser, four further ones per set, Fig. 4, mean ranks
+    assert len(names) == 5 * 3 + 5 * 4 + 1 + 1
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == {f"{n}.{e}" for n in names for e in ("svg", "pdf")}
+
     # one score file more: its cells alone, three recognisers by two conventions
     names = job.faces("lfw").read_all(["image_id"])["image_id"].to_pylist()
     with open(tmp_path / "more.csv", "w", newline="") as file:
         csv.writer(file).writerows([("image_id", "score"), *((name, i) for i, name in enumerate(names))])
     values["benchmarks"][0]["scores"] = {"more": str(tmp_path / "more.csv")}
-    job = run_job(make_settings(values), new_settings=True)
+    job = run_job(make_settings(values), BEFORE_REPORT, new_settings=True)
     after = made(tmp_path, "cells", "optimized_labels", "regressor", "comparisons", "quality_scores")
     assert {k: after[k] for k in everything} == everything
     assert len(after) == len(everything) + 6
@@ -92,7 +108,7 @@ def test_a_killed_matrix_makes_only_what_lacks(tmp_path, monkeypatch, cli):
 
     # a further rate and a further method: theirs alone; the regressors and labels of the others stay
     values["evaluate"]["fmr"] = [0.1, 0.2]
-    run_job(make_settings(values), new_settings=True)
+    run_job(make_settings(values), BEFORE_REPORT, new_settings=True)
     assert len(made(tmp_path, "cells")) == 2 * (n_cells + 6)
     labels = made(tmp_path, "optimized_labels", "regressor")
     values["methods"].append({"name": "embedding_norm", "label": "third"})
@@ -106,6 +122,7 @@ def test_a_killed_matrix_makes_only_what_lacks(tmp_path, monkeypatch, cli):
     del values["methods"][2]
     untrained = make_settings({k: v for k, v in values.items() if k != "source"}, with_training=False)
     judged = evaluate_job(untrained, new_settings=True)
+    assert "magface" in read_bytes(judged.report().at("report.html")).decode()
     assert len(made(tmp_path, "cells")) == n_before
     scorers = {r["scorer"] for r in judged.results().read_all(suffix=".auc.parquet").to_pylist()}
     assert scorers == {"serfiq", "magface", "more", "random"}
@@ -124,12 +141,12 @@ def test_the_shipped_matrix_has_the_papers_shape(tmp_path):
         len([s for s in job.scorers(b) if s.key.variant in ("baseline", "optimized")]) for b in settings.benchmarks
     )
     assert n_cells == 2 * (5 * 6 - 1)
-    write_layouts(tmp_path / "faces", n_people=3, n_views=2, n_pairs=10)
+    write_layouts(tmp_path / "faces", n_people=3, n_views=2, n_pairs=10, train=(3, 2))
     assert {p.name for p in (tmp_path / "faces").iterdir()} == {"train", *SETS}
 
 
 def test_evaluate_needs_scores_and_says_so(tmp_path, cli):
-    write_layouts(tmp_path / "faces", n_people=3, n_views=2, n_pairs=10)
+    write_layouts(tmp_path / "faces", n_people=3, n_views=2, n_pairs=10, train=(3, 2))
     job = {
         "name": "judged",
         "run_uri": str(tmp_path / "run"),

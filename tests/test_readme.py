@@ -18,14 +18,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+import s3fs
 import typer
 import yaml
-from torch import nn
 
+import fiqa_ray
 import smoke
 from fiqa_ray.cli import app, main
 from fiqa_ray.config import Settings, load_settings
+from onnx_files import small_recognizer
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md"))]
@@ -66,12 +67,7 @@ def workshop(tmp_path_factory):
     """A folder with the files that pages take for given."""
     folder = smoke.make_faces(tmp_path_factory.mktemp("workshop"), n_identities=6, per_identity=6)
     (folder / "train").rename(folder / "faces")
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.AvgPool2d(14), nn.Flatten(), nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, 32))
-    torch.onnx.export(
-        network, (torch.zeros(1, 3, 112, 112),), str(folder / "recognizer.onnx"), dynamo=False,
-        input_names=["x"], output_names=["y"], dynamic_axes={"x": {0: "b"}, "y": {0: "b"}},
-    )  # fmt: skip
+    (folder / "recognizer.onnx").write_bytes(small_recognizer())
     rng = np.random.default_rng(0)
     np.save(folder / "embeddings.npy", rng.normal(size=(60, 16)).astype(np.float32))
     np.save(folder / "people.npy", np.repeat(np.arange(6), 10))
@@ -93,8 +89,7 @@ def test_readme_is_a_front_page():
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_links_lead_to_files(page):
     for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text(encoding="utf-8")):
-        generated = re.search(r"(reference/(cli|settings|columns|models)|recorded)\.md$", link)
-        assert generated or (page.parent / link).exists(), link
+        assert (page.parent / link).exists(), link
 
 
 @pytest.mark.slow  # half a minute for all pages
@@ -119,6 +114,32 @@ def test_a_page_runs_from_top_to_bottom(page, workshop, tmp_path, monkeypatch):
                 run_command(words)
     for name in [n for n, m in sys.modules.items() if str(folder) in str(getattr(m, "__file__", ""))]:
         del sys.modules[name]
+
+
+@pytest.mark.slow
+def test_the_page_on_minio_runs_to_its_end(workshop, tmp_path, monkeypatch, s3_server):
+    """Its buckets, job and commands, on the S3 server of the tests."""
+    page = ROOT / "docs" / "how-to" / "minio.md"
+    folder = shutil.copytree(workshop, tmp_path / "page")
+    monkeypatch.chdir(folder)
+    s3fs.S3FileSystem.clear_instance_cache()
+    n_commands = 0
+    for language, title, text in blocks(page, "py", "yaml", ""):
+        if language == "py":
+            exec(compile(text, str(page), "exec"), {})
+        elif title:
+            Path(title).write_text(text, encoding="utf-8")
+        for words in commands(text) if language == "" else ():
+            if words[0] == "fiqa-ray":
+                n_commands += 1
+                local = ["compute.engine=local"] if words[1] in ("run", "plan") else []
+                with pytest.raises(SystemExit) as end:
+                    main([*words[1:], *local])
+                assert end.value.code == 0, words
+    assert n_commands == 6
+    assert len(Path("labels.csv").read_text().splitlines()) == 1 + 36
+    assert "<html" in Path("page.html").read_text()
+    assert s3fs.S3FileSystem().exists("faces/scores.csv")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
@@ -197,10 +218,18 @@ def test_every_dependency_has_its_reason():
     assert names <= listed, names - listed
 
 
-def test_every_setting_and_option_is_on_a_generated_page():
-    pages = {n: runpy.run_path(str(ROOT / "docs" / "hooks" / f"{n}.py")) for n in ("reference", "columns", "records")}
-    settings, commands = pages["reference"]["settings_page"](), pages["reference"]["cli_page"]()
-    columns, records = pages["columns"]["columns_page"](), pages["records"]["records_page"]()
+def test_generated_pages_are_those_of_the_code():
+    """They are in the repository, so that they can be read there; nothing but this test keeps them current."""
+    pages = runpy.run_path(str(ROOT / "docs" / "generators" / "write_pages.py"))["pages"]()
+    stale = [path.name for path, text in pages.items() if path.read_text(encoding="utf-8") != text]
+    assert stale == [], "run: python docs/generators/write_pages.py"
+
+
+def test_every_setting_option_and_function_is_on_its_page():
+    settings, commands, columns, python, records = (
+        (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        for name in ("reference/settings", "reference/cli", "reference/columns", "reference/python", "recorded")
+    )
     for section in (Settings.model_json_schema(), *Settings.model_json_schema()["$defs"].values()):
         for key, value in section["properties"].items():
             assert re.search(rf"^\| `{key}` \| .+ \| {re.escape(value['description'])} \|$", settings, re.M), key
@@ -211,5 +240,8 @@ def test_every_setting_and_option_is_on_a_generated_page():
         )
     for name in ("label", "prior_score", "embedding", "auc", "discard_fraction"):
         assert re.search(rf"^\| `{name}` \| \S+ \| .+ \|$", columns, re.M), name
+    for name in fiqa_ray.__all__:
+        assert name.startswith("_") or f"`fiqa_ray.{name}`" in python, name
+    assert "\n    theta: Theta=PAPER_THETA,\n" in python
     for path in (ROOT / "benchmarks" / "results").glob("*.json"):
         assert f"`{json.loads(path.read_text())['command']}`" in records

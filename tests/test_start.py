@@ -9,10 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import typer
 import yaml
-from torch import nn
 
 import smoke
 from fiqa_ray.cli import app
@@ -23,6 +21,7 @@ from fiqa_ray.synthetic import recognizer as demo_parts
 from fiqa_ray.synthetic.dataset import write_synthetic_faces
 from fiqa_ray.synthetic.recognizer import train_recognizer
 from fiqa_ray.tools.init_job import find_layout, find_source, init_job
+from onnx_files import small_recognizer
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,12 +30,7 @@ ROOT = Path(__file__).parents[1]
 def faces(tmp_path_factory):
     """36 faces of 6 people below faces/, and recognizer.onnx, which wants pixels as (v - 127.5) / 127.5."""
     root = smoke.make_faces(tmp_path_factory.mktemp("start") / "all", n_identities=6, per_identity=6)
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.AvgPool2d(14), nn.Flatten(), nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, 32))
-    torch.onnx.export(
-        network, (torch.zeros(1, 3, 112, 112),), str(root / "recognizer.onnx"), dynamo=False,
-        input_names=["x"], output_names=["y"], dynamic_axes={"x": {0: "b"}, "y": {0: "b"}},
-    )  # fmt: skip
+    (root / "recognizer.onnx").write_bytes(small_recognizer())
     return root
 
 
@@ -151,6 +145,15 @@ def test_the_demo_runs_and_goes_on(cli, tmp_path, monkeypatch):
     assert settings.methods[0].label == "contrast"
     monkeypatch.setattr(demo_parts, "make_demo", lambda root: None)
     assert cli("demo", folder, *changes)[1] == out
+
+
+def test_a_demo_where_no_folder_can_be_is_refused(cli, tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "demo"):
+        code, _, text = cli("demo", place)
+        assert code in (1, 2)
+        assert f"error: {place}: " in text
+        assert "choose another path" in text
 
 
 def test_the_shipped_jobs_are_listed_and_printed(cli, tmp_path):

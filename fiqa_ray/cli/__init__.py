@@ -37,6 +37,7 @@ COMMANDS = (
     results.embeddings,
     results.verify,
     paper.tables,
+    paper.figures,
     threshold.threshold,
     inspect.explain,
     inspect.time_,

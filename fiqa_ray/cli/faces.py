@@ -76,7 +76,7 @@ def score(
     Exit code 1 if no image could be scored.
     """
     from fiqa_ray.config import default_batch_size, label_of
-    from fiqa_ray.engine.progress import StepProgress
+    from fiqa_ray.engine.progress import StepProgress, note
     from fiqa_ray.models.detector import FaceDetector
     from fiqa_ray.sources.command_line import list_images
     from fiqa_ray.sources.leftovers import count_text
@@ -118,6 +118,11 @@ def score(
         )
     write_scores(table, output, form)
     print(f"{_score_summary(table)}; written to {output}")
+    values = table["score"].drop_null().unique()
+    if len(values) == 1 and table["score"].null_count < len(table) - 1:
+        note(
+            f"all scores are {values[0].as_py():g}, so they tell no image from another; faces go in as float32 in [0, 1]"
+        )
     if table["score"].null_count == len(table):
         raise FiqaRayError(f"none of the {len(table):,} images could be scored; the rows in {output} say why")
     if sheet is not None:

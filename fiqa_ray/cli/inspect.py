@@ -45,7 +45,11 @@ def explain(
 
 def time_(
     methods: Annotated[
-        list[str], typer.Argument(metavar="METHODS...", help="FIQA methods or regressors; NAME=FILE gives the weights")
+        list[str],
+        typer.Argument(
+            metavar="METHODS...|JOB.yaml",
+            help="FIQA methods or regressors, NAME=FILE gives the weights; or a job: its methods and their regressors",
+        ),
     ],
     images: Annotated[list[str] | None, typer.Option(help="aligned crops; default: synthetic faces")] = None,
     n_images: Annotated[int, typer.Option(min=1, help="images for each batch size")] = 100,
@@ -64,17 +68,32 @@ def time_(
     """Measure the run time of methods per image: mean and standard deviation, alone and in the best batch size."""
     from fiqa_ray.tools.show import times_table
     from fiqa_ray.tools.time_methods import BATCH_SIZES, time_methods
+    from fiqa_ray.tools.timed_models import models_of_job, named_models
 
-    models = []
-    for text in methods:
-        name, _, weights = text.partition("=")
-        models.append(
-            named_model(
-                name, recognizer, weights or None, recognizer_weights, option, recognizer_option, allow_import, device
+    if methods[0].lower().endswith((".yaml", ".yml")):
+        from fiqa_ray.config import load_settings
+        from fiqa_ray.job import Job
+
+        timed = models_of_job(Job(load_settings(methods[0], methods[1:])), device)
+    else:
+        models = []
+        for text in methods:
+            name, _, weights = text.partition("=")
+            models.append(
+                named_model(
+                    name,
+                    recognizer,
+                    weights or None,
+                    recognizer_weights,
+                    option,
+                    recognizer_option,
+                    allow_import,
+                    device,
+                )
             )
-        )
+        timed = named_models(models)
     timing = time_methods(
-        models, images=images or (), n_images=n_images, batch_sizes=batch_size or BATCH_SIZES, n_threads=threads
+        timed, images=images or (), n_images=n_images, batch_sizes=batch_size or BATCH_SIZES, n_threads=threads
     )
     if as_json:
         print(json.dumps(timing.to_json(), indent=1))

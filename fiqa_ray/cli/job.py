@@ -21,9 +21,10 @@ def run(
     limit: Annotated[int, typer.Option(help="for a trial: only the first N identities of the training faces")] = 0,
     new_settings: NewSettings = False,
 ) -> None:
-    """Run a job, or the missing parts of it, and print the location of the report."""
+    """Run a job, or the missing parts of it, and print whether labels help, where the report lies, and what to do next."""
     from fiqa_ray.config import load_settings
     from fiqa_ray.stages import STAGES
+    from fiqa_ray.tools.open_run import open_run
     from fiqa_ray.tools.run_job import run_job
 
     settings = load_settings(job, [*(overrides or []), *([f"source.limit={limit}"] if limit else [])])
@@ -31,15 +32,23 @@ def run(
         settings = settings.model_copy(update={"run_uri": f"{settings.run_uri.rstrip('/')}-limit{limit}"})
     stage_names = [s.strip() for s in stages.split(",") if s.strip()] or list(STAGES)
     finished_job = run_job(settings, stage_names, new_settings=new_settings)
-    if "report" in stage_names:
-        print(public_text(f"report: {finished_job.report().at('report.html')}"))
+    if "report" not in stage_names:
+        return
+    if settings.benchmarks:
+        print("\n".join(open_run(settings.run_uri).answer()))
+    print(public_text(f"report: {finished_job.report().at('report.html')}"))
+    if settings.source is not None:
+        print(public_text(f"labels: fiqa-ray labels {settings.run_uri} -o labels.csv"))
 
 
 def plan(
     job: Job_,
     overrides: Overrides = None,
     as_json: Json = False,
-    workers: Annotated[int, typer.Option(min=1, help="for how many workers to predict the time")] = os.cpu_count() or 1,
+    workers: Annotated[
+        int,
+        typer.Option(min=1, help="for how many workers to predict the time", show_default="this machine's processors"),
+    ] = os.cpu_count() or 1,
     bandwidth: Annotated[
         float | None, typer.Option(min=1.0, help="MB/s between a worker and storage, where that is no local disk")
     ] = None,
@@ -100,11 +109,12 @@ def status(
     run_uri: Annotated[str, typer.Argument(metavar="RUN_URI", help="run_uri of a job")],
     as_json: Json = False,
     follow: Annotated[bool, typer.Option("--follow", help="show it again every 5 s while a run is at work")] = False,
+    by_dataset: Annotated[bool, typer.Option("--datasets", help="a line per dataset, not per stage")] = False,
 ) -> None:
     """Show the progress of a run, from storage alone. Exit code 3 while something that was started is unfinished."""
     from rich.text import Text
 
-    from fiqa_ray.tools.show import run_lines, status_table
+    from fiqa_ray.tools.show import datasets_table, run_lines, stages_table
     from fiqa_ray.tools.status import run_now, run_status
 
     while True:
@@ -112,7 +122,7 @@ def status(
         if as_json:
             print(json.dumps({"run": now, "datasets": records}, indent=None if follow else 1), flush=True)
         else:
-            console.print(status_table(records))
+            console.print(datasets_table(records) if by_dataset else stages_table(records))
             console.print(Text("\n".join(run_lines(now))), soft_wrap=True)
         if not (follow and now["is_at_work"]):
             break
@@ -125,7 +135,10 @@ def rejects(
     run_uri: Annotated[str, typer.Argument(metavar="RUN_URI", help="run_uri of a job")],
     output: Annotated[str | None, typer.Option("-o", "--output", help="write the list to this .csv")] = None,
 ) -> None:
-    """List the images that pack could not use, with the reason for each, as CSV."""
+    """List the images that pack could not use, with the reason for each, as CSV.
+
+    Images with status ok are used, though libjpeg complained of them.
+    """
     import io
 
     from pyarrow import csv
@@ -138,7 +151,9 @@ def rejects(
     csv.write_csv(table, text)
     if output:
         write_atomic(output, text.getvalue())
-        print(f"{len(table)} image(s) rejected; written to {output}")
+        n_used = table["status"].to_pylist().count("ok")
+        used = f", {n_used} used though libjpeg complained" if n_used else ""
+        print(f"{len(table) - n_used} image(s) rejected{used}; written to {output}")
     else:
         print(text.getvalue().decode(), end="")
 

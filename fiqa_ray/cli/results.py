@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fiqa_ray.errors import UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 RunUri = Annotated[str, typer.Argument(metavar="RUN_URI", help="run_uri of a job")]
 FaceSet = Annotated[str | None, typer.Option("--set", help="train or the name of a benchmark; default: all")]
@@ -117,8 +120,20 @@ def labels(
             least=ediff_least,
         )
     with _short_warnings():
-        n_rows = write_tables(tables, output)
+        n_rows = write_tables(_saying_zero(tables), output)
     print(f"{n_rows:,} labels written to {output}")
+
+
+def _saying_zero(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yield tables of labels; say of which theta is 0, whose labels tell nothing that the scores did not."""
+    for table in tables:
+        yield table
+        if len(table) and table["theta"][0].as_py() == 0:
+            print(
+                f"{table['method'][0]}: theta is 0, so its labels are its own scores, scaled to 0 to 1; the report of a job "
+                "with theta heldout says why, docs/how-to/theta.md what else to try",
+                file=sys.stderr,
+            )
 
 
 def _numbers(words: list[str]) -> list[float]:

@@ -35,8 +35,8 @@ class ComputeSettings(Section):
     train_workers: int = Field(1, ge=0, description="Ray Train workers; 0: train in this process")
     model_labels: dict[str, str] = Field(
         {},
-        description="labels of the machines that embed and score, such as {ray.io/accelerator-type: A10G}; an autoscaled "
-        "cluster starts such machines",
+        description="labels of the machines that embed and score, such as {ray.io/accelerator-type: A10G}; Ray's "
+        "autoscaler v2 starts such machines",
     )
     other_labels: dict[str, str] = Field(
         {}, description="labels of the machines that do the rest, such as {ray.io/market-type: spot}"

@@ -53,6 +53,11 @@ class BenchmarkSettings(Section):
     exclude: dict[str, str] = Field(
         {}, description="label of a method or score -> reason: left out here with all of its regressors; tables print /"
     )
+    groups: Uri | None = Field(
+        None,
+        description="CSV (image_id, group): every figure is given for each group too, from the pairs within it; a list of "
+        "pairs of kind table may have a column group instead",
+    )
     degradations: Uri | None = Field(None, description="CSV (image_id, kind, quality): what is known about the faces")
 
 
@@ -131,6 +136,11 @@ class EvaluateSettings(Section):
     limits: tuple[Share, ...] = Field((0.2, 0.3), description="discarded shares up to which partial areas are given")
     resample: Literal["auto", "identities", "pairs"] = Field(
         "auto", description="what bootstrap draws hold; auto: identities where the faces name them as the pairs do"
+    )
+    alignment: tuple[Literal["as_is", "jitter"], ...] = Field(
+        ("as_is",),
+        min_length=1,
+        description="jitter: each benchmark is judged a second time, as NAME-jitter, with its crops moved at random",
     )
     draws: int = Field(2000, ge=0, description="bootstrap draws; 0: no intervals")
     compare: tuple[Literal["imitated", "baseline", "unoptimized", "random"], ...] = Field(

@@ -51,6 +51,11 @@ class SourceSettings(Section):
     resize_crops: bool = Field(
         False, description="take images without landmarks and detector for aligned crops and resize them to 112x112"
     )
+    jitter: bool = Field(
+        False,
+        description="move each aligned crop at random, by up to 4 px, 5 degrees and 5 % of its size; "
+        "`evaluate.alignment: [as_is, jitter]` sets it for a second copy of each benchmark",
+    )
     allow_mixed_crops: bool = Field(False, description="accept a data set whose crops were aligned in different ways")
     allow_single_images: bool = Field(False, description="accept training faces of which most people have one image")
 

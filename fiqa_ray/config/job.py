@@ -68,6 +68,26 @@ class Settings(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _add_alignments(self) -> Settings:
+        """Add to each benchmark its copy with moved crops, or replace it by that. Scores from files are of other crops."""
+        if "jitter" not in self.evaluate.alignment:
+            return self
+        if self.has_given_embeddings:
+            raise ValueError("evaluate.alignment: jitter needs images, and the source holds embeddings alone")
+        given = {b.name for b in self.benchmarks}
+        benchmarks = []
+        for b in self.benchmarks:
+            if b.source.jitter or "as_is" in self.evaluate.alignment:
+                benchmarks.append(b)
+            if not b.source.jitter and f"{b.name}-jitter" not in given:
+                source = b.source.model_copy(update={"jitter": True})
+                exclude = {name: why for name, why in b.exclude.items() if name not in b.scores}
+                copy = {"name": f"{b.name}-jitter", "source": source, "scores": {}, "exclude": exclude}
+                benchmarks.append(b.model_copy(update=copy))
+        self.__dict__["benchmarks"] = tuple(benchmarks)  # settings are frozen, and the model validates itself only once
+        return self
+
     @field_validator("methods", "benchmarks")
     @classmethod
     def _check_names(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:

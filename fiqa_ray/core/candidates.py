@@ -13,6 +13,9 @@ HELDOUT = "heldout"
 CANDIDATES = (0.0, 0.01, 0.03, 0.1, 0.3, 0.6, 1.0)
 """Thetas to choose from, on the index scale `normalized`; 0 leaves the labels as they are."""
 
+N_FOLDS = 10
+"""Folds of the people, each of which is held out once."""
+
 
 def default_scale(thetas: Sequence[float | str]) -> str:
     """Return the index scale where none is given: the published one for the paper's theta alone."""

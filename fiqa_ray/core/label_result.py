@@ -17,19 +17,22 @@ from fiqa_ray.errors import UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
-MOVE_PER_THETA = {"raw": 0.16, "normalized": 0.13}
-"""Mean move of an image, as a share of all ranks, per unit of theta (raw: and per pair of an image), while theta is small.
+MOVE_PER_THETA = {"raw": (0.14, 0.20), "normalized": (0.10, 0.19)}
+"""Mean move of an image, as a share of all ranks, per unit of theta (raw: and per pair of an image), while theta is small:
+from scores that follow the similarities to scores that know nothing of them, which are not known before the ranks are.
 
-Measured by `benchmarks/expected_move.py` for C = 5, 10 and 20 and 336 to 33,600 images: raw 0.13 to 0.20, so 0.16 is within
-20 %; normalized 0.19 for a prior that is random numbers, down to 0.09 for one that follows the similarities.
+Measured by `benchmarks/expected_move.py` for C = 5, 10 and 20 and 320 to 33,600 images. On `raw` the middle is within 20 %
+of each measurement. On `normalized` an image's place in the order of the scores cancels out where it agrees with its pairs.
 """
 LARGEST_RAW_THETA = 0.01
 """Theta above which the scale `raw` moves images without pairs, which are good ones, down among the bad."""
-LEAST_STEP = 0.37
+LEAST_STEP = 0.45
 """Ranks below which a step passes no other image, so that small sets move less than their share."""
 LEAST_MOVE = 0.005
 """Mean move below which labels are almost the prior scores."""
 _WANTED_MOVE = 0.02
+MIN_OWNERS, LEAST_RHO, SIGN_ERRORS = 50, 0.08, 4.0
+"""The sign of scores is doubted where so many images own pairs whose similarities fall with the scores beyond chance."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,10 +60,10 @@ class OptimizedLabels:
     mean_move: float
 
     def __repr__(self) -> str:
-        n_without = int((self.n_owned_pairs == 0).sum())
+        n_none = int((self.n_owned_pairs == 0).sum())
         return (
             f"<OptimizedLabels of {len(self.label):,} images: theta {self.theta:g}, mean move {100 * self.mean_move:.2g} % "
-            f"of the ranks, {n_without:,} images without a pair>"
+            f"of the ranks; {n_none:,} images own no pair, the best of their people, and keep their index>"
         )
 
     @property
@@ -112,8 +115,8 @@ class OptimizedLabels:
         }
 
 
-def expected_move(theta: float, pairs_per_image: float, n_images: int, index_scale: str) -> float:
-    """Return the mean move that a theta gives, as a share of all ranks, before anything is computed.
+def expected_move(theta: float, pairs_per_image: float, n_images: int, index_scale: str) -> tuple[float, float]:
+    """Return between which mean moves a theta is expected to give, as shares of all ranks, before anything is computed.
 
     The paper's scale mixes ranks of pairs with ranks of images, so its step is larger by the pairs per image.
 
@@ -123,9 +126,11 @@ def expected_move(theta: float, pairs_per_image: float, n_images: int, index_sca
         n_images: I.
         index_scale: `raw` or `normalized`.
     """
-    step = MOVE_PER_THETA[index_scale] * theta * (pairs_per_image if index_scale == "raw" else 1.0)
-    n_ranks = step * n_images
-    return step * math.exp(-((LEAST_STEP / n_ranks) ** 2)) if n_ranks > 0 else 0.0
+    factor = theta * (pairs_per_image if index_scale == "raw" else 1.0)
+    low, high = (per_theta * factor for per_theta in MOVE_PER_THETA[index_scale])
+    passes_none = LEAST_STEP / (n_images * (low + high) / 2) if factor > 0 else 0.0
+    share = math.exp(-(passes_none**2))
+    return share * low, share * high
 
 
 def raw_scale_advice(theta: float) -> str:
@@ -146,12 +151,35 @@ def move_advice(theta: float, move: float, pairs_per_image: float, n_images: int
         n_images: I.
         index_scale: `raw` or `normalized`.
     """
-    wanted = min(1.0, _WANTED_MOVE / expected_move(1.0, pairs_per_image, n_images, "normalized"))
+    wanted = min(1.0, 2 * _WANTED_MOVE / sum(expected_move(1.0, pairs_per_image, n_images, "normalized")))
     scale = "" if index_scale == "normalized" else ", index_scale normalized"
     return (
         f"theta={theta:g} moves an image by {100 * move:.2g} % of the ranks on average, so the labels are almost "
         f"your scores; try theta={wanted:.1g}{scale}"
     )
+
+
+def score_advice(method: str, result: OptimizedLabels) -> Iterator[str]:
+    """Yield what is odd in the scores of a method, whose sign the similarities of the pairs should share.
+
+    Args:
+        method: its name, or an empty text.
+        result: its labels at any theta.
+    """
+    of = f"{method}: " if method else ""
+    if len(result.score) > 1 and np.ptp(result.score) == 0:
+        yield f"{of}all {len(result.score):,} scores are equal, so they order nothing"
+        return
+    owns = np.flatnonzero(result.n_owned_pairs > 0)
+    if len(owns) < MIN_OWNERS:
+        return
+    ranks = [np.argsort(np.argsort(v[owns])) for v in (result.quality_index, result.mean_similarity_rank)]
+    rho = float(np.corrcoef(ranks[0].astype(np.float64), ranks[1].astype(np.float64))[0, 1])
+    if rho < min(-LEAST_RHO, -SIGN_ERRORS / math.sqrt(len(owns) - 1)):
+        yield (
+            f"{of}images with larger scores have less similar pairs (Spearman {rho:+.2f}): is a larger score better "
+            "quality? Negate an uncertainty"
+        )
 
 
 def advice(
@@ -177,6 +205,7 @@ def advice(
         yield (
             f"{int(alone.sum()):,} of {n_people:,} people ({int(images_of_people[alone].sum()):,} of {n_images:,} images) "
             f"have no pair, since {why}: these images keep their quality index"
+            + (". Were identities and scores exchanged?" if alone.all() and n_clusters > 1 else "")
         )
     largest = max((r.theta for r in results), default=0.0)
     if index_scale == "raw" and largest > LARGEST_RAW_THETA:

@@ -25,7 +25,7 @@ from fiqa_ray.core.kernels.owners import add_repeat, assign_sorted_scores, sum_r
 from fiqa_ray.core.kernels.sorting import stable_order
 from fiqa_ray.core.kernels.threads import available_threads, one_thread
 from fiqa_ray.core.label_result import OptimizedLabels as OptimizedLabels
-from fiqa_ray.core.label_result import advice
+from fiqa_ray.core.label_result import advice, score_advice
 from fiqa_ray.core.pairs import Pairs, mated_pairs, round_similarity
 from fiqa_ray.core.ranking import RankTable
 from fiqa_ray.errors import UsageError
@@ -77,7 +77,7 @@ def optimize_labels(
 
     Warns:
         UserWarning: people without pairs, more clusters than images, a theta that moves almost nothing, or one that is too
-            large for the scale `raw`.
+            large for the scale `raw`; scores that are all equal or seem to have the wrong sign; embeddings that are zero.
 
     Memory: the sum of
         - the pairs of all repeats, 8 bytes each: 1.5 kB per image at the defaults;
@@ -120,7 +120,12 @@ def optimize_labels(
             progress(_PAIRS_SHARE + (1 - _PAIRS_SHARE) * n_done / n_repeats)
     labels = {name: {t: _labels(priors[name], u, t) for t in thetas} for name, u in updates.items()}
     results = [result for by_theta in labels.values() for result in by_theta.values()]
-    for text in advice(n_images_of, n_clusters, len(repeats[0].mate), index_scale, results):
+    texts = list(advice(n_images_of, n_clusters, len(repeats[0].mate), index_scale, results))
+    for name, by_theta in labels.items():
+        texts += score_advice(name, by_theta[thetas[0]])
+    if n_zero := int((~embeddings.any(axis=1)).sum()):
+        texts.append(f"{n_zero:,} embeddings are zero, as of faces that failed; leave these images out")
+    for text in texts:
         warnings.warn(text, stacklevel=2)
     has_one_theta, has_one_method = not isinstance(theta, Sequence | np.ndarray), not isinstance(prior_scores, Mapping)
     by_method = {name: by_theta[thetas[0]] if has_one_theta else by_theta for name, by_theta in labels.items()}
@@ -133,7 +138,9 @@ def _thetas(theta: Theta) -> list[float]:
     try:
         numbers = [float(v) for v in values]
     except (TypeError, ValueError) as exc:
-        raise UsageError(f"theta={theta!r} must be a number or several; the paper uses 0.001") from exc
+        raise UsageError(
+            f"theta={theta!r} must be a number or several; fiqa_ray.choose_theta finds the best one on held-out people"
+        ) from exc
     if not numbers:
         raise UsageError("theta is an empty list; give at least one number, such as 0.1")
     return numbers

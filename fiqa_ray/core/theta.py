@@ -2,9 +2,9 @@
 
 The people are divided into folds. For each candidate theta and each fold a head learns from the other folds and scores this
 one; so every image has a score of a head that never saw its person. The criterion is the area under the
-error-versus-discard curve of the mated and non-mated pairs within the folds. Theta 0 stands for the prior labels. A theta is
-chosen only where it is better than 0 by more than its interval; else the labels are left alone. The threshold follows from
-a false match rate; if fewer than 5 % of the mated pairs then fail, it is raised until 10 % do.
+error-versus-discard curve of mated pairs. Theta 0 stands for the prior labels. A theta is chosen only where it is better
+than 0 by more than its interval; else the labels are left alone. The threshold follows from a false match rate of non-mated
+pairs; if fewer than 5 % of the mated pairs then fail, it is raised until 10 % do.
 
 The head is fitted by least squares on the standardised embedding and its norm, in closed form: it has no training noise.
 """
@@ -21,14 +21,13 @@ from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
 from fiqa_ray.core.bootstrap import AreaDraws, bootstrap_areas
-from fiqa_ray.core.candidates import CANDIDATES
+from fiqa_ray.core.candidates import CANDIDATES, N_FOLDS
 from fiqa_ray.core.conventions import CONVENTIONS, Cell, changed
 from fiqa_ray.core.kernels.gram import unit_vectors
 from fiqa_ray.core.labels import optimize_labels
 from fiqa_ray.core.verification import threshold_at_fmr
 from fiqa_ray.errors import UsageError
 
-N_FOLDS = 5
 N_DRAWS = 400
 LEVEL = 0.95
 
@@ -36,19 +35,22 @@ MAX_IMAGES = 20_000
 """The most images that a job's choice uses: parts are taken in a random order until they hold as many."""
 MAX_MATED, MAX_NONMATED = 6_000, 24_000
 """Pairs that the choice is made on."""
-MIN_PEOPLE = 2 * N_FOLDS
+MIN_PEOPLE = N_FOLDS
 """With fewer people of two images there is no choice."""
 MIN_ERRORS = 20
 """With fewer mated pairs below the threshold, and with fewer false matches allowed, an area says nothing."""
 
-TRAINING_SPREAD = float(np.sqrt(N_FOLDS / (N_FOLDS - 1)))
-"""Factor on the spread of the draws. They do not train heads again, so their spread alone is too small."""
+TRAINING_SPREAD = float(np.sqrt(1 + N_FOLDS / (N_FOLDS - 1)))
+"""Factor on the spread of the draws, which resample people and do not train heads again. Heads of K folds share most of
+their people, so the variance of the folds' mean is not S^2 / K but (1 / K + n_test / n_train) S^2, where n_test / n_train is
+1 / (K - 1): the correction of Nadeau and Bengio (Inference for the generalization error, Machine Learning 52, 2003)."""
 
 RIDGE = 0.01
 """Weight of the squared coefficients, as a share of the images, against overfitting where images are few."""
 
 AT_FMR = CONVENTIONS["dasec"]
-"""Convention of the curve: one threshold for all levels, so that its noise is shared by all candidates."""
+"""Convention of the curve: one threshold for all levels, so that its noise is shared by all candidates. Only mated pairs are
+discarded, so non-mated ones need no scores and need not lie within a fold."""
 MIN_FNMR = 0.05
 """Where the rate makes fewer of the mated pairs errors, the threshold is raised to that of `AT_FNMR`."""
 AT_FNMR = changed("held-out", "dasec", starting_fnmr=0.1)
@@ -92,11 +94,14 @@ class ThetaCurve:
         at = self.theta.index(self.chosen)
         if self.chosen == 0:
             best = min(range(1, len(self.theta)), key=lambda i: self.gain[i])
-            return (
-                f"{method} does not gain measurably: on {people} the best theta, {self.theta[best]:g}, changes the area "
-                f"x 1000 by {_permille(self.gain[best])} [{_permille(self.low[best])}, {_permille(self.high[best])}]; the "
-                "labels are left as they are."
-            )
+            change = f"{_permille(self.gain[best])} [{_permille(self.low[best])}, {_permille(self.high[best])}]"
+            if self.gain[best] >= 0:
+                why = f"on {people} no theta is better than 0; {self.theta[best]:g} changes the area x 1000 by {change}"
+            else:
+                seen = 1e3 * (self.gain[best] - self.low[best])
+                why = f"on {people} the best theta, {self.theta[best]:g}, changes the area x 1000 by {change}, and a gain "
+                why += f"below {seen:.1f} cannot be told from none there"
+            return f"{method} does not gain measurably: {why}; the labels are left as they are."
         return (
             f"{method} gains at theta {self.chosen:g}: on {people} the area x 1000 falls from {1e3 * self.area[0]:.1f} to "
             f"{1e3 * self.area[at]:.1f} ({_permille(self.gain[at])} [{_permille(self.low[at])}, "
@@ -172,7 +177,7 @@ def compare_thetas(
     _, person = np.unique(identities, return_inverse=True)
     rng = np.random.default_rng([seed, 17])
     fold = rng.permutation(np.arange(person.max(initial=0) + 1) % N_FOLDS)[person]
-    pairs = HeldoutPairs.draw(person, fold, rng)
+    pairs = HeldoutPairs.draw(person, rng)
     n_people = len(np.unique(person[pairs.row_a[pairs.mated]]))
     n_mated, n_nonmated = int(pairs.mated.sum()), int((~pairs.mated).sum())
     reason = ""
@@ -205,19 +210,18 @@ def compare_thetas(
 
 @dataclass(frozen=True)
 class HeldoutPairs:
-    """Pairs within folds: `(L,)` rows of both images, and whether they show one person."""
+    """Pairs to choose on: `(L,)` rows of both images, and whether they show one person."""
 
     row_a: NDArray[np.int64]
     row_b: NDArray[np.int64]
     mated: NDArray[np.bool_]
 
     @staticmethod
-    def draw(person: NDArray[np.int64], fold: NDArray[np.int64], rng: np.random.Generator) -> HeldoutPairs:
-        """Draw mated pairs, as many of each person as their number of images allows, and non-mated ones of the same fold.
+    def draw(person: NDArray[np.int64], rng: np.random.Generator) -> HeldoutPairs:
+        """Draw mated pairs, as many of each person as their number of images allows, and non-mated ones of all people.
 
         Args:
             person: `(I,)`, dense from 0.
-            fold: `(I,)`, the same for all images of a person.
             rng: of the draws.
         """
         order = np.argsort(person, kind="stable")
@@ -230,29 +234,37 @@ class HeldoutPairs:
             a, b = a[a != b], b[a != b]
             chosen = rng.permutation(len(a))[:per_person]
             mated.append(order[start + np.stack([a[chosen], b[chosen]])])
-        nonmated = []
-        for f in np.unique(fold):
-            rows = np.flatnonzero(fold == f)
-            drawn = rows[rng.integers(0, len(rows), (2, MAX_NONMATED // N_FOLDS))]
-            drawn = np.unique(np.sort(drawn[:, person[drawn[0]] != person[drawn[1]]], axis=0), axis=1)
-            nonmated.append(drawn)
-        both = np.concatenate([*mated, *nonmated], axis=1)
+        drawn = rng.integers(0, len(person), (2, MAX_NONMATED))
+        drawn = np.unique(np.sort(drawn[:, person[drawn[0]] != person[drawn[1]]], axis=0), axis=1)
+        both = np.concatenate([*mated, drawn], axis=1)
         return HeldoutPairs(both[0], both[1], np.arange(both.shape[1]) < sum(m.shape[1] for m in mated))
 
 
 def heldout_scores(
     embeddings: NDArray[np.float32], fold: NDArray[np.int64], targets: NDArray[np.floating[Any]]
 ) -> NDArray[np.float64]:
-    """Return scores `(I, T)` for T thetas: each fold's by heads fitted to the targets `(I, T)` of the other folds."""
+    """Return scores `(I, T)` for T thetas: each fold's by heads fitted to the targets `(I, T)` of the other folds.
+
+    The sums of the other folds are those of all images less those of the fold, so that ten folds cost little more than one.
+    """
     x = embeddings.astype(np.float64)
     x = np.hstack([x, np.linalg.norm(x, axis=1, keepdims=True)])
+    centre, deviation = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-12)
+    x = (x - centre) / deviation  # so that sums of all images less those of a fold keep their digits
+    n_inputs = x.shape[1]
+    columns = np.hstack([x, targets, np.ones((len(x), 1))])
+    total = x.T @ columns, columns.sum(axis=0)
     scores = np.empty(targets.shape)
     for f in np.unique(fold):
-        train = fold != f
-        mean, deviation = x[train].mean(axis=0), np.maximum(x[train].std(axis=0), 1e-12)
-        z, level = (x - mean) / deviation, targets[train].mean(axis=0)
-        gram = z[train].T @ z[train] + RIDGE * train.sum() * np.eye(x.shape[1])
-        scores[~train] = z[~train] @ np.linalg.solve(gram, z[train].T @ (targets[train] - level)) + level
+        held = fold == f
+        n_train = len(x) - held.sum()
+        products, sums = total[0] - x[held].T @ columns[held], total[1] - columns[held].sum(axis=0)
+        mean, level = sums[:n_inputs] / n_train, sums[n_inputs:-1] / n_train
+        covariance = products[:, :-1] - np.outer(mean, sums[:-1])
+        spread = np.sqrt(np.maximum(np.diag(covariance[:, :n_inputs]) / n_train, 1e-6))  # 1 but for constant inputs
+        gram = covariance[:, :n_inputs] / np.outer(spread, spread) + RIDGE * n_train * np.eye(n_inputs)
+        weight = np.linalg.solve(gram, covariance[:, n_inputs:] / spread[:, None])
+        scores[held] = ((x[held] - mean) / spread) @ weight + level
     return scores
 
 

@@ -301,16 +301,16 @@ class Dataset:
             return self.stored_parts(manifest)
         if manifest is not None:
             return {part.index: part for part in manifest.parts}
-        return self._recorded_parts(list_files(self.uri))
+        return self.recorded_parts(list_files(self.uri))
 
     def stored_parts(self, manifest: Manifest | None) -> dict[int, Part]:
         """Return what `finished_parts(verify=True)` does, where the manifest, or that there is none, is known."""
         sizes = list_files(self.uri)
-        parts = self._recorded_parts(sizes) if manifest is None else {part.index: part for part in manifest.parts}
+        parts = self.recorded_parts(sizes) if manifest is None else {part.index: part for part in manifest.parts}
         return {i: part for i, part in parts.items() if _is_stored(part, sizes)}
 
-    def _recorded_parts(self, names: Iterable[str]) -> dict[int, Part]:
-        """Return the parts whose records are there and sound."""
+    def recorded_parts(self, names: Iterable[str]) -> dict[int, Part]:
+        """Return the parts by number whose records are among these names, there and sound."""
         parts = {}
         for name, content in self._records(names):
             try:

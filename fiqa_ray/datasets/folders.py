@@ -1,4 +1,4 @@
-"""Finds the datasets of a run without a listing of their parts; removes what killed writers leave."""
+"""Finds the datasets of a run without a listing of their parts, and records of parts; removes what killed writers leave."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from fiqa_ray.datasets.records import is_record, record_name
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.storage import SLASH, filesystem, is_local, join, list_files, remove_file, storage_errors
 
+NAMES_PER_REQUEST = 1000
+"""Names in one answer of S3."""
 _REQUESTS_AT_ONCE = 16
 _LEFTOVER = re.compile(r"\.[0-9a-f]{32}\.tmp$")
 A = TypeVar("A")
@@ -46,6 +49,21 @@ def _folders(fs: Any, root: str, folder: str) -> Iterator[str]:
         return
     for name in names:
         yield f"{folder}{SLASH}{name}" if folder else name
+
+
+def record_names(uri: str, n_parts: int) -> list[str]:
+    """Return the names of the records that are there, sorted, of a dataset that will have so many parts.
+
+    S3 lists a thousand names a request, one request after the other; many records are therefore listed by ranges of numbers.
+    """
+    with storage_errors(uri):
+        fs, folder = filesystem(uri)
+        if n_parts <= NAMES_PER_REQUEST or "s3" not in fs.protocol:
+            return [name for name in list_files(uri) if is_record(name)]
+        ranges = sorted({record_name(i).removesuffix("000.json") for i in range(0, n_parts, NAMES_PER_REQUEST)})
+        lists = in_parallel(lambda prefix: fs.find(folder, prefix=prefix), ranges, fs)
+    names = {path.rsplit(SLASH, 1)[-1] for paths in lists for path in paths}
+    return sorted(filter(is_record, names))
 
 
 def remove_leftovers(uri: str) -> None:

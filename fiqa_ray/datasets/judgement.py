@@ -13,11 +13,11 @@ from scipy.stats import kendalltau, ttest_1samp
 
 from fiqa_ray.core.bootstrap import AreaDraws
 from fiqa_ray.core.conventions import Cell
-from fiqa_ray.core.intervals import Interval, IntervalSettings
+from fiqa_ray.core.intervals import INTERVAL, Interval, IntervalSettings
 from fiqa_ray.core.verdicts import holm
 from fiqa_ray.core.verification import FloatArray
 from fiqa_ray.datasets.cells import StoredCell
-from fiqa_ray.datasets.results import AucRow, DifferenceRow, EdcLine, RankingRow, ScorerKey
+from fiqa_ray.datasets.results import AucRow, BandRow, DifferenceRow, EdcLine, RankingRow, ScorerKey
 
 LEVEL = 0.95
 """Confidence of all intervals."""
@@ -87,6 +87,24 @@ class Judgement:
         convention, fmr = cell[0], np.nan if cell[1] is None else cell[1]
         where = {"benchmark": self.benchmark, "recognizer": self.recognizer, "convention": convention, "fmr": fmr}
         return vars(self.keys[scorer]) | where
+
+    def band_rows(self) -> list[BandRow]:
+        """Return how sure each curve is between neighbouring stored limits, up to where its area has an interval."""
+        tails = 50 * (1 - LEVEL), 50 * (1 + LEVEL)
+        rows = []
+        for (name, cell), stored in self.cells.items():
+            own = self.areas.own_limit(name, cell)
+            limits = [limit for limit in sorted(stored.draws) if limit <= own]
+            limits = [limit for limit in limits if self.areas.interval(name, cell, limit).kind == INTERVAL]
+            areas = [np.zeros(self.n_draws), *(stored.draws[limit] for limit in limits)]
+            for start, end, before, after in zip([0.0, *limits], limits, areas, areas[1:], strict=False):
+                rates = (after - before) / (end - start)
+                if not np.isnan(rates).all():
+                    low, high = np.nanpercentile(rates, tails)
+                    rows.append(
+                        BandRow(**self._cell_key(name, cell), discard_from=start, discard_to=end, low=low, high=high)
+                    )
+        return rows
 
     # --- areas ---
 

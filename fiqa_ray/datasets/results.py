@@ -14,6 +14,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from fiqa_ray.datasets.band_row import BandRow as BandRow
+from fiqa_ray.datasets.cell_key import CellKey as CellKey
+from fiqa_ray.datasets.cell_key import ScorerKey as ScorerKey
+from fiqa_ray.datasets.group_row import GroupRateRow as GroupRateRow
 from fiqa_ray.datasets.theta_row import ThetaRow as ThetaRow
 from fiqa_ray.errors import FiqaRayError
 
@@ -21,46 +25,10 @@ BASELINE, UNOPTIMIZED, OPTIMIZED, GIVEN = "baseline", "unoptimized", "optimized"
 """Variants of scores: a method's own, a regressor's on prior and on optimized labels, and further ones of the user."""
 RANDOM, ORACLE = "random", "oracle"
 """References, which never compete for the best: random numbers, and the recorded truth."""
+GROUPED = ("edc", "bands", "auc", "differences", "verification")
+"""Tables that there are of groups of people too: `group_auc` and so on, whose benchmarks are named "lfw: asian"."""
 VARIANTS = (BASELINE, GIVEN, UNOPTIMIZED, OPTIMIZED, ORACLE, RANDOM)
 """All variants, in the order of a table's rows."""
-
-
-@dataclass(frozen=True)
-class ScorerKey:
-    """What a quality score is. Tables of a paper select by these columns.
-
-    Attributes:
-        scorer: Name of the quality score; no two of a job are alike.
-        quality_model: Recogniser that the quality comes from, or empty: a method may use none.
-        method: FIQA method; of random numbers and recorded truth the variant.
-        variant: "baseline", "unoptimized", "optimized", "given", "random" or "oracle".
-        theta: Step size of the label optimization; null unless the variant is "optimized".
-        seed: Seed of the training; null unless there was one.
-    """
-
-    scorer: str
-    quality_model: str
-    method: str
-    variant: str
-    theta: float
-    seed: int | None
-
-
-@dataclass(frozen=True)
-class CellKey(ScorerKey):
-    """One cell of the matrix: a score, judged by one recogniser on one benchmark at one operating point.
-
-    Attributes:
-        benchmark: Name of the benchmark.
-        recognizer: Recogniser whose errors are counted.
-        convention: Name of the convention; the table `conventions` says what it means.
-        fmr: False match rate that sets the threshold; null where a starting FNMR sets it.
-    """
-
-    benchmark: str
-    recognizer: str
-    convention: str
-    fmr: float
 
 
 @dataclass(frozen=True)
@@ -229,6 +197,7 @@ class ConventionRow:
         pool: What is discarded: "all" pairs, "mated" or "nonmated" pairs alone, or "images".
         threshold: "fixed", "recomputed" at each level, or "nearest_left": the similarity left nearest to the fixed one.
         count: Number of false matches: "below" the rate, "at_most" the rate, or "nearest" to it.
+        accept: Whether a pair is accepted "above" the threshold, or also "at" it.
         step: Discarded share from level to level; null: each distinct quality is a level.
         ties: How equal qualities go: "cut" where the level falls, or "together".
         curve: "line" between levels, or "step": the left value is held.
@@ -244,6 +213,7 @@ class ConventionRow:
     pool: str
     threshold: str
     count: str
+    accept: str
     step: float
     ties: str
     curve: str
@@ -352,7 +322,17 @@ class CorrelationRow:
 
 
 Row = TypeVar(
-    "Row", AucRow, DifferenceRow, ConventionRow, RankingRow, ExclusionRow, VerificationRow, CorrelationRow, ThetaRow
+    "Row",
+    AucRow,
+    BandRow,
+    DifferenceRow,
+    GroupRateRow,
+    ConventionRow,
+    RankingRow,
+    ExclusionRow,
+    VerificationRow,
+    CorrelationRow,
+    ThetaRow,
 )
 
 _INTEGER = int | None

@@ -208,3 +208,8 @@ COMPARISONS = pa.schema(
         ("similarity", pa.float64()),  # cosine
     ]
 )
+
+
+GROUPED_COMPARISONS = COMPARISONS.append(  # the same where a benchmark has groups of people
+    pa.field("group", pa.string())  # that of both images, or as the list of pairs says; empty where there is none
+)

@@ -82,14 +82,34 @@ def submit_job(address: str, submission: Submission, *, wait: bool, say: Callabl
     from ray.job_submission import JobSubmissionClient
 
     try:
-        client = JobSubmissionClient(address)
-        job_id, is_new = _free_id(client, submission.job_id)
-        if is_new:
-            _submit(client, job_id, submission)
+        job_id, is_new = _submit_once(client := JobSubmissionClient(address), submission)
     except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as exc:
         raise FiqaRayError(_refusal(address, exc)) from exc
     say(f"job: {job_id}\n" if is_new else f"job: {job_id} (at work already)\n")
     return _follow(client, address, job_id, say) if wait else 0
+
+
+def _submit_once(client: Any, submission: Submission) -> tuple[str, bool]:
+    """Submit a job unless it runs already; return its id, and whether it was submitted.
+
+    A job server that has just started may cut connections. Trying again is safe: the id tells whether the job arrived.
+    """
+    until = time.monotonic() + RECONNECT_S
+    while True:
+        try:
+            job_id, is_new = _free_id(client, submission.job_id)
+            if is_new:
+                _submit(client, job_id, submission)
+            return job_id, is_new
+        except OSError as exc:
+            if not _is_connection_lost(exc) or time.monotonic() > until:
+                raise
+        time.sleep(2.0)
+
+
+def _is_connection_lost(exc: OSError) -> bool:
+    """Return whether a connection broke: by Python's own exception, or that of requests, which Ray uses."""
+    return "ConnectionError" in {kind.__name__ for kind in type(exc).__mro__}
 
 
 def _free_id(client: Any, job_id: str) -> tuple[str, bool]:

@@ -28,7 +28,7 @@ def answer_lines(areas: Sequence[AucRow], differences: Sequence[DifferenceRow]) 
             before = area_of.get(against.scorer_b, math.nan)
             yield f"    against {row.method} itself, {1000 * before:.1f}: {_change(against)}"
     rate = "" if first.fmr is None or math.isnan(first.fmr) else f"FMR {first.fmr:g}, "
-    levels = {f"{r.level:.0%}" for r in gains if r.n_draws}
+    levels = {f"{r.level:.0%}" for r in gains if not math.isnan(r.low)}
     yield (
         f"Areas under the error-versus-discard curve x 1000 on {first.benchmark}, lower is better ({rate}convention "
         f"{first.convention}){'; in brackets a ' + levels.pop() + ' interval' if levels else ''}."
@@ -44,14 +44,31 @@ def _is_clear(row: DifferenceRow) -> bool:
     return row.p_holm < 1 - row.level and (row.high < 0 or row.low > 0)
 
 
+def why_untold(row: DifferenceRow) -> str:
+    """Say why a difference cannot be clear whatever it is: it has no interval, or too few draws; empty if it can be."""
+    if math.isnan(row.low) or math.isnan(row.high):
+        return row.reason or "there is no interval"
+    n, n_family, level = row.n_draws - row.n_undefined, max(row.n_family, 1), 1 - row.level
+    if 2 * n_family >= level * (n + 1) - 1e-9:
+        needed = math.ceil(2 * n_family / level - 1e-9)
+        return f"{n} draws cannot show p < {level:.2g} among {n_family} comparisons: set evaluate.draws to {needed} or more"
+    return ""
+
+
 def _answer(gains: list[DifferenceRow]) -> str:
     """Return the first sentence."""
     helps = dict.fromkeys(r.method for r in gains if _is_clear(r) and r.difference < 0)
     harms = dict.fromkeys(r.method for r in gains if _is_clear(r) and r.difference > 0)
-    open_ = dict.fromkeys(r.method for r in gains if r.method not in helps and r.method not in harms)
+    rest = [r for r in gains if r.method not in helps and r.method not in harms]
+    open_ = dict.fromkeys(r.method for r in rest if not why_untold(r))
+    untold: dict[str, list[str]] = {}
+    for row in rest:
+        if row.method not in open_:
+            untold.setdefault(why_untold(row), []).append(row.method)
     parts = [f"yes for {', '.join(helps)}"] if helps else []
     parts += [f"no clear difference for {', '.join(open_)}"] if open_ else []
     parts += [f"they harm {', '.join(harms)}"] if harms else []
+    parts += [f"cannot be told for {', '.join(dict.fromkeys(names))} ({why})" for why, names in untold.items()]
     answer = "; ".join(parts) or "nothing was compared"
     return f"Do optimized labels help? {answer[0].upper()}{answer[1:]}."
 
@@ -67,5 +84,8 @@ def _gain(row: DifferenceRow, area_of: dict[str, float]) -> str:
 def _change(row: DifferenceRow) -> str:
     """Return a difference, its interval, and what it means."""
     interval = "" if math.isnan(row.low) else f" [{1000 * row.low:+.1f}, {1000 * row.high:+.1f}]"
-    meaning = ("a clear gain" if row.difference < 0 else "a clear loss") if _is_clear(row) else "no clear difference"
+    if _is_clear(row):
+        meaning = "a clear gain" if row.difference < 0 else "a clear loss"
+    else:
+        meaning = "cannot be told" if why_untold(row) else "no clear difference"
     return f"{1000 * row.difference:+.1f}{interval}, {meaning}"

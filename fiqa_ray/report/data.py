@@ -18,6 +18,7 @@ from fiqa_ray.datasets.results import (
     CorrelationRow,
     DifferenceRow,
     EdcLine,
+    GroupRateRow,
     ThetaRow,
     VerificationRow,
 )
@@ -154,6 +155,9 @@ class ReportData:
         verification: What the recogniser is worth, per benchmark and false match rate.
         similarities: Histograms of the pairs' similarities.
         correlations: Correlations with the recorded true quality.
+        group_rates: Error rates of groups of people at one threshold.
+        group_auc: Areas of groups, whose benchmarks are named such as "lfw: asian".
+        group_differences: Differences of areas of groups.
         faces: Faces by decile of each score, and those that label optimization moved most.
         notes: Sentences about limits and oddities of this run.
     """
@@ -173,5 +177,8 @@ class ReportData:
     verification: Sequence[VerificationRow] = ()
     similarities: Sequence[SimilarityHistogram] = ()
     correlations: Sequence[CorrelationRow] = ()
+    group_rates: Sequence[GroupRateRow] = ()
+    group_auc: Sequence[AucRow] = ()
+    group_differences: Sequence[DifferenceRow] = ()
     faces: Sequence[FaceStrip] = ()
     notes: Sequence[str] = ()

@@ -24,6 +24,8 @@ from fiqa_ray.report.data import LabelSummary, SimilarityHistogram
 BLUE, ORANGE, INK, GREY = "#0072B2", "#D55E00", "#222222", "#767676"
 WIDTH_INCH = 4.2
 X_END = 0.95  # drawn range of the curves; the rest holds too few pairs to read
+MOST_MARKED_CHANGES = 12
+"""With more levels at which the number of allowed false matches changes, that happens nearly everywhere: none is marked."""
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fiqa_ray",
@@ -156,6 +158,8 @@ def edc_figure(
             x, y = 100 * line.discard_fraction[shown], line.fnmr[shown]
             highest = max(highest, float(np.nanmax(y, initial=0.0)))
             _draw_line(axes, x, y, styles[line.scorer], stepped=convention is not None and convention.curve == "step")
+        if convention is not None:
+            mark_changes(axes, lines, convention)
         for limit in limits:
             axes.axvline(100 * limit, color=GREY, linewidth=0.9, linestyle=":")
         axes.set_xlabel(f"Discarded {DISCARDED[convention.pool] if convention else 'pairs'} [%]")
@@ -163,6 +167,21 @@ def edc_figure(
         axes.set_xlim(0, 100 * X_END)
         axes.set_ylim(0, 1.06 * highest if highest > 0 else 1e-3)
         return _data_uri(figure)
+
+
+def mark_changes(ax: Axes, lines: Sequence[EdcLine], convention: ConventionRow) -> int:
+    """Mark the levels at which the rate allows another number of false matches; return how many are marked."""
+    if convention.threshold != "recomputed":
+        return 0
+    changes: set[float] = set()
+    for line in lines:
+        is_change = np.flatnonzero(np.diff(line.n_allowed)) + 1
+        changes |= set((100 * line.discard_fraction[is_change]).tolist())
+    shown = sorted(c for c in changes if c <= 100 * X_END + 1e-9)
+    if not 0 < len(shown) <= MOST_MARKED_CHANGES:
+        return 0
+    ax.plot(shown, np.zeros(len(shown)), color=INK, marker="|", linestyle="", markersize=7, clip_on=False)
+    return len(shown)
 
 
 def _draw_line(axes: Axes, x: np.ndarray, y: np.ndarray, style: LineStyle, *, stepped: bool) -> None:

@@ -1,13 +1,14 @@
-"""Turns `ReportData` into one self-contained HTML page: no links, no scripts, figures as data URIs.
+"""Turns `ReportData` into one self-contained HTML page: no links, figures as data URIs, and one script that sorts tables.
 
-This module groups rows and words the numbers; `page.html` lays them out and escapes every value; `page.css` is put
-into the page.
+This module groups rows and words the numbers; `page.html` lays them out and escapes every value; `page.css` and
+`page.js` are put into the page, whose content policy allows no other script.
 """
 
 from __future__ import annotations
 
 import base64
 import csv
+import hashlib
 import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,7 +34,7 @@ from fiqa_ray.datasets.results import (
 )
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.report import figures
-from fiqa_ray.report.answer import answer_lines
+from fiqa_ray.report.answer import answer_lines, why_untold
 from fiqa_ray.report.data import ReportData
 
 FOLDER = Path(__file__).parent
@@ -69,15 +70,19 @@ def render_report(data: ReportData) -> str:
     )
     styles = figures.line_styles([line.scorer for line in data.edc])
     points = operating_points(data, styles)
+    script = "\n" + (FOLDER / "page.js").read_text(encoding="utf-8")
     return environment.get_template("page.html").render(
         data=data,
         css=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         findings=findings(data),
         settings=flat_settings(data.settings),
         label_figures=[(labels, figures.label_figure(labels)) for labels in data.labels],
         similarity_figures=[(row, figures.similarity_figure(row)) for row in data.similarities],
         points=points,
         conventions=[row.summary for row in data.conventions],
+        group_tables=group_tables(data),
         correlations=correlation_tables(data.correlations),
         faces=[
             (strip.title, [(row.name, picture_uris(row.faces)) for row in strip.rows if row.faces])
@@ -149,7 +154,9 @@ def verdict(row: DifferenceRow) -> str:
     is_clear = row.p_holm < 1 - row.level and not row.p_training >= 1 - row.level  # NaN: one training or none
     if is_clear and row.high < 0:
         return "improves"
-    return "worsens" if is_clear and row.low > 0 else "no clear difference"
+    if is_clear and row.low > 0:
+        return "worsens"
+    return "too few draws" if why_untold(row) else "no clear difference"
 
 
 def area_interval(row: AucRow) -> str:
@@ -171,7 +178,8 @@ def how_made(rows: Sequence[AucRow | DifferenceRow]) -> str:
     undefined = [r.n_undefined for r in rows if r.n_undefined]
     if undefined:
         text.append(f"Up to {count(max(undefined))} draws had no value and were left out.")
-    text += [f"{reason[0].upper()}{reason[1:]}." for reason in dict.fromkeys(r.reason for r in rows) if reason]
+    reasons = [r.reason or (why_untold(r) if isinstance(r, DifferenceRow) else "") for r in rows]
+    text += [f"{reason[0].upper()}{reason[1:]}." for reason in dict.fromkeys(reasons) if reason]
     return " ".join(text)
 
 
@@ -243,6 +251,7 @@ def operating_points(data: ReportData, styles: Mapping[str, figures.LineStyle]) 
         points.append(
             {
                 "id": f"point-{i}",
+                "is_of_groups": False,
                 "fr": fr,
                 "convention": convention,
                 "fmr": fmr,
@@ -258,6 +267,17 @@ def operating_points(data: ReportData, styles: Mapping[str, figures.LineStyle]) 
             }
         )
     return points
+
+
+def group_tables(data: ReportData) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return the tables of the groups of people, each with its operating point."""
+    areas, differences = grouped(data.group_auc, _point_of), grouped(data.group_differences, _point_of)
+    return [
+        (table, {"id": f"groups-{i}", "is_of_groups": True, "fr": fr, "convention": convention, "fmr": fmr})
+        for i, ((fr, convention, fmr), rows) in enumerate(areas.items())
+        for table in area_tables(rows, differences.get((fr, convention, fmr), []))
+        if not table["partial"]
+    ]
 
 
 def _point_of(row: AucRow | EdcLine | DifferenceRow) -> tuple[str, str, float | None]:
@@ -337,6 +357,7 @@ def difference_groups(rows: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
             "a": a,
             "b": b,
             "how_made": how_made(members),
+            "is_trained": any(row.n_seeds > 1 for row in members),
             "rows": [{"row": row, "verdict": verdict(row)} for row in members],
         }
         for (a, b), members in grouped(rows, lambda r: (r.scorer_a, r.scorer_b)).items()

@@ -11,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from fiqa_ray.config import BenchmarkSettings, PairListSettings
 from fiqa_ray.core.all_pairs import n_all_pairs
@@ -34,6 +35,7 @@ class Comparisons:
         row_b: `(L,) int64` row of the second.
         mated: `(L,) bool`.
         fold: `(L,) int64`; -1 where the list has none.
+        group: `(L,)` str objects, the group of each pair as the list names it; None where it names none.
         templates: the images of each unit, where units are templates; None: units are images.
         detector_score: `(I,) float64` weight of each image in its template; None: all weigh the same.
         settings: how templates are made.
@@ -46,6 +48,7 @@ class Comparisons:
     templates: Templates | None
     detector_score: FloatArray | None
     settings: PairListSettings
+    group: NDArray[np.object_] | None = None
 
     def names(self, image_id: pa.Array) -> pa.Array:
         """Return the name of each unit."""
@@ -148,7 +151,7 @@ def match_pairs(benchmark: BenchmarkSettings, image_id: pa.Array) -> Comparisons
         source_uri=benchmark.source.uri,
         allow_partial=settings.allow_partial,
     )
-    return Comparisons(row_a, row_b, pairs.mated, pairs.fold, None, None, settings)
+    return Comparisons(row_a, row_b, pairs.mated, pairs.fold, None, None, settings, pairs.group)
 
 
 def _match_templates(benchmark: BenchmarkSettings, pairs: TemplatePairs, image_id: pa.Array) -> Comparisons:

@@ -7,6 +7,7 @@ otherwise. Nothing of that is put right unasked, because two names may become on
 from __future__ import annotations
 
 import itertools
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,6 +49,17 @@ def rows_of_keys(keys: pa.Array, image_id: pa.Array, rules: Sequence[str] = ()) 
             f"key_rule: with {', '.join(rules)} two images of the data set have one name; leave a rule out"
         )
     return np.asarray(pc.fill_null(pc.index_in(left, value_set=right), -1).to_numpy(), np.int64)
+
+
+def alike_names(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return each name that equals an earlier one but for case, surrounding spaces or Unicode form, after that one."""
+    first: dict[str, str] = {}
+    alike = []
+    for name in names:
+        plain = unicodedata.normalize("NFC", name.strip()).casefold()
+        if first.setdefault(plain, name) != name:
+            alike.append((first[plain], name))
+    return alike
 
 
 def remedy_of(keys: pa.Array, image_id: pa.Array, rules: Sequence[str], setting: str) -> str:

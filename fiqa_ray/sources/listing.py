@@ -21,7 +21,8 @@ _PIECE_ROWS = 1 << 22
 def below(uri: str, names: pa.Array) -> pa.Array:
     """Return the URIs of relative names below a folder; in `zip://folder::archive` they go before the `::`."""
     head, chain = split_chain(uri)
-    return joined(head.rstrip("/") + "/", names, chain)
+    folder = head.rstrip("/") + "/"
+    return joined(folder + "/" if folder.endswith(":/") else folder, names, chain)  # zip:// is the archive's root
 
 
 def first_file(uri: str, names: Sequence[str]) -> str | None:
@@ -88,10 +89,8 @@ def refuse_duplicates(values: pa.Array, uri: str, what: str) -> None:
     if pc.count_distinct(values).as_py() < len(values):
         counts = pc.value_counts(values)
         twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-        raise FiqaRayError(
-            f"{uri}: the {what} {twice[0].as_py()!r} occurs more than once, as do {len(twice) - 1} others; "
-            "each must be unique"
-        )
+        others = f", as do {len(twice) - 1} others" if len(twice) > 1 else ""
+        raise FiqaRayError(f"{uri}: the {what} {twice[0].as_py()!r} occurs more than once{others}; each must be unique")
 
 
 def sorted_faces(table: pa.Table, schema: pa.Schema = SOURCE_FACES) -> pa.Table:

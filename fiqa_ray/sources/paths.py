@@ -31,7 +31,9 @@ _BRACES = re.compile(r"\{[^{}]*(,|\.\.)[^{}]*\}")
 def absolute(uri: str) -> str:
     """Return a local path as an absolute one, because workers do not share the caller's folder. URLs stay as they are."""
     is_url = "://" in uri and not uri.startswith(("/", "~", "."))
-    return uri.rstrip("/") if is_url else os.path.abspath(os.path.expanduser(uri))
+    if is_url:
+        return uri.rstrip("/")
+    return os.path.abspath(uri if os.path.lexists(uri) else os.path.expanduser(uri))  # a folder may be called ~
 
 
 def image_names(uri: str, extensions: Sequence[str], left_out: Counter[str] | None = None) -> list[str]:

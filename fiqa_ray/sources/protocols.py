@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -31,12 +31,14 @@ class VerificationPairs:
         image_id_b: the same for the second images.
         mated: `(L,) bool`, same person.
         fold: `(L,) int64` from 0; -1 if the list has no folds.
+        group: `(L,)` str objects, the group of people; None if the list has no groups.
     """
 
     image_id_a: NDArray[np.object_]
     image_id_b: NDArray[np.object_]
     mated: NDArray[np.bool_]
     fold: NDArray[np.int64]
+    group: NDArray[np.object_] | None = None
 
     def __len__(self) -> int:
         return len(self.mated)
@@ -191,15 +193,15 @@ def _read_cfp_images(uri: str) -> dict[int, str]:
 
 
 def read_pairs_table(uri: str) -> VerificationPairs:
-    """Read a CSV or Parquet with the columns `image_id_a,image_id_b,mated` and optionally `fold`.
+    """Read a CSV or Parquet with the columns `image_id_a,image_id_b,mated` and optionally `fold` and `group`.
 
-    `mated` is 1/0 or true/false; `fold` an integer from 0.
+    `mated` is 1/0 or true/false; `fold` an integer from 0; an empty `group` means none.
 
     Raises:
         FiqaRayError: names line and text of a fault.
     """
-    names = ("image_id_a", "image_id_b", "mated", "fold")
-    what = "a list of pairs needs image_id_a,image_id_b,mated and may have fold"
+    names = ("image_id_a", "image_id_b", "mated", "fold", "group")
+    what = "a list of pairs needs image_id_a,image_id_b,mated and may have fold and group"
     table = read_table(uri, dict.fromkeys(names, TEXT), names[:3], what)
     if table.num_rows == 0:
         raise FiqaRayError(f"{uri}: the table has no pairs")
@@ -217,7 +219,10 @@ def read_pairs_table(uri: str) -> VerificationPairs:
     a, b = (parsed(c, _not_empty, "an image id") for c in names[:2])
     mated = parsed("mated", lambda text: truth[text.lower()], "1 or 0, or true or false")
     fold = parsed("fold", _count, "an integer from 0") if "fold" in table.column_names else np.full(len(mated), -1)
-    return _pairs(a, b, mated, fold)
+    pairs = _pairs(a, b, mated, fold)
+    if "group" not in table.column_names:
+        return pairs
+    return replace(pairs, group=np.array([text or "" for text in table["group"].to_pylist()], dtype=object))
 
 
 def pair_rows(

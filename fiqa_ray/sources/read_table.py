@@ -203,6 +203,10 @@ def _cast(
     uri: str, name: str, column: pa.Array | pa.ChunkedArray, types: Mapping[str, pa.DataType], what: str
 ) -> pa.ChunkedArray:
     try:
+        if pa.types.is_floating(column.type) and not pa.types.is_floating(
+            types[name]
+        ):  # 1.0 is the name 1, and NaN none
+            column = column.cast(pa.int64())
         return column.cast(types[name])
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
         raise FiqaRayError(

@@ -188,10 +188,10 @@ def _checked(uri: str, table: pa.Table) -> pa.Table:
     twice = [str(c["values"]) for c in counts.filter(pc.greater(counts.field("counts"), 1))]
     if twice:
         raise FiqaRayError(f"{uri}: {len(twice)} image_id(s) stand more than once, such as {twice[0]!r}; keep one row")
-    bad = np.flatnonzero(~np.isfinite(score))
+    bad = np.flatnonzero(~(np.abs(score) <= np.finfo(np.float32).max))
     if len(bad):
         raise FiqaRayError(
             f"{uri}: {len(bad)} score(s) are not finite, such as {score[bad[0]]} of {ids[int(bad[0])]}; "
-            "every score must be a number"
+            "every score must be a number, as float32 holds it"
         )
     return table

@@ -242,8 +242,7 @@ def _note_values(
     names = [identity_key] if identity_key else ["identity", "label"]
     identity = next((values[n] for n in names if values.get(n) is not None), None)
     if identity_key is None and ("cls" in notes or identity is None):
-        text = notes.get("cls", notes.get("txt", b""))
-        identity = text.decode("utf-8", "replace").strip()
+        identity = _note_text(notes.get("cls", notes.get("txt", b"")), key, shard)
     if isinstance(identity, float) and identity.is_integer():
         identity = int(identity)  # as pandas writes whole numbers beside gaps
     if not isinstance(identity, str | int) or isinstance(identity, bool) or identity == "":
@@ -252,6 +251,15 @@ def _note_values(
             f"{'' if identity_key else f', no {key}.cls and no {key}.txt'}; source.identity_key names another key"
         )
     return str(identity), _landmarks(values.get("landmarks"), key, shard)
+
+
+def _note_text(note: bytes, key: str, shard: str) -> str:
+    try:
+        return note.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as exc:
+        raise FiqaRayError(
+            f"{shard}: the identity of the sample {key!r} is not UTF-8 (byte {exc.start}); mend the shard"
+        ) from exc
 
 
 def _shown(value: object, names: list[str]) -> str:

@@ -84,7 +84,7 @@ STAGES: dict[str, Stage] = {
         "Move quality indices towards similarity ranks, choose theta, and reassign the prior scores (equations 2 and 3).",
         reads=("faces", "embeddings", "pairs", "similarity_ranks", "sorted_scores", "quality_index"),
         writes=("optimized_index", "theta_choice", "index_runs", "sorted_indices", "optimized_labels"),
-        planned_by=("optimize:optimize_steps",),
+        planned_by=("optimize:index_steps", "optimize_theta:theta_steps", "optimize_labels:label_steps"),
         estimated_by="optimize:estimate",
     ),
     "train": Stage(

@@ -10,9 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fiqa_ray.config import BenchmarkSettings, EvaluateSettings
 from fiqa_ray.core.all_pairs import all_pairs_areas, all_pairs_curves, n_all_pairs
@@ -40,6 +42,7 @@ class CellShard:
     Attributes:
         cells: Convention, rate and dataset of each.
         embeddings: Of the benchmark under the recogniser.
+        group: The group of people whose pairs count; "": all pairs.
     """
 
     benchmark: BenchmarkSettings
@@ -50,6 +53,7 @@ class CellShard:
     comparisons: Dataset
     cells: Sequence[tuple[Cell, Convention, Dataset]]
     embeddings: Dataset
+    group: str = ""
 
 
 def cell_steps(job: Job) -> Iterator[list[Step]]:
@@ -57,12 +61,12 @@ def cell_steps(job: Job) -> Iterator[list[Step]]:
     steps, n_missing, n_cells = [], 0, 0
     for benchmark in job.settings.benchmarks:
         for recognizer in job.judges:
-            for scorer in job.scorers(benchmark):
-                cells = [(k, c, d) for k, (c, d) in job.cells(benchmark, recognizer, scorer).items()]
+            for scorer, group in product(job.scorers(benchmark), ["", *job.groups(benchmark, recognizer)]):
+                cells = [(k, c, d) for k, (c, d) in job.cells(benchmark, recognizer, scorer, group).items()]
                 missing = [cell for cell in cells if not cell[2].finished_parts()]
                 finished = [cell for cell in cells if cell not in missing]  # are verified again
                 n_missing, n_cells = n_missing + len(missing), n_cells + len(cells)
-                for group in filter(None, (missing, finished)):
+                for chosen in filter(None, (missing, finished)):
                     shard = CellShard(
                         benchmark=benchmark,
                         scorer=scorer,
@@ -70,8 +74,9 @@ def cell_steps(job: Job) -> Iterator[list[Step]]:
                         seed=job.settings.seed,
                         faces=job.faces(benchmark.name),
                         comparisons=job.comparisons(benchmark, recognizer),
-                        cells=group,
+                        cells=chosen,
                         embeddings=job.embeddings(benchmark.name, recognizer),
+                        group=group,
                     )
                     steps.append(_step(shard))
     if n_missing:
@@ -179,7 +184,10 @@ class _Pairs:
     @classmethod
     def of(cls, shard: CellShard) -> _Pairs:
         """Read them."""
-        table = shard.comparisons.read_all(["image_row_a", "image_row_b", "mated", "similarity"])
+        names = ["image_row_a", "image_row_b", "mated", "similarity"]
+        table = shard.comparisons.read_all([*names, "group"] if shard.group else names)
+        if shard.group:
+            table = table.filter(pc.equal(table["group"], shard.group)).select(names).combine_chunks()
         return cls(*(table[name].to_numpy() for name in table.column_names))
 
     def of_units(self, values: FloatArray) -> tuple[FloatArray, FloatArray]:

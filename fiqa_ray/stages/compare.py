@@ -5,18 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from fiqa_ray.config import BenchmarkSettings, EvaluateSettings
+from fiqa_ray.core.all_pairs import n_all_pairs
 from fiqa_ray.core.templates import pair_similarities
+from fiqa_ray.core.verification import IntArray
 from fiqa_ray.datasets import columns, schemas
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.job import Job
-from fiqa_ray.sources.comparisons import list_all_pairs, match_pairs, n_listed_pairs
+from fiqa_ray.sources.comparisons import MAX_LISTED_PAIRS, Comparisons, list_all_pairs, match_pairs, n_listed_pairs
+from fiqa_ray.sources.groups import groups_of_images, groups_of_pairs
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,9 @@ def run_shard(dataset: Dataset, shard: CompareShard) -> Part:
             f"usable ({n_skipped} skipped for bad or absent images); both kinds are needed, see {benchmark.pairs.uri}"
         )
     check_rates(shard.evaluate, benchmark.name, int((~mated).sum()))
+    groups = _groups(benchmark, pairs, image_id, a, b, chosen)
+    for name in _names(groups):
+        _check_group(shard.evaluate, f"{benchmark.name}, group {name}", mated[groups == name])
     comparisons = {
         "image_row_a": a,
         "image_row_b": b,
@@ -98,8 +106,52 @@ def run_shard(dataset: Dataset, shard: CompareShard) -> Part:
     }
     return dataset.write_part(
         0,
-        {".parquet": pa.table(comparisons, schema=schemas.COMPARISONS)},
+        {".parquet": _table(comparisons, groups)},
         n_rows=len(chosen),
-        stats={"n_pairs_used": len(mated), "n_pairs_skipped": n_skipped},
+        stats={
+            "n_pairs_used": len(mated),
+            "n_pairs_skipped": n_skipped,
+            "groups": {n: int(np.sum(groups == n)) for n in _names(groups)},
+        },
         duration_s=time.monotonic() - started,
     )
+
+
+def _groups(
+    benchmark: BenchmarkSettings, pairs: Comparisons, image_id: pa.Array, a: IntArray, b: IntArray, chosen: np.ndarray
+) -> NDArray[np.object_] | None:
+    """Return the group of each pair that is compared, "" for none; None where the benchmark has no groups.
+
+    Raises:
+        UsageError: Groups of templates, or of pairs that are not listed.
+    """
+    if benchmark.groups is None:
+        return None if pairs.group is None else pairs.group[chosen]
+    if pairs.templates is not None:
+        raise UsageError(f"benchmark {benchmark.name}: groups are those of images, and kind ijb compares templates")
+    if benchmark.pairs.kind == "all_pairs" and n_all_pairs(len(image_id)) > MAX_LISTED_PAIRS:
+        raise UsageError(
+            f"benchmark {benchmark.name}: {len(image_id):,} images have too many pairs to list, and groups need a list; "
+            "give a list of pairs, or fewer images"
+        )
+    return groups_of_pairs(groups_of_images(benchmark.groups, image_id), a, b)
+
+
+def _names(groups: NDArray[np.object_] | None) -> list[str]:
+    return [] if groups is None else sorted(set(groups.tolist()) - {""})
+
+
+def _check_group(evaluate: EvaluateSettings, name: str, mated: np.ndarray) -> None:
+    """Refuse a group without both kinds of pairs, or with too few for the rates."""
+    if not mated.any() or mated.all():
+        raise UsageError(
+            f"benchmark {name}: {int(mated.sum())} mated and {int((~mated).sum())} non-mated pairs; both kinds are needed: "
+            "add pairs, or leave its group empty"
+        )
+    check_rates(evaluate, name, int((~mated).sum()))
+
+
+def _table(comparisons: dict[str, Any], groups: NDArray[np.object_] | None) -> pa.Table:
+    if groups is None:
+        return pa.table(comparisons, schema=schemas.COMPARISONS)
+    return pa.table(comparisons | {"group": groups}, schema=schemas.GROUPED_COMPARISONS)

@@ -9,27 +9,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from scipy.stats import spearmanr
 
 from fiqa_ray.config import BenchmarkSettings, EvaluateSettings
 from fiqa_ray.core.conventions import Cell, Convention
+from fiqa_ray.core.group_rates import error_rates
 from fiqa_ray.core.verification import equal_error_rate, fold_accuracy, tar_at_fmr, threshold_at_fmr
 from fiqa_ray.datasets.cells import read_cell
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.datasets.judgement import Judgement, correct_families
 from fiqa_ray.datasets.results import (
+    GROUPED,
     ORACLE,
     RANDOM,
     AucRow,
+    BandRow,
     ConventionRow,
     CorrelationRow,
     DifferenceRow,
     EdcLine,
     ExclusionRow,
+    GroupRateRow,
     RankingRow,
     VerificationRow,
     edc_table,
@@ -53,6 +59,7 @@ class EvaluateShard:
 
     Attributes:
         cells: Scorer and cell -> convention and dataset.
+        groups: The same of each group of people.
         compare: Pairs of scorers whose areas are compared, by family.
         is_first: Whether it is the first recogniser: what does not depend on recognisers is stored with it.
     """
@@ -65,6 +72,7 @@ class EvaluateShard:
     comparisons: Dataset
     scorers: list[Scorer]
     cells: dict[tuple[str, Cell], tuple[Convention, Dataset]]
+    groups: dict[str, dict[tuple[str, Cell], tuple[Convention, Dataset]]]
     compare: dict[str, list[tuple[str, str]]]
     is_first: bool
 
@@ -79,9 +87,12 @@ def evaluate_steps(job: Job) -> Iterator[list[Step]]:
         compare = comparisons_of(job, [s.key.scorer for s in scorers], known)
         for recognizer in job.judges:
             cells = {
-                (scorer.key.scorer, cell): stored
-                for scorer in scorers
-                for cell, stored in job.cells(benchmark, recognizer, scorer).items()
+                group: {
+                    (scorer.key.scorer, cell): stored
+                    for scorer in scorers
+                    for cell, stored in job.cells(benchmark, recognizer, scorer, group).items()
+                }
+                for group in ["", *job.groups(benchmark, recognizer)]
             }
             shard = EvaluateShard(
                 benchmark=benchmark,
@@ -91,7 +102,8 @@ def evaluate_steps(job: Job) -> Iterator[list[Step]]:
                 faces=job.faces(benchmark.name),
                 comparisons=job.comparisons(benchmark, recognizer),
                 scorers=scorers,
-                cells=cells,
+                cells=cells.pop(""),
+                groups=cells,
                 compare=compare,
                 is_first=recognizer == job.judges[0],
             )
@@ -140,26 +152,17 @@ def comparisons_of(job: Job, scorers: list[str], known: Collection[str]) -> dict
 def run_shard(dataset: Dataset, shard: EvaluateShard) -> Part:
     """Write the results of one benchmark under one recogniser. Memory: the draws of its cells, pairs and scores."""
     started = time.monotonic()
-    names = {scorer.key.scorer: scorer.key for scorer in shard.scorers}
-    cells = {key: read_cell(stored, key[1], convention) for key, (convention, stored) in shard.cells.items()}
-    judgement = Judgement(
-        benchmark=shard.benchmark.name,
-        recognizer=shard.recognizer,
-        keys=names,
-        cells={key: cell for key, cell in cells.items() if cell is not None},
-        limits=shard.settings.limits,
-        n_draws=shard.settings.draws,
-        seed=shard.seed,
-        references=REFERENCES,
-    )
+    judgement = _judgement(shard, shard.benchmark.name, shard.cells)
     pairs = shard.comparisons.read_all()
     facts = shard.comparisons.require().stats
     tables = {
         EdcLine.TABLE: edc_table(judgement.lines()),
+        BandRow.TABLE: table_of(BandRow, judgement.band_rows()),
         AucRow.TABLE: table_of(AucRow, judgement.area_rows()),
         DifferenceRow.TABLE: table_of(DifferenceRow, judgement.difference_rows(shard.compare)),
         RankingRow.TABLE: table_of(RankingRow, judgement.ranking_rows()),
-        VerificationRow.TABLE: table_of(VerificationRow, _verification(shard, pairs)),
+        VerificationRow.TABLE: table_of(VerificationRow, _verification(shard, shard.benchmark.name, pairs)),
+        **_group_tables(shard, pairs),
         **(_common_tables(shard) if shard.is_first else _no_common_tables()),
     }
     return dataset.write_part(
@@ -169,6 +172,82 @@ def run_shard(dataset: Dataset, shard: EvaluateShard) -> Part:
         stats={name: facts[name] for name in ("n_pairs_used", "n_pairs_skipped")},
         duration_s=time.monotonic() - started,
     )
+
+
+def _judgement(
+    shard: EvaluateShard, name: str, stored_cells: dict[tuple[str, Cell], tuple[Convention, Dataset]]
+) -> Judgement:
+    cells = {key: read_cell(stored, key[1], convention) for key, (convention, stored) in stored_cells.items()}
+    return Judgement(
+        benchmark=name,
+        recognizer=shard.recognizer,
+        keys={scorer.key.scorer: scorer.key for scorer in shard.scorers},
+        cells={key: cell for key, cell in cells.items() if cell is not None},
+        limits=shard.settings.limits,
+        n_draws=shard.settings.draws,
+        seed=shard.seed,
+        references=REFERENCES,
+    )
+
+
+def _group_tables(shard: EvaluateShard, pairs: pa.Table) -> dict[str, pa.Table]:
+    """Return the tables of the groups of people: every figure from the pairs of a group, and its rates at one threshold."""
+    lines: list[EdcLine] = []
+    bands: list[BandRow] = []
+    areas: list[AucRow] = []
+    differences: list[DifferenceRow] = []
+    rates: list[VerificationRow] = []
+    group_rates: list[GroupRateRow] = []
+    for group, cells in shard.groups.items():
+        name = f"{shard.benchmark.name}: {group}"
+        judgement, of_group = _judgement(shard, name, cells), pairs.filter(pc.equal(pairs["group"], group))
+        lines += judgement.lines()
+        bands += judgement.band_rows()
+        areas += judgement.area_rows()
+        differences += judgement.difference_rows(shard.compare)
+        rates += _verification(shard, name, of_group)
+        group_rates += _group_rates(shard, group, pairs, of_group)
+    return {
+        f"group_{EdcLine.TABLE}": edc_table(lines),
+        f"group_{BandRow.TABLE}": table_of(BandRow, bands),
+        f"group_{AucRow.TABLE}": table_of(AucRow, areas),
+        f"group_{DifferenceRow.TABLE}": table_of(DifferenceRow, differences),
+        f"group_{VerificationRow.TABLE}": table_of(VerificationRow, rates),
+        GroupRateRow.TABLE: table_of(GroupRateRow, group_rates),
+    }
+
+
+def _group_rates(shard: EvaluateShard, group: str, pairs: pa.Table, of_group: pa.Table) -> list[GroupRateRow]:
+    """Return the error rates of a group at the thresholds that all pairs set."""
+    similarity, mated = pairs["similarity"].to_numpy(), pairs["mated"].to_numpy(zero_copy_only=False)
+    own, own_mated = of_group["similarity"].to_numpy(), of_group["mated"].to_numpy(zero_copy_only=False)
+    identity = shard.faces.read_all(["identity"])["identity"].to_numpy(zero_copy_only=False)
+    persons = tuple(identity[of_group[f"image_row_{side}"].to_numpy()] for side in "ab")
+    is_named = np.array_equal(persons[0] == persons[1], own_mated) and shard.settings.resample != "pairs"
+    rows = []
+    for fmr in shard.settings.fmr:
+        threshold = threshold_at_fmr(similarity, mated, fmr)
+        by = (persons[0], persons[1]) if is_named else None
+        matches, nonmatches = error_rates(own, own_mated, threshold, by, n_draws=shard.settings.draws, seed=shard.seed)
+        rows.append(
+            GroupRateRow(
+                benchmark=shard.benchmark.name,
+                recognizer=shard.recognizer,
+                group=group,
+                fmr_wanted=fmr,
+                threshold=threshold,
+                n_mated=int(own_mated.sum()),
+                n_nonmated=int((~own_mated).sum()),
+                fmr=matches.value,
+                fmr_low=matches.low,
+                fmr_high=matches.high,
+                fnmr=nonmatches.value,
+                fnmr_low=nonmatches.low,
+                fnmr_high=nonmatches.high,
+                unit="identities" if is_named else "pairs",
+            )
+        )
+    return rows
 
 
 def _common_tables(shard: EvaluateShard) -> dict[str, pa.Table]:
@@ -191,7 +270,7 @@ def _no_common_tables() -> dict[str, pa.Table]:
     }
 
 
-def _verification(shard: EvaluateShard, pairs: pa.Table) -> list[VerificationRow]:
+def _verification(shard: EvaluateShard, name: str, pairs: pa.Table) -> list[VerificationRow]:
     """Return what the recogniser is worth without quality, at the job's rates and at the usual one."""
     similarity, fold = pairs["similarity"].to_numpy(), pairs["fold"].to_numpy()
     mated = pairs["mated"].to_numpy(zero_copy_only=False)
@@ -199,7 +278,7 @@ def _verification(shard: EvaluateShard, pairs: pa.Table) -> list[VerificationRow
     accuracy = fold_accuracy(similarity, mated, fold) if n_folds >= 2 else None
     return [
         VerificationRow(
-            benchmark=shard.benchmark.name,
+            benchmark=name,
             recognizer=shard.recognizer,
             accuracy_mean=accuracy.mean if accuracy else np.nan,
             accuracy_std=accuracy.std if accuracy else np.nan,
@@ -239,10 +318,12 @@ def join_results(dataset: Dataset, conventions: list[Convention], evaluations: l
     def together(name: str) -> pa.Table:
         return pa.concat_tables(evaluation.read_all(suffix=f".{name}.parquet") for evaluation in evaluations)
 
-    names = [row.TABLE for row in (EdcLine, AucRow, RankingRow, VerificationRow, CorrelationRow, ExclusionRow)]
+    names = [row.TABLE for row in (EdcLine, BandRow, AucRow, RankingRow, VerificationRow, CorrelationRow, ExclusionRow)]
     tables = {name: together(name) for name in names}
-    differences = rows_of(DifferenceRow, together(DifferenceRow.TABLE))
-    tables[DifferenceRow.TABLE] = table_of(DifferenceRow, correct_families(differences))
+    tables |= {f"group_{name}": together(f"group_{name}") for name in GROUPED}
+    tables[GroupRateRow.TABLE] = together(GroupRateRow.TABLE)
+    for name in (DifferenceRow.TABLE, f"group_{DifferenceRow.TABLE}"):
+        tables[name] = table_of(DifferenceRow, correct_families(rows_of(DifferenceRow, together(name))))
     tables[ConventionRow.TABLE] = table_of(ConventionRow, [convention_row(c) for c in conventions])
     files = {f".{name}.parquet": table for name, table in tables.items()}
     return dataset.write_part(0, files, n_rows=1, duration_s=time.monotonic() - started)
@@ -250,6 +331,6 @@ def join_results(dataset: Dataset, conventions: list[Convention], evaluations: l
 
 def convention_row(c: Convention) -> ConventionRow:
     """Return a convention as a row."""
-    step, starting = np.nan if c.step is None else c.step, np.nan if c.starting_fnmr is None else c.starting_fnmr
-    choices = (c.pool, c.threshold, c.count, step, c.ties, c.curve, c.end, starting, c.error)
-    return ConventionRow(c.name, *choices, c.summary)
+    names = [f.name for f in fields(ConventionRow) if f.name != "convention"]
+    choices: dict[str, Any] = {name: np.nan if getattr(c, name) is None else getattr(c, name) for name in names}
+    return ConventionRow(c.name, **choices)

@@ -1,10 +1,8 @@
 """optimize: equations 2 and 3 for all FIQA methods and thetas in one pass over the pairs, then the prior scores reassigned.
 
-Three things follow one another:
-
-    1. the optimized index of every image: one task per part of pairs, since a part holds both images of each of its pairs;
-    2. the choice of theta, where it is not given (`optimize_theta.py`);
-    3. the final sort and the labels (`optimize_labels.py`).
+This file makes the optimized index of every image: one task per part of pairs, since a part holds both images of each of its
+pairs. The choice of theta, where it is not given, follows in `optimize_theta.py`; the final sort and the labels in
+`optimize_labels.py`.
 """
 
 from __future__ import annotations
@@ -28,15 +26,14 @@ from fiqa_ray.datasets.pairs import PairReader, StoredPairs, pair_part_sizes
 from fiqa_ray.engine.cost import Cost, Scale, Units, Workload
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.job import Job
-from fiqa_ray.stages.optimize_labels import label_costs, label_steps
-from fiqa_ray.stages.optimize_theta import theta_cost, theta_steps
+from fiqa_ray.stages.optimize_labels import label_costs
 
 N_KEPT_TABLES = 10
 """First repeats whose ranks a worker keeps for its next shards; those of further repeats are read for every shard."""
 
 
-def optimize_steps(job: Job) -> Iterator[list[Step]]:
-    """Yield the step of the optimized indices, those of theta, and those of the labels."""
+def index_steps(job: Job) -> Iterator[list[Step]]:
+    """Yield the step of the optimized indices."""
     settings = job.settings
     n_images = job.faces("train").require().n_rows
     indices = {m.label: job.quality_index(m) for m in settings.methods}
@@ -47,12 +44,12 @@ def optimize_steps(job: Job) -> Iterator[list[Step]]:
     worker = stateless_worker(update_shard, dataset, reader, ranks, indices, thetas, settings.optimize.index_scale)
     step = Step("optimize", dataset, reader.stored(), worker, n_images, unit="images", needs_gpu=reader.needs_gpu)
     yield [step]
-    yield from theta_steps(job)
-    yield from label_steps(job)
 
 
 def estimate(job: Job, workload: Workload) -> Iterator[Cost]:
-    """Yield the cost of each step."""
+    """Yield the cost of each step of the stage."""
+    from fiqa_ray.stages.optimize_theta import theta_cost  # loads scipy.stats, which workers of this file do without
+
     settings = job.settings
     indices, *labels = step_costs(workload.scale, workload.units)
     yield replace(indices, datasets=(job.optimized_index(),))

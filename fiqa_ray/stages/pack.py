@@ -28,12 +28,13 @@ from fiqa_ray.engine.cost import FACE_BYTES, FACE_MEMORY, Cost, Workload
 from fiqa_ray.engine.progress import note
 from fiqa_ray.engine.step import Step, Worker
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.images import PreparedFace, prepare_face
+from fiqa_ray.images import PreparedFace, jittered_face, prepare_face
 from fiqa_ray.job import Job
 from fiqa_ray.models.detector import FaceDetector
 from fiqa_ray.public_uri import public_text
 from fiqa_ray.sources.account import Account
 from fiqa_ray.sources.containers import Fault
+from fiqa_ray.sources.keys import alike_names
 from fiqa_ray.sources.kinds import SOURCES
 from fiqa_ray.sources.landmarks import LandmarkFit, arrange_landmarks
 from fiqa_ray.sources.private_uris import private_faces, public_faces
@@ -69,7 +70,7 @@ def pack_steps(job: Job) -> Iterator[list[Step]]:
             dataset=dataset,
             shards=shards,
             make_worker=partial(make_worker, dataset, source, account.landmarks),
-            check=partial(refuse_mixed_crops, face_set, source),
+            check=partial(check_faces, face_set, source),
             n_rows=len(faces),
             runs_in="pool",
             unit="images",
@@ -167,9 +168,9 @@ def _bounds(dataset: Dataset, face_set: str, faces: pa.Table, rows_per_part: int
     return bounds
 
 
-def listed_image_ids(dataset: Dataset) -> pa.Array:
-    """Return the names of a listed face set's images, in their order."""
-    return read_list(dataset, ["image_id"])["image_id"].combine_chunks()
+def listed_faces(dataset: Dataset) -> pa.Table:
+    """Return the `image_id` and the `identity` of a listed face set's images, in their order."""
+    return read_list(dataset, ["image_id", "identity"])
 
 
 def list_faces(face_set: str, source: SourceSettings) -> tuple[pa.Table, Account]:
@@ -203,6 +204,8 @@ def list_faces(face_set: str, source: SourceSettings) -> tuple[pa.Table, Account
         raise FiqaRayError(f"{_source_name(face_set)}: {exc}") from exc
     account = Account.of(faces, left_out, fit)
     check_account(face_set, source, account)
+    if face_set == "train":
+        _check_names(faces, source)
     return faces, account
 
 
@@ -223,6 +226,28 @@ def check_account(face_set: str, source: SourceSettings, account: Account) -> No
         )
     if account.n_single == account.n_people:
         note("source: no two images show the same person, so there are no mated pairs and labels are the prior's")
+
+
+def _check_names(faces: pa.Table, source: SourceSettings) -> None:
+    """Refuse training faces of nobody, whose pairs would count as mated, and name people that may be one.
+
+    Raises:
+        FiqaRayError: an image has no identity.
+    """
+    n_nameless = pc.sum(pc.equal(faces["identity"], "")).as_py() or 0
+    if n_nameless and source.kind != "recordio":  # there it is a damaged record, which pack names
+        row = pc.index(faces["identity"], "").as_py()
+        raise FiqaRayError(
+            f"source: {n_nameless:,} of {len(faces):,} images have no identity, such as "
+            f"{faces['image_id'][row].as_py()!r}, and would count as one person; name their people or leave them out"
+        )
+    alike = alike_names(pc.unique(faces["identity"]).to_pylist())
+    if alike:
+        first, second = alike[0]
+        note(
+            f"source: {len(alike):,} names of people equal another but for case, spaces or Unicode form, such as {first!r} "
+            f"and {second!r}; they count as different people"
+        )
 
 
 def _source_name(face_set: str) -> str:
@@ -246,14 +271,19 @@ def part_bounds(identity_row: np.ndarray, rows_per_part: int) -> list[int]:
     return [*bounds, len(identity_row)] if len(identity_row) else [0]
 
 
-def refuse_mixed_crops(face_set: str, source: SourceSettings, faces: Manifest) -> None:
-    """Refuse a set whose faces were aligned in several ways, unless its source allows it.
+def check_faces(face_set: str, source: SourceSettings, faces: Manifest) -> None:
+    """Say of how many images libjpeg complained, and refuse a set whose faces were aligned in several ways.
 
     Aligners place eyes and mouth differently, so scores and similarities of their crops do not compare.
 
     Raises:
-        FiqaRayError: names the ways and how many faces each has.
+        FiqaRayError: names the ways and how many faces each has, unless the source allows them.
     """
+    if n := faces.stats.get("complaints", 0):
+        note(
+            f"{_source_name(face_set)}: libjpeg complains of {n:,} image(s), which are used nevertheless; `fiqa-ray "
+            "rejects` names them"
+        )
     counts = faces.stats.get("alignment", {})
     if len(counts) > 1 and not source.allow_mixed_crops:
         shown = ", ".join(f"{_ALIGNMENTS.get(k, k)} {n}" for k, n in counts.items())
@@ -275,18 +305,18 @@ def make_worker(dataset: Dataset, source: SourceSettings, fit: LandmarkFit | Non
         apply_exif=source.exif == "apply",
         resize_crops=source.resize_crops,
     )
-    return partial(run_shard, dataset, source.kind, detector, prepare)
+    return partial(run_shard, dataset, source, detector, prepare)
 
 
 def run_shard(
     dataset: Dataset,
-    kind: str,
+    source: SourceSettings,
     detector: FaceDetector | None,
     prepare: Callable[..., PreparedFace],
     shard: PackShard,
 ) -> Part:
     """Read, decode and align the shard's images; every image keeps a row. Memory: the part's encoded faces."""
-    started = time.monotonic()
+    started, kind = time.monotonic(), source.kind
     landmarks = shard.faces["landmarks"].to_pylist()
     face_of_row: dict[int, PreparedFace] = {}
     if not SOURCES[kind].has_images:
@@ -297,6 +327,9 @@ def run_shard(
         else:
             face_of_row[row] = prepare(content, landmarks[row])
     prepared = [face_of_row[row] for row in range(len(shard.faces))]
+    if source.jitter:
+        names = shard.faces["image_id"].to_pylist()
+        prepared = [jittered_face(face, name) for face, name in zip(prepared, names, strict=True)]
     n = len(prepared)
     table = pa.table(
         {
@@ -306,7 +339,7 @@ def run_shard(
             "identity": shard.faces["identity"],
             "face": [p.face for p in prepared],
             "status": [p.status for p in prepared],
-            "error": [public_text(p.error or "") or None for p in prepared],
+            "error": [public_text(p.error or p.complaint or "") or None for p in prepared],
         },
         schema=schemas.FACES,
     )
@@ -315,10 +348,12 @@ def run_shard(
     if detector is not None:
         name = f"detector {detector.sha256}"
         prepared = [replace(p, alignment=name) if p.alignment == "detector" else p for p in prepared]
-    stats = {
+    stats: dict[str, Any] = {
         "status": dict(Counter(p.status for p in prepared)),
         "alignment": dict(Counter(p.alignment for p in prepared if p.alignment)),
     }
+    if n_complaints := sum(p.complaint is not None for p in prepared):
+        stats["complaints"] = n_complaints
     return dataset.write_part(
         shard.index,
         {".parquet": table},

@@ -17,12 +17,14 @@ from fiqa_ray.core.kernels.draws import counter_draws
 from fiqa_ray.core.label_result import LARGEST_RAW_THETA, LEAST_MOVE, move_advice, raw_scale_advice
 from fiqa_ray.core.verification import threshold_at_fmr
 from fiqa_ray.datasets.dataset import Dataset, Part
+from fiqa_ray.datasets.pictures import read_pictures
 from fiqa_ray.datasets.results import (
     AucRow,
     ConventionRow,
     CorrelationRow,
     DifferenceRow,
     EdcLine,
+    GroupRateRow,
     Row,
     ThetaRow,
     VerificationRow,
@@ -30,7 +32,6 @@ from fiqa_ray.datasets.results import (
     rows_of,
 )
 from fiqa_ray.engine.step import Step, stateless_worker
-from fiqa_ray.images import face_picture
 from fiqa_ray.job import Job
 from fiqa_ray.models.method_table import METHODS
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
@@ -83,14 +84,17 @@ def collect(job: Job) -> ReportData:
         verification=_rows(job, VerificationRow),
         similarities=[_similarities(job, b, r) for b in s.benchmarks for r in job.judges],
         correlations=_rows(job, CorrelationRow),
+        group_rates=_rows(job, GroupRateRow),
+        group_auc=_rows(job, AucRow, "group_"),
+        group_differences=_rows(job, DifferenceRow, "group_"),
         faces=_face_strips(job),
         notes=_notes(job),
     )
 
 
-def _rows(job: Job, row_class: type[Row]) -> list[Row]:
+def _rows(job: Job, row_class: type[Row], prefix: str = "") -> list[Row]:
     """Return the rows of all benchmarks."""
-    return rows_of(row_class, _results(job, row_class.TABLE)) if job.settings.benchmarks else []
+    return rows_of(row_class, _results(job, f"{prefix}{row_class.TABLE}")) if job.settings.benchmarks else []
 
 
 def _results(job: Job, table: str) -> pa.Table:
@@ -237,7 +241,7 @@ def _faces(job: Job, name: str) -> list[FaceStrip]:
             deciles = [int(order[(2 * d + 1) * len(order) // 20]) for d in range(10 if len(order) else 0)]
             best = order[::-1][:N_FACES].tolist()
             rows_of[scorer] = {"worst": order[:N_FACES].tolist(), "middle of each tenth": deciles, "best": best}
-    pictures = _pictures(
+    pictures = read_pictures(
         job.faces(name), sorted({r for rows in rows_of.values() for row in rows.values() for r in row})
     )
     return [
@@ -263,27 +267,13 @@ def _moved_faces(job: Job, method: MethodSettings, theta: Theta) -> FaceStrip:
     order = np.argsort(change, kind="stable")
     raised = [i for i in order[::-1][:N_FACES] if change[i] > 0]
     lowered = [i for i in order[:N_FACES] if change[i] < 0]
-    pictures = _pictures(job.faces("train"), sorted(int(row[i]) for i in (*raised, *lowered)))
+    pictures = read_pictures(job.faces("train"), sorted(int(row[i]) for i in (*raised, *lowered)))
 
     def faces(chosen: list[int]) -> list[Face]:
         return [Face(pictures[row[i]][0], change[i] / len(row), pictures[row[i]][1]) for i in chosen]
 
     title = f"{method.label}, theta {theta_name(theta)}: moved most among the training faces, in shares of the ranks"
     return FaceStrip(title, [FaceRow("raised", faces(raised)), FaceRow("lowered", faces(lowered))])
-
-
-def _pictures(faces: Dataset, rows: list[int]) -> dict[int, tuple[bytes, str]]:
-    """Return the encoded face and the image_id of some rows, by row."""
-    manifest = faces.require()
-    pictures: dict[int, tuple[bytes, str]] = {}
-    for part, first in zip(manifest.parts, manifest.first_rows[:-1], strict=True):
-        in_part = [r - first for r in rows if first <= r < first + part.n_rows]
-        if in_part:
-            table = faces.read(part, ["face", "image_id"]).take(pa.array(in_part))
-            columns = (table["face"].to_pylist(), table["image_id"].to_pylist())
-            for r, face, image_id in zip(in_part, *columns, strict=True):
-                pictures[first + r] = (face_picture(face), image_id)
-    return pictures
 
 
 def _thetas(job: Job) -> list[ThetaRow]:

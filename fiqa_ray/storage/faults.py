@@ -101,11 +101,11 @@ def may_pass(exc: BaseException) -> bool:
     status = _status(exc)
     if is_full(exc) or isinstance(exc, (*_NOT_THERE, PermissionError)):
         return False
-    if status:
-        return status in _PASSING_STATUS
     names = {kind.__name__ for link in _chain(exc) for kind in type(link).__mro__}
     if names & _PASSING_NAMES or isinstance(exc, ConnectionError | TimeoutError):
-        return True
+        return True  # before the status: aiohttp gives a cut body the number 400
+    if status:
+        return status in _PASSING_STATUS
     return isinstance(exc, OSError) and exc.errno in _PASSING_NUMBERS
 
 

@@ -24,23 +24,33 @@ Image = tuple[int, int]
 """Person and image, each from 0."""
 
 
-def write_layouts(root: Path, n_people: int = 12, n_views: int = 4, n_pairs: int = 60, seed: int = 0) -> None:
+def write_layouts(
+    root: Path,
+    n_people: int = 55,
+    n_views: int = 2,
+    n_pairs: int = 200,
+    seed: int = 0,
+    train: tuple[int, int] = (12, 4),
+) -> None:
     """Write training faces and the five benchmarks; each person has 2 * n_views images.
+
+    The default is about the least that carries intervals by people: 50 of them with mated pairs are needed.
 
     Args:
         root: Folder, new or empty.
-        n_people: People of each set.
+        n_people: People of each benchmark.
         n_views: Views of a person, each once undamaged and once damaged.
         n_pairs: Mated and non-mated pairs of each benchmark, a multiple of ten.
         seed: Of all draws.
+        train: People and views of the training faces.
 
     Raises:
         UsageError: The folder holds something, or the people have fewer pairs.
     """
     if root.exists() and any(root.iterdir()):
         raise UsageError(f"{root} is not empty; name another folder, or remove this one yourself")
-    for person in range(n_people):
-        for image, face in enumerate(aligned_faces((seed, TRAIN_PART, person, n_views))):
+    for person in range(train[0]):
+        for image, face in enumerate(aligned_faces((seed, TRAIN_PART, person, train[1]))):
             _write(root / "train" / f"n{person:06d}" / f"{image:04d}.png", face)
     for number, name in enumerate(SETS):
         rng = np.random.default_rng((seed, number))
@@ -135,7 +145,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m fiqa_ray.synthetic.layouts", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where train/ and the benchmarks go")
-    parser.add_argument("--people", type=int, default=12, help="people of each set")
+    parser.add_argument("--people", type=int, default=55, help="people of each benchmark")
     a = parser.parse_args()
     write_layouts(a.folder, a.people)
     print(f"training faces and {', '.join(SETS)} in {a.folder}")

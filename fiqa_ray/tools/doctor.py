@@ -220,8 +220,13 @@ def _sign(scorer: Scorer, trial: TrialFaces, clean: NDArray[np.float64], damaged
     message = f"{'; '.join(messages)} ({trial.source})"
     if min(evidence) < -STANDARD_ERRORS and max(evidence) < STANDARD_ERRORS:
         return Finding("sign", "fault", f"{message}: larger scores mean worse images. Negate the score")
-    sound = max(evidence) > STANDARD_ERRORS and min(evidence) > -STANDARD_ERRORS
-    return Finding("sign", "ok" if sound else "open", message)
+    if max(evidence) > STANDARD_ERRORS and min(evidence) > -STANDARD_ERRORS:
+        return Finding("sign", "ok", message)
+    if share < 0.5:
+        return Finding(
+            "sign", "open", f"{message}: most score higher, so the sign may be wrong; negate the score if it is"
+        )
+    return Finding("sign", "open", f"{message}: more people (--images, --people) would tell")
 
 
 def _batches(run: Callable[[NDArray[np.int64]], NDArray[Any]], n_images: int, output: str = "embedding") -> Finding:
@@ -233,6 +238,9 @@ def _batches(run: Callable[[NDArray[np.int64]], NDArray[Any]], n_images: int, ou
         for size in (1, 7, n)
     )
     spread = float(np.std(alone, axis=0).mean()) or 1.0
+    if not all(np.isfinite(values).all() for values in (alone, sevens, together)):
+        message = f"a face's {output} is NaN or infinite in batches of 1, 7 or {n}: it depends on the other faces"
+        return Finding(check, "fault", f"{message}, such as by their standard deviation, which one face has not")
     worst = max(float(np.abs(values - alone).max()) for values in (sevens, together)) / spread
     message = f"a face's {output} differs by up to {worst:.1e} of the spread between batches of 1, 7 and {n}"
     if worst > 1e-2:

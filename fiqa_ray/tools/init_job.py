@@ -34,8 +34,8 @@ from fiqa_ray.tools.input_checks import SCALINGS, Finding
 from fiqa_ray.tools.separation import difference, separations
 from fiqa_ray.tools.trial_faces import TrialFaces
 
-N_PEOPLE, N_IMAGES_EACH = 16, 4
-"""People whose faces are looked at, and images of each."""
+N_PEOPLE, N_IMAGES_EACH = 32, 4
+"""People whose faces are looked at, as many as `doctor` begins with, and images of each."""
 _STANDARD_ERRORS = 3.0
 MOST_CLUSTERS = 20
 """The paper's C."""
@@ -287,7 +287,7 @@ def job_text(
         f"# {several_text}; {int((sizes == 1).sum()):,} with one, whose images keep their place{left_out}.",
         f"source: {_flow(layout.source)}",
         *([f"# Input of the recogniser: {input_text}."] if input_text else []),
-        "# What `fiqa-ray doctor` says of it on these faces:",
+        "# What the checks of `fiqa-ray doctor` say of it on some of these faces; where one is open, doctor looks at more:",
         *doctor,
         f"recognizer: {_flow(recognizer)}",
         "methods:",

@@ -34,6 +34,8 @@ SHIFTS = {
 }
 BATCH = 16
 STANDARD_ERRORS, _LEAST_GAIN, _OPEN_ERRORS = 3.0, 0.02, 1.0
+SAME_D = 0.005
+"""An alternative that is ahead by a smaller share of d' is as good: it would change nothing that matters."""
 SMALLEST_D = 1.0
 """Below this d', a model hardly tells the people apart."""
 
@@ -166,7 +168,7 @@ def _compare(
     if base[0] < SMALLEST_D:
         advice = "correct other faults first, or give other --images"
         return Finding(check, "open", f"{current}; the model hardly tells these people apart: {advice}")
-    if best[0] > base[0] and gain > _OPEN_ERRORS * error:
+    if gain > SAME_D * abs(base[0]) and gain > _OPEN_ERRORS * error:
         ahead = f"{name} is ahead with {best[0]:.2f} (by {gain:.2f} +- {error:.2f}), which may be chance"
         advice = "more people (--images, --people) would tell"
         return Finding(check, "open", f"{current}: d' {base[0]:.2f}; {ahead}: {advice}")

@@ -5,7 +5,8 @@ Score files, pair lists and degradations are needed hours after the start. A fau
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Callable, Collection
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +18,15 @@ from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
 from fiqa_ray.sources.comparisons import match_pairs, read_pairs
 from fiqa_ray.sources.degradations import read_degradations
+from fiqa_ray.sources.groups import groups_of_images, read_groups
 from fiqa_ray.sources.ijb import TemplatePairs
 from fiqa_ray.sources.keys import remedy_of, rows_of_keys
 from fiqa_ray.sources.protocols import VerificationPairs
 from fiqa_ray.sources.scores import read_scores, scores_by_id
 from fiqa_ray.stages.compare import check_rates
-from fiqa_ray.stages.pack import listed_image_ids
+
+LEVEL = 0.95
+"""Of the intervals of an evaluation."""
 
 
 def read_inputs(job: Job, stages: Collection[str]) -> None:
@@ -56,6 +60,27 @@ def read_inputs(job: Job, stages: Collection[str]) -> None:
             _read_benchmark(benchmark, job.settings.evaluate if "evaluate" in stages else None)
         except FiqaRayError as exc:
             raise type(exc)(f"benchmarks: {benchmark.name}: {exc}") from exc
+    if "evaluate" in stages and job.settings.benchmarks:
+        _note_few_draws(job)
+
+
+def _note_few_draws(job: Job) -> None:
+    """Say where no difference can be clear: n draws give no p-value below 2 / (n + 1), and Holm's correction multiplies it.
+
+    The largest family counts: all scores of all benchmarks, against random numbers.
+    """
+    draws = job.settings.evaluate.draws
+    n_regressors = len(job.label_sets())
+    n_comparisons = sum(
+        len(job.settings.methods) + n_regressors + len(benchmark.scores) for benchmark in job.settings.benchmarks
+    )
+    smallest = 2 * n_comparisons / (draws + 1)
+    if draws and smallest >= 1 - LEVEL:
+        enough = 1000 * math.ceil(4 * n_comparisons / (1 - LEVEL) / 1000)
+        note(
+            f"evaluate.draws: {draws} draws are too few for up to {n_comparisons} comparisons: after Holm's correction the "
+            f"smallest p-value may be {smallest:.2g}, and no difference is called clear; give {enough}"
+        )
 
 
 def _read_benchmark(benchmark: BenchmarkSettings, evaluate: EvaluateSettings | None) -> None:
@@ -65,6 +90,8 @@ def _read_benchmark(benchmark: BenchmarkSettings, evaluate: EvaluateSettings | N
         read_scores(**file.model_dump(exclude={"key_rule"}))
     if benchmark.degradations is not None:
         read_degradations(benchmark.degradations)
+    if benchmark.groups is not None:
+        read_groups(benchmark.groups)
 
 
 def _read_list(benchmark: BenchmarkSettings, evaluate: EvaluateSettings | None) -> None:
@@ -95,14 +122,19 @@ def _note_folds(name: str, pairs: VerificationPairs) -> None:
         )
 
 
-def match_inputs(job: Job, stages: Collection[str]) -> None:
+def match_inputs(job: Job, stages: Collection[str], listed: Callable[[str], pa.Table]) -> None:
     """Match the names of images in the files that the stages need with the listed faces.
+
+    Args:
+        job: the job.
+        stages: names of stages.
+        listed: returns `image_id` and `identity` of a face set's images, in their order.
 
     Raises:
         FiqaRayError: names do not meet; the message shows one of each side, and the rule under which they would.
     """
     if "score" in stages and job.with_training:
-        image_id = listed_image_ids(job.faces("train"))
+        image_id = listed("train")["image_id"].combine_chunks()
         for method in job.settings.methods:
             if method.scores is not None:
                 allow_others = job.settings.train_source.limit is not None
@@ -110,13 +142,31 @@ def match_inputs(job: Job, stages: Collection[str]) -> None:
     if not {"score", "evaluate"} & set(stages):
         return
     for benchmark in job.settings.benchmarks:
-        image_id = listed_image_ids(job.faces(benchmark.name))
+        image_id = listed(benchmark.name)["image_id"].combine_chunks()
+        if job.with_training:
+            _note_training_people(job, benchmark, listed)
         for label, file in benchmark.scores.items():
             _match_scores(f"benchmarks: {benchmark.name}: {label}", image_id, file, benchmark.source.limit is not None)
         try:
             _match_benchmark(benchmark, image_id)
         except FiqaRayError as exc:
             raise type(exc)(f"benchmarks: {benchmark.name}: {exc}") from exc
+
+
+def _note_training_people(job: Job, benchmark: BenchmarkSettings, listed: Callable[[str], pa.Table]) -> None:
+    """Say where a benchmark has the source of the training faces, or many people of the same names."""
+    train = job.settings.train_source
+    beginning = f"warning: benchmark {benchmark.name}:"
+    if benchmark.source.model_dump(exclude={"limit"}) == train.model_dump(exclude={"limit"}):
+        note(f"{beginning} its faces are the training faces, so its figures say nothing of other people")
+        return
+    people, known = (set(listed(name)["identity"].unique().to_pylist()) for name in (benchmark.name, "train"))
+    n_shared = len(people & known)
+    if 2 * n_shared > len(people):
+        note(
+            f"{beginning} {n_shared:,} of its {len(people):,} people have names of training people; if they are the same, "
+            "its figures say nothing of other people"
+        )
 
 
 def _match_benchmark(benchmark: BenchmarkSettings, image_id: pa.Array) -> None:
@@ -129,6 +179,8 @@ def _match_benchmark(benchmark: BenchmarkSettings, image_id: pa.Array) -> None:
                 f"benchmark {benchmark.name}: {n_absent:,} of {len(pairs.mated):,} pairs are left out, because {source_uri} "
                 "lacks their images; the figures are not those of the whole set"
             )
+    if benchmark.groups is not None:
+        groups_of_images(benchmark.groups, image_id)
     if benchmark.degradations is not None:
         keys = read_degradations(benchmark.degradations)["image_id"].combine_chunks()
         if (rows_of_keys(keys, image_id) < 0).all():

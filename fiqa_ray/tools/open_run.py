@@ -5,7 +5,7 @@ A run keeps in `_results.json` where the datasets of its last settings lie, rela
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any
@@ -16,6 +16,7 @@ from fiqa_ray.config import PairSettings, theta_name
 from fiqa_ray.core.candidates import HELDOUT
 from fiqa_ray.datasets.columns import embedding_lists
 from fiqa_ray.datasets.dataset import MADE_BY, Dataset
+from fiqa_ray.datasets.pictures import read_pictures
 from fiqa_ray.datasets.results import AucRow, DifferenceRow, Row, rows_of
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
 from fiqa_ray.documents import read_document, write_document
@@ -87,6 +88,12 @@ def record_results(job: Job) -> None:
             for m in (s.methods if job.with_training and HELDOUT in s.optimize.theta else ())
         ),
         *([({}, job.results)] if benchmarks else []),
+        *(({"set": b.name}, partial(job.evaluation, b)) for b in benchmarks),
+        *(
+            ({"set": b.name, "recognizer": r.label}, partial(job.comparisons, b, r))
+            for b in benchmarks
+            for r in job.judges
+        ),
         *(({"method": job.scorer_name(t)}, partial(job.regressor, t)) for t in job.label_sets()),
         *([({}, job.pairs)] if job.with_training else []),
         ({}, job.report),
@@ -327,6 +334,39 @@ class Run:
             FiqaRayError: the run has no results yet, or the job has no benchmarks.
         """
         return pa.concat_tables(d.read_all(suffix=f".{name}.parquet") for _, d in self._finished("results"))
+
+    def comparisons(self, benchmark: str, recognizer: str) -> pa.Table:
+        """Return the pairs of a benchmark and their similarities under one recogniser.
+
+        Returns:
+            One row per pair, see `fiqa_ray.datasets.schemas.COMPARISONS`.
+
+        Raises:
+            UsageError: an unknown benchmark.
+            FiqaRayError: the run has no such comparisons yet.
+        """
+        return self._one("comparisons", benchmark, recognizer).read_all()
+
+    def judged_scores(self, benchmark: str) -> pa.Table:
+        """Return all scores of the images of a benchmark: `image_row`, then a column per scorer."""
+        return self._one("evaluation", benchmark).read_all(suffix=".scores.parquet")
+
+    def pictures(self, face_set: str, rows: Sequence[int]) -> dict[int, bytes]:
+        """Return the encoded faces of some rows of a set, by row."""
+        pictures = read_pictures(self._one("faces", face_set), rows)
+        return {row: face for row, (face, _) in pictures.items() if face is not None}
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the job makes labels."""
+        return bool(self._of("optimized_labels"))
+
+    def _one(self, name: str, face_set: str, recognizer: str | None = None) -> Dataset:
+        """Return the one finished dataset of a kind and set, and of a recogniser where one is given."""
+        for entry, dataset in self._finished(name, face_set):
+            if entry["set"] == face_set and recognizer in (None, entry.get("recognizer")):
+                return dataset
+        raise FiqaRayError(f"{self.uri} has no {name} of {face_set} under {recognizer}: run the job again")
 
     def answer(self) -> list[str]:
         """Return what the benchmarks say of optimized labels: whether they help, by how much, and for which method.

@@ -1,4 +1,4 @@
-"""Tables I to IV of the paper, and all differences, from the results of finished runs: as CSV, Markdown and LaTeX.
+"""Tables I to III of the paper, and all differences, from the results of finished runs.
 
 One table is one operating point: a convention, a false match rate and a discard limit. Areas are printed times 1000, as the
 paper does; smaller is better.
@@ -20,13 +20,16 @@ from fiqa_ray.datasets.results import (
     UNOPTIMIZED,
     VARIANTS,
     AucRow,
+    CellKey,
     ConventionRow,
     DifferenceRow,
     ExclusionRow,
+    GroupRateRow,
     rows_of,
 )
 from fiqa_ray.errors import UsageError
-from fiqa_ray.storage import join, read_bytes, write_atomic
+from fiqa_ray.report.answer import why_untold
+from fiqa_ray.storage import read_bytes
 from fiqa_ray.tools.open_run import open_run
 
 if TYPE_CHECKING:
@@ -52,8 +55,12 @@ class OperatingPoint:
 
     def holds(self, row: AucRow | DifferenceRow) -> bool:
         """Return whether a row is at this point. Without a limit, each area ends with its curve."""
+        return self.holds_cell(row) and self.limit in (None, row.discard_limit)
+
+    def holds_cell(self, row: CellKey | DifferenceRow) -> bool:
+        """Return whether a row has this convention and rate."""
         is_rate = row.fmr == self.fmr or (math.isnan(row.fmr) and math.isnan(self.fmr))
-        return row.convention == self.convention and is_rate and self.limit in (None, row.discard_limit)
+        return row.convention == self.convention and is_rate
 
 
 @dataclass(frozen=True)
@@ -115,8 +122,12 @@ class CellText:
         return f" [≤ {self.high:.1f}]" if math.isnan(self.low) else f" [{self.low:.1f}, {self.high:.1f}]"
 
 
-def read_results(run_uris: Sequence[str]) -> Results:
+def read_results(run_uris: Sequence[str], *, of_groups: bool = False) -> Results:
     """Return the results of finished runs together.
+
+    Args:
+        run_uris: The runs.
+        of_groups: Those of groups of people, where a benchmark is named such as "lfw: asian", not those of all pairs.
 
     Raises:
         FiqaRayError: A run has no results.
@@ -124,9 +135,9 @@ def read_results(run_uris: Sequence[str]) -> Results:
     """
     results = Results([], [], [], {})
     for uri in run_uris:
-        run = open_run(uri)
-        results.areas.extend(rows_of(AucRow, run.areas()))
-        results.differences.extend(rows_of(DifferenceRow, run.result_table(DifferenceRow.TABLE)))
+        run, prefix = open_run(uri), "group_" if of_groups else ""
+        results.areas.extend(rows_of(AucRow, run.result_table(f"{prefix}{AucRow.TABLE}")))
+        results.differences.extend(rows_of(DifferenceRow, run.result_table(f"{prefix}{DifferenceRow.TABLE}")))
         results.exclusions.extend(rows_of(ExclusionRow, run.result_table(ExclusionRow.TABLE)))
         for convention in rows_of(ConventionRow, run.result_table(ConventionRow.TABLE)):
             results.conventions[convention.convention] = convention
@@ -137,6 +148,11 @@ def read_results(run_uris: Sequence[str]) -> Results:
             raise UsageError(f"two of the runs have the area of {r.scorer} on {r.benchmark} under {r.recognizer}")
         seen.add(key)
     return results
+
+
+def read_group_rates(run_uris: Sequence[str]) -> list[GroupRateRow]:
+    """Return the error rates of each group of people in finished runs."""
+    return [row for uri in run_uris for row in rows_of(GroupRateRow, open_run(uri).result_table(GroupRateRow.TABLE))]
 
 
 def choose_point(results: Results, convention: str | None, fmr: float | None, limit: float | None) -> OperatingPoint:
@@ -183,11 +199,22 @@ def tables_of(
     same = [r for r in rows if not labelled or r.recognizer in labelled]
     cross = [r for r in rows if labelled and r.recognizer not in labelled]
     shown = (BASELINE, GIVEN, OPTIMIZED)
+    regressor = ""
+    if any(r.variant == UNOPTIMIZED for r in rows):
+        regressor = (
+            ". Optimized: by a regressor on optimized labels; table-3 has the part that is due to the regressor alone"
+        )
     chosen = {
-        "table-1": ([r for r in same if r.variant in shown], "judged by the recogniser that the labels come from"),
-        "table-2": ([r for r in cross if r.variant in shown], "judged by recognisers that the labels do not come from"),
+        "table-1": (
+            [r for r in same if r.variant in shown],
+            f"judged by the recogniser that the labels come from{regressor}" if labelled else "of each score",
+        ),
+        "table-2": (
+            [r for r in cross if r.variant in shown],
+            f"judged by recognisers that the labels do not come from{regressor}",
+        ),
         "table-3": (
-            [r for r in same if r.variant in (*shown, UNOPTIMIZED)] if labelled else [],
+            [r for r in rows if r.variant in (*shown, UNOPTIMIZED)] if labelled else [],
             "with regressors on prior labels (unoptimized) and on optimized labels",
         ),
     }
@@ -288,6 +315,8 @@ def _caption(results: Results, point: OperatingPoint, rows: list[AucRow], what: 
     sizes = {r.benchmark: f"{r.benchmark} {r.n_mated:,} + {r.n_nonmated:,}" for r in rows}
     draws = sorted({r.n_draws for r in rows})
     units = sorted({r.unit for r in rows})
+    arrows = [d for d in results.differences if d.family == BASELINE and point.holds(d)]
+    untold = list(dict.fromkeys(why for d in arrows if (why := why_untold(d)) and not d.reason))
     choices = ""
     if convention is not None:
         choices = f" ({convention.pool} discarded, threshold {convention.threshold}, count {convention.count})"
@@ -298,7 +327,7 @@ def _caption(results: Results, point: OperatingPoint, rows: list[AucRow], what: 
     reasons = list(dict.fromkeys(r.reason for r in rows if r.reason))
     if all(r.interval == "none" for r in rows):
         brackets = "No intervals, so no score is told apart from another. "
-    brackets += "".join(f"{reason[0].upper()}{reason[1:]}. " for reason in reasons)
+    brackets += "".join(f"{reason[0].upper()}{reason[1:]}. " for reason in (*reasons, *untold))
     return (
         f"Area under the error-versus-discard curve times 1000, {what}; smaller is better. Convention {point.convention}"
         f"{choices}, {rate}, up to {end}. Mated + non-mated pairs: {'; '.join(sizes.values())}. "
@@ -351,79 +380,6 @@ def _published(records: Sequence[Mapping[str, Any]], key: tuple[str, str, str], 
 
     for r in records:
         names = ((key[0], r["fr_model"]), (key[1], r["method"]), (benchmark, r["benchmark"]))
-        if r["variant"] == key[2].split(",")[0] and all(is_same(*pair) for pair in names):
+        if r["variant"].split("-")[0] == key[2].split(",")[0] and all(is_same(*pair) for pair in names):
             return math.nan if r["auc_x1000"] is None else float(r["auc_x1000"])
     return math.nan
-
-
-def write_tables(
-    results: Results, point: OperatingPoint, folder: str, published: Sequence[Mapping[str, Any]] = ()
-) -> list[str]:
-    """Write all tables into a folder, each as .csv, .md and .tex, and return their names.
-
-    `differences` holds every difference, `long` every area of all operating points, in CSV alone.
-    """
-    import pandas as pd
-
-    names = []
-    for name, (frame, caption) in tables_of(results, point, published).items():
-        _write(folder, name, _as_numbers(frame), _markdown(frame, caption), _latex(frame, caption, name))
-        names.append(name)
-    differences = difference_table(results, point)
-    if len(differences):
-        text = differences.copy()
-        for column in ("difference x 1000", "low", "high"):
-            text[column] = ["–" if math.isnan(v) else f"{v:.2f}" for v in differences[column]]
-        text["limit"] = [f"{v:g}" for v in differences["limit"]]
-        text["p (Holm)"] = ["–" if math.isnan(p) else f"{p:.3g}" for p in differences["p (Holm)"]]
-        caption = "Differences of areas times 1000; below 0 the first score is better. "
-        caption += f"Convention {point.convention}, FMR {point.fmr:g}."
-        reasons = dict.fromkeys(d.reason for d in results.differences if point.holds(d) and d.reason)
-        caption += "".join(f" –: {reason}." for reason in reasons)
-        latex = text.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
-        tex = latex.to_latex(hrules=True, caption=caption, label="tab:differences", environment="longtable")
-        tex = f"% needs \\usepackage{{booktabs,longtable}}\n{tex}"
-        _write(folder, "differences", differences, text.to_markdown(index=False) + f"\n\n{caption}\n", tex)
-        names.append("differences")
-    long = pd.DataFrame([vars(r) for r in results.areas])
-    write_atomic(join(folder, "long.csv"), long.to_csv(index=False).encode())
-    return [*names, "long"]
-
-
-def _write(folder: str, name: str, numbers: pd.DataFrame, markdown: str, latex: str) -> None:
-    write_atomic(join(folder, f"{name}.csv"), numbers.to_csv(index=False).encode())
-    write_atomic(join(folder, f"{name}.md"), markdown.encode())
-    write_atomic(join(folder, f"{name}.tex"), latex.encode())
-
-
-def _as_numbers(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of cells as columns of numbers: value, low and high of each benchmark."""
-    import pandas as pd
-
-    columns: dict[str, list[Any]] = {}
-    for name in frame.columns:
-        cells: list[CellText] = list(frame[name])
-        if any(not math.isnan(c.high) for c in cells):
-            columns[name] = [c.text if math.isnan(c.value) else c.value for c in cells]
-            columns[f"{name} low"], columns[f"{name} high"] = [c.low for c in cells], [c.high for c in cells]
-            marks = ["best" if c.is_best else "tied" if c.is_tied else "" for c in cells]
-            columns[f"{name} mark"] = [" ".join(filter(None, (m, c.change))) for m, c in zip(marks, cells, strict=True)]
-        else:
-            columns[name] = [c.text if math.isnan(c.value) else c.value for c in cells]
-    return pd.concat([frame.index.to_frame(index=False), pd.DataFrame(columns)], axis=1)
-
-
-def _markdown(frame: pd.DataFrame, caption: str) -> str:
-    text = frame.map(lambda cell: cell.plain()).reset_index()
-    return f"{text.to_markdown(index=False)}\n\n{caption}\n"
-
-
-def _latex(frame: pd.DataFrame, caption: str, name: str) -> str:
-    style = frame.style.format(lambda cell: cell.latex())
-    style = style.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
-    marks = {"†": r"$\dagger$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "%": r"\%", "_": r"\_", "<": "$<$"}
-    for mark, command in marks.items():
-        caption = caption.replace(mark, command)
-    columns = "lll" + "r" * frame.shape[1]
-    latex = style.to_latex(hrules=True, caption=caption, label=f"tab:{name}", column_format=columns, multirow_align="t")
-    return f"% needs \\usepackage{{booktabs,multirow}}\n{latex}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from fiqa_ray.core.label_result import LARGEST_RAW_THETA, LEAST_MOVE, expected_move, move_advice, raw_scale_advice
 from fiqa_ray.engine.progress import note
@@ -17,12 +19,17 @@ from fiqa_ray.job import Job
 if TYPE_CHECKING:
     from fiqa_ray.engine.cost import Scale
 
+RAY_START_S = 15.0
+"""Seconds that Ray costs a run on two quiet cores: 4 to 8 for its start, 2 for the first worker, 5 to 8 for the first
+dataset of Ray Data, and 1 to stop."""
+
 
 def plan_job(job: Job, n_workers: int = 1, bandwidth: float | None = None) -> list[dict[str, Any]]:
     """Return what a run of the job would do, a record per step.
 
-    Lists the source unless the faces are packed. Work comes from running each model and the numerics on a small sample on
-    this machine's CPU.
+    Lists the source unless the faces are packed, and refuses what a run would refuse before its first image: files that
+    cannot be read, names that do not meet, false match rates that the pairs cannot carry. Work comes from running each model
+    and the numerics on a small sample on this machine's CPU.
 
     Args:
         job: The job.
@@ -32,11 +39,18 @@ def plan_job(job: Job, n_workers: int = 1, bandwidth: float | None = None) -> li
     Returns:
         Records with stage, what, state, rows, shards, bytes read, written and sent through Ray, work and time in seconds,
         and memory of a worker. Work and time are those of what is left to do.
+
+    Raises:
+        FiqaRayError: the run would be refused.
     """
     from fiqa_ray.engine.cost import PROCESS_BYTES, RECORD_BYTES
     from fiqa_ray.stages import STAGES, stage_costs
+    from fiqa_ray.tools.inputs import match_inputs, read_inputs
 
-    workload = _workload(job)
+    read_inputs(job, STAGES)
+    faces = {face_set: _list_faces(job, face_set) for face_set in job.face_sets}
+    match_inputs(job, STAGES, lambda face_set: faces[face_set].table)
+    workload = _workload(job, faces)
     for line in theta_notes(job, workload.scale):
         note(line)
     rows = []
@@ -60,7 +74,20 @@ def plan_job(job: Job, n_workers: int = 1, bandwidth: float | None = None) -> li
                 "memory_bytes": int(cost.memory_bytes + PROCESS_BYTES),
             }
         )
-    return rows
+    start = _start_of_ray(job) if any(row["state"] != "finished" for row in rows) else []
+    if start and sum(float(row["work_s"]) for row in rows) < RAY_START_S:
+        note("less work than Ray takes to start: add compute.engine=local, which works in one process")
+    return start + rows
+
+
+def _start_of_ray(job: Job) -> list[dict[str, Any]]:
+    """Return the record of Ray's start on this machine, where the job starts one."""
+    compute = job.settings.compute
+    if compute.engine != "ray" or compute.address or os.environ.get("RAY_ADDRESS"):
+        return []
+    zeros = ("n_rows", "n_shards", "read_bytes", "written_bytes", "through_store_bytes", "work_s", "memory_bytes")
+    row = {"stage": "start", "what": "Ray on this machine", "state": "to do", **dict.fromkeys(zeros, 0)}
+    return [row | {"time_s": RAY_START_S}]
 
 
 def theta_notes(job: Job, scale: Scale) -> Iterator[str]:
@@ -71,24 +98,28 @@ def theta_notes(job: Job, scale: Scale) -> Iterator[str]:
             yield "theta heldout: chosen for each method on held-out people; 0 where nothing is gained"
             continue
         size = scale.pairs_per_image, scale.n_images
-        move = expected_move(theta, *size, index_scale)
-        yield f"theta {theta:g} ({index_scale}) is expected to move an image by {100 * move:.2g} % of the ranks"
-        if 0 < move < LEAST_MOVE:
-            yield f"warning: {move_advice(theta, move, *size, index_scale)}"
+        low, high = expected_move(theta, *size, index_scale)
+        yield (
+            f"theta {theta:g} ({index_scale}) is expected to move an image by {100 * low:.2g} to {100 * high:.2g} % of the "
+            "ranks, the less the more the scores follow the similarities"
+        )
+        if 0 < high < LEAST_MOVE:
+            yield f"warning: {move_advice(theta, high, *size, index_scale)}"
         if index_scale == "raw" and theta > LARGEST_RAW_THETA:
             yield f"warning: {raw_scale_advice(theta)}"
 
 
-def _workload(job: Job) -> Any:
+def _workload(job: Job, faces: Mapping[str, _Faces]) -> Any:
     """Count the job's faces, and measure its models and this machine."""
     from fiqa_ray.engine.cost import Scale, Workload
     from fiqa_ray.tools.unit_costs import measure_units
 
     settings = job.settings
-    counts = {s: _count_faces(job, s) for s in job.face_sets}
+    train = faces["train"]
     embed_s, dim, score_s = _measure_models(job)
     scale = Scale(
-        *counts["train"],
+        len(train.table),
+        train.n_people,
         dim=dim,
         n_clusters=settings.pair.n_clusters,
         n_repeats=settings.pair.n_repeats,
@@ -99,20 +130,28 @@ def _workload(job: Job) -> Any:
         keep=settings.pair.keep,
         rows_per_part=settings.compute.rows_per_part,
     )
-    return Workload(scale, measure_units(scale), {s: n for s, (n, _) in counts.items()}, embed_s, score_s)
+    return Workload(scale, measure_units(scale), {s: len(f.table) for s, f in faces.items()}, embed_s, score_s)
 
 
-def _count_faces(job: Job, face_set: str) -> tuple[int, int]:
-    """Return the number of images and of identities of a face set, and print its account."""
+@dataclass(frozen=True)
+class _Faces:
+    """A face set as listed: `image_id` and `identity` of its images in their order, and how many people it has."""
+
+    table: pa.Table
+    n_people: int
+
+
+def _list_faces(job: Job, face_set: str) -> _Faces:
+    """List a face set, or read its list in the run, and print its account."""
     from fiqa_ray.sources.account import Account
-    from fiqa_ray.stages.pack import check_account, list_faces
+    from fiqa_ray.stages.pack import check_account, list_faces, listed_faces
 
     plan = job.faces(face_set).plan()
     if plan is not None:
         check_account(face_set, job.face_sets[face_set], Account.from_json(plan["account"]))
-        return int(plan["n_rows"]), int(plan["n_identities"])
+        return _Faces(listed_faces(job.faces(face_set)), int(plan["n_identities"]))
     faces, account = list_faces(face_set, job.face_sets[face_set])
-    return len(faces), account.n_people
+    return _Faces(faces.select(["image_id", "identity"]), account.n_people)
 
 
 def _given_dim(job: Job) -> int:

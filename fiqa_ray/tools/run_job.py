@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from collections.abc import Iterable, Iterator
@@ -22,6 +21,7 @@ from fiqa_ray.engine.run_steps import run_steps
 from fiqa_ray.errors import IncompleteError, StorageError, UsageError
 from fiqa_ray.job import Job
 from fiqa_ray.stages import STAGES, stage_steps
+from fiqa_ray.stages.pack import listed_faces
 from fiqa_ray.storage import fingerprint, join, list_files
 from fiqa_ray.storage.patience import set_patience
 from fiqa_ray.tools.inputs import match_inputs, read_inputs
@@ -62,7 +62,7 @@ def run_stages(job: Job, stages: Iterable[str], *, new_settings: bool = False) -
         for stage in wanted:
             for steps in stage_steps(stage, job):
                 if stage == "pack":  # its faces are listed now
-                    match_inputs(job, wanted)
+                    match_inputs(job, wanted, lambda face_set: listed_faces(job.faces(face_set)))
                 if not is_recorded and not lock.is_read_only:  # what was refused until here can be corrected
                     _record_settings(settings)
                     record_results(job)
@@ -99,8 +99,8 @@ def _check_settings(settings: Settings, new_settings: bool) -> None:
         before = max(records.values(), key=lambda r: r.get("created_s", 0.0))
         changes = "; ".join(_differences(before.get("settings", {}), identity))
         raise UsageError(
-            f"{settings.run_uri} was made with other settings ({changes}); choose another run_uri, or add "
-            "--new-settings: datasets that the change does not affect are used again, the others are computed beside them"
+            f"{settings.run_uri} was made with other settings: {changes}. To compute what the change affects beside the old "
+            "results, add --new-settings; to keep the two apart, choose another run_uri; or change the settings back"
         )
 
 
@@ -124,8 +124,32 @@ def _record_settings(settings: Settings) -> None:
 
 
 def _differences(before: Any, now: Any, key: str = "") -> list[str]:
-    """Return one text per setting that differs."""
+    """Return one text per setting that differs: the key, its value before and now."""
     if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted({*before, *now})
+        keys = [k for k in now if k in before] + sorted(before.keys() ^ now.keys())
         return [d for k in keys for d in _differences(before.get(k), now.get(k), f"{key}.{k}" if key else k)]
-    return [] if before == now else [f"{key}: {json.dumps(before)} there, {json.dumps(now)} here"]
+    old, new = _by_name(before), _by_name(now)
+    if old is not None and new is not None:
+        gone = [f"{key}: {name} is no longer there" for name in old if name not in new]
+        added = [f"{key}: {name} is new" for name in new if name not in old]
+        both = [d for name in new if name in old for d in _differences(old[name], new[name], f"{key}[{name}]")]
+        return gone + added + both
+    return [] if before == now else [f"{key} was {_in_words(before)} and is now {_in_words(now)}"]
+
+
+def _by_name(value: Any) -> dict[str, Any] | None:
+    """Return a list of sections, such as methods, by their labels or names; None for other values."""
+    if not isinstance(value, list) or not all(isinstance(v, dict) and "name" in v for v in value):
+        return None
+    return {str(v.get("label") or v["name"]): v for v in value}
+
+
+def _in_words(value: Any) -> str:
+    """Return a value of a setting as a person writes it."""
+    if value is None or value in ([], {}):
+        return "not set"
+    if isinstance(value, list):
+        return ", ".join(map(_in_words, value))
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {_in_words(v)}" for k, v in value.items() if v not in (None, [], {})) + "}"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from fiqa_ray.datasets.parquet import table_bytes
+from fiqa_ray.engine.progress import note
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.images import PreparedFace, decode_faces, prepare_face
 from fiqa_ray.models.detector import FaceDetector
@@ -89,6 +90,9 @@ def score_images(
             )
             for content in read(batch)
         ]
+        for image, face in zip(batch, prepared, strict=True):
+            if face.complaint is not None:
+                note(f"{image.uri}: scored, though libjpeg says: {face.complaint}")
         score = _score_faces(prepared, scorer, batch_size, first_row=at)
         return _score_table(batch, prepared, score, validation_scores, scale)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fiqa_ray.errors import UsageError
 from fiqa_ray.models.options import near_name
+from fiqa_ray.storage import storage_errors
 
 _JOBS = files("fiqa_ray").joinpath("jobs")
 _DEMO_FOLDER = "runs/demo"
@@ -49,9 +50,14 @@ def write_demo(folder: Path) -> Path:
 
     Raises:
         UsageError: the folder holds something else.
+        FiqaRayError: it is a file or cannot be written.
     """
     from fiqa_ray.synthetic.recognizer import make_demo  # torch, which `fiqa-ray jobs` does without
 
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: is a file, not a folder; choose another path")
+    with storage_errors(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
     make_demo(folder)
     text = job_text("demo").replace(_DEMO_FOLDER, json.dumps(folder.as_posix())[1:-1])
     for name, content in (

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -52,17 +53,49 @@ def plan_total(rows: Sequence[dict[str, Any]], n_workers: int) -> str:
     )
 
 
-def status_table(records: Sequence[dict[str, Any]]) -> Table:
-    """Return the table of `fiqa-ray status`: one line per dataset."""
+def stages_table(records: Sequence[dict[str, Any]]) -> Table:
+    """Return the table of `fiqa-ray status`: one line per stage, the sums of its datasets that were begun."""
+    table = Table("stage", "datasets", "parts", "rows", "failed", "size", "work")
+    for stage in dict.fromkeys(r["stage"] for r in records):
+        of_stage = [r for r in records if r["stage"] == stage]
+        work_s = [r["work_s"] for r in of_stage if r["work_s"] is not None]
+        table.add_row(
+            stage,
+            _share(sum(r["finished"] for r in of_stage), len(of_stage)),
+            _share(sum(r["n_parts_done"] for r in of_stage), sum(r["n_parts"] for r in of_stage)),
+            ", ".join(
+                _share(_sum_of(of_stage, unit, "n_rows_done"), _sum_of(of_stage, unit, "n_rows")) + f" {unit}"
+                for unit in dict.fromkeys(r["unit"] for r in of_stage)
+            ),
+            _failed_text(sum((Counter(r["failed"]) for r in of_stage), Counter())),
+            format_bytes(sum(r["n_bytes"] for r in of_stage)),
+            format_seconds(sum(work_s)) if work_s else "",
+        )
+    return table
+
+
+def _sum_of(records: Sequence[dict[str, Any]], unit: str, key: str) -> int:
+    return sum(r[key] for r in records if r["unit"] == unit)
+
+
+def _share(n_done: int, n: int) -> str:
+    return f"{n_done:,} of {n:,}" if n_done != n else f"all {n:,}"
+
+
+def _failed_text(failed: Mapping[str, int]) -> str:
+    return ", ".join(f"{k} {v:,}" for k, v in failed.items()) or "0"
+
+
+def datasets_table(records: Sequence[dict[str, Any]]) -> Table:
+    """Return the table of `fiqa-ray status --datasets`: one line per dataset."""
     table = Table("stage", "dataset", "parts", "rows", "failed", "size", "work", "rows/s of a worker")
     for r in records:
-        failed = ", ".join(f"{k} {v}" for k, v in r["failed"].items()) or "0"
         table.add_row(
             r["stage"],
             r["dataset"].rsplit("/v=", 1)[0],
             f"{r['n_parts_done']}/{r['n_parts']}" + (" ok" if r["finished"] else ""),
             f"{r['n_rows_done']:,}/{r['n_rows']:,} {r['unit']}",
-            failed,
+            _failed_text(r["failed"]),
             format_bytes(r["n_bytes"]),
             "" if r["work_s"] is None else format_seconds(r["work_s"]),
             f"{r['n_rows_done'] / r['work_s']:,.1f}" if r["work_s"] else "",
@@ -157,7 +190,13 @@ def times_table(timing: Timing) -> Table:
     first = timing.methods[0].mean
     for t in timing.methods:
         best = f"{t.best_mean:.3f} ± {t.best_sd:.3f}"
-        table.add_row(t.method, f"{t.mean:.3f} ± {t.sd:.3f}", str(t.best_batch), best, f"{first / t.mean - 1:+.0%}")
+        table.add_row(
+            " ".join(filter(None, (t.method, t.variant))),
+            f"{t.mean:.3f} ± {t.sd:.3f}",
+            str(t.best_batch),
+            best,
+            f"{first / t.mean - 1:+.0%}",
+        )
     return table
 
 

@@ -8,19 +8,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fiqa_ray.datasets.dataset import Dataset, add_stats, is_record
-from fiqa_ray.datasets.folders import find_folders, in_parallel
+from fiqa_ray.datasets.dataset import Dataset, add_stats
+from fiqa_ray.datasets.folders import find_folders, in_parallel, record_names
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
 from fiqa_ray.documents import SUM_KEY, parse_document, parse_object, read_document
 from fiqa_ray.engine.lock import STALE_S, holder_lives, newest_lock, read_holder
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.stages import STAGES
-from fiqa_ray.storage import filesystem, join, list_files, read_bytes, read_json
+from fiqa_ray.storage import filesystem, join, read_bytes, read_json
 
 REJECTS = pa.schema([(n, pa.string()) for n in ("dataset", "image_id", "identity", "status", "error")])
 VERIFIED = "_verified.json"
 MAX_RECORDS_READ = 500
 """Of an unfinished dataset with more parts, rows are estimated from their share, and counts of failures are left out."""
+MAX_SAMPLE = 32
+"""Records of such a dataset that are read, to estimate its bytes."""
 
 
 def run_status(run_uri: str) -> list[dict[str, Any]]:
@@ -54,11 +56,11 @@ def _dataset_status(run_uri: str, folder: str) -> dict[str, Any] | None:
     if manifest is not None:
         parts = manifest.parts
     else:
-        sizes = list_files(dataset.uri)
-        n_records = sum(map(is_record, sizes))
-        is_estimate = n_records > MAX_RECORDS_READ
-        parts = [] if is_estimate else list(dataset.finished_parts().values())
-    stats = add_stats([p.stats for p in parts])
+        names = record_names(dataset.uri, n_parts)
+        n_records, is_estimate = len(names), len(names) > MAX_RECORDS_READ
+        parts = list(dataset.recorded_parts(names[:: 1 + n_records // MAX_SAMPLE] if is_estimate else names).values())
+    stats = add_stats([] if is_estimate else [p.stats for p in parts])
+    n_bytes = sum(f["n_bytes"] for p in parts for f in p.files.values())
     return {
         "stage": plan.get("stage", ""),
         "dataset": folder,
@@ -69,7 +71,7 @@ def _dataset_status(run_uri: str, folder: str) -> dict[str, Any] | None:
         "unit": plan.get("unit", "rows"),
         "failed": {k: v for k, v in stats.get("status", {}).items() if k != "ok"},
         "storage_retries": stats.get("storage_retries", 0),
-        "n_bytes": sum(sizes.values()) if is_estimate else sum(f["n_bytes"] for p in parts for f in p.files.values()),
+        "n_bytes": n_bytes * n_records // max(len(parts), 1) if is_estimate else n_bytes,
         "work_s": None if is_estimate else round(sum(p.duration_s for p in parts), 2),
         "is_estimate": is_estimate,
         "finished": manifest is not None,
@@ -137,19 +139,21 @@ def _is_alive(uri: str, number: int, holder: dict[str, Any], beat: dict[str, Any
 
 
 def rejected_images(run_uri: str) -> pa.Table:
-    """Return the images that pack could not use, as a table of `REJECTS`. Reads finished parts only.
+    """Return the images that pack could not use or of which libjpeg complained, as a table of `REJECTS`.
+
+    Reads finished parts only.
 
     Raises:
         FiqaRayError: There is no run.
     """
     records = run_status(run_uri)
     tables = [REJECTS.empty_table()]
-    for folder in (r["dataset"] for r in records if r["stage"] == "pack" and r["failed"]):
+    for folder in (r["dataset"] for r in records if r["stage"] == "pack"):
         dataset = Dataset(join(run_uri, folder), "faces")
         for _, part in sorted(dataset.finished_parts().items()):
-            if set(part.stats["status"]) != {"ok"}:
+            if set(part.stats["status"]) != {"ok"} or part.stats.get("complaints"):
                 rows = dataset.read(part, [n for n in REJECTS.names if n != "dataset"])
-                rows = rows.filter(pc.not_equal(rows["status"], "ok"))
+                rows = rows.filter(pc.is_valid(rows["error"]))
                 tables.append(rows.add_column(0, "dataset", pa.repeat(folder, len(rows))).cast(REJECTS))
     return pa.concat_tables(tables)
 

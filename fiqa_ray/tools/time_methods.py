@@ -18,7 +18,7 @@ from fiqa_ray.images import decode_faces, encode_png, prepare_face
 from fiqa_ray.models.scorer import Scorer
 from fiqa_ray.sources.command_line import list_images, read_images
 from fiqa_ray.synthetic.dataset import aligned_faces
-from fiqa_ray.tools.named_model import NamedModel
+from fiqa_ray.tools.timed_models import TimedModel
 
 MIN_IMAGES = 100
 BATCH_SIZES = (1, 8, 32, 128)
@@ -30,6 +30,7 @@ class MethodTime:
 
     Attributes:
         method: Its name.
+        variant: "baseline" or "optimized" where a job is timed, else empty.
         mean: Mean at batch size 1.
         sd: Standard deviation over the images.
         best_batch: The fastest of the batch sizes.
@@ -38,6 +39,7 @@ class MethodTime:
     """
 
     method: str
+    variant: str
     mean: float
     sd: float
     best_batch: int
@@ -75,7 +77,7 @@ class Timing:
 
 
 def time_methods(
-    models: Sequence[NamedModel],
+    models: Sequence[TimedModel],
     *,
     images: Sequence[str] = (),
     n_images: int = MIN_IMAGES,
@@ -108,7 +110,7 @@ def time_methods(
         methods = []
         for model in models:
             scorer = model.load()
-            methods.append(_time_method(model.name, scorer, faces, n_images, n_warm_up, batch_sizes))
+            methods.append(_time_method(model, scorer, faces, n_images, n_warm_up, batch_sizes))
         device = torch.device(models[0].device)
         name = (
             torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
@@ -147,7 +149,7 @@ def _decode(encoded: Sequence[bytes], n_warm_up: int) -> tuple[NDArray[np.uint8]
 
 
 def _time_method(
-    name: str,
+    model: TimedModel,
     scorer: Scorer,
     faces: NDArray[np.uint8],
     n_images: int,
@@ -157,7 +159,8 @@ def _time_method(
     times = {size: _batch_times(scorer, faces, size, n_images, n_warm_up) for size in sorted({1, *batch_sizes})}
     best = min(times, key=lambda size: float(times[size].mean()))
     return MethodTime(
-        method=name,
+        method=model.method,
+        variant=model.variant,
         mean=float(times[1].mean()),
         sd=float(times[1].std()),
         best_batch=best,

@@ -15,13 +15,13 @@ class FaultyStore:
     """A bucket behind the proxy; `set(...)` asks for faults, `counts()` tells what was made."""
 
     def __init__(self, uri, url, path):
-        self.uri, self.url, self._path = uri, url, path
+        self.uri, self.url, self._path, self.counts_path = uri, url, path, f"{path}.counts"
 
     def set(self, **faults):
         self._path.write_text(json.dumps(faults))
 
     def counts(self):
-        return json.loads(Path(f"{self._path}.counts").read_text())
+        return json.loads(Path(self.counts_path).read_text())
 
 
 @pytest.fixture

@@ -70,7 +70,8 @@ class Faults:
         while True:
             time.sleep(1)
             with contextlib.suppress(OSError):
-                Path(f"{self.path}.counts").write_text(json.dumps(self.counts))
+                Path(f"{self.path}.new").write_text(json.dumps(self.counts))
+                os.replace(f"{self.path}.new", f"{self.path}.counts")
 
 
 FAULTS = {"unavailable", "reset", "stall", "cut_body", "lost_answer", "doubled"}

@@ -1,5 +1,6 @@
 """A job server that wants a token: submit, follow, stop, submit again, and lose the head. Run by `make chaos`."""
 
+import json
 import os
 import re
 import secrets
@@ -102,6 +103,25 @@ def test_submit_follow_stop_and_continue(tmp_path):
             assert code == 0, text
             assert re.search(r"fiqa_ray \S+ from .*runtime_resources", text)  # the package came with the job
             assert all(p.stat().st_mtime_ns == at for p, at in parts.items())
+            check_other_ways(work, command, submit, f"http://127.0.0.1:{port}")
+
+
+def check_other_ways(work, command, submit, address):
+    """Submit a job whose method fails, which ends with 3, and one by Ray's own command, with the package alone."""
+    (work / "broken.py").write_text("def score(faces):\n    raise ValueError('no score')\n")
+    broken = f"run_uri={work}/broken"
+    code, text = submit("methods=[{name: broken:score}]", broken, "--wait")
+    assert (code, "ValueError: no score" in text, "Traceback" in text) == (3, True, False), text
+    package = json.dumps({"py_modules": [str(ROOT / "fiqa_ray")]})
+    sent = ("job", "submit", "--address", address, "--working-dir", str(work), "--runtime-env-json", package)
+    code, text = command(
+        *sent, "--", "python", "-m", "fiqa_ray", "run", "job.yaml", program=("-m", "ray.scripts.scripts")
+    )
+    assert (code, "report: " in text) == (0, True), text
+    code, text = command(
+        *sent, "--", "python", "-m", "fiqa_ray", "run", "job.yaml", "seed=none", program=("-m", "ray.scripts.scripts")
+    )
+    assert (code, "error: " in text) == (2, True), text
 
 
 LABELS = """
@@ -120,9 +140,9 @@ cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1, object_s
 cluster.add_node(num_cpus=1, object_store_memory=store, labels={{"kind": "fast"}})
 ray.init(address=cluster.address, log_to_driver=False)
 compute = ComputeSettings(n_workers=1, model_labels={{"kind": "fast"}})
-for engine in ("tasks", "data"):
-    step = Step("embed", Dataset("/x/v=0", "x"), [7, 8], stateless_worker(labelled.where), 2, engine, uses_model=True)
-    print(engine, sorted(part.stats["fast"] for _, part in RayMapper(compute)([(step, s) for s in step.shards])))
+for runs_in in ("tasks", "pool"):
+    step = Step("embed", Dataset("/x/v=0", "x"), [7, 8], stateless_worker(labelled.where), 2, runs_in, uses_model=True)
+    print(runs_in, sorted(part.stats["fast"] for _, part in RayMapper(compute)([(step, s) for s in step.shards])))
 ray.shutdown()
 cluster.shutdown()
 """
@@ -142,7 +162,7 @@ def test_models_run_on_machines_with_the_labels_asked_for(tmp_path):
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert "tasks [1, 1]" in result.stdout, result.stderr[-2000:]
-    assert "data [1, 1]" in result.stdout
+    assert "pool [1, 1]" in result.stdout
 
 
 DEADLY = """

@@ -7,9 +7,11 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import aiohttp
 import numpy as np
 import pyarrow as pa
 import pytest
+from aiohttp.http_exceptions import ContentLengthError
 from storage_faults import SINGLE
 
 from fiqa_ray.datasets.dataset import Dataset
@@ -144,7 +146,10 @@ def test_which_faults_may_pass():
         AnswerError("RequestTimeout", 400),
         AnswerError("502", 502),
     ]
-    passing += [ConnectionResetError(), TimeoutError(), BrokenPipeError(), OSError(16, "busy")]
+    cut_body = aiohttp.ClientPayloadError("not enough data")
+    cut_body.__cause__ = ContentLengthError("not enough data")
+    assert cut_body.__cause__.code == 400
+    passing += [cut_body, ConnectionResetError(), TimeoutError(), BrokenPipeError(), OSError(16, "busy")]
     final = [
         AnswerError("AccessDenied", 403),
         AnswerError("NoSuchBucket", 404),

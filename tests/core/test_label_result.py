@@ -49,8 +49,8 @@ def test_a_result_as_text_table_and_file(tmp_path):
     assert result.mean_move == pytest.approx(np.abs(old - new).mean() / len(prior))
     assert result.prior.tolist() == prior.tolist()
     assert repr(result) == (
-        f"<OptimizedLabels of 300 images: theta 0.3, mean move {100 * result.mean_move:.2g} % of the ranks, "
-        f"{int((result.n_owned_pairs == 0).sum())} images without a pair>"
+        f"<OptimizedLabels of 300 images: theta 0.3, mean move {100 * result.mean_move:.2g} % of the ranks; "
+        f"{int((result.n_owned_pairs == 0).sum())} images own no pair, the best of their people, and keep their index>"
     )
     names = [f"{p}/{i}.jpg" for i, p in enumerate(people)]
     frame = result.to_pandas(names)
@@ -77,6 +77,7 @@ def test_warnings():
     assert warned(embeddings, people, prior) == []
     (text,) = warned(embeddings, np.arange(300), prior)
     assert "300 of 300 people (300 of 300 images) have no pair, since they have one image each" in text
+    assert "Were identities and scores exchanged?" in text
     (text,) = warned(embeddings, np.where(people == 3, np.arange(300) + 1000, people), prior)
     assert "10 of 39 people (10 of 300 images)" in text
     (text,) = warned(embeddings, people, prior, n_clusters=1)
@@ -95,6 +96,22 @@ def test_warnings():
     assert warned(embeddings, people, prior, theta=0) == []
 
 
+def test_scores_of_the_wrong_sign_or_without_order_are_doubted():
+    rng = np.random.default_rng(3)
+    people = np.repeat(np.arange(40), 10)
+    noise = rng.uniform(0.3, 1.5, len(people))
+    embeddings = rng.normal(size=(40, 64))[people] + noise[:, None] * rng.normal(size=(400, 64))
+    embeddings = embeddings.astype(np.float32)
+    assert warned(embeddings, people, -noise) == []
+    (text,) = warned(embeddings, people, {"good": -noise, "uncertainty": noise})
+    assert re.match(r"uncertainty: images with larger scores have less similar pairs \(Spearman -0\.[5-9]", text)
+    assert any("all 400 scores are equal" in text for text in warned(embeddings, people, np.ones(400)))
+    embeddings[7] = 0
+    assert any("1 embeddings are zero" in text for text in warned(embeddings, people, -noise))
+    with pytest.raises(UsageError, match="choose_theta"):
+        optimize_labels(embeddings, people, -noise, theta="heldout")
+
+
 @pytest.mark.parametrize("n_clusters", [5, 10, 20])
 @pytest.mark.parametrize("n_people", [9, 90])
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -102,4 +119,10 @@ def test_the_expected_move_is_near_the_measured_one(n_people, n_clusters):
     embeddings, people, prior = faces(n_people, 40)
     theta = 0.003
     moved = optimize_labels(embeddings, people, prior, n_clusters=n_clusters, theta=theta, index_scale="raw").mean_move
-    assert expected_move(theta, n_clusters - 1, len(people), "raw") == pytest.approx(moved, rel=0.2)
+    middle = np.mean(expected_move(theta, n_clusters - 1, len(people), "raw"))
+    assert middle == pytest.approx(moved, rel=0.2)
+    moved = optimize_labels(
+        embeddings, people, prior, n_clusters=n_clusters, theta=0.03, index_scale="normalized"
+    ).mean_move
+    low, high = expected_move(0.03, n_clusters - 1, len(people), "normalized")
+    assert low < moved < high

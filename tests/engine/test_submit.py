@@ -4,6 +4,7 @@ import asyncio
 import json
 
 import pytest
+import requests
 from ray.exceptions import AuthenticationError
 
 from fiqa_ray.engine import submit
@@ -112,6 +113,26 @@ def test_a_server_that_stays_away_says_how_to_go_on(server, monkeypatch):
     server.script = [ConnectionError("down")] * 3
     with pytest.raises(IncompleteError, match=r"http://head:8265 does not answer.*submit the same command again"):
         send()
+
+
+def test_a_connection_that_breaks_is_tried_again(server, monkeypatch):
+    """A lost answer does not submit twice."""
+    faults = iter([requests.exceptions.ConnectionError("closed"), ConnectionResetError()])
+
+    def lose_answer(**values):
+        fault = next(faults, None)
+        if isinstance(fault, ConnectionResetError):  # the job arrived
+            server.jobs.append(Job(values["submission_id"], "RUNNING"))
+        if fault:
+            raise fault
+
+    server.submit_job = lose_answer
+    code, text = send(wait=False)
+    assert (code, text) == (0, f"job: {SUBMISSION.job_id} (at work already)\n")
+    monkeypatch.setattr(submit, "RECONNECT_S", -1.0)
+    server.jobs, faults = [], iter([requests.exceptions.ConnectionError("closed")])
+    with pytest.raises(FiqaRayError, match=r"did not take the job: closed"):
+        send(wait=False)
 
 
 def test_submitting_again_follows_or_continues(server):

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import torch
 from onnx import helper, numpy_helper
+from torch import nn
 
 RNG = np.random.default_rng(5)
 
@@ -50,6 +51,13 @@ def graph(
 def by_onnxruntime(data: bytes, x: np.ndarray, output: str | None = None) -> np.ndarray:
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     return session.run([output] if output else None, {session.get_inputs()[0].name: x})[0]
+
+
+def small_recognizer() -> bytes:
+    """A recogniser of two layers, which wants pixels as (v - 127.5) / 127.5."""
+    torch.manual_seed(0)
+    layers = (nn.AvgPool2d(14), nn.Flatten(), nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, 32))
+    return exported(nn.Sequential(*layers))
 
 
 def exported(network: torch.nn.Module, opset: int = 17, *, batch: int | None = None) -> bytes:

@@ -1,9 +1,11 @@
 """The demo's last sentences say what the rows of an evaluation say."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from fiqa_ray.datasets.results import AucRow, DifferenceRow
-from fiqa_ray.report.answer import answer_lines
+from fiqa_ray.report.answer import answer_lines, why_untold
 
 WEAK, STRONG = "weak, regressor on optimized labels", "strong, regressor on optimized labels"
 
@@ -36,7 +38,7 @@ def difference(a, b, value, low, high, p, family):
         theta=0.3,
         family=family,
         p_holm=p,
-        n_draws=9,
+        n_draws=2000,
     )
 
 
@@ -70,6 +72,20 @@ def test_a_weak_method_gains_and_a_strong_one_does_not():
 def test_an_interval_alone_is_not_clear_after_correction():
     rows = [difference(WEAK, "weak", -0.03, -0.05, -0.001, 0.2, "unoptimized")]
     assert lines([auc(WEAK, 0.12)], rows)[0] == "Do optimized labels help? No clear difference for weak."
+
+
+def test_what_cannot_be_told_is_no_finding():
+    """Without an interval, or where the draws are too few: 2 / 201 times 6 comparisons is 0.0597, never below 0.05."""
+    row = difference(WEAK, "weak, regressor on prior labels", -0.03, np.nan, np.nan, np.nan, "unoptimized")
+    text = lines([auc(WEAK, 0.12)], [replace(row, reason="20 identities are too few")])
+    assert text[0] == "Do optimized labels help? Cannot be told for weak (20 identities are too few)."
+    assert text[1].endswith("-30.0, cannot be told")
+    assert "in brackets" not in text[-1]
+    row = replace(row, low=-0.05, high=-0.01, p_holm=0.0597, n_draws=200, n_family=6)
+    why = "200 draws cannot show p < 0.05 among 6 comparisons: set evaluate.draws to 240 or more"
+    assert lines([auc(WEAK, 0.12)], [row])[0] == f"Do optimized labels help? Cannot be told for weak ({why})."
+    assert why_untold(replace(row, n_draws=240)) == ""  # 6 * 2 / 241 = 0.0498
+    assert why_untold(replace(row, n_draws=239))
 
 
 def test_harm_is_said():

@@ -201,6 +201,32 @@ def test_people_of_one_image_each_stop_a_run_unless_allowed(tmp_path, picture, c
     run_job(settings.model_copy(update={"run_uri": str(tmp_path / "other")}), ["pack"])
 
 
+def test_training_faces_of_nobody_are_refused_and_names_alike_are_said(tmp_path, picture, capsys):
+    names = ["Jos\u00e9", "Jose\u0301", "p 1", "p 1 ", "Q", "q", "r"]
+    for row in range(2 * len(names)):
+        put(str(tmp_path / "faces" / f"{row}.png"), picture)
+
+    def run(name, people):
+        rows = "".join(f"{i}.png,{person}\n" for i, person in enumerate(people))
+        put(str(tmp_path / "faces" / f"{name}.csv"), f"uri,identity\n{rows}".encode())
+        source = {"kind": "table", "uri": f"{tmp_path}/faces/{name}.csv"}
+        run_job(smoke.settings(tmp_path, tmp_path, str(tmp_path / name), benchmarks=[], source=source), ["pack"])
+        return capsys.readouterr().err
+
+    with pytest.raises(
+        FiqaRayError, match=r"1 of 14 images have no identity, such as '13\.png', and would count as one"
+    ):
+        run("gap", [*names, *names[:-1], ""])
+    text = run("alike", names * 2)
+    assert "3 names of people equal another but for case, spaces or Unicode form, such as" in text
+    assert "they count as different people" in text
+    assert "equal another" not in run("unlike", [str(i % 7) for i in range(14)])
+    source = {"kind": "folder", "uri": str(tmp_path / "faces"), "identity_level": None}
+    settings = smoke.settings(tmp_path, tmp_path, str(tmp_path / "flat"), benchmarks=[], source=source)
+    with pytest.raises(FiqaRayError, match="14 of 14 images have no identity"):
+        run_job(settings, ["pack"])
+
+
 def test_score_of_nothing_ends_with_1(tmp_path, picture, capsys):
     put(str(tmp_path / "good" / "a.png"), picture)
     put(str(tmp_path / "bad" / "a.png"), picture[:50])

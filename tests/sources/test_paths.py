@@ -3,6 +3,7 @@
 import http.server
 import itertools
 import threading
+import zipfile
 
 import fsspec
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from containers import put_parquet, tar_bytes
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.command_line import list_images, read_images
+from fiqa_ray.sources.files import read_face_bytes
 from fiqa_ray.sources.folder import list_folder
 from fiqa_ray.sources.parquet_images import list_parquet_images, read_parquet_images
 from fiqa_ray.sources.paths import expand
@@ -152,3 +154,23 @@ def test_a_web_server_is_asked_for_the_file_alone(tmp_path):
         assert requests == [("GET", "/1.png")]
         assert read_images(list_images([f"{root}/2.png"])) == [None]
         server.shutdown()
+
+
+def test_a_folder_called_tilde_is_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for folder in ("~", "home"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{folder}.png").write_bytes(b"")
+    assert [image.uri for image in list_images(["~"])] == [f"{tmp_path}/~/~.png"]
+    (tmp_path / "~" / "~.png").unlink()
+    (tmp_path / "~").rmdir()
+    assert [image.uri for image in list_images(["~"])] == [f"{tmp_path}/home/home.png"]
+
+
+@pytest.mark.parametrize("root", ["zip://", "zip:///"])
+def test_the_root_of_an_archive(tmp_path, root):
+    with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
+        archive.writestr("p/0.png", b"picture")
+    (face,) = list_folder(f"{root}::{tmp_path}/faces.zip")["uri"].to_pylist()
+    assert read_face_bytes([face]) == [b"picture"]

@@ -169,6 +169,20 @@ def test_a_list_of_millions_of_equal_rows_is_refused_unread(tmp_path, monkeypatc
         list_table(str(tmp_path / "bomb.parquet"))
 
 
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [([1.0, 20.0], ["1", "20"]), ([0.5, 1.0], None), ([float("nan"), 1.0], None), ([7, 8], ["7", "8"])],
+)
+def test_people_named_by_numbers(tmp_path, values, wanted):
+    """As pandas writes whole numbers beside gaps; NaN is nobody's name."""
+    pq.write_table(pa.table({"uri": ["a.png", "b.png"], "identity": values}), tmp_path / "x.parquet")
+    if wanted:
+        assert list_table(str(tmp_path / "x.parquet"))["identity"].to_pylist() == wanted
+    else:
+        with pytest.raises(FiqaRayError, match="the column 'identity' is of type double; it must hold one text a row"):
+            list_table(str(tmp_path / "x.parquet"))
+
+
 @pytest.mark.parametrize("name", SCORES)
 def test_scores_of_other_tools(tmp_path, name):
     text, wanted = SCORES[name]
@@ -187,7 +201,25 @@ def test_scores_of_named_columns(tmp_path):
         read_scores(str(tmp_path / "x.tsv"), "file", "quality", "|")
 
 
-@pytest.mark.parametrize("value", ["tensor(0.5)", "[0.5]", "true", '"0,5"', "nan", "inf", "", "good"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "tensor(0.5)",
+        "[0.5]",
+        "true",
+        '"0,5"',
+        '"1,234.5"',
+        "1 234",
+        "50%",
+        "None",
+        "nan",
+        "inf",
+        "-1e39",
+        "1e400",
+        "",
+        "good",
+    ],
+)
 def test_scores_that_are_no_numbers_are_refused(tmp_path, value):
     (tmp_path / "x.csv").write_text(f"image_id,score\na,1\nb,{value}\n")
     with pytest.raises(FiqaRayError, match=r"x\.csv"):

@@ -188,6 +188,7 @@ def test_hostile_and_damaged_shards_are_refused(tmp_path, data, words):
     [
         ([("a.jpg", b"i")], "'a' has no identity: no identity or label in a.json, no a.cls and no a.txt"),
         ([("a.jpg", b"i"), ("a.cls", b" ")], "'a' has no identity"),
+        ([("a.jpg", b"i"), ("a.cls", b"Jos\xe9")], "identity of the sample 'a' is not UTF-8"),
         ([("a.jpg", b"i"), ("a.json", b'{"label": [1]}')], "'a' has no identity"),
         ([("a.jpg", b"i"), ("a.json", b"{")], "a.json is not JSON"),
         ([("a.jpg", b"i"), ("a.json", b"[" * 100_000)], "a.json is not JSON"),

@@ -202,7 +202,7 @@ def test_training_noise_by_hand() -> None:
     assert trained.pairs_sd == pytest.approx(np.std([0.1, 0.4], ddof=1))
     assert plain.n_seeds == 0
     assert np.isnan([plain.training_sd, plain.p_training]).all()
-    row = replace(trained, difference=-0.02, low=-0.03, high=-0.01, p_holm=0.01)
+    row = replace(trained, difference=-0.02, low=-0.03, high=-0.01, p_holm=0.01, n_draws=2000)
     assert verdict(row) == "no clear difference"  # p of the trainings is 0.074
     assert verdict(replace(row, p_training=0.04)) == "improves"
     assert verdict(replace(row, p_training=np.nan, n_seeds=1)) == "improves"

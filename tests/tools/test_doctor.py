@@ -148,6 +148,15 @@ def test_outputs_that_depend_on_the_batch_or_say_nothing(network, trial):
     broken = Scorer("n", lambda clean, rows: np.full(len(clean.faces), np.nan), device)
     assert "NaN or infinite" in faults(check_scorer(broken, trial))["output"]
 
+    def by_deviation(clean, rows):  # one face has none
+        brightness = clean.faces.float().mean(dim=(1, 2, 3))
+        return ((brightness - brightness.mean()) / brightness.std()).numpy()
+
+    assert (
+        "NaN or infinite in batches of 1"
+        in faults(check_scorer(Scorer("d", by_deviation, device), trial))["score's batches"]
+    )
+
 
 def test_a_model_that_knows_no_such_faces_is_neither_good_nor_bad(trial):
     torch.manual_seed(0)

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 import smoke
+from fiqa_ray.config import EvaluateSettings
 from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.job import Job
+from fiqa_ray.stages import STAGES
+from fiqa_ray.stages.pack import list_faces
+from fiqa_ray.tools.inputs import match_inputs, read_inputs
+from fiqa_ray.tools.plan import plan_job
 from fiqa_ray.tools.run_job import run_job
 
 PAIRS = "image_id_a,image_id_b,mated\n"
@@ -36,11 +42,12 @@ def job(tmp_path, faces, *, pairs=None, scores=None, methods=None, **bench):
 
 
 def refused(settings, *words):
-    """One error with these words, before a single image was packed."""
-    with pytest.raises(FiqaRayError) as info:
-        run_job(settings)
-    for word in words:
-        assert str(word) in str(info.value)
+    """One error with these words, of plan and of run, before a single image was packed."""
+    for call in (lambda: plan_job(Job(settings)), lambda: run_job(settings)):
+        with pytest.raises(FiqaRayError) as info:
+            call()
+        for word in words:
+            assert str(word) in str(info.value)
     parts = list(Path(settings.run_uri).rglob("*part-*"))
     assert parts == []
 
@@ -172,3 +179,36 @@ def test_accents_composed_in_another_way_meet_by_the_rule(tmp_path):
         dataset = done.evaluation(settings.benchmarks[0])
         areas.append(dataset.read(dataset.require().parts[0], suffix=".auc.parquet").to_pylist())
     assert areas[0] == areas[1]
+
+
+def test_plan_refuses_a_rate_that_the_pairs_cannot_carry(tmp_path, faces):
+    """Three over the number of non-mated pairs: 3 / 2 here, so that no rate can be confirmed."""
+    pairs = table(tmp_path / "pairs.csv", PAIRS + SAME + OTHERS)
+    settings = job(tmp_path, faces, pairs={"kind": "table", "uri": pairs})
+    strict = settings.evaluate.model_copy(update={"allow_rare_fmr": False})
+    refused(settings.model_copy(update={"evaluate": strict}), "evaluate.fmr=0.1 is below 3 / 2", "benchmark bench")
+
+
+def test_few_draws_and_training_people_in_a_benchmark_are_said(tmp_path, faces, capsys):
+    """20 draws: p-values of 2/21 and more. Score, two regressors on one benchmark: 3 comparisons."""
+    with open(faces / "pairs_of_train.csv", "w") as file:
+        file.write(PAIRS + "p00/000.jpg,p00/001.jpg,1\np00/000.jpg,p01/001.jpg,0\n")
+    pairs = {"kind": "table", "uri": f"{faces}/pairs_of_train.csv"}
+    settings = job(tmp_path, faces, pairs=pairs, source={"kind": "folder", "uri": f"{faces}/train"})
+    read_inputs(Job(settings), STAGES)
+    match_inputs(Job(settings), STAGES, lambda name: list_faces(name, settings.train_source)[0])
+    text = capsys.readouterr().err
+    assert (
+        "20 draws are too few for up to 3 comparisons: after Holm's correction the smallest p-value may be 0.29" in text
+    )
+    assert "warning: benchmark bench: its faces are the training faces" in text
+    copied = job(tmp_path, faces, pairs=pairs, source={"kind": "folder", "uri": f"{faces}/./train"})
+    match_inputs(Job(copied), STAGES, lambda name: list_faces(name, copied.train_source)[0])
+    assert "3 of its 3 people have names of training people" in capsys.readouterr().err
+    usual = job(tmp_path, faces).model_copy(update={"evaluate": EvaluateSettings(fmr=0.1, allow_rare_fmr=True)})
+    read_inputs(Job(usual), STAGES)
+    sources = Job(usual).face_sets
+    match_inputs(Job(usual), STAGES, lambda name: list_faces(name, sources[name])[0])
+    text = capsys.readouterr().err
+    assert "too few" not in text
+    assert "training" not in text

@@ -81,10 +81,19 @@ def test_times_of_methods(cli) -> None:
         assert 0 < m["best_mean"] <= m["mean"]
         assert m["sd"] > 0
     assert timing["decode_mean"] > 0
+    assert [m["variant"] for m in timing["methods"]] == ["", ""]
     code, out, _ = cli("time", "embedding_norm", "--recognizer", "smoke:tiny", "--batch-size", 16)
     assert code == 0
     assert "Milliseconds per image" in out
     assert cli("time", "embedding_norm", "--recognizer", "smoke:tiny", "--n-images", 9)[0] == 2
+
+
+def test_the_methods_of_a_job_are_timed(job, cli) -> None:
+    _, folder = job
+    code, out, err = cli("time", folder / "job.yaml", "--batch-size", 16, "--json")
+    assert code == 0, err
+    # the regressors of this job are not trained yet
+    assert [(m["method"], m["variant"]) for m in json.loads(out)["methods"]] == [("embedding_norm", "baseline")]
 
 
 def test_a_sleeping_method_takes_its_time() -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from fiqa_ray.datasets.results import AucRow, ConventionRow, DifferenceRow, ExclusionRow
 from fiqa_ray.errors import UsageError
-from fiqa_ray.tools.paper_tables import Results, choose_point, tables_of, write_tables
+from fiqa_ray.tools.paper_files import write_tables
+from fiqa_ray.tools.paper_tables import Results, choose_point, tables_of
 
 
 def area(method, variant, auc, *, benchmark="LFW", judge="r18", leading=False, limit=0.95, **changes):
@@ -45,7 +46,7 @@ def results():
                       family="baseline", p_holm=0.6),
     ]  # fmt: skip
     convention = ConventionRow(
-        "paper", "all", "recomputed", "below", 0.05, "cut", "line", 0.95, math.nan, "fnmr", "the paper's"
+        "paper", "all", "recomputed", "below", "above", 0.05, "cut", "line", 0.95, math.nan, "fnmr", "the paper's"
     )
     return Results(areas, differences, [ExclusionRow("X_LFW", "slow", "made with it")], {"paper": convention})
 
@@ -72,9 +73,8 @@ def test_rows_columns_and_marks(results):
     ):
         assert part in caption
     assert {key[0] for key in tables["table-2"][0].index} == {"other_r"}
-    assert [key[2] for key in tables["table-3"][0].index] == [
-        "baseline", "unoptimized", "optimized", "baseline", "optimized",
-    ]  # fmt: skip
+    rows = ["baseline", "unoptimized", "optimized", "baseline", "optimized"]
+    assert [key[2] for key in tables["table-3"][0].index] == 2 * rows  # under both recognisers, as in the paper
 
 
 def test_published_numbers_stand_beside(results):
@@ -83,6 +83,10 @@ def test_published_numbers_stand_beside(results):
     cells = {key: cell.plain() for key, cell in first["LFW (published)"].items()}
     assert cells["r18", "fast", "optimized"] == "9.7"
     assert cells["r18", "fast", "baseline"] == cells["r18", "slow", "optimized"] == ""
+    third, _ = tables_of(
+        results, choose_point(results, "paper", 1e-3, None), [{**record, "variant": "unoptimized-labels"}]
+    )["table-3"]
+    assert third.loc[("r18", "fast", "unoptimized"), "LFW (published)"].plain() == "9.7"
 
 
 def test_an_unknown_operating_point_names_the_known_ones(results):
@@ -96,8 +100,14 @@ def test_an_unknown_operating_point_names_the_known_ones(results):
 
 def test_files(results, tmp_path):
     point = choose_point(results, None, None, None)
-    names = write_tables(results, point, str(tmp_path))
-    assert names == ["table-1", "table-2", "table-3", "differences", "long"]
+    seconds = {"method": "fast_1", "mean": 3.0, "sd": 0.5, "best_batch": 8, "best_mean": 1.0, "best_sd": 0.1}
+    times = {"methods": [seconds], "n_images": 100, "n_warm_up": 9, "device": "cpu", "n_threads": 1, "versions": {}}
+    names = write_tables(results, point, str(tmp_path), times=times | {"decode_mean": 1.0, "decode_sd": 0.1})
+    assert names == ["table-1", "table-2", "table-3", "table-4", "differences", "long"]
+    latex = (tmp_path / "table-4.tex").read_text()
+    assert r"fast\_1 & 3.00 $\pm$ 0.50 & 8 & 1.00 $\pm$ 0.10 \\" in latex
+    assert "±" not in latex
+    assert "3.00 ± 0.50" in (tmp_path / "table-4.md").read_text()
     numbers = pd.read_csv(tmp_path / "table-1.csv")
     assert numbers.loc[1, ["method", "variant", "LFW", "LFW low", "LFW high", "LFW mark"]].tolist() == [
         "fast", "optimized", pytest.approx(10), pytest.approx(9), pytest.approx(11), "best ↓",

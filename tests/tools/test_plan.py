@@ -19,13 +19,19 @@ def steps(scale, **changes):
     return {c.what: c for c in costs}
 
 
+@pytest.fixture(autouse=True)
+def shipped(monkeypatch, shipped_part_images):
+    for name, value in shipped_part_images.items():
+        monkeypatch.setattr(f"fiqa_ray.datasets.pairs.{name}", value)
+
+
 def test_pairs_of_vggface2():
     """62,914,434 pairs per repeat, 4 bytes each in ten repeats, and 2 kB per embedding."""
     assert VGGFACE2.n_pairs == 62_914_434
     cost = steps(VGGFACE2)["mated pairs"]
     assert cost.written_bytes == pytest.approx(4 * 10 * 62_914_434, rel=0.01)
     assert cost.read_bytes == pytest.approx(3_311_286 * 2048, rel=0.01)
-    assert cost.n_shards == 809  # a 2,048th of all images is fewer than the 4,096 of a part of embeddings
+    assert cost.n_shards == 102  # parts of 32,768 images
     small = Scale(1000, 500)  # two images each: one other cluster
     assert small.n_pairs == 1000
     x = np.random.default_rng(0).normal(size=(1000, 8)).astype(np.float32)
@@ -33,21 +39,20 @@ def test_pairs_of_vggface2():
     assert len(made[0].mate) == small.n_pairs
 
 
-def test_parts_of_pairs_are_neither_small_nor_huge(monkeypatch, shipped_min_part_images):
-    monkeypatch.setattr("fiqa_ray.datasets.pairs.MIN_PART_IMAGES", shipped_min_part_images)
-    sizes = [part_images(n) for n in (10, 100_000, 3_311_286, 42_474_558, 260_890_076, 10**9)]
-    assert sizes == [8_192, 8_192, 8_192, 20_740, 127_388, 262_144]
+def test_parts_of_pairs_are_neither_small_nor_huge():
+    sizes = [part_images(n) for n in (10, 100_000, 10**6, 3_311_286, 42_474_558, 260_890_076, 10**9)]
+    assert sizes == [8_192, 8_192, 31_250, 32_768, 32_768, 127_388, 262_144]
 
 
 def test_work_is_shared_out_by_shards():
-    """809 shards on 3 workers: the busiest has 270; 809 s of work take 270 s, and its bytes wait on its own line."""
-    unit = {"pair_image": 809 / VGGFACE2.n_images}
+    """102 shards on 4 workers: the busiest has 26; 102 s of work take 26 s, and its bytes wait on its own line."""
+    unit = {"pair_image": 102 / VGGFACE2.n_images}
     cost = steps(VGGFACE2, **unit)["mated pairs"]
-    assert cost.wall_s(1) == pytest.approx(809 + START_S)
-    assert cost.wall_s(3) == pytest.approx(270 * CONTENTION + START_S)
+    assert cost.wall_s(1) == pytest.approx(102 + START_S)
+    assert cost.wall_s(4) == pytest.approx(26 * CONTENTION + START_S)
     cost = steps(VGGFACE2)["mated pairs"]
     n_bytes = cost.read_bytes + cost.written_bytes
-    assert cost.wall_s(64, bandwidth=1e8) == pytest.approx(n_bytes * 13 / 809 / 1e8 + START_S)
+    assert cost.wall_s(64, bandwidth=1e8) == pytest.approx(n_bytes * 2 / 102 / 1e8 + START_S)
 
 
 def test_engines_and_keeping():

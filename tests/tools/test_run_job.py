@@ -47,3 +47,21 @@ def test_the_record_holds_the_version_and_status_reads_the_run(tmp_path):
     with pytest.raises(UsageError, match="an earlier version"):
         run_job(settings, ["pack"])
     assert all(r["finished"] for r in run_status(str(run)))
+
+
+def test_changed_settings_are_told_in_words(tmp_path):
+    run = str(tmp_path / "run")
+    faces = smoke.make_faces(tmp_path / "faces")
+    run_job(smoke.settings(tmp_path, faces, run, methods=[{"name": "embedding_norm"}]), ["pack"])
+    methods = [{"name": "embedding_norm", "label": "norm"}, {"name": "crfiqa", "weights": "w.pth"}]
+    changed = smoke.settings(tmp_path, faces, run, methods=methods, benchmarks=[], seed=7)
+    with pytest.raises(UsageError) as info:
+        run_job(changed, ["pack"])
+    text = str(info.value)
+    for words in (
+        "seed was 3 and is now 7", "methods: embedding_norm is no longer there", "methods: norm is new",
+        "methods: crfiqa is new", "benchmarks: bench is no longer there", "add --new-settings",
+    ):  # fmt: skip
+        assert words in text
+    assert "{" not in text
+    assert '"' not in text

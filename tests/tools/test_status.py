@@ -5,16 +5,22 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
+import smoke
 from fiqa_ray.datasets.dataset import Dataset
+from fiqa_ray.datasets.folders import record_names
 from fiqa_ray.engine.lock import RunLock
 from fiqa_ray.engine.run_state import RunState
-from fiqa_ray.storage import join, write_atomic
+from fiqa_ray.sources.command_line import ImageFile
+from fiqa_ray.storage import join, list_files, write_atomic
 from fiqa_ray.tools import status
+from fiqa_ray.tools.run_job import run_job
+from fiqa_ray.tools.score import score_images
 from fiqa_ray.tools.show import run_lines
-from fiqa_ray.tools.status import run_now, run_status
+from fiqa_ray.tools.status import rejected_images, run_now, run_status
 from fiqa_ray.tools.verify import verify_run
 
 
@@ -118,9 +124,38 @@ def test_many_records_are_not_read(root, monkeypatch):
         if i == 3:
             (record,) = run_status(root)
             assert (record["n_parts_done"], record["n_rows_done"], record["is_estimate"]) == (3, 30, True)
+            files = {n: size for n, size in list_files(dataset.uri).items() if n.endswith(".parquet")}
+            assert record["n_bytes"] == sum(files.values())  # the parts are of one size
         stats = {"status": {"ok": 9, "bad": 1}}
         dataset.write_part(i, {".parquet": pa.table({"x": range(10)})}, n_rows=10, stats=stats, duration_s=1.5)
     dataset.commit(4)
     (record,) = run_status(root)
     assert (record["dataset"], record["finished"]) == ("embeddings/set=train/v=0123456789abcdef", True)
     assert (record["n_rows_done"], record["failed"], record["work_s"]) == (40, {"bad": 4}, 6.0)
+
+
+def test_records_of_many_parts_are_listed_by_ranges(root):
+    dataset = Dataset(join(root, "embeddings", "v=0123456789abcdef"), "embeddings")
+    numbers = [0, 7, 999, 1000, 10_000, 10_999, 12_345, 100_000, 109_999]
+    for i in numbers:
+        dataset.write_part(i, {".parquet": pa.table({"x": [i]})}, n_rows=1)
+    names = record_names(dataset.uri, 110_000)
+    assert sorted(dataset.recorded_parts(names)) == numbers
+    assert len(names) == len(numbers)
+
+
+def test_an_image_that_libjpeg_complains_of_is_used_and_named(tmp_path, capfd):
+    faces = smoke.make_faces(tmp_path / "faces", n_identities=2, per_identity=3)
+    settings = smoke.settings(tmp_path, faces, str(tmp_path / "run"), benchmarks=[])
+    crop = faces / "train" / "p01" / "002.jpg"
+    crop.write_bytes(crop.read_bytes()[:-2] + b"needless" + b"\xff\xd9")
+    run_job(settings, ["pack"])
+    printed = capfd.readouterr().err
+    assert "source: libjpeg complains of 1 image(s), which are used nevertheless" in printed
+    assert "Corrupt" not in printed
+    (row,) = rejected_images(settings.run_uri).to_pylist()
+    assert (row["image_id"], row["status"]) == ("p01/002.jpg", "ok")
+    assert row["error"].startswith("Corrupt JPEG data: ")
+    crops = [ImageFile(str(crop))]
+    assert score_images(crops, lambda faces, rows: np.ones(len(faces)))["status"].to_pylist() == ["ok"]
+    assert f"{crop}: scored, though libjpeg says: Corrupt JPEG data" in capfd.readouterr().err

@@ -13,21 +13,20 @@ def notes(theta, index_scale):
 
 
 def test_the_papers_theta_moves_almost_nothing():
-    """0.16 x 0.001 x 19 pairs per image = 0.3 % of the ranks."""
+    """0.14 to 0.2 x 0.001 x 19 pairs per image = 0.27 to 0.38 % of the ranks."""
     expected, warning = notes((0.001,), "raw")
-    assert expected == "theta 0.001 (raw) is expected to move an image by 0.3 % of the ranks"
-    assert warning.startswith("warning: theta=0.001 moves an image by 0.3 % of the ranks on average")
-    assert warning.endswith("try theta=0.2, index_scale normalized")
+    assert expected.startswith("theta 0.001 (raw) is expected to move an image by 0.27 to 0.38 % of the ranks")
+    assert warning.startswith("warning: theta=0.001 moves an image by 0.38 % of the ranks on average")
+    assert warning.endswith("try theta=0.1, index_scale normalized")
 
 
 def test_a_large_theta_on_the_raw_scale_is_warned_of():
     expected, warning = notes((0.1,), "raw")
-    assert "30 % of the ranks" in expected
+    assert "27 to 38 % of the ranks" in expected
     assert "warning: theta=0.1 on index_scale raw labels images without a pair as bad" in warning
 
 
 def test_other_thetas_pass():
-    assert notes(("heldout", 0.3), "normalized") == [
-        "theta heldout: chosen for each method on held-out people; 0 where nothing is gained",
-        "theta 0.3 (normalized) is expected to move an image by 3.9 % of the ranks",
-    ]
+    heldout, expected = notes(("heldout", 0.3), "normalized")
+    assert heldout == "theta heldout: chosen for each method on held-out people; 0 where nothing is gained"
+    assert expected.startswith("theta 0.3 (normalized) is expected to move an image by 3 to 5.7 % of the ranks")

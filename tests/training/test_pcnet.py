@@ -45,9 +45,9 @@ def card_of(output):
 def test_noise_makes_it_less_certain(packed, tmp_path):
     job, faces = packed
     output = tmp_path / "head.pt"
-    card = train_pcnet(job, str(output), n_steps=150)
+    card = train_pcnet(job, str(output), n_steps=70)
     assert card["recognizer_sha256"] == load_recognizer("smoke:split").weights_sha256
-    assert card["history"][-1][0] == 150
+    assert card["history"][-1][0] == 70
     scorer = load_scorer("pcnet", recognizer=load_recognizer("smoke:split"), weights=str(output))
     table = job.faces("train").read_all()
     score = scorer(decode_faces(table["face"].to_pylist())[0])

@@ -132,7 +132,9 @@ def unwrap(loaded: object, name: str) -> State:
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(t, Tensor) for t in loaded.values()):
         what = f"keys {some_of(list(map(str, loaded)))}" if isinstance(loaded, Mapping) else type(loaded).__name__
-        raise FiqaRayError(f"{name}: no state dict of tensors inside (found {what}); save model.state_dict()")
+        raise FiqaRayError(
+            f"{name}: no state dict of tensors inside (found {what}{_no_network(loaded)}); save model.state_dict()"
+        )
     state = {str(key): tensor for key, tensor in loaded.items()}
     for prefix in PREFIXES:
         wrapped = {key[len(prefix) :]: tensor for key, tensor in state.items() if key.startswith(prefix)}
@@ -140,6 +142,16 @@ def unwrap(loaded: object, name: str) -> State:
         if wrapped and others <= CLASS_WEIGHTS:
             return State(wrapped, prefix)
     return State(state)
+
+
+def _no_network(loaded: object) -> str:
+    """Say what a checkpoint without a network is, if its keys show it."""
+    keys = set(loaded) if isinstance(loaded, Mapping) else set()
+    if "shadow_params" in keys:
+        return ": a running average, whose tensors have no names; copy it into the network first: ema.copy_to()"
+    if "param_groups" in keys or "optimizer" in keys:
+        return ": the state of an optimizer, not of a network"
+    return ""
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
@@ -157,6 +169,14 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], name: str) -> N
         if key in state and state[key].shape != tensor.shape
     ]
     if not (missing or unexpected or reshaped):
+        unlike = [
+            k for k, t in state.items() if t.layout != torch.strided or t.is_complex() or t.is_meta or t.is_quantized
+        ]
+        if unlike:
+            raise FiqaRayError(
+                f"{name}: {len(unlike)} entries hold no plain real numbers ({some_of(unlike)}): they are sparse, complex, "
+                "quantized or without values; save the network as float32: torch.save(model.float().state_dict(), PATH)"
+            )
         broken = [k for k, t in state.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
         if broken:
             raise FiqaRayError(

@@ -7,6 +7,7 @@ that onnxruntime computes on.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -27,8 +28,9 @@ FILE_ENTRY = "onnx_file"
 """Name of the buffer, and so of its entry in a state dict."""
 SAME = 1e-5
 """Two ways to compute an embedding agree if they differ by less than this share of its length."""
-TRIAL_MEMORY, TRIAL_S = 2**29, 120
-"""Bytes beside three times the file, and seconds, that the first faces may take; damaged sizes ask for more."""
+TRIAL_MEMORY, TRIAL_CPU_S, TRIAL_S = 2**29, 60, 1200
+"""Bytes beside three times the file, seconds of CPU, and seconds on a busy machine that the first faces may take; damaged
+sizes ask for more."""
 
 
 class OnnxNetwork(nn.Module):
@@ -134,7 +136,7 @@ def try_network(data: bytes, name: str, n_faces: int) -> dict[str, tuple[int, ..
     Raises:
         FiqaRayError: onnxruntime cannot load or run the network, asks for absurd memory, hangs or breaks down.
     """
-    command = [sys.executable, onnx_trial.__file__, str(TRIAL_MEMORY + 3 * len(data)), str(n_faces)]
+    command = [sys.executable, onnx_trial.__file__, str(TRIAL_MEMORY + 3 * len(data)), str(TRIAL_CPU_S), str(n_faces)]
     advice = "the file is damaged, or not made for faces of 112x112: fetch or export it again"
     try:
         trial = subprocess.run(command, input=data, capture_output=True, timeout=TRIAL_S, check=False)
@@ -142,6 +144,10 @@ def try_network(data: bytes, name: str, n_faces: int) -> dict[str, tuple[int, ..
     except subprocess.TimeoutExpired as error:
         raise FiqaRayError(f"{name}: onnxruntime does not end within {TRIAL_S} s; {advice}") from error
     except ValueError as error:
+        if trial.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+            raise FiqaRayError(
+                f"{name}: onnxruntime does not end within {TRIAL_CPU_S} s of CPU, or is killed for its memory; {advice}"
+            ) from error
         raise FiqaRayError(f"{name}: onnxruntime breaks down on it (exit code {trial.returncode}); {advice}") from error
     if "error" in outputs:
         raise FiqaRayError(f"{name}: onnxruntime {onnxruntime.__version__} cannot run it: {outputs['error']}; {advice}")

@@ -2,12 +2,15 @@
 
 It imports nothing of this package. `onnx_network.try_network` starts it.
 
-python onnx_trial.py MOST_BYTES N_FACES < NETWORK    prints {output's name: [shape, type]} or {"error": message} as JSON
+python onnx_trial.py MOST_BYTES MOST_S N_FACES < NETWORK
+
+It prints {output's name: [shape, type]} or {"error": message} as JSON.
 """
 
 from __future__ import annotations
 
 import json
+import resource
 import sys
 
 import numpy as np
@@ -22,8 +25,9 @@ DTYPES = {
 
 
 def main() -> None:
-    """Run the network on faces of grey pixels, within so much memory."""
-    most_bytes, n_faces = int(sys.argv[1]), int(sys.argv[2])
+    """Run the network on faces of grey pixels, within so much memory and so many seconds of CPU."""
+    most_bytes, most_s, n_faces = map(int, sys.argv[1:])
+    resource.setrlimit(resource.RLIMIT_CPU, (most_s, most_s))
     kinds, places = onnxruntime.OrtAllocatorType, onnxruntime.OrtMemType
     onnxruntime.create_and_register_allocator(
         onnxruntime.OrtMemoryInfo("Cpu", kinds.ORT_ARENA_ALLOCATOR, 0, places.DEFAULT),

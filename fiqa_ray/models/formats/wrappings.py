@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,16 @@ from fiqa_ray.public_uri import public_uri
 logger = logging.getLogger(__name__)
 
 HEADS = frozenset(
-    {"arcface", "classifier", "cosface", "criterion", "fc", "head", "kernel", "loss", "margin", "metric_fc", "parallel_fc",
-     "partial_fc", "softmax_fc", "weight"}
+    {"arc", "arcface", "classifier", "cosface", "criterion", "fc", "head", "kernel", "logits", "metric_fc", "parallel_fc",
+     "partial_fc", "product", "proxies", "weight"}
 )  # fmt: skip
 """First names of the entries of a margin loss, which training leaves beside the backbone."""
+_LOSS_WORDS = ("loss", "margin", "softmax")
+"""Words within such names, as in `fc_loss`."""
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+"""What torch puts into names where a part of a network is compiled, sharded or computed again."""
 _COUNTER = "num_batches_tracked"
-_MAX_DEPTH = 4
+_MAX_DEPTH = 8
 
 
 @dataclass(frozen=True)
@@ -99,34 +103,55 @@ def find_backbone(loaded: object, wanted: Mapping[str, Tensor], name: str) -> St
 def _candidates(loaded: object, wanted: Mapping[str, Tensor]) -> Iterator[_Candidate]:
     anchor = max(wanted, key=lambda key: (key.count("."), not key.endswith(_COUNTER)))
     for path, state in _dicts(loaded, ()):
+        if not any(key.endswith(anchor) for key in state):
+            state = {_without_wrappers(key): tensor for key, tensor in state.items()}
         prefixes = {key[: -len(anchor)] for key in state if key == anchor or key.endswith(f".{anchor}")}
         for prefix in sorted(prefixes, key=len):
             entries = {key[len(prefix) :]: tensor for key, tensor in state.items() if key.startswith(prefix)}
             yield _Candidate(path, prefix, entries, tuple(key for key in state if not key.startswith(prefix)))
 
 
-def _dicts(loaded: object, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """Yield every dict with tensors, outer ones first."""
-    if not isinstance(loaded, Mapping) or len(path) > _MAX_DEPTH:
+def _without_wrappers(key: str) -> str:
+    for wrapper in _WRAPPERS:
+        key = key.replace(wrapper, "")
+    return key
+
+
+def _dicts(
+    loaded: object, path: tuple[str, ...], outer: Collection[int] = ()
+) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+    """Yield every dict with tensors, outer ones first; a dict within itself is passed over."""
+    items = _items(loaded)
+    if not items or len(path) > _MAX_DEPTH or id(loaded) in outer:
         return
-    tensors = {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    tensors = {key: value for key, value in items if isinstance(key, str) and isinstance(value, Tensor)}
     if tensors:
         yield path, tensors
-    for key, value in loaded.items():
-        yield from _dicts(value, (*path, str(key)))
+    for key, value in items:
+        yield from _dicts(value, (*path, str(key)), (*outer, id(loaded)))
+
+
+def _items(loaded: object) -> list[tuple[Any, Any]]:
+    """Return the entries of a dict, or those of a list with their numbers."""
+    if isinstance(loaded, Mapping):
+        return list(loaded.items())
+    return list(enumerate(loaded)) if isinstance(loaded, list | tuple) else []
 
 
 def _siblings(loaded: Any, path: tuple[str, ...]) -> list[str]:
     """Return the keys beside those of a path."""
     beside = []
     for i, key in enumerate(path):
-        beside += [".".join((*path[:i], str(other))) for other in loaded if str(other) != key]
-        loaded = next(value for other, value in loaded.items() if str(other) == key)
+        items = _items(loaded)
+        beside += [".".join((*path[:i], str(other))) for other, _ in items if str(other) != key]
+        loaded = next(value for other, value in items if str(other) == key)
     return beside
 
 
 def _of_a_margin_loss(key: str, tensor: Tensor) -> bool:
-    return key.split(".")[0] in HEADS and (tensor.ndim < 2 or (tensor.ndim == 2 and min(tensor.shape) > 1))
+    first = key.split(".")[0]
+    is_head = first in HEADS or any(word in first for word in _LOSS_WORDS)
+    return is_head and (tensor.ndim < 2 or (tensor.ndim == 2 and min(tensor.shape) > 1))
 
 
 def _choose(fitting: list[_Candidate], wanted: Mapping[str, Tensor], name: str) -> _Candidate:

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 
 from fiqa_ray.errors import FiqaRayError, UsageError
+from fiqa_ray.models.formats import onnx_network
 from fiqa_ray.models.quality import load_scorer
 from fiqa_ray.models.recognition import load_recognizer
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
@@ -201,10 +202,10 @@ def test_an_exported_network_has_the_networks_embeddings_and_gradients(tmp_path,
     assert ((recognizer(faces[:2]) - wanted).norm(dim=1) / wanted.norm(dim=1)).max() < 1e-5
     converted = recognizer.with_gradients("test").backbone
     deepcopy(converted).load_state_dict(converted.state_dict())  # its names, unlike the file's, hold no dots
-    # in float64: in float32 a PReLU near 0 bends the gradient of a few pixels
-    weight, gradients = torch.from_numpy(f32(2, recognizer.dim)).double(), []
+    # of one face, in float64: in float32 a PReLU near 0 bends the gradient of a few pixels
+    weight, gradients = torch.from_numpy(f32(1, recognizer.dim)).double(), []
     for module in (network.double(), converted.double()):
-        y = x.double().requires_grad_()
+        y = x[:1].double().requires_grad_()
         gradients.append(torch.autograd.grad((module(y) * weight).sum(), y)[0])
     assert (gradients[1] - gradients[0]).norm() <= 1e-5 * gradients[0].norm()
 
@@ -288,6 +289,24 @@ def test_a_network_that_mixes_faces_is_refused(tmp_path):
     for model in (graph(centred), graph([*training], norm)):
         with pytest.raises(FiqaRayError, match="depends on the others in its batch"):
             load_recognizer(stored(tmp_path, model), **PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("import os; os.kill(os.getpid(), 8)", r"breaks down on it \(exit code -8\)"),
+        (
+            "import resource, sys; s = int(sys.argv[2]); resource.setrlimit(resource.RLIMIT_CPU, (s, s))\nwhile 1: pass",
+            "does not end within 1 s of CPU",
+        ),
+    ],
+)
+def test_a_file_on_which_onnxruntime_dies_or_hangs(tmp_path, monkeypatch, program, words):
+    (tmp_path / "trial.py").write_text(program)
+    monkeypatch.setattr(onnx_network.onnx_trial, "__file__", str(tmp_path / "trial.py"))
+    monkeypatch.setattr(onnx_network, "TRIAL_CPU_S", 1)
+    with pytest.raises(FiqaRayError, match=rf"net\.onnx: onnxruntime {words}"):
+        load_recognizer(stored(tmp_path, small_net()), **PIXELS)
 
 
 # --- gradients that cannot be had ---

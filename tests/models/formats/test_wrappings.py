@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
+import pickle
+import tarfile
 import zipfile
 
 import numpy as np
@@ -55,12 +60,24 @@ WRAPPED = {
     "margin loss beside": {**SMALL, **LOSS},
     "no counters": {k: v for k, v in SMALL.items() if not k.endswith("num_batches_tracked")},
     "deep": {"checkpoint": {"ema": {"module": under("backbone.")}}},
+    "deeper": {"a": {"b": {"c": {"d": {"e": {"state_dict": SMALL}}}}}},
+    "data parallel, compiled": under("_orig_mod.module."),
+    "parts compiled": {k.replace(".", "._orig_mod.", 1): v for k, v in SMALL.items()},
+    "parts sharded": {"model": {k.replace(".", "._fsdp_wrapped_module.", 1): v for k, v in under("net.").items()}},
+    "list": [{"model": {"state_dict": SMALL}}, {"weight": torch.zeros(10, 5)}],
+    "running average without names": {"model": SMALL, "ema": {"decay": 0.9, "shadow_params": list(SMALL.values())}},
+    "optimizer beside": {"net": SMALL, "optimizer": {"state": {0: {"exp_avg": SMALL["0.weight"]}}, "param_groups": []}},
+    "a loss of another name": {**SMALL, "arc.weight": torch.zeros(10, 5), "fc_loss.weight": torch.zeros(10, 5)},
 }
 LEFT = {
     "arcface_torch": ["epoch", "state_dict_softmax_fc"],
     "margin loss beside": ["head.kernel"],
     "model and its average": ["model_ema"],
     "quality head beside": ["mlp.l1.weight"],
+    "list": ["1"],
+    "running average without names": ["ema"],
+    "optimizer beside": ["optimizer"],
+    "a loss of another name": ["arc.weight", "fc_loss.weight"],
 }
 
 
@@ -71,7 +88,9 @@ def test_the_backbone_is_found_by_its_entries(wrapping, caplog):
     load_strictly(network, state, "f.pt")
     for key, value in network.state_dict().items():
         assert torch.equal(value, SMALL[key])
-    assert ("f.pt: the network lies under" in caplog.text) == (wrapping not in ("bare", "no counters"))
+    assert ("f.pt: the network lies under" in caplog.text) == (
+        wrapping not in ("bare", "no counters", "parts compiled")
+    )
     for left in LEFT.get(wrapping, []):
         assert left in caplog.text
 
@@ -117,6 +136,13 @@ def scripted():
     return buffer.getvalue()
 
 
+def tarred():
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("m.pt"))
+    return buffer.getvalue()
+
+
 def of_numpy():
     buffer = io.BytesIO()
     np.savez(buffer, a=np.zeros(3))
@@ -137,6 +163,19 @@ def test_files_are_told_by_their_first_bytes():
         (b"  <!DOCTYPE html><html>", "an HTML page"),
         (b"\x08\x08\x12\x07pytorch", "an ONNX file; it is a recogniser of its own"),
         (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+        (gzip.compress(b"x"), "compressed by gzip; unpack it"),
+        (bz2.compress(b"x"), "compressed by bzip2; unpack it"),
+        (lzma.compress(b"x"), "compressed by xz; unpack it"),
+        (b"7z\xbc\xaf\x27\x1c\0\4", "a 7z archive; unpack it"),
+        (tarred(), "a tar archive; unpack it"),
+        (b"\x08\x01\x12\x0a\x0a\x05serve", "a TensorFlow model; export"),
+        (b"\x1c\0\0\0TFL3", "a TensorFlow Lite model; export"),
+        (b"\x81\xa6params\x82\xa5Conv0", "msgpack, as Flax writes; export"),
+        (b'{"error": "rate limit"}', "text in XML or JSON, no weights"),
+        (b'<?xml version="1.0"?><Error>', "text in XML or JSON, no weights"),
+        (b"", r"empty \(0 bytes\); fetch or save"),
+        (bytes(1000), r"empty \(1,000 bytes, all of them 0\)"),
+        (pickle.dumps({"a": np.zeros(2)}), "holds pickled Python objects"),
     ):
         with pytest.raises(FiqaRayError, match=words) as caught:
             read_checkpoint(data, "weights.bin")
@@ -164,3 +203,33 @@ def test_weights_that_are_no_numbers_are_refused(value):
     broken = {**SMALL, "0.weight": torch.full((4, 3, 3, 3), value)}
     with pytest.raises(FiqaRayError, match=r"f\.pt: 1 entries hold NaN or infinity \(0\.weight\)"):
         load_strictly(NET, find_backbone(broken, NET.state_dict(), "f.pt"), "f.pt")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [torch.Tensor.to_sparse, lambda t: t.to("meta"), lambda t: t.to(torch.complex64)],
+    ids=["sparse", "without values", "complex"],
+)
+def test_tensors_of_other_kinds_are_refused(change):
+    broken = {**SMALL, "0.weight": change(SMALL["0.weight"])}
+    with pytest.raises(FiqaRayError, match=r"f\.pt: 1 entries hold no plain real numbers \(0\.weight\)"):
+        load_strictly(NET, find_backbone(broken, NET.state_dict(), "f.pt"), "f.pt")
+
+
+def test_what_holds_no_network_is_named_and_a_dict_within_itself_ends():
+    for content, words in (
+        ({"decay": 0.9, "shadow_params": list(SMALL.values())}, "a running average, whose tensors have no names"),
+        ({"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": []}, "the state of an optimizer"),
+    ):
+        with pytest.raises(FiqaRayError, match=words):
+            find_backbone(content, NET.state_dict(), "f.pt")
+    inner = {"model": SMALL}
+    inner["self"] = inner
+    assert find_backbone(inner, NET.state_dict(), "f.pt").keys() == SMALL.keys()
+
+
+def test_a_header_of_safetensors_is_no_text():
+    """Its length begins with a space and a bracket: 0x7b20 bytes."""
+    header = b'{"0.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    data = (0x7B20).to_bytes(8, "little") + header.ljust(0x7B20) + b"\0\0\x80\x3f"
+    assert read_checkpoint(data, "f")["0.weight"] == torch.ones(1)

@@ -1,4 +1,4 @@
-"""MkDocs hook: writes the page of recorded benchmark runs from `benchmarks/results/*.json`, which `record.py` wrote."""
+"""The page of recorded benchmark runs, from `benchmarks/results/*.json`, which `record.py` wrote."""
 
 from __future__ import annotations
 
@@ -6,16 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
-
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-
-
-def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the page to the files of the documentation; MkDocs calls this."""
-    files.append(File.generated(config, "recorded.md", content=records_page()))
-    return files
 
 
 INTRODUCTION = """# Recorded runs

@@ -1,8 +1,4 @@
-"""MkDocs hook: writes reference pages from the code when the documentation is built, so that none is out of date.
-
-Pages: the command line from typer, the settings from their pydantic models, the models from their tables. They stand in
-`nav` as other pages do, and no folder contains them.
-"""
+"""Reference pages from the code: the command line from typer, the settings from pydantic, the models from their tables."""
 
 from __future__ import annotations
 
@@ -11,21 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
 from typer.cli import get_docs_for_click
 
 from fiqa_ray import cli
 from fiqa_ray.config import Settings
 from fiqa_ray.models.method_table import METHODS
 from fiqa_ray.models.recognizer_table import RECOGNIZERS, NetworkRow
-
-
-def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the generated pages to the files of the documentation; MkDocs calls this."""
-    for name, page in PAGES.items():
-        files.append(File.generated(config, f"reference/{name}.md", content=page()))
-    return files
 
 
 def cli_page() -> str:

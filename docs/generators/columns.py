@@ -1,4 +1,4 @@
-"""MkDocs hook: writes the page of the Parquet columns from their schemas when the documentation is built."""
+"""The page of the Parquet columns, from their schemas."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
 
 from fiqa_ray.datasets import results, schemas
 
@@ -18,7 +16,7 @@ COMMON = {  # columns of several schemas, or whose name says almost all
     "block": "number of a block of 64 similarities",
     "embedding": "the recogniser's output",
     "epoch": "number of the epoch",
-    "error": "the fault in words; null where status is ok",
+    "error": "the fault in words; of a packed face with status ok what libjpeg complained of, else null",
     "identity": "whose face it is",
     "identity_row": "number of the identity within its set, from 0",
     "image_id": "path within the data set, unique",
@@ -39,12 +37,6 @@ COMMON = {  # columns of several schemas, or whose name says almost all
     "step": "number of training steps so far",
     "uri": "where the image is",
 }
-
-
-def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the page to the files of the documentation; MkDocs calls this."""
-    files.append(File.generated(config, "reference/columns.md", content=columns_page()))
-    return files
 
 
 def columns_page() -> str:
