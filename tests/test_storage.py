@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -108,6 +109,21 @@ def test_equal_tables_give_equal_bytes():
 
 
 # --- errors in words ---
+
+
+def test_each_try_again_is_counted_and_waits(monkeypatch):
+    calls, pauses = [], []
+    monkeypatch.setattr("tenacity.nap.time.sleep", pauses.append)
+
+    def call():
+        calls.append(1)
+        if len(calls) < 3:
+            raise ConnectionResetError("gone")
+        return "here"
+
+    before = patience.n_retries()
+    assert patience.patiently(call, SimpleNamespace(_has_answered=True), "x") == "here"
+    assert (len(calls), patience.n_retries() - before, len(pauses)) == (3, 2, 2)
 
 
 def test_full_disk_is_one_clear_error(tmp_path):

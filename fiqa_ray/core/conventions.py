@@ -101,20 +101,25 @@ class Convention:
     @property
     def discards(self) -> str:
         """Return in words what is discarded."""
-        return {"all": "pairs", "mated": "mated pairs", "nonmated": "non-mated pairs", "images": "images"}[self.pool]
+        return DISCARDED[self.pool]
 
     def describe(self) -> str:
         """Return the choices as one line, for captions."""
         step = "each quality" if self.step is None else f"steps of {self.step:g}"
         ties = ", equal qualities together" if self.ties == "together" else ""
         rate = f"starting FNMR {self.starting_fnmr:g}" if self.starting_fnmr is not None else f"FMR {self.count}"
-        threshold = f"threshold {self.threshold.replace('_', ' ')}, {rate}"
+        threshold = f"threshold {self.threshold.replace('_', ' ')}, {rate}, pairs accepted {ACCEPTED[self.accept]}"
         return f"{self.discards} discarded in {step}{ties}; {threshold}; {self.curve} curve to {self.end:g}"
 
     def identity(self) -> dict[str, Any]:
         """Return the choices that decide results, for fingerprints."""
         return {k: v for k, v in vars(self).items() if k not in ("name", "summary", "limits")}
 
+
+DISCARDED = {"all": "pairs", "mated": "mated pairs", "nonmated": "non-mated pairs", "images": "images"}
+"""What a convention discards, in words, by `Convention.pool`."""
+ACCEPTED = {"above": "above it", "at": "at or above it"}
+"""Which pairs count as accepted, in words, by `Convention.accept`."""
 
 CONVENTIONS: dict[str, Convention] = {
     convention.name: convention
@@ -219,7 +224,7 @@ def stored_limits(convention: Convention, limits: Sequence[float]) -> list[float
 
 
 def further_limits(convention: Convention, limits: Sequence[float]) -> list[float]:
-    """Return the wanted limits that lie between those which are stored in any case."""
+    """Return the wanted limits, and the convention's own, that are no levels and so are stored in addition."""
     n = convention.n_levels or 20
-    wanted = {limit for limit in limits if limit <= convention.end}
+    wanted = {limit for limit in (*limits, *convention.limits) if limit <= convention.end}
     return sorted(wanted - {k / n for k in range(1, n + 1)})

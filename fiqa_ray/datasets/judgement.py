@@ -120,8 +120,9 @@ class Judgement:
             ]
             for limit in limits:
                 names = [s for s, end in own_limits.items() if end == limit or (limit in partial and limit < end)]
-                leaders = self.areas.leaders([s for s in names if s not in self.references], cell, limit)
-                rows += [self._area_row(name, cell, limit, name in leaders) for name in names if limit > 0]
+                if limit > 0:
+                    leaders = self.areas.leaders([s for s in names if s not in self.references], cell, limit)
+                    rows += [self._area_row(name, cell, limit, name in leaders) for name in names]
         return rows
 
     def _area_row(self, scorer: str, cell: Cell, limit: float, is_leading: bool) -> AucRow:
@@ -159,13 +160,16 @@ class Judgement:
     # --- differences ---
 
     def difference_rows(self, families: Mapping[str, Sequence[tuple[str, str]]]) -> list[DifferenceRow]:
-        """Return the differences of all families; `correct_families` corrects their p-values."""
+        """Return the differences of all families; `correct_families` corrects their p-values.
+
+        A pair of scores whose curves have no level in common but the first has no area, and no row.
+        """
         return [
             self._difference_row(family, pair, cell)
             for cell in self.cell_names()
             for family, pairs in families.items()
             for pair in pairs
-            if set(pair) <= set(self.scorers(cell))
+            if set(pair) <= set(self.scorers(cell)) and self.areas.common_limit(*pair, cell) > 0
         ]
 
     def _difference_row(self, family: str, scorers: tuple[str, str], cell: Cell) -> DifferenceRow:

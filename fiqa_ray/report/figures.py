@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from fiqa_ray.core.conventions import DISCARDED
 from fiqa_ray.datasets.results import ConventionRow, EdcLine
 from fiqa_ray.report.data import LabelSummary, SimilarityHistogram
 
@@ -129,10 +130,6 @@ def similarity_figure(row: SimilarityHistogram) -> str:
         axes.set_ylim(bottom=0)
         figure.legend(loc="outside upper center", ncols=3, handlelength=1.3, columnspacing=0.9, handletextpad=0.5)
         return _data_uri(figure)
-
-
-DISCARDED = {"all": "pairs", "mated": "mated pairs", "nonmated": "non-mated pairs", "images": "images"}
-"""What a convention discards, in words, by `ConventionRow.pool`."""
 
 
 def edc_figure(

@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
+from fiqa_ray.core.conventions import DISCARDED
 from fiqa_ray.datasets.results import (
     BASELINE,
     GIVEN,
@@ -32,7 +33,7 @@ from fiqa_ray.datasets.results import (
     EdcLine,
 )
 from fiqa_ray.report import figures
-from fiqa_ray.report.figures import BLUE, DISCARDED, GREY, INK, ORANGE, LineStyle, mark_changes
+from fiqa_ray.report.figures import BLUE, GREY, INK, ORANGE, LineStyle, mark_changes
 
 FloatArray = NDArray[np.float64]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,15 +60,21 @@ def check_rates(settings: EvaluateSettings, name: str, n_nonmated: int) -> None:
     Raises:
         UsageError: There is such a rate, and the settings do not allow it.
     """
-    if n_nonmated == 0:  # a fault of another name: both kinds of pairs are needed
+    if n_nonmated == 0:  # `run_shard` has refused this already: both kinds of pairs are needed
         return
     rare = [fmr for fmr in settings.fmr if fmr * n_nonmated < 3 * (1 - 1e-9)]
     if rare and not settings.allow_rare_fmr:
-        remedy = f"give {3 / n_nonmated:.2g} or more" if n_nonmated > 3 else "add non-mated pairs"
+        remedy = f"give {_rounded_up(3 / n_nonmated):g} or more" if n_nonmated > 3 else "add non-mated pairs"
         raise UsageError(
             f"evaluate.fmr={min(rare):g} is below 3 / {n_nonmated:,}, the number of non-mated pairs of benchmark {name}: no "
             f"result can confirm it (rule of three); {remedy}, or set allow_rare_fmr: true"
         )
+
+
+def _rounded_up(rate: float) -> float:
+    """Return a rate rounded up to two digits."""
+    unit = 10.0 ** (math.floor(math.log10(rate)) - 1)
+    return float(f"{math.ceil(rate / unit - 1e-9) * unit:.2g}")
 
 
 def run_shard(dataset: Dataset, shard: CompareShard) -> Part:

@@ -223,7 +223,9 @@ def _group_rates(shard: EvaluateShard, group: str, pairs: pa.Table, of_group: pa
     own, own_mated = of_group["similarity"].to_numpy(), of_group["mated"].to_numpy(zero_copy_only=False)
     identity = shard.faces.read_all(["identity"])["identity"].to_numpy(zero_copy_only=False)
     persons = tuple(identity[of_group[f"image_row_{side}"].to_numpy()] for side in "ab")
-    is_named = np.array_equal(persons[0] == persons[1], own_mated) and shard.settings.resample != "pairs"
+    is_named = shard.settings.resample == "identities" or (
+        shard.settings.resample == "auto" and np.array_equal(persons[0] == persons[1], own_mated)
+    )
     rows = []
     for fmr in shard.settings.fmr:
         threshold = threshold_at_fmr(similarity, mated, fmr)

@@ -29,7 +29,7 @@ SHOWN_S = 5.0
 """Seconds for which a file is awaited that was written or listed a moment ago."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 15.0
 _TRIED_AGAIN = frozenset(
-    {"cat_file", "pipe_file", "exists", "find", "isdir", "isfile", "ls", "info", "rm_file", "glob", "size", "walk"}
+    {"cat_file", "pipe_file", "exists", "find", "isdir", "isfile", "ls", "info", "rm_file", "glob", "size"}
 )
 T = TypeVar("T")
 
@@ -96,27 +96,21 @@ def patiently(call: Callable[[], T], fs: Any, name: str) -> T:
         fs: Its file system, whose credentials are read again if they have expired.
         name: Path or address, for the log.
     """
-    try:
-        result = call()
-    except Exception as exc:
-        if not (_thread.is_patient and may_pass(exc)):
-            raise
-        is_known = _has_answered or getattr(fs, "_has_answered", False)
-        limit_s = _patience_s if is_known else min(_patience_s, FIRST_ANSWER_S)
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(may_pass),
-            wait=tenacity.wait_random_exponential(multiplier=_FIRST_PAUSE_S, max=_LONGEST_PAUSE_S),
-            stop=tenacity.stop_after_delay(limit_s),
-            before_sleep=lambda state: _before_pause(state, fs, name),
-            reraise=True,
-        )
-        result = retrying(call)
+    is_known = _has_answered or getattr(fs, "_has_answered", False)
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(lambda exc: _thread.is_patient and may_pass(exc)),
+        wait=tenacity.wait_random_exponential(multiplier=_FIRST_PAUSE_S, max=_LONGEST_PAUSE_S),
+        stop=tenacity.stop_after_delay(_patience_s if is_known else min(_patience_s, FIRST_ANSWER_S)),
+        before_sleep=lambda state: _before_pause(state, fs, name),
+        reraise=True,
+    )
+    result = retrying(call)
     fs._has_answered = True
     return result
 
 
 def _before_pause(state: tenacity.RetryCallState, fs: Any, name: str) -> None:
-    """Count a try; say so every 30 s; renew expired credentials."""
+    """Count a try that failed and is made again; say so every 30 s; renew expired credentials."""
     global _n_retries, _last_line
     exc = state.outcome.exception() if state.outcome else None
     now = time.monotonic()

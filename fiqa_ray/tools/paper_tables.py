@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fiqa_ray.core.intervals import UPPER_LIMIT
 from fiqa_ray.core.verdicts import mean_ranks
 from fiqa_ray.datasets.results import (
     BASELINE,
@@ -131,7 +132,7 @@ def read_results(run_uris: Sequence[str], *, of_groups: bool = False) -> Results
 
     Raises:
         FiqaRayError: A run has no results.
-        UsageError: Two runs have the same cell.
+        UsageError: Two runs have the same cell, or conventions of one name that differ.
     """
     results = Results([], [], [], {})
     for uri in run_uris:
@@ -140,7 +141,8 @@ def read_results(run_uris: Sequence[str], *, of_groups: bool = False) -> Results
         results.differences.extend(rows_of(DifferenceRow, run.result_table(f"{prefix}{DifferenceRow.TABLE}")))
         results.exclusions.extend(rows_of(ExclusionRow, run.result_table(ExclusionRow.TABLE)))
         for convention in rows_of(ConventionRow, run.result_table(ConventionRow.TABLE)):
-            results.conventions[convention.convention] = convention
+            if results.conventions.setdefault(convention.convention, convention) != convention:
+                raise UsageError(f"{uri}: convention {convention.convention!r} means something else in another run")
     seen: set[tuple[Any, ...]] = set()
     for r in results.areas:
         key = (r.benchmark, r.recognizer, r.scorer, r.convention, str(r.fmr), r.discard_limit)
@@ -243,7 +245,7 @@ def _table(
         line = cells.setdefault((r.recognizer, r.method, _variant_name(r, rows)), {})
         line[r.benchmark] = CellText(
             value=1000 * r.auc,
-            low=1000 * r.auc_low,
+            low=math.nan if r.interval == UPPER_LIMIT else 1000 * r.auc_low,
             high=1000 * r.auc_high,
             is_best=best[_column(r)] == [r.scorer],
             is_tied=len(best[_column(r)]) > 1 and r.is_leading and r.interval != "none",
@@ -252,7 +254,9 @@ def _table(
     keys = sorted(cells, key=_row_order(rows))
     frame: dict[str, list[Any]] = {}
     for b in benchmarks:
-        frame[b] = [cells[k].get(b, CellText(text="/" if (b, k[1]) in excluded else "")) for k in keys]
+        frame[b] = [
+            cells[k].get(b, CellText(text="/" if (b.partition(": ")[0], k[1]) in excluded else "")) for k in keys
+        ]
         if published:
             frame[f"{b} (published)"] = [CellText(value=_published(published, k, b)) for k in keys]
     ranks = _mean_ranks(cells, benchmarks)

@@ -11,6 +11,7 @@ import pyarrow as pa
 from rich import box
 from rich.table import Table
 
+from fiqa_ray.core.intervals import UPPER_LIMIT
 from fiqa_ray.models.method_table import METHODS, MethodRow
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
 
@@ -255,5 +256,9 @@ def _area_text(row: dict[str, Any] | None) -> str:
         return ""
     mark = "*" if row["is_leading"] else ""
     limit = f" to {row['discard_limit']:g}" if row["reason"].startswith("the curve") else ""
-    ends = f" [{1000 * row['auc_low']:.1f}, {1000 * row['auc_high']:.1f}]" if row["auc_low"] is not None else ""
+    ends = ""
+    if row["interval"] == UPPER_LIMIT:
+        ends = f" [≤ {1000 * row['auc_high']:.1f}]"
+    elif row["auc_low"] is not None:
+        ends = f" [{1000 * row['auc_low']:.1f}, {1000 * row['auc_high']:.1f}]"
     return f"{1000 * row['auc']:.1f}{mark}{limit}{ends}"

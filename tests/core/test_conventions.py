@@ -176,4 +176,9 @@ def test_limits_that_are_stored() -> None:
     assert stored_limits(CONVENTIONS["paper"], [0.3, 0.33, 1.0]) == sorted([*(k / 20 for k in range(1, 20)), 0.33])
     assert stored_limits(CONVENTIONS["dasec"], [])[-1] == 1.0
     assert len(stored_limits(CONVENTIONS["nist"], [0.01])) == 99
-    assert "discarded in steps of 0.05; threshold recomputed, FMR below" in CONVENTIONS["paper"].describe()
+    coarse = changed("mine", "nist", step=0.05)  # nist is read at 1 % and 5 %: the first is no level any more
+    assert stored_limits(coarse, []) == [0.01, *(k / 20 for k in range(1, 20))]
+    assert (
+        "discarded in steps of 0.05; threshold recomputed, FMR below, pairs accepted above it"
+        in CONVENTIONS["paper"].describe()
+    )

@@ -1,5 +1,6 @@
 """The evaluate stage: rows that follow from pairs and scores alone, families of comparisons, persons."""
 
+import re
 import uuid
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from fiqa_ray.config import EvaluateSettings
+from fiqa_ray.core.bootstrap import bootstrap_areas
 from fiqa_ray.core.conventions import cells_of
 from fiqa_ray.core.edc import edc_curve
 from fiqa_ray.core.intervals import Errors
@@ -19,6 +21,7 @@ from fiqa_ray.datasets.results import AucRow, DifferenceRow, ScorerKey
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.report.render import verdict
 from fiqa_ray.stages.cells import CellShard, run_shard
+from fiqa_ray.stages.compare import check_rates
 from fiqa_ray.stages.evaluate import REFERENCES, comparisons_of
 
 N_PERSONS, N_EACH = 120, 8
@@ -115,6 +118,37 @@ def test_a_score_that_runs_out_has_its_own_limit() -> None:
     assert limits["short"] == 0.45  # of 600 + 600 pairs
     longest = [r for r in areas if r.discard_limit == 0.95]
     assert {repr(row) for row in longest} <= alone
+
+
+def test_a_curve_without_a_second_level_has_no_area_and_fails_nothing() -> None:
+    """Five non-mated pairs of the worst images are gone at the first discard: `paper` then has no threshold."""
+    rng = np.random.default_rng(0)
+    mated = np.arange(205) < 200
+    similarity = np.where(mated, 0.5, 0) + 0.1 * rng.normal(size=205)
+    quality = {"low": np.where(mated, 1.0, 0.0) + rng.random(205) / 10, "any": rng.random(205)}
+    draws = bootstrap_areas(similarity, mated, {n: (q, q) for n, q in quality.items()}, fmrs=(0.2,), n_draws=20)
+    (cell,) = {cell for _, cell in draws.curves}
+    assert draws.own_limit("low", cell) == 0
+    keys = {name: ScorerKey(name, "", name, "given", np.nan, None) for name in quality}
+    none = np.full(20, np.nan)
+    stored = {
+        (name, cell): StoredCell(
+            draws.curves[name, cell], {k / 20: none for k in range(1, 20)}, draws.errors[cell], 200, 5, 0, "pairs", {}
+        )
+        for name in quality
+    }
+    judgement = Judgement("bench", "r18", keys, stored, (), 20, 0, REFERENCES)
+    assert {row.scorer for row in judgement.area_rows()} == {"any"}
+    assert judgement.difference_rows({"scorers": [("low", "any")]}) == []
+
+
+@pytest.mark.parametrize("n_nonmated", [4, 7, 2431, 2999, 3001, 123_457])
+def test_the_rate_that_a_remedy_names_is_accepted(n_nonmated: int) -> None:
+    with pytest.raises(UsageError) as fault:
+        check_rates(EvaluateSettings(fmr=1e-6), "bench", n_nonmated)
+    rate = float(re.search(r"give (\S+) or more", str(fault.value)).group(1))
+    assert rate <= 1.1 * 3 / n_nonmated
+    check_rates(EvaluateSettings(fmr=rate), "bench", n_nonmated)
 
 
 def test_persons_are_resampled_where_the_faces_name_them() -> None:
