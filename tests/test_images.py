@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fiqa_ray.core.align import TEMPLATE, similarity_matrix
 from fiqa_ray.decoder_output import decoder_lines
-from fiqa_ray.images import align_face, decode_faces, decode_image, encode_png, face_picture, prepare_face
+from fiqa_ray.images import align_face, decode_faces, decode_image, encode_png, prepare_face
 from fiqa_ray.packed_faces import pack_face
 
 Image = NDArray[np.uint8]
@@ -278,7 +278,7 @@ def test_what_libjpeg_says_of_an_image_is_caught_and_other_lines_are_not(capfd: 
     assert prepare_face(data, None).complaint is None
     assert face.face is not None
     pixels = np.asarray(PIL.Image.open(io.BytesIO(data)).convert("RGB"))
-    stored = np.asarray(PIL.Image.open(io.BytesIO(face_picture(face.face))))  # of which nobody complains later
+    stored = decode_faces([face.face])[0][0].transpose(1, 2, 0)  # its pixels, of which nobody complains later
     assert np.abs(stored.astype(int) - pixels).max() <= 3  # decoders round differently
     with decoder_lines() as lines:
         os.write(2, b"of another thread\nCorrupt JPEG data: x\n")
