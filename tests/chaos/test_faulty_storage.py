@@ -15,6 +15,9 @@ from aiohttp.http_exceptions import ContentLengthError
 from storage_faults import SINGLE
 
 from fiqa_ray.datasets.dataset import Dataset
+from fiqa_ray.datasets.parquet import table_bytes
+from fiqa_ray.datasets.source_list import SOURCE_LIST, read_list
+from fiqa_ray.datasets.sums import file_sums
 from fiqa_ray.engine.lock import RunLock
 from fiqa_ray.errors import FiqaRayError, StorageError
 from fiqa_ray.storage import faults, join, list_files, patience, put_if_absent, read_bytes, write_atomic
@@ -46,6 +49,15 @@ def test_faults_that_pass_change_no_byte(faulty, wanted):
     faulty.set(**wanted)
     assert write_things(faulty.uri) == EXPECTED
     assert "000001.released" in list_files(join(faulty.uri, "_lock"))
+
+
+def test_a_list_of_images_that_shows_late_is_awaited(faulty):
+    faulty.set(late_s=0.6)
+    dataset = Dataset(join(faulty.uri, "faces", "v=0123456789abcdef"), "faces")
+    content = table_bytes(pa.table({"image_id": ["a", "b"]}))
+    write_atomic(dataset.at(SOURCE_LIST), content)
+    dataset.write_plan({"n_parts": 1, "n_rows": 2, "source_list": file_sums("", content)})
+    assert read_list(dataset)["image_id"].to_pylist() == ["a", "b"]
 
 
 def test_a_store_that_is_away_costs_its_time(faulty, caplog, monkeypatch):
