@@ -241,6 +241,12 @@ def onnx_ratios(faces: torch.Tensor, share: float, device: str) -> dict[str, dic
     return measured
 
 
+def write_result(path: Path | None, result: dict[str, Any]) -> None:
+    """Write a result as JSON, if a file is named."""
+    if path is not None:
+        path.write_text(json.dumps(result, indent=1) + "\n")
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -254,7 +260,7 @@ def main() -> None:
     pixels = make_faces()
     faces = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
     if a.only_onnx:
-        onnx_ratios(faces, a.share, a.device)
+        write_result(a.json, {"device": a.device, "torch_against_onnx": onnx_ratios(faces, a.share, a.device)})
         return
     encoded = [pack_face(face) for face in pixels]
     size = default_batch_size(a.device)
@@ -287,8 +293,7 @@ def main() -> None:
         "one_image_at_a_time": single_image_ratios(faces, a.share, a.device),
         "torch_against_onnx": onnx_ratios(faces, a.share, a.device),
     }
-    if a.json:
-        a.json.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(a.json, result)
 
 
 if __name__ == "__main__":
