@@ -235,13 +235,12 @@ def decode_packed_faces(faces: Sequence[Bytes | None], n_threads: int = 1) -> ND
 
 
 def jittered_face(face: PreparedFace, image_id: str) -> PreparedFace:
-    """Return a stored face moved a little at random, as PNG; the border is repeated. Faces that could not be made stay."""
+    """Return a stored face moved a little at random; the border is repeated. Faces that could not be made stay."""
     if face.face is None:
         return face
-    image = decode(face.face).image
-    assert image is not None
+    image = decode_packed_faces([face.face])[0].transpose(1, 2, 0)
     matrix = jitter_matrix(image_id, FACE_SIZE)
     moved = cv2.warpAffine(
         image, matrix, (FACE_SIZE, FACE_SIZE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
-    return replace(face, face=encode_png(np.asarray(moved, dtype=np.uint8)))
+    return replace(face, face=pack_face(np.asarray(moved, dtype=np.uint8)))

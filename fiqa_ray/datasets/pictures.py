@@ -11,7 +11,7 @@ from fiqa_ray.images import face_picture
 
 
 def read_pictures(faces: Dataset, rows: Sequence[int]) -> dict[int, tuple[bytes, str]]:
-    """Return the face as an image file and the image_id of some rows, by row. Memory: the faces of one part."""
+    """Return the picture, an image file, and the image_id of some rows, by row. Memory: the faces of one part."""
     manifest = faces.require()
     pictures: dict[int, tuple[bytes, str]] = {}
     for part, first in zip(manifest.parts, manifest.first_rows[:-1], strict=True):
@@ -20,5 +20,5 @@ def read_pictures(faces: Dataset, rows: Sequence[int]) -> dict[int, tuple[bytes,
             table = faces.read(part, ["face", "image_id"]).take(pa.array(in_part))
             columns = (table["face"].to_pylist(), table["image_id"].to_pylist())
             for r, face, image_id in zip(in_part, *columns, strict=True):
-                pictures[first + r] = (face_picture(face), image_id)
+                pictures[first + r] = (face and face_picture(face), image_id)
     return pictures
