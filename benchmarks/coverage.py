@@ -188,7 +188,7 @@ def main() -> None:
                 text = "no interval"
             print(name, text, flush=True)
     if a.json:
-        a.json.write_text(json.dumps(rows, indent=1) + "\n")
+        a.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -32,10 +32,10 @@ from fiqa_ray.tools.open_run import open_run
 JOB = Path(__file__).parents[1] / "fiqa_ray" / "jobs" / "paper_matrix.yaml"
 SMALL = {
     "arcface": '{name: "networks.py:network", label: arcface}',
-    "elasticface": '{name: "networks.py:network", options: {seed: 5}, label: elasticface}',
-    "curricularface": '{name: "networks.py:network", options: {seed: 6}, label: curricularface}',
-    "crfiqa": '{name: "networks.py:score", options: {seed: 1}, label: crfiqa}',
-    "sddfiqa": '{name: "networks.py:score", options: {seed: 2}, label: sddfiqa}',
+    "elasticface": '{name: "networks.py:network", options: {number: 5}, label: elasticface}',
+    "curricularface": '{name: "networks.py:network", options: {number: 6}, label: curricularface}',
+    "crfiqa": '{name: "networks.py:score", options: {number: 1}, label: crfiqa}',
+    "sddfiqa": '{name: "networks.py:score", options: {number: 2}, label: sddfiqa}',
     "magface": "{name: embedding_norm, label: magface}",
 }
 """What stands in place of the large networks, by label."""
@@ -99,11 +99,12 @@ def large(folder: Path) -> dict[str, Any]:
         "name": "large",
         "run_uri": "run",
         "recognizer": {"name": "networks.py:network", "label": "r0"},
-        "methods": [{"name": "networks.py:score", "options": {"seed": k}, "label": f"m{k}"} for k in range(20)],
+        "methods": [{"name": "networks.py:score", "options": {"number": k}, "label": f"m{k}"} for k in range(20)],
         "benchmarks": benchmarks[:9],
         "evaluate": {
             "recognizers": [
-                {"name": "networks.py:network", "options": {"seed": k} if k else {}, "label": f"r{k}"} for k in range(6)
+                {"name": "networks.py:network", "options": {"number": k} if k else {}, "label": f"r{k}"}
+                for k in range(6)
             ],
             "fmr": 0.2,
             "draws": 100,

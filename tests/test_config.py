@@ -178,6 +178,7 @@ def test_mistakes_in_what_belongs_together(tmp_path):
     for change, words in (
         ("methods.0.recognizer={name: a}", "faceqan has scores of its own: leave out its recognizer"),
         ("methods.0.fuse={of: [a, b]}", "faceqan is fused of others: leave out its weights"),
+        ("methods.0={name: faceqan, options: {seed: 1}}", "an option cannot be called 'seed', which the job gives"),
     ):
         with pytest.raises(UsageError, match=words):
             load_settings(job(tmp_path), ["methods.0.scores=s.csv", change])

@@ -21,6 +21,7 @@ from fiqa_ray.job import Job
 from fiqa_ray.public_uri import public_text, public_uri
 from fiqa_ray.sources.private_uris import private_faces, public_faces
 from fiqa_ray.storage import list_hash, storage_errors
+from onnx_files import f32, graph, node
 
 SECRETS = ("SECRET1one", "SECRET2two")
 
@@ -45,6 +46,12 @@ class _Signed(SimpleHTTPRequestHandler):
 def served(tmp_path):
     """A folder of faces and the address of a server that asks for a signature."""
     faces = smoke.make_faces(tmp_path / "faces", n_identities=6, per_identity=6)
+    nodes = [
+        node("Conv", "x", "w", out="a", strides=[16, 16]),
+        node("GlobalAveragePool", "a", out="g"),
+        node("Flatten", "g"),
+    ]
+    (faces / "tiny.onnx").write_bytes(graph(nodes, {"w": f32(32, 3, 16, 16)}).SerializeToString())
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Signed, directory=str(faces)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield faces, f"http://127.0.0.1:{server.server_port}"
@@ -71,6 +78,7 @@ def _job(tmp_path, host, secret, **changes):
         host,
         str(tmp_path / "run"),
         source={"kind": "table", "uri": sign("train.csv")},
+        recognizer={"name": sign("tiny.onnx"), "options": {"mean": 127.5, "scale": 127.5}},
         methods=[{"name": "embedding_norm"}, {"name": "mine", "scores": sign("scores.csv")}],
         benchmarks=[
             {

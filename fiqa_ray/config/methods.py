@@ -83,6 +83,11 @@ class MethodSettings(Section):
             raise ValueError(f"{self.label} is fused of others: leave out its weights, recognizer, scores and options")
         if self.scores is not None and self.recognizer is not None:
             raise ValueError(f"{self.label} has scores of its own: leave out its recognizer")
+        taken = sorted({"name", "recognizer", "weights", "device", "seed"}.intersection(self.options))
+        if taken:
+            raise ValueError(
+                f"{self.label}: an option cannot be called {taken[0]!r}, which the job gives; choose another"
+            )
         return self
 
 

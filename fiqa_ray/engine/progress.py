@@ -46,7 +46,8 @@ class StepProgress:
         is_run: bool = False,
     ) -> None:
         self._is_run = is_run
-        self.name, self.total, self.unit, self.done, self.waits_for = name, total, unit, done, waits_for
+        self.name = public_text(name)
+        self.total, self.unit, self.done, self.waits_for = total, unit, done, waits_for
         self._at_start = done
         self._started = time.monotonic()
         self._ended = threading.Event()

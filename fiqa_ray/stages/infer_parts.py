@@ -31,12 +31,12 @@ from fiqa_ray.engine.step import PipelinedWorker
 from fiqa_ray.images import decode_packed_faces
 from fiqa_ray.models.devices import fed_to, resolve_device, set_cuda_precision
 from fiqa_ray.models.formats.onnx_network import OnnxNetwork
+from fiqa_ray.models.precision_gate import PrecisionGate
 from fiqa_ray.models.quality import load_scorer
 from fiqa_ray.models.recognition import load_recognizer
 from fiqa_ray.models.recognizer import Recognizer, embed_faces
 from fiqa_ray.models.reference import ModelRef
 from fiqa_ray.models.scorer import Scorer, score_together
-from fiqa_ray.stages.precision_gate import PrecisionGate
 
 Kind = Literal["embedding", "score", "seed_scores"]
 """What a step writes per face; `seed_scores` are those of a regressor that the job trained."""

@@ -158,7 +158,7 @@ def _show_progress(plan: Plan, thread: threading.Thread) -> None:
     progress = _next_progress(plan, thread)
     if progress is None:
         return
-    name = f"train: {plan.settings.mode} {plan.recognizer.name}"
+    name = f"train: {plan.settings.mode} {plan.recognizer.label}"
     with StepProgress(name, progress["n_steps"], "steps", progress["step"], is_run=True) as bar:
         while progress is not None:
             bar.advance(max(0, progress["step"] - bar.done))

@@ -165,6 +165,8 @@ def fault_text(exc: BaseException) -> str | None:
         return f"not a valid bucket or key; correct the name ({' '.join(str(exc).split())[:120]})"
     if isinstance(exc, OSError):
         return str(exc) or name
+    if name == "HfUriError":
+        return f"not a valid address on the Hugging Face Hub; correct it ({_one_line(exc)})"
     if type(exc).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp", "urllib3"):
         return f"{name}: {exc}; check the network and AWS_ENDPOINT_URL, and run the same command again"
     return None

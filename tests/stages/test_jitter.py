@@ -7,7 +7,7 @@ import yaml
 
 from fiqa_ray.config import make_settings
 from fiqa_ray.core.jitter import jitter_matrix
-from fiqa_ray.images import PreparedFace, jittered_face
+from fiqa_ray.images import PreparedFace, decode_packed_faces, jittered_face, pack_face
 from fiqa_ray.job import Job
 from fiqa_ray.synthetic.layouts import write_layouts
 from fiqa_ray.tools.open_run import open_run
@@ -28,8 +28,8 @@ def test_moves_stay_within_their_bounds_and_follow_the_name() -> None:
 def test_a_picture_moves_as_its_matrix_says() -> None:
     image = np.zeros((112, 112, 3), np.uint8)
     cv2.circle(image, (40, 70), 4, (255, 0, 0), -1)
-    face = PreparedFace(cv2.imencode(".png", image[:, :, ::-1])[1].tobytes(), "ok", None)
-    moved = cv2.imdecode(np.frombuffer(jittered_face(face, "x").face, np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
+    face = PreparedFace(pack_face(image), "ok", None)
+    moved = decode_packed_faces([jittered_face(face, "x").face])[0].transpose(1, 2, 0)
     weight = moved[:, :, 0].astype(float)
     assert moved[:, :, 2].max() == 0  # colours keep their order
     y, x = np.mgrid[:112, :112]

@@ -9,7 +9,7 @@ import smoke
 from fiqa_ray.datasets import columns
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
-from fiqa_ray.stages.precision_gate import PrecisionGate, rank_agreement
+from fiqa_ray.models.precision_gate import PrecisionGate, rank_agreement
 from fiqa_ray.tools.run_job import run_job
 
 
