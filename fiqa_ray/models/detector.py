@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import subprocess
-import sys
 import threading
 
 import cv2
@@ -17,6 +14,7 @@ from numpy.typing import NDArray
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.models import detector_trial
 from fiqa_ray.models.formats.onnx_file import check_sizes
+from fiqa_ray.models.trial import run_trial
 from fiqa_ray.storage import read_bytes
 
 DETECTION_SIDE = 320
@@ -94,14 +92,7 @@ def _try_detector(model: bytes, name: str) -> None:
         check_sizes(onnx.load_model_from_string(model), name)
     except (DecodeError, ValueError) as error:
         raise FiqaRayError(f"{name}: not a readable ONNX file ({len(model):,} bytes); {advice}") from error
-    command = [sys.executable, detector_trial.__file__, str(_TRIAL_BYTES)]
-    try:
-        trial = subprocess.run(command, input=model, capture_output=True, timeout=_TRIAL_S, check=False)
-        outcome = json.loads(trial.stdout)
-    except subprocess.TimeoutExpired as error:
-        raise FiqaRayError(f"{name}: OpenCV does not end on it within {_TRIAL_S} s; {advice}") from error
-    except ValueError as error:
-        raise FiqaRayError(f"{name}: OpenCV breaks down on it (exit code {trial.returncode}); {advice}") from error
+    outcome = run_trial(detector_trial.__file__, (_TRIAL_BYTES,), model, _TRIAL_S, f"{name}: OpenCV", advice)
     if "error" in outcome:
         raise FiqaRayError(
             f"{name}: not a YuNet network that OpenCV {cv2.__version__} can run ({outcome['error']}); {advice}"

@@ -6,10 +6,6 @@ that onnxruntime computes on.
 
 from __future__ import annotations
 
-import json
-import signal
-import subprocess
-import sys
 import threading
 from typing import Any
 
@@ -23,6 +19,7 @@ from torch import Tensor, nn
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.models.formats import onnx_trial
 from fiqa_ray.models.formats.onnx_file import fixed_batch, free_batch, keep_output
+from fiqa_ray.models.trial import run_trial
 
 FILE_ENTRY = "onnx_file"
 """Name of the buffer, and so of its entry in a state dict."""
@@ -136,19 +133,9 @@ def try_network(data: bytes, name: str, n_faces: int) -> dict[str, tuple[int, ..
     Raises:
         FiqaRayError: onnxruntime cannot load or run the network, asks for absurd memory, hangs or breaks down.
     """
-    command = [sys.executable, onnx_trial.__file__, str(TRIAL_MEMORY + 3 * len(data)), str(TRIAL_CPU_S), str(n_faces)]
+    arguments = TRIAL_MEMORY + 3 * len(data), TRIAL_CPU_S, n_faces
     advice = "the file is damaged, or not made for faces of 112x112: fetch or export it again"
-    try:
-        trial = subprocess.run(command, input=data, capture_output=True, timeout=TRIAL_S, check=False)
-        outputs = json.loads(trial.stdout)
-    except subprocess.TimeoutExpired as error:
-        raise FiqaRayError(f"{name}: onnxruntime does not end within {TRIAL_S} s; {advice}") from error
-    except ValueError as error:
-        if trial.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
-            raise FiqaRayError(
-                f"{name}: onnxruntime does not end within {TRIAL_CPU_S} s of CPU, or is killed for its memory; {advice}"
-            ) from error
-        raise FiqaRayError(f"{name}: onnxruntime breaks down on it (exit code {trial.returncode}); {advice}") from error
+    outputs = run_trial(onnx_trial.__file__, arguments, data, TRIAL_S, f"{name}: onnxruntime", advice)
     if "error" in outputs:
         raise FiqaRayError(f"{name}: onnxruntime {onnxruntime.__version__} cannot run it: {outputs['error']}; {advice}")
     return {output: tuple(shape) for output, (shape, _) in outputs.items()}
