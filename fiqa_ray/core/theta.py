@@ -172,8 +172,8 @@ def compare_thetas(
         The areas and the choice.
     """
     thetas = tuple(sorted(targets))
-    if not thetas or thetas[0] != 0:
-        raise UsageError(f"thetas {thetas} must hold 0, which stands for the labels as they are")
+    if len(thetas) < 2 or thetas[0] != 0:
+        raise UsageError(f"thetas {thetas} must hold 0, which stands for the labels as they are, and at least one more")
     _, person = np.unique(identities, return_inverse=True)
     rng = np.random.default_rng([seed, 17])
     fold = rng.permutation(np.arange(person.max(initial=0) + 1) % N_FOLDS)[person]
@@ -186,11 +186,12 @@ def compare_thetas(
     elif n_nonmated < 4 * MIN_ERRORS:
         reason = f"{n_nonmated} non-mated pairs are too few"
     areas: AreaDraws | None = None
-    cell: Cell = AT_FMR.name, max(fmr, MIN_ERRORS / max(n_nonmated, 1))
-    fnmr = np.nan
+    rate = fnmr = np.nan
     if not reason:
         scores = heldout_scores(embeddings, fold, np.stack([targets[t] for t in thetas], axis=1))
-        areas, cell = _areas(embeddings, person, pairs, dict(zip(thetas, scores.T, strict=True)), cell[1] or fmr, seed)
+        by_theta = dict(zip(thetas, scores.T, strict=True))
+        areas, cell = _areas(embeddings, person, pairs, by_theta, max(fmr, MIN_ERRORS / n_nonmated), seed)
+        rate = np.nan if cell[1] is None else cell[1]
         fnmr = float(areas.curves[_name(0.0), cell].fnmr[0])
         n_errors = round(fnmr * n_mated)
         if n_errors < MIN_ERRORS:
@@ -202,7 +203,6 @@ def compare_thetas(
         gain, low, high = _gains(areas, thetas, cell, n_people)
     better = [i for i in range(len(thetas)) if high[i] < 0]
     chosen = thetas[min(better, key=lambda i: area[i])] if better else 0.0
-    rate = np.nan if cell[1] is None else cell[1]
     return ThetaCurve(
         thetas, area, gain, low, high, chosen, reason, n_people, len(person), n_mated, n_nonmated, rate, fnmr
     )
@@ -218,20 +218,28 @@ class HeldoutPairs:
 
     @staticmethod
     def draw(person: NDArray[np.int64], rng: np.random.Generator) -> HeldoutPairs:
-        """Draw mated pairs, as many of each person as their number of images allows, and non-mated ones of all people.
+        """Draw up to `MAX_MATED` mated pairs, shared out evenly among the people with two images, and non-mated ones of all.
+
+        Each pair is drawn once.
 
         Args:
             person: `(I,)`, dense from 0.
             rng: of the draws.
         """
+        if not len(person):
+            none = np.empty(0, np.int64)
+            return HeldoutPairs(none, none, np.empty(0, np.bool_))
         order = np.argsort(person, kind="stable")
         sizes = np.bincount(person)
         first = np.concatenate([[0], np.cumsum(sizes)])
         per_person = max(1, MAX_MATED // max(int((sizes > 1).sum()), 1))
         mated = []
         for start, n in zip(first, sizes, strict=False):
-            a, b = np.triu_indices(n, 1) if n <= 50 else np.sort(rng.integers(0, n, (2, 4 * per_person)), axis=0)
-            a, b = a[a != b], b[a != b]
+            if n <= 50:
+                a, b = np.triu_indices(n, 1)
+            else:
+                a, b = np.unique(np.sort(rng.integers(0, n, (2, 4 * per_person)), axis=0), axis=1)
+                a, b = a[a != b], b[a != b]
             chosen = rng.permutation(len(a))[:per_person]
             mated.append(order[start + np.stack([a[chosen], b[chosen]])])
         drawn = rng.integers(0, len(person), (2, MAX_NONMATED))

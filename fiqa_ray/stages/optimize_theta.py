@@ -145,7 +145,7 @@ def _sample(embeddings: Dataset, quality_index: Dataset, seed: int) -> _Sample:
         loaded.append((values[usable], prior[usable], person[usable]))
         rows[span] = good[usable] + span[0]
         n_images += int(usable.sum())
-        if not within.all():
+        if not within.all() and n_images:
             break
     values, prior, person = (np.concatenate(arrays) for arrays in zip(*loaded, strict=True))
     return _Sample(values, prior, person, rows)

@@ -68,28 +68,38 @@ def test_pairs_are_what_they_are_said_to_be(monkeypatch):
     rng = np.random.default_rng(2)
     monkeypatch.setattr(module, "MAX_MATED", 40)
     monkeypatch.setattr(module, "MAX_NONMATED", 300)
-    sizes = [1, 2, 9, 70, 4, 6, 3, 1, 5, 8]
+    sizes = [1, 2, 9, 51, 4, 6, 3, 1, 5, 8]
     person = rng.permutation(np.repeat(np.arange(10), sizes))
     pairs = HeldoutPairs.draw(person, rng)
     assert ((person[pairs.row_a] == person[pairs.row_b]) == pairs.mated).all()
     assert (pairs.row_a != pairs.row_b).all()
     both = np.sort(np.stack([pairs.row_a, pairs.row_b]), axis=0).T
-    assert len(np.unique(both[~pairs.mated], axis=0)) == (~pairs.mated).sum() <= 300
+    assert len(np.unique(both, axis=0)) == len(both)
+    assert (~pairs.mated).sum() <= 300
     # 40 mated pairs for 8 people of two images or more: 5 of each, where it has so many
     drawn = np.bincount(person[pairs.row_a[pairs.mated]], minlength=10)
     assert drawn.tolist() == [0, 1, 5, 5, 5, 5, 3, 0, 5, 5]
 
 
+def test_no_pair_of_a_person_with_many_images_is_drawn_twice():
+    person = np.repeat(np.arange(10), 51)  # 600 of 1,275 pairs each
+    pairs = HeldoutPairs.draw(person, np.random.default_rng(0))
+    both = np.sort(np.stack([pairs.row_a, pairs.row_b]), axis=0).T[pairs.mated]
+    assert len(np.unique(both, axis=0)) == len(both)
+
+
 @pytest.mark.parametrize(
     ("n_people", "per_person", "reason"),
-    [(8, 6, "8 people with two images or more are too few: 10 are needed"), (40, 1, "0 people with two images")],
-)
+    [(8, 6, "8 people with two images or more are too few: 10 are needed"), (40, 1, "0 people with two images"),
+     (0, 1, "0 people with two images")],
+)  # fmt: skip
 def test_where_there_is_too_little_the_labels_are_left_alone(n_people, per_person, reason):
     embeddings, person, quality, _ = people(n_people, per_person, np.random.default_rng(3))
     curve = compare_thetas(embeddings, person, {0.0: quality, 0.3: 1 - quality})
     assert curve.chosen == 0
     assert curve.reason.startswith(reason)
     assert np.isnan(curve.gain).all()
+    assert np.isnan(curve.fmr)
     assert "the labels are left as they are" in curve.sentence()
 
 
@@ -108,6 +118,8 @@ def test_zero_must_be_among_the_thetas():
     embeddings, person, quality, _ = people(20, 4, np.random.default_rng(5))
     with pytest.raises(UsageError, match=r"must hold 0"):
         compare_thetas(embeddings, person, {0.3: quality})
+    with pytest.raises(UsageError, match=r"and at least one more"):
+        compare_thetas(embeddings, person, {0.0: quality})
 
 
 def test_choose_theta_compares_the_labels_that_optimize_labels_gives(monkeypatch):
