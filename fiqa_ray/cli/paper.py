@@ -47,7 +47,7 @@ def tables(
         read_results(runs, of_groups=True),
         read_group_rates(runs),
     )
-    print(f"{', '.join(names)} written to {output}: convention {point.convention}, FMR {point.fmr:g}")
+    print(f"{', '.join(names)} written to {output}: convention {point.convention}, {point.rate_text}")
 
 
 def figures(

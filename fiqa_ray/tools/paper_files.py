@@ -46,11 +46,7 @@ def write_tables(
     if times is not None:
         numbers, caption = time_table(times)
         text = time_text(numbers)
-        tex = text.style.hide(axis="index").format(escape="latex")
-        latex = tex.to_latex(hrules=True, caption=caption.replace("±", r"$\pm$"), label="tab:table-4").replace(
-            "±", r"$\pm$"
-        )
-        latex = f"% needs \\usepackage{{booktabs}}\n{latex}"
+        latex = _latex_of(text, caption, "table-4").replace("±", r"$\pm$")
         _write(folder, "table-4", numbers, text.to_markdown(index=False) + f"\n\n{caption}\n", latex)
         names.append("table-4")
     differences = difference_table(results, point)
@@ -61,12 +57,10 @@ def write_tables(
         text["limit"] = [f"{v:g}" for v in differences["limit"]]
         text["p (Holm)"] = ["–" if math.isnan(p) else f"{p:.3g}" for p in differences["p (Holm)"]]
         caption = "Differences of areas times 1000; below 0 the first score is better. "
-        caption += f"Convention {point.convention}, FMR {point.fmr:g}."
+        caption += f"Convention {point.convention}, {point.rate_text}."
         reasons = dict.fromkeys(why_untold(d) for d in results.differences if point.holds(d) and why_untold(d))
         caption += "".join(f" Not told: {reason}." for reason in reasons)
-        latex = text.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
-        tex = latex.to_latex(hrules=True, caption=caption, label="tab:differences", environment="longtable")
-        tex = f"% needs \\usepackage{{booktabs,longtable}}\n{tex}"
+        tex = _latex_of(text, caption, "differences", environment="longtable")
         _write(folder, "differences", differences, text.to_markdown(index=False) + f"\n\n{caption}\n", tex)
         names.append("differences")
     long = pd.DataFrame([vars(r) for r in results.areas])
@@ -87,8 +81,7 @@ def _write_rates(folder: str, rows: Sequence[GroupRateRow]) -> None:
         "Error rates of groups of people in percent, with 95 % intervals, at the threshold that all pairs of the benchmark "
         "set for the wanted FMR. Non-mated pairs are those within a group. The threshold is taken as it is."
     )
-    style = text.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
-    latex = style.to_latex(hrules=True, caption=caption.replace("%", r"\%"), label="tab:group-rates")
+    latex = _latex_of(text, caption, "group-rates")
     _write(folder, "group-rates", numbers, text.to_markdown(index=False) + f"\n\n{caption}\n", latex)
 
 
@@ -123,9 +116,32 @@ def _markdown(frame: pd.DataFrame, caption: str) -> str:
 def _latex(frame: pd.DataFrame, caption: str, name: str) -> str:
     style = frame.style.format(lambda cell: cell.latex())
     style = style.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
-    marks = {"†": r"$\dagger$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "%": r"\%", "_": r"\_", "<": "$<$"}
+    columns = "lll" + "r" * frame.shape[1]
+    latex = style.to_latex(
+        hrules=True, caption=_escaped(caption), label=f"tab:{name}", column_format=columns, multirow_align="t"
+    )
+    return f"% needs \\usepackage{{booktabs,multirow}}\n{latex}"
+
+
+def _latex_of(text: pd.DataFrame, caption: str, name: str, environment: str = "table") -> str:
+    """Return a table of text as LaTeX, with a line that says which packages it needs."""
+    style = text.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+    packages = "booktabs,longtable" if environment == "longtable" else "booktabs"
+    latex = style.to_latex(hrules=True, caption=_escaped(caption), label=f"tab:{name}", environment=environment)
+    return f"% needs \\usepackage{{{packages}}}\n{latex}"
+
+
+def _escaped(caption: str) -> str:
+    """Return a caption for LaTeX."""
+    marks = {
+        "†": r"$\dagger$",
+        "↓": r"$\downarrow$",
+        "↑": r"$\uparrow$",
+        "%": r"\%",
+        "_": r"\_",
+        "<": "$<$",
+        "&": r"\&",
+    }
     for mark, command in marks.items():
         caption = caption.replace(mark, command)
-    columns = "lll" + "r" * frame.shape[1]
-    latex = style.to_latex(hrules=True, caption=caption, label=f"tab:{name}", column_format=columns, multirow_align="t")
-    return f"% needs \\usepackage{{booktabs,multirow}}\n{latex}"
+    return caption

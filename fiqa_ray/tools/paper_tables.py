@@ -54,6 +54,11 @@ class OperatingPoint:
     fmr: float
     limit: float | None
 
+    @property
+    def rate_text(self) -> str:
+        """The rate that sets the threshold, in words."""
+        return "a starting FNMR" if math.isnan(self.fmr) else f"FMR {self.fmr:g}"
+
     def holds(self, row: AucRow | DifferenceRow) -> bool:
         """Return whether a row is at this point. Without a limit, each area ends with its curve."""
         return self.holds_cell(row) and self.limit in (None, row.discard_limit)
@@ -314,7 +319,6 @@ def _mean_ranks(
 def _caption(results: Results, point: OperatingPoint, rows: list[AucRow], what: str) -> str:
     """Return the operating point, the sizes of the benchmarks and what the marks mean."""
     convention = results.conventions.get(point.convention)
-    rate = "a starting FNMR" if math.isnan(point.fmr) else f"FMR {point.fmr:g}"
     end = "the end of each curve" if point.limit is None else f"{point.limit:g} discarded"
     sizes = {r.benchmark: f"{r.benchmark} {r.n_mated:,} + {r.n_nonmated:,}" for r in rows}
     draws = sorted({r.n_draws for r in rows})
@@ -334,7 +338,7 @@ def _caption(results: Results, point: OperatingPoint, rows: list[AucRow], what: 
     brackets += "".join(f"{reason[0].upper()}{reason[1:]}. " for reason in (*reasons, *untold))
     return (
         f"Area under the error-versus-discard curve times 1000, {what}; smaller is better. Convention {point.convention}"
-        f"{choices}, {rate}, up to {end}. Mated + non-mated pairs: {'; '.join(sizes.values())}. "
+        f"{choices}, {point.rate_text}, up to {end}. Mated + non-mated pairs: {'; '.join(sizes.values())}. "
         f"{brackets}Bold: no other score is as good; †: among the best, which cannot be told apart; ↓ ↑: "
         f"smaller or larger than the method's own score (p < {SIGNIFICANT:g} after Holm's correction); /: left out by "
         "the user."

@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -112,6 +113,9 @@ def test_files(results, tmp_path):
     assert numbers.loc[1, ["method", "variant", "LFW", "LFW low", "LFW high", "LFW mark"]].tolist() == [
         "fast", "optimized", pytest.approx(10), pytest.approx(9), pytest.approx(11), "best ↓",
     ]  # fmt: skip
+    latex = (tmp_path / "differences.tex").read_text()
+    assert latex.startswith("% needs \\usepackage{booktabs,longtable}\n")
+    assert "Convention paper, FMR 0.001." in latex
     latex = (tmp_path / "table-2.tex").read_text()
     for part in (
         r"\toprule",
@@ -134,3 +138,14 @@ def test_files(results, tmp_path):
     long = pd.read_csv(io.BytesIO((tmp_path / "long.csv").read_bytes()))
     assert len(long) == len(results.areas)
     assert set(long.columns) >= {"quality_model", "method", "variant", "theta", "seed", "fmr", "auc_low", "n_draws"}
+
+
+def test_captions_of_a_convention_of_the_users_own_suit_latex(results, tmp_path):
+    """LaTeX stops at a bare underscore; a starting FNMR sets the threshold, so there is no FMR to name."""
+    own = {"convention": "my_own", "fmr": math.nan}
+    rows = Results([replace(r, **own) for r in results.areas], [replace(r, **own) for r in results.differences], [], {})
+    write_tables(rows, choose_point(rows, "my_own", None, None), str(tmp_path))
+    for name in ("table-1", "differences"):
+        latex = (tmp_path / f"{name}.tex").read_text()
+        assert r"Convention my\_own, a starting FNMR" in latex
+        assert "nan" not in latex
