@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -32,14 +32,41 @@ N_KEPT_TABLES = 10
 """First repeats whose ranks a worker keeps for its next shards; those of further repeats are read for every shard."""
 
 
+@dataclass(frozen=True)
+class StoredIndex:
+    """The quality indices of a method, and what their manifest says: workers need not read it for each shard."""
+
+    dataset: Dataset
+    parts: PartRange
+    n_scored: int
+
+    @staticmethod
+    def of(dataset: Dataset) -> StoredIndex:
+        """Read the manifest."""
+        manifest = dataset.require()
+        return StoredIndex(dataset, PartRange.of(manifest), manifest.stats["n_scored"])
+
+
+@dataclass(frozen=True)
+class StoredRanks:
+    """The similarity ranks, a part per repeat."""
+
+    dataset: Dataset
+    parts: tuple[Part, ...] = field(compare=False)  # the dataset decides them
+
+    @staticmethod
+    def of(dataset: Dataset) -> StoredRanks:
+        """Read the manifest."""
+        return StoredRanks(dataset, tuple(dataset.require().parts))
+
+
 def index_steps(job: Job) -> Iterator[list[Step]]:
     """Yield the step of the optimized indices."""
     settings = job.settings
     n_images = job.faces("train").require().n_rows
-    indices = {m.label: job.quality_index(m) for m in settings.methods}
-    ranks, dataset, reader = job.similarity_ranks(), job.optimized_index(), job.pair_reader()
-    for needed in (ranks, *indices.values()):
-        needed.require()
+    indices = {m.label: StoredIndex.of(job.quality_index(m)) for m in settings.methods}
+    dataset, reader = job.optimized_index(), job.pair_reader()
+    ranks = StoredRanks.of(job.similarity_ranks())
     thetas = job.index_thetas()
     worker = stateless_worker(update_shard, dataset, reader, ranks, indices, thetas, settings.optimize.index_scale)
     step = Step("optimize", dataset, reader.stored(), worker, n_images, unit="images", needs_gpu=reader.needs_gpu)
@@ -99,7 +126,7 @@ def step_costs(s: Scale, units: Units) -> list[Cost]:
     return [indices, *label_costs(s, units)]
 
 
-def _rank_table(ranks: Dataset, repeat: int) -> RankTable:
+def _rank_table(ranks: StoredRanks, repeat: int) -> RankTable:
     """Return a repeat's ranks; those of the first ten repeats are kept for the worker's next shards.
 
     Memory: 36 MB for each repeat that is kept and for one more, up to four times as much where many images are near-copies.
@@ -107,8 +134,8 @@ def _rank_table(ranks: Dataset, repeat: int) -> RankTable:
     return _kept_rank_table(ranks, repeat) if repeat < N_KEPT_TABLES else _read_rank_table(ranks, repeat)
 
 
-def _read_rank_table(ranks: Dataset, repeat: int) -> RankTable:
-    return RankTable.of(read_histogram(ranks.read(ranks.require().parts[repeat])))
+def _read_rank_table(ranks: StoredRanks, repeat: int) -> RankTable:
+    return RankTable.of(read_histogram(ranks.dataset.read(ranks.parts[repeat])))
 
 
 _kept_rank_table = lru_cache(maxsize=N_KEPT_TABLES)(_read_rank_table)
@@ -117,8 +144,8 @@ _kept_rank_table = lru_cache(maxsize=N_KEPT_TABLES)(_read_rank_table)
 def update_shard(
     dataset: Dataset,
     reader: PairReader,
-    ranks: Dataset,
-    indices: dict[str, Dataset],
+    ranks: StoredRanks,
+    indices: dict[str, StoredIndex],
     thetas: tuple[float, ...],
     index_scale: str,
     stored: StoredPairs,
@@ -129,19 +156,17 @@ def update_shard(
     """
     started = time.monotonic()
     first, n_images = stored.shard.first, stored.shard.n_rows
-    n_pairs = [p.n_rows for p in ranks.require().parts]
-    updates, n_scored = {}, {}
-    for method, quality_index in indices.items():
-        manifest = quality_index.require()
-        neighbours = PartRange.of(manifest).between(first, first + n_images)
-        table = read_image_rows(quality_index, neighbours.parts, first, first + n_images, ["quality_index"])
+    n_pairs = [p.n_rows for p in ranks.parts]
+    updates = {}
+    for method, stored_index in indices.items():
+        neighbours = stored_index.parts.between(first, first + n_images)
+        table = read_image_rows(stored_index.dataset, neighbours.parts, first, first + n_images, ["quality_index"])
         updates[method] = IndexUpdate(table["quality_index"].to_numpy())
-        n_scored[method] = manifest.stats["n_scored"]
     index_of = {method: update.index for method, update in updates.items()}
     for p in reader.read(stored, range(len(n_pairs))):
         owned = sum_owned_ranks(index_of, p.n_opened, p.mate, p.similarity, _rank_table(ranks, p.repeat))
         for method, update in updates.items():
-            update.add(*owned[method], rank_scale(index_scale, n_scored[method], n_pairs[p.repeat]))
+            update.add(*owned[method], rank_scale(index_scale, indices[method].n_scored, n_pairs[p.repeat]))
     files, without = {}, {}
     for method, update in updates.items():
         scored = update.index >= 0
