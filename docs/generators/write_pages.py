@@ -13,8 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import columns
 import python_api
 import records
-
-import reference
+import reference_pages
 
 DOCS = Path(__file__).parents[1]
 NOTE = "<!-- Written by docs/generators/write_pages.py: change the code that it reads, and run it again. -->\n\n"
@@ -22,7 +21,7 @@ NOTE = "<!-- Written by docs/generators/write_pages.py: change the code that it 
 
 def pages() -> dict[Path, str]:
     """Return the text of each generated page by its file."""
-    texts = {f"reference/{name}.md": page() for name, page in reference.PAGES.items()}
+    texts = {f"reference/{name}.md": page() for name, page in reference_pages.PAGES.items()}
     texts |= {
         "reference/columns.md": columns.columns_page(),
         "reference/python.md": python_api.python_page(),

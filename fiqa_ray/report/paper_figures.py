@@ -217,6 +217,9 @@ def det_figure(curves: Sequence[DetCurve]) -> Figure:
                     ax.plot(max(fmr, wanted), fnmr, style.marker, color=style.colour, markersize=6)
         for wanted in sorted({w for c in curves for w in c.points}):
             ax.axvline(wanted, color=GREY, linewidth=0.8, linestyle=":")
+        if not any(((c.fmr > 0) & (c.fnmr > 0)).any() for c in curves):
+            ax.set(xlim=(1e-4, 1), ylim=(1e-4, 1))
+            ax.text(0.5, 0.5, "no threshold makes errors of both kinds", transform=ax.transAxes, ha="center", color=INK)
         ax.set(xscale="log", yscale="log", xlabel="FMR", ylabel="FNMR")
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_formatter("{x:g}")

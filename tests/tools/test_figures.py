@@ -14,6 +14,7 @@ from fiqa_ray.datasets.cells import StoredCell
 from fiqa_ray.datasets.judgement import Judgement
 from fiqa_ray.datasets.results import BandRow, ConventionRow, EdcLine, ScorerKey
 from fiqa_ray.report.paper_figures import (
+    DetCurve,
     Similarities,
     det_figure,
     edc_figure,
@@ -119,3 +120,9 @@ def test_histograms_labels_ranks_and_faces_name_what_they_show() -> None:
 
 def test_names_of_files_are_plain() -> None:
     assert _file_name("edc", "cfp fp/2", "my_r$18") == "edc-cfp-fp-2-my-r-18"
+
+
+def test_a_recogniser_without_errors_has_a_figure_that_says_so() -> None:
+    """Log axes without a single point would end in an error of matplotlib."""
+    curve = DetCurve("perfect", np.array([0.0, 0.0, 1.0]), np.array([1.0, 0.0, 0.0]), {0.01: (0.0, 0.0)})
+    assert "no threshold makes errors of both kinds" in texts(det_figure([curve]))
