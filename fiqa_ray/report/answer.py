@@ -30,9 +30,15 @@ def answer_lines(areas: Sequence[AucRow], differences: Sequence[DifferenceRow]) 
     rate = "" if first.fmr is None or math.isnan(first.fmr) else f"FMR {first.fmr:g}, "
     levels = {f"{r.level:.0%}" for r in gains if not math.isnan(r.low)}
     yield (
-        f"Areas under the error-versus-discard curve x 1000 on {first.benchmark}, lower is better ({rate}convention "
-        f"{first.convention}){'; in brackets a ' + levels.pop() + ' interval' if levels else ''}."
+        f"Areas under the error-versus-discard curve x 1000 on {first.benchmark} under {first.recognizer}, lower is better "
+        f"({rate}convention {first.convention}){'; in brackets a ' + levels.pop() + ' interval' if levels else ''}."
     )
+    others = {_cell(r) for r in areas} - {_cell(first)}
+    if others:
+        yield (
+            f"The report also has {len(others)} other combination{'s' if len(others) > 1 else ''} of benchmark, recogniser, "
+            "convention and rate, which may say something else."
+        )
 
 
 def _cell(row: AucRow | DifferenceRow) -> tuple[str, str, str, str]:
