@@ -33,7 +33,7 @@ def tables(
             f"tables need {error.name}, which is not installed: pip install 'fiqa-ray[tables]'"
         ) from error
     from fiqa_ray.tools.paper_files import write_tables
-    from fiqa_ray.tools.paper_tables import choose_point, read_group_rates, read_published, read_results
+    from fiqa_ray.tools.paper_tables import choose_point, read_group_rates, read_published, read_results, why_missing
     from fiqa_ray.tools.time_table import read_times
 
     results = read_results(runs)
@@ -48,6 +48,8 @@ def tables(
         read_group_rates(runs),
     )
     print(f"{', '.join(names)} written to {output}: convention {point.convention}, {point.rate_text}")
+    for name, why in why_missing(results, point).items():
+        print(f"{name} left out: {why}")
 
 
 def figures(

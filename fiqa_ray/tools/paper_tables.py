@@ -232,6 +232,21 @@ def tables_of(
     }
 
 
+def why_missing(results: Results, point: OperatingPoint) -> dict[str, str]:
+    """Return why a table of `tables_of` has no rows, by name."""
+    rows = results.at(point)
+    labelled = {r.quality_model for r in rows if r.variant in (UNOPTIMIZED, OPTIMIZED)}
+    if not labelled:
+        why = "the last command on this run judged scores alone, without regressors on labels (`fiqa-ray run` judges both)"
+        return {"table-2": why, "table-3": why}
+    missing = {}
+    if not any(r.recognizer in labelled for r in rows):
+        missing["table-1"] = "no benchmark is judged by the recogniser that the labels come from"
+    if all(r.recognizer in labelled for r in rows):
+        missing["table-2"] = "evaluate.recognizers names no other recogniser than that of the labels"
+    return missing
+
+
 def _table(
     results: Results, point: OperatingPoint, rows: list[AucRow], published: Sequence[Mapping[str, Any]]
 ) -> pd.DataFrame:

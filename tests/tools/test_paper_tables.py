@@ -10,7 +10,7 @@ import pytest
 from fiqa_ray.datasets.results import AucRow, ConventionRow, DifferenceRow, ExclusionRow
 from fiqa_ray.errors import UsageError
 from fiqa_ray.tools.paper_files import write_tables
-from fiqa_ray.tools.paper_tables import Results, choose_point, tables_of
+from fiqa_ray.tools.paper_tables import Results, choose_point, tables_of, why_missing
 
 
 def area(method, variant, auc, *, benchmark="LFW", judge="r18", leading=False, limit=0.95, **changes):
@@ -138,6 +138,22 @@ def test_files(results, tmp_path):
     long = pd.read_csv(io.BytesIO((tmp_path / "long.csv").read_bytes()))
     assert len(long) == len(results.areas)
     assert set(long.columns) >= {"quality_model", "method", "variant", "theta", "seed", "fmr", "auc_low", "n_draws"}
+
+
+def test_a_table_that_is_left_out_has_its_reason(results):
+    """The tables that are not made are those that have a reason."""
+    alone = replace(results, areas=[r for r in results.areas if r.variant == "baseline"])
+    by_others = replace(results, areas=[r for r in results.areas if r.recognizer != "r18"])
+    by_own = replace(results, areas=[r for r in results.areas if r.recognizer == "r18"])
+    for rows, missing in (
+        (results, []),
+        (alone, ["table-2", "table-3"]),
+        (by_others, ["table-1"]),
+        (by_own, ["table-2"]),
+    ):
+        point = choose_point(rows, None, None, None)
+        assert list(why_missing(rows, point)) == missing
+        assert sorted([*tables_of(rows, point), *missing]) == ["table-1", "table-2", "table-3"]
 
 
 def test_captions_of_a_convention_of_the_users_own_suit_latex(results, tmp_path):
