@@ -30,9 +30,11 @@ def main(embeddings_file: str, people_file: str, scores_file: str, labels_file: 
         writer = csv.writer(file)
         writer.writerow(["image", "person", "prior_score", "optimized_score", "label"])
         writer.writerows(zip(range(len(people)), people, scores, labels.score, labels.label, strict=True))
-    move = np.abs(labels.optimized_index - labels.quality_index).mean() / len(people)
     without_pair = (labels.n_owned_pairs == 0).mean()
-    print(f"{len(people)} images, {n_clusters} clusters per person: mean move {move:.2%} of the ranks, ", end="")
+    print(
+        f"{len(people)} images, {n_clusters} clusters per person: mean move {labels.mean_move:.2%} of the ranks, ",
+        end="",
+    )
     print(f"{without_pair:.1%} of the images own no pair")
 
 

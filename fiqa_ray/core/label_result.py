@@ -159,21 +159,25 @@ def move_advice(theta: float, move: float, pairs_per_image: float, n_images: int
     )
 
 
-def score_advice(method: str, result: OptimizedLabels) -> Iterator[str]:
+def score_advice(
+    method: str, score: NDArray[np.float64], quality_index: NDArray[np.int64], mean_similarity_rank: NDArray[np.float64]
+) -> Iterator[str]:
     """Yield what is odd in the scores of a method, whose sign the similarities of the pairs should share.
 
     Args:
         method: its name, or an empty text.
-        result: its labels at any theta.
+        score: `(I,)` prior scores, in any order.
+        quality_index: `(I,)`.
+        mean_similarity_rank: `(I,)`, NaN where an image owns no pair.
     """
     of = f"{method}: " if method else ""
-    if len(result.score) > 1 and np.ptp(result.score) == 0:
-        yield f"{of}all {len(result.score):,} scores are equal, so they order nothing"
+    if len(score) > 1 and np.ptp(score) == 0:
+        yield f"{of}all {len(score):,} scores are equal, so they order nothing"
         return
-    owns = np.flatnonzero(result.n_owned_pairs > 0)
+    owns = np.flatnonzero(np.isfinite(mean_similarity_rank))
     if len(owns) < MIN_OWNERS:
         return
-    ranks = [np.argsort(np.argsort(v[owns])) for v in (result.quality_index, result.mean_similarity_rank)]
+    ranks = [np.argsort(np.argsort(v[owns])) for v in (quality_index, mean_similarity_rank)]
     rho = float(np.corrcoef(ranks[0].astype(np.float64), ranks[1].astype(np.float64))[0, 1])
     if rho < min(-LEAST_RHO, -SIGN_ERRORS / math.sqrt(len(owns) - 1)):
         yield (

@@ -122,7 +122,8 @@ def optimize_labels(
     results = [result for by_theta in labels.values() for result in by_theta.values()]
     texts = list(advice(n_images_of, n_clusters, len(repeats[0].mate), index_scale, results))
     for name, by_theta in labels.items():
-        texts += score_advice(name, by_theta[thetas[0]])
+        first = by_theta[thetas[0]]
+        texts += score_advice(name, first.score, first.quality_index, first.mean_similarity_rank)
     if n_zero := int((~embeddings.any(axis=1)).sum()):
         texts.append(f"{n_zero:,} embeddings are zero, as of faces that failed; leave these images out")
     for text in texts:

@@ -216,6 +216,11 @@ def check_account(face_set: str, source: SourceSettings, account: Account) -> No
         FiqaRayError: most people of the training faces have one image and the settings do not allow it.
     """
     note(f"{_source_name(face_set)}: {account}")
+    if face_set == "train" and account.n_people == 1 and account.n_images > 1:
+        note(
+            "source: all images are of one person. If there are more people, another folder, column or key names them "
+            "(`identity_level` chooses the folder; `fiqa-ray init` finds it)"
+        )
     if face_set != "train" or 2 * account.n_single <= account.n_people:
         return
     if not source.allow_single_images:

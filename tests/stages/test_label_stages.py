@@ -20,6 +20,7 @@ from fiqa_ray.engine.run_steps import run_steps
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
 from fiqa_ray.stages import optimize, optimize_theta, rank, stage_steps
+from fiqa_ray.stages import optimize_labels as optimize_labels_stage
 from fiqa_ray.storage import read_bytes
 
 SIZES = [1, 3, 30, 12, 25, 2, 41]
@@ -396,3 +397,18 @@ def test_a_missing_gpu_is_named(tmp_path, monkeypatch):
     write_inputs(job, identity, embeddings, scores, SHARDS)
     with pytest.raises(FiqaRayError, match=r"device='cuda': torch sees no GPU on .*; .* set pair.device: cpu"):
         run_stages(job, stages=["pair"])
+
+
+def test_scores_of_the_wrong_sign_are_doubted_in_a_job_too(tmp_path, monkeypatch):
+    """A score that falls where similarity rises; one that rises with it, and one with few images, are let be."""
+    rng = np.random.default_rng(4)
+    identity = np.repeat(np.arange(30), 10)
+    quality = rng.uniform(0.2, 1, len(identity))
+    embeddings = rng.normal(size=(30, 24))[identity] + (1.2 - quality)[:, None] * rng.normal(size=(len(identity), 24))
+    job = Job(settings(str(tmp_path), optimize={"theta": [0.1, 0.2]}))
+    write_inputs(job, identity, embeddings.astype(np.float32), {"one": -quality, "two": quality}, [0, len(identity)])
+    lines = []
+    monkeypatch.setattr(optimize_labels_stage, "note", lines.append)
+    run_stages(job)
+    assert len(lines) == 1
+    assert "one: images with larger scores have less similar pairs" in lines[0]
