@@ -174,10 +174,9 @@ def label_costs(s: Scale, units: Units) -> list[Cost]:
 
 
 def _say_doubts(labels: Dataset, method: str, manifest: Manifest) -> None:
-    """Print what is odd in a method's scores, in sets of up to a million images. Memory: 24 bytes per image."""
-    if manifest.n_rows > 1_000_000:
-        return
-    table = labels.read_all(["prior_score", "quality_index", "mean_similarity_rank"])
+    """Print what is odd in a method's scores, as far as the first 100,000 images show it. Memory: 2.4 MB."""
+    n = min(manifest.n_rows, 100_000)
+    table = labels.read_rows(manifest.parts[0], 0, n, ["prior_score", "quality_index", "mean_similarity_rank"])
     table = table.filter(pc.is_valid(table["prior_score"]))
     columns = (table[name].to_numpy() for name in table.column_names)
     for text in score_advice(method, *columns):
