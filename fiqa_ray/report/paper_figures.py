@@ -94,8 +94,7 @@ def edc_figure(
     by_method = len(judged) > len(methods)
     if by_method:
         panels = {method: [line for line in judged if line.method == method] for method in methods}
-        styles = {line.scorer: VARIANT_STYLES[line.variant] for line in judged}
-        names = {line.scorer: line.variant for line in judged}
+        styles, names = _looks_of_variants(judged)
     else:
         panels = {"": judged}
         styles = figures.line_styles([line.scorer for line in judged])
@@ -128,6 +127,22 @@ def edc_figure(
             ncols=min(len(handles), 3 if by_method and len(panels) > 1 else 2),
         )
         return figure
+
+
+def _looks_of_variants(lines: Sequence[EdcLine]) -> tuple[dict[str, LineStyle], dict[str, str]]:
+    """Return the style and the name in the legend of each score, by its variant; several thetas are told apart."""
+    styles = {line.scorer: VARIANT_STYLES[line.variant] for line in lines}
+    names = {line.scorer: line.variant for line in lines}
+    optimized = [line for line in lines if line.variant == OPTIMIZED]
+    if len(optimized) > len({line.method for line in optimized}):
+        taken = {style.colour for variant, style in VARIANT_STYLES.items() if variant != OPTIMIZED}
+        free = [style for style in figures.CYCLE if style.colour not in taken]
+        thetas = sorted({f"{line.theta:g}" for line in optimized}, key=float)
+        for line in optimized:
+            theta = f"{line.theta:g}"
+            styles[line.scorer] = free[thetas.index(theta) % len(free)]
+            names[line.scorer] = f"{OPTIMIZED}, theta {theta}"
+    return styles, names
 
 
 def _panels(n: int, *, size: float = PANEL_INCH, sharey: bool = True) -> tuple[Figure, list[Axes]]:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -126,3 +127,15 @@ def test_a_recogniser_without_errors_has_a_figure_that_says_so() -> None:
     """Log axes without a single point would end in an error of matplotlib."""
     curve = DetCurve("perfect", np.array([0.0, 0.0, 1.0]), np.array([1.0, 0.0, 0.0]), {0.01: (0.0, 0.0)})
     assert "no threshold makes errors of both kinds" in texts(det_figure([curve]))
+
+
+def test_two_thetas_of_a_method_are_told_apart() -> None:
+    lines = [line("fast", "baseline", [5, 5, 5]), line("fast", "unoptimized", [5, 5, 5])]
+    lines += [
+        replace(line("fast", "optimized", [5, 5, 5]), theta=theta, scorer=f"fast, theta {theta}")
+        for theta in (0.3, 0.05)
+    ]
+    figure = edc_figure(lines, [], PAPER)
+    curves = [c for c in figure.axes[0].get_lines() if len(c.get_xdata()) == 3]
+    assert len({(c.get_color(), c.get_marker()) for c in curves}) == len(lines)
+    assert {"baseline", "unoptimized", "optimized, theta 0.05", "optimized, theta 0.3"} <= set(texts(figure))
