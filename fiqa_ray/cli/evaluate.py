@@ -23,6 +23,8 @@ def evaluate(job: Job_, overrides: Overrides = None, new_settings: NewSettings =
         console.print(title)
         console.print(table)
     if settings.source is not None:
-        print("the regressors that this job trains on labels are left out; `fiqa-ray run` with this job judges them too")
+        print(
+            "the regressors that this job trains on labels are left out; `fiqa-ray run` with this job judges them too"
+        )
     print(public_text(f"results: {results.uri}"))
     print(public_text(f"report: {finished_job.report().at('report.html')}"))
