@@ -1,6 +1,6 @@
-"""What libjpeg says of a damaged picture: it prints a line on the process's stderr, which names no image.
+"""Catches the lines that libjpeg prints on stderr about a damaged picture, so that the caller can name the image.
 
-The line is caught, so that the caller can name the image. Other lines that are printed meanwhile go where they belong.
+Other lines that are printed meanwhile still go to stderr.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """From bootstrap draws to intervals that say how they were made, or that there is none and why.
 
-An area depends on two things that vary: which pairs are wrong, and where the threshold lies. Percentiles of the draws cover
-where the threshold decides: they follow any monotone map. For a sum of errors they lie too low, which the accelerated
-interval (BCa, Efron 1987) corrects by the skewness. `SKEWNESS_SHARE` and `SKEWNESS_LIMIT` stand between the two; with them
-and with the limits below, `benchmarks/coverage.py` finds 92 to 98 % for nominal 95 %. What does not reach that has no
-interval: `reason_for_none` is the list.
+An area depends on two things that vary: which pairs are wrong, and where the threshold lies. If the threshold
+makes most of the variation, percentiles of the draws have the right coverage, since a monotone map of the area maps them
+too. For a sum of errors they lie too low, which the accelerated interval (BCa, Efron 1987) corrects by the skewness.
+`SKEWNESS_SHARE` and `SKEWNESS_LIMIT` stand between the two. The docs' page of recorded runs has the coverage that
+`benchmarks/coverage.py` finds. Cells that are known to miss 92 to 98 % have no interval: `reason_for_none` is the list.
 """
 
 from __future__ import annotations

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MOVE_PER_THETA = {"raw": (0.14, 0.20), "normalized": (0.10, 0.19)}
-"""Mean move of an image, as a share of all ranks, per unit of theta (raw: and per pair of an image), while theta is small:
-from scores that follow the similarities to scores that know nothing of them, which are not known before the ranks are.
+"""Mean move of an image, as a share of all ranks, per unit of theta (raw: and per pair of an image), while theta is small.
+
+The first number is for scores that follow the similarities, the second for scores independent of them; which holds is known
+only after ranking.
 
 Measured by `benchmarks/expected_move.py` for C = 5, 10 and 20 and 320 to 33,600 images. On `raw` the middle is within 20 %
 of each measurement. On `normalized` an image's place in the order of the scores cancels out where it agrees with its pairs.
@@ -27,12 +29,13 @@ of each measurement. On `normalized` an image's place in the order of the scores
 LARGEST_RAW_THETA = 0.01
 """Theta above which the scale `raw` moves images without pairs, which are good ones, down among the bad."""
 LEAST_STEP = 0.45
-"""Ranks below which a step passes no other image, so that small sets move less than their share."""
+"""A step of fewer ranks than this passes no image. In small sets most steps are so short."""
 LEAST_MOVE = 0.005
 """Mean move below which labels are almost the prior scores."""
 _WANTED_MOVE = 0.02
 MIN_OWNERS, LEAST_RHO, SIGN_ERRORS = 50, 0.08, 4.0
-"""The sign of scores is doubted where so many images own pairs whose similarities fall with the scores beyond chance."""
+"""The sign of scores is doubted if so many images own pairs and the rank correlation of scores with similarities is below
+-LEAST_RHO and below -SIGN_ERRORS standard errors."""
 
 
 @dataclass(frozen=True, repr=False)

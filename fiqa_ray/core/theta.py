@@ -4,7 +4,7 @@ The people are divided into folds. For each candidate theta and each fold a head
 one; so every image has a score of a head that never saw its person. The criterion is the area under the
 error-versus-discard curve of mated pairs. Theta 0 stands for the prior labels. A theta is chosen only where it is better
 than 0 by more than its interval; else the labels are left alone. The threshold follows from a false match rate of non-mated
-pairs; if fewer than 5 % of the mated pairs then fail, it is raised until 10 % do.
+pairs; if fewer than 5 % of the mated pairs then fail, the threshold is raised until 10 % do.
 
 The head is fitted by least squares on the standardised embedding and its norm, in closed form: it has no training noise.
 """

@@ -43,8 +43,8 @@ def load_scorer(
     Args:
         name: one of
 
-            - a name of the table `METHODS`. faceqan, serfiq, pcnet and embedding_norm need `recognizer`, the others
-              `weights` of their own network. Options: faceqan has `epsilon`, `n_iterations`, `n_samples`,
+            - a name of the table `METHODS`. Methods without a network in the table need `recognizer`, the others
+              `weights` of their own network. Among the options: faceqan has `epsilon`, `n_iterations`, `n_samples`,
               `exponent`, `images_per_pass`; serfiq and serfiq_mxnet have `n_passes` (T), `drop`, `stretched`,
               `alpha`, `r`;
             - a path or URL ending in `.onnx`: with options `mean`, `scale` and `colour` as in `load_recognizer`, a

@@ -128,7 +128,7 @@ def comparisons_of(job: Job, scorers: list[str], known: Collection[str]) -> dict
         known: Those of any benchmark.
 
     Raises:
-        UsageError: A comparison names an unknown scorer, or a scorer has the name of a reference.
+        UsageError: A comparison names an unknown scorer.
     """
     scored = [name for name in scorers if name not in REFERENCES]
     settings = job.settings.evaluate

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,32 +53,32 @@ def write_figures(run: Run, results: Results, point: OperatingPoint, folder: str
         folder: Path or any fsspec URL.
     """
     names = []
-    for name, draw in _figures(run, results, point):
-        for ending, content in files_of(draw()).items():
+    for name, figure in _figures(run, results, point):
+        for ending, content in files_of(figure).items():
             write_atomic(join(folder, f"{name}.{ending}"), content)
         names.append(name)
     return names
 
 
-def _figures(run: Run, results: Results, point: OperatingPoint) -> Iterator[tuple[str, Callable[[], Figure]]]:
-    """Yield the name of each figure and what draws it."""
+def _figures(run: Run, results: Results, point: OperatingPoint) -> Iterator[tuple[str, Figure]]:
+    """Yield the name of each figure and the figure, one after the other."""
     benchmarks = list(dict.fromkeys(r.benchmark for r in results.areas))
     yield from _edc_figures(run, results, point)
     rates = rows_of(VerificationRow, run.result_table(VerificationRow.TABLE))
     for benchmark in benchmarks:
         similarities = [_similarities(run, benchmark, row, rates) for row in _recognizers(rates, benchmark)]
-        yield _file_name("det", benchmark), lambda rows=similarities: det_figure([_det_curve(r) for r in rows])  # type: ignore[misc]
-        yield _file_name("similarities", benchmark), lambda rows=similarities: similarity_figure(rows)  # type: ignore[misc]
+        yield _file_name("det", benchmark), det_figure([_det_curve(row) for row in similarities])
+        yield _file_name("similarities", benchmark), similarity_figure(similarities)
         scores = _scores(run, benchmark)
-        yield _file_name("qualities", benchmark), lambda scores=scores: quality_figure(scores)  # type: ignore[misc]
+        yield _file_name("qualities", benchmark), quality_figure(scores)
         faces = _faces(run, benchmark, scores)
         if any(faces.values()):  # a source of embeddings has no pictures
-            yield _file_name("faces", benchmark), lambda faces=faces: faces_figure(faces)  # type: ignore[misc]
+            yield _file_name("faces", benchmark), faces_figure(faces)
     if run.has_labels:
         for theta, labels in _labels(run).items():
-            yield _file_name("labels", f"theta-{theta}"), lambda labels=labels: labels_figure(labels)  # type: ignore[misc]
+            yield _file_name("labels", f"theta-{theta}"), labels_figure(labels)
     if len(benchmarks) > 1:
-        yield "mean-rank", lambda: mean_rank_figure(_ranks(results, point, benchmarks))
+        yield "mean-rank", mean_rank_figure(_ranks(results, point, benchmarks))
 
 
 def _file_name(*parts: str) -> str:
@@ -86,7 +86,7 @@ def _file_name(*parts: str) -> str:
     return "-".join(re.sub(r"[^A-Za-z0-9.-]+", "-", part).strip("-") for part in parts)
 
 
-def _edc_figures(run: Run, results: Results, point: OperatingPoint) -> Iterator[tuple[str, Callable[[], Figure]]]:
+def _edc_figures(run: Run, results: Results, point: OperatingPoint) -> Iterator[tuple[str, Figure]]:
     """Yield one figure per benchmark, or group of people in it, and recogniser."""
     convention: ConventionRow = results.conventions[point.convention]
     tables = EdcLine.TABLE, f"group_{EdcLine.TABLE}"
@@ -96,10 +96,7 @@ def _edc_figures(run: Run, results: Results, point: OperatingPoint) -> Iterator[
     limits = [] if point.limit is None else [point.limit]
     for benchmark, recognizer in dict.fromkeys((line.benchmark, line.recognizer) for line in lines):
         of_cell = [line for line in lines if (line.benchmark, line.recognizer) == (benchmark, recognizer)]
-        yield (
-            _file_name("edc", benchmark, recognizer),
-            lambda lines=of_cell: edc_figure(lines, bands, convention, limits),  # type: ignore[misc]
-        )
+        yield _file_name("edc", benchmark, recognizer), edc_figure(of_cell, bands, convention, limits)
 
 
 def _recognizers(rates: list[VerificationRow], benchmark: str) -> list[str]:

@@ -202,7 +202,7 @@ def tables_of(
         published: Records of printed numbers to stand beside, see `read_published`.
     """
     rows = results.at(point)
-    labelled = {r.quality_model for r in rows if r.variant in (UNOPTIMIZED, OPTIMIZED)}
+    labelled = _recognizers_of_labels(rows)
     same = [r for r in rows if not labelled or r.recognizer in labelled]
     cross = [r for r in rows if labelled and r.recognizer not in labelled]
     shown = (BASELINE, GIVEN, OPTIMIZED)
@@ -232,10 +232,15 @@ def tables_of(
     }
 
 
+def _recognizers_of_labels(rows: Sequence[AucRow]) -> set[str]:
+    """Return the recognisers from whose labels the regressors among some scores come."""
+    return {r.quality_model for r in rows if r.variant in (UNOPTIMIZED, OPTIMIZED)}
+
+
 def why_missing(results: Results, point: OperatingPoint) -> dict[str, str]:
     """Return why a table of `tables_of` has no rows, by name."""
     rows = results.at(point)
-    labelled = {r.quality_model for r in rows if r.variant in (UNOPTIMIZED, OPTIMIZED)}
+    labelled = _recognizers_of_labels(rows)
     if not labelled:
         why = "the last command on this run judged scores alone, without regressors on labels (`fiqa-ray run` judges both)"
         return {"table-2": why, "table-3": why}

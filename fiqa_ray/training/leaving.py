@@ -10,14 +10,14 @@ import torch
 from fiqa_ray.training.distributed import reduce_over
 
 ASK_EVERY_S = 10.0
-"""Seconds between two questions, about. Clouds announce the loss of a spot machine 30 s to 2 min before."""
+"""About so many seconds lie between two questions. Clouds announce the loss of a spot machine 30 s to 2 min before."""
 
 
 class LeavingWatch:
     """Asks every few steps whether a machine is about to be taken away.
 
-    All workers ask after the same steps, since the answer is agreed upon by all of them: the slowest worker says after how
-    many steps they ask next.
+    All workers must ask after the same step, because the answer is a joint one. So they use the smallest interval that any
+    of them proposes, which is that of the slowest.
     """
 
     def __init__(self, is_machine_leaving: Callable[[], bool], world: int) -> None:
