@@ -1,22 +1,28 @@
 """Every network of the tables, exported to ONNX at four opsets: onnxruntime's outputs and gradients against torch's.
 
-python benchmarks/onnx_rows.py [--rows NAME ...] [--opsets 11 13 17 20] [--json FILE]
+python benchmarks/onnx_rows.py [--rows NAME ...] [--opsets 11 13 17 20] [--keep FILE] [--json FILE]
 
 Weights are random, so rows of one architecture are one network here, measured once. Outputs are compared in float32 with
 those of torch and of a session of onnxruntime without this package; gradients of a random sum of the outputs in float64: in
 float32 a PReLU near 0 bends the gradient of a few pixels. Each difference is a share of a length, the largest of two faces.
-The exit code is 1 if one exceeds 1e-5. An opset that torch's exporter has no operators for is named as such.
+The exit code is 1 if one exceeds 1e-5 or a network cannot be measured. Each network has a process of its own. An opset that
+torch's exporter cannot write a network in is a row with the exporter's reason. All networks take an hour or two: --keep
+names a file of JSON lines to which each row is added, and networks that stand in it are not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
+import resource
 import sys
 import tempfile
 import time
 import warnings
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +59,8 @@ def export(network: torch.nn.Module, opset: int, path: str) -> str:
             network, (torch.zeros(1, 3, 112, 112),), path, dynamo=False, opset_version=opset, input_names=["data"],
             output_names=["embedding"], dynamic_axes={"data": {0: "batch"}},
         )  # fmt: skip
-    except torch.onnx.errors.UnsupportedOperatorError as error:
-        return str(error).splitlines()[0]
+    except torch.onnx.errors.OnnxExporterError as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
     return ""
 
 
@@ -75,6 +81,35 @@ def gradient(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     output = first(module.double()(y))
     weight = torch.from_numpy(np.random.default_rng(0).normal(size=output.shape))
     return torch.autograd.grad((output * weight).sum(), y)[0]
+
+
+def let_timm_load() -> torch.library.Library | None:
+    """Declare the operators that timm's import asks of torchvision, where that was built for another torch.
+
+    PyPI's torchvision is built for its torch with CUDA. No operator of it is called here. timm's attention is written out,
+    since the exporter has no fused one before opset 14.
+    """
+    os.environ["TIMM_FUSED_ATTN"] = "0"
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return library
+    return None
+
+
+def measure(name: str, opsets: list[int]) -> list[dict[str, Any]]:
+    """Return the differences of one network at each opset, in a process that ends after it."""
+    library = let_timm_load()
+    faces = torch.from_numpy(aligned_faces((0, 0, 0, 2))[:2].transpose(0, 3, 1, 2).copy())
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rows = compare(name, opsets, faces, folder)
+    del library
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return [row | {"peak_gb": round(peak, 1)} for row in rows]
 
 
 def compare(name: str, opsets: list[int], faces: torch.Tensor, folder: str) -> list[dict[str, Any]]:
@@ -116,27 +151,51 @@ def largest(row: dict[str, Any]) -> float:
     return max((value for key, value in row.items() if key.endswith(("torch", "onnxruntime"))), default=0.0)
 
 
+def measure_apart(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure a network in a process of its own; print its rows and keep those of a network that could be measured."""
+    try:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            rows = process.submit(measure, name, arguments.opsets).result()
+    except Exception as error:  # the other networks are measured all the same
+        rows = [{"network": name, "failed": f"{type(error).__name__}: {error}"}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    print(lines, end="", flush=True)
+    if arguments.keep and "failed" not in rows[0]:
+        with arguments.keep.open("a", encoding="utf-8") as file:
+            file.write(lines)
+    return rows
+
+
+def kept_rows(keep: Path | None, name: str) -> list[dict[str, Any]]:
+    """Return the rows of a network that an earlier run kept."""
+    if keep is None or not keep.exists():
+        return []
+    rows = [json.loads(line) for line in keep.read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if row["network"] == name]
+
+
 def main() -> None:
     """Print one line per network and opset."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", default=NETWORKS, choices=NETWORKS, metavar="NAME")
     parser.add_argument("--opsets", nargs="+", type=int, default=OPSETS)
+    parser.add_argument("--keep", type=Path)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    faces = torch.from_numpy(aligned_faces((0, 0, 0, 2))[:2].transpose(0, 3, 1, 2).copy())
-    rows: list[dict[str, Any]] = []
     groups = architectures(arguments.rows)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in groups:
-            for row in compare(name, arguments.opsets, faces, folder):
-                rows.append(row)
-                print(json.dumps(row), flush=True)
+    rows = [row for name in groups for row in kept_rows(arguments.keep, name) or measure_apart(name, arguments)]
     if arguments.json:
         same = [{"network": name, "also": ", ".join(others[1:])} for name, others in groups.items()]
-        summary = {"n_rows": len(arguments.rows), "n_networks": len(groups), "largest": max(map(largest, rows))}
+        summary = {
+            "n_rows": len(arguments.rows),
+            "n_networks": len(groups),
+            "n_exported": sum("gradients_to_torch" in row for row in rows),
+            "n_not_exported": sum("not_exported" in row for row in rows),
+            "n_failed": sum("failed" in row for row in rows),
+            "largest": max(map(largest, rows)),
+        }
         arguments.json.write_text(json.dumps({**summary, "networks": same, "opsets": rows}, indent=1) + "\n")
-    sys.exit(any(largest(row) > LIMIT for row in rows))
+    sys.exit(any(largest(row) > LIMIT or "failed" in row for row in rows))
 
 
 if __name__ == "__main__":
