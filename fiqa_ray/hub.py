@@ -16,7 +16,23 @@ logger = logging.getLogger(__name__)
 
 PROTOCOL = "hf://"
 _ADDRESS = re.compile(r"hf://(?P<repository>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?/(?P<file>.+)")
+_BELOW = re.compile(
+    r"hf://(?:(?:datasets|spaces|models|buckets)/)?(?P<owner>[^/@]+)/(?P<name>[^/@]+)(?:@[^/]+)?(?:/.*)?"
+)
+_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")
+_KINDS = ("datasets", "spaces", "models", "buckets")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def check_hub_address(uri: str) -> None:
+    """Raise `UsageError` unless a URI can name a repository of the Hub or what lies in it: the Hub is not asked."""
+    match = _BELOW.fullmatch(uri)
+    names = (match["owner"], match["name"]) if match else ()
+    if not names or names[0] in _KINDS or not all(_NAME.fullmatch(name) for name in names):
+        raise UsageError(
+            f"{uri}: is no address on the Hub; wanted hf://datasets/OWNER/REPOSITORY/PATH, or, for files of a model, "
+            "hf://OWNER/REPOSITORY/PATH"
+        )
 
 
 def read_hub_file(uri: str) -> bytes:
@@ -78,4 +94,5 @@ def _parse(uri: str) -> re.Match[str]:
         raise UsageError(
             f"{uri}: is no address of a file on the Hub; wanted hf://OWNER/REPOSITORY/FILE or hf://OWNER/REPOSITORY@COMMIT/FILE"
         )
+    check_hub_address(uri)
     return match

@@ -19,6 +19,22 @@ MAX_BITS = 64
 """Of a whole number."""
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader, which refuses a key that stands twice: the last one would win without a word."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Refuse repeated keys before merges (`<<`) add those that the mapping may override."""
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in keys:
+                    raise yaml.YAMLError(
+                        f"the key {key.value!r} stands twice (line {key.start_mark.line + 1}); keep one"
+                    )
+                keys.add(key.value)
+        super().flatten_mapping(node)
+
+
 def parse_yaml(text: str, name: str) -> Any:
     """Parse YAML of at most `MAX_BYTES` and `MAX_YAML_VALUES` values, with those that its aliases stand for.
 
@@ -31,7 +47,7 @@ def parse_yaml(text: str, name: str) -> Any:
     if max(accumulate(steps), default=0) > MAX_DEPTH:  # which the parser would take long for
         raise UsageError(f"{name} is not valid YAML: it is nested too deeply for settings; remove brackets")
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _UniqueKeys)
         n_values = _count_values(values, {})
     except (yaml.YAMLError, ValueError) as exc:  # ValueError: a date that does not exist, a number of too many digits
         raise UsageError(f"{name} is not valid YAML: {exc}") from exc

@@ -15,7 +15,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 """A number from 0 to 1."""
 
 
-Uri = Annotated[str, PlainSerializer(public_uri, return_type=str, when_used="json")]
+Uri = Annotated[str, Field(min_length=1), PlainSerializer(public_uri, return_type=str, when_used="json")]
 """A path or URL. The value in memory may hold secrets; what is stored and hashed (`model_dump(mode="json")`) holds none."""
 
 Options = Annotated[dict[str, Any], PlainSerializer(public_values, return_type=dict[str, Any], when_used="json")]

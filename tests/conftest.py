@@ -46,12 +46,20 @@ COVERED = ("core", "models", "training")
 """Folders of tests during which the coverage of core and models is measured: to trace the others is slow and adds little."""
 
 
+BAD_INPUT = ("test_bad_input.py", "test_damage.py", "test_images.py", "test_config.py", "models/formats", "sources")
+"""Files and folders of tests that read what is wrong or damaged."""
+BAD_INPUT_CPU_S, BAD_INPUT_S, BAD_INPUT_BYTES = 60, 300, 2 << 30
+"""What a test of bad input may take: seconds of CPU; of the clock, on a shared machine; memory beyond that held before."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Mark what starts Ray or an S3 server, by its fixtures: `make check` leaves those tests out. Long files come first."""
     for item in items:
         if "ray_cluster" in item.fixturenames:
             item.add_marker("ray")
+        if reads_bad_input(item) and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(BAD_INPUT_S))
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         if {"s3_server", "bucket"} & set(item.fixturenames) or parameters.get("root") == "s3":
             item.add_marker("s3")
@@ -59,6 +67,11 @@ def pytest_collection_modifyitems(items):
             item.add_marker("no_cover")
     n_slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: (not starts_ray(item.path), -n_slow[item.path]))
+
+
+def reads_bad_input(item):
+    """Return whether a test must keep to the limits for bad input."""
+    return item.path.relative_to(Path(__file__).parent).as_posix().startswith(BAD_INPUT)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -108,6 +121,24 @@ def running_s3_server(*arguments):
     finally:
         server.kill()
         server.wait()
+
+
+@pytest.fixture(autouse=True)
+def bounded(request):
+    """Bound tests of bad input and the processes that they start: the system refuses them memory, and CPU is counted."""
+    status = Path("/proc/self/status")
+    if not reads_bad_input(request.node) or not status.exists():
+        yield
+        return
+    import resource
+
+    (used_kb,) = [int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmData:")]
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (used_kb * 1024 + BAD_INPUT_BYTES, hard))
+    before = sum(os.times()[:4])
+    yield
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+    assert sum(os.times()[:4]) - before < BAD_INPUT_CPU_S
 
 
 @pytest.fixture(scope="session")

@@ -617,6 +617,7 @@ def s3(monkeypatch):
 def test_unreachable_bucket(cli, faces, tmp_path, s3, monkeypatch):
     s3("http://127.0.0.1:9")
     monkeypatch.setattr(patience, "FIRST_ANSWER_S", 0.3)
+    monkeypatch.setattr(patience, "_answered", set())
     path = job(tmp_path, faces)
     # a run may go on when the store comes back
     for argv, code in ((["run", path, "run_uri=s3://faces/run"], 3), (["status", "s3://faces/run"], 1)):

@@ -8,7 +8,7 @@ import pytest
 from fiqa_ray.config import load_settings
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.job import Job
-from fiqa_ray.safe_yaml import parse_options
+from fiqa_ray.safe_yaml import parse_options, parse_yaml
 
 GOOD = """
 name: t
@@ -260,3 +260,19 @@ def test_label_sets_and_their_names(tmp_path):
     assert "/scorer=faceqan-regressor-prior/" in made.regressor_scores("train", sets[0]).uri
     assert made.labels(sets[0]).uri == made.labels(sets[1]).uri  # prior labels are a column beside the optimized ones
     assert made.labels(sets[2]).uri != made.labels(sets[1]).uri
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("seed: 1\nname: a\nseed: 2\n", 3), ("a: {b: 1, b: 2}\n", 1), ("methods:\n- name: x\n  name: y\n", 3)],
+)
+def test_a_key_that_stands_twice_is_refused(text, line):
+    """By YAML's rules; its loader takes the last one."""
+    with pytest.raises(
+        UsageError, match=rf"job\.yaml is not valid YAML: the key '\w+' stands twice \(line {line}\); keep one"
+    ):
+        parse_yaml(text, "job.yaml")
+
+
+def test_a_merge_may_be_overridden():
+    assert parse_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n", "job.yaml")["b"] == {"x": 3, "y": 2}

@@ -16,9 +16,10 @@ from fiqa_ray.errors import FiqaRayError, StorageError, UsageError
 from fiqa_ray.hub import pinned, read_hub_file
 from fiqa_ray.models.networks.ir import adaface_ir
 from fiqa_ray.models.recognition import load_recognizer
-from fiqa_ray.storage import content_hash, read_bytes
+from fiqa_ray.sources.folder import list_folder
+from fiqa_ray.storage import content_hash, exists, list_files, patience, read_bytes
 
-pytest.importorskip("huggingface_hub")
+huggingface_hub = pytest.importorskip("huggingface_hub")
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -136,3 +137,40 @@ def test_cvlfaces_file_loads_as_its_row_and_not_as_adafaces(hub):
     assert recognizer.preprocessing.colour == "RGB"
     with pytest.raises(FiqaRayError, match=r"a file of CVLface .*whose pixels are RGB.*Choose cvlface_ir18"):
         load_recognizer("adaface_ir18", uri)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "hf://",
+        "hf://x",
+        "hf://datasets/",
+        "hf://datasets/owner",
+        "hf://spaces/owner",
+        "hf://a b/c",
+        "hf:///owner/net",
+        "hf://owner//net",
+        "hf://owner/-net/f.pt",
+        f"hf://owner/{'n' * 97}",
+        "zip://a.jpg::hf://owner",
+        "hf://owner/net.",
+    ],
+)
+def test_what_is_no_address_is_refused_without_a_request(hub, uri):
+    for read in (list_files, read_bytes, list_folder):
+        with pytest.raises(UsageError, match="is no address"):
+            read(uri)
+    assert Hub.requests == []
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
+    constants = importlib.import_module("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(patience, "FIRST_ANSWER_S", 0.0)
+    monkeypatch.setattr(patience, "_answered", set())
+    huggingface_hub.HfFileSystem.clear_instance_cache()
+    for uri in ("hf://datasets/owner/faces", "hf://owner/faces/below", "hf://spaces/owner/faces/a.csv"):
+        for read in (list_files, exists, list_folder):
+            with pytest.raises(FiqaRayError, match=rf"{uri}: cannot be reached .*check the network"):
+                read(uri)
+    huggingface_hub.HfFileSystem.clear_instance_cache()

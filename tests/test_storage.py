@@ -122,8 +122,45 @@ def test_each_try_again_is_counted_and_waits(monkeypatch):
         return "here"
 
     before = patience.n_retries()
-    assert patience.patiently(call, SimpleNamespace(_has_answered=True), "x") == "here"
+    assert patience.patiently(call, SimpleNamespace(protocol=("s3", "s3a")), "bucket/x") == "here"
     assert (len(calls), patience.n_retries() - before, len(pauses)) == (3, 2, 2)
+
+
+def test_each_server_has_its_own_patience(monkeypatch):
+    """Whatever file-system object is asked: one of HTTP serves all hosts, and each thread has one of its own for S3."""
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
+    monkeypatch.setattr(patience, "FIRST_ANSWER_S", 0.0)
+    monkeypatch.setattr(patience, "_answered", set())
+    http = SimpleNamespace(protocol=("http", "https"))
+
+    def tries(fs, name):
+        answers = iter([ConnectionResetError("gone"), "here"])
+
+        def call():
+            answer = next(answers)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        try:
+            return patience.patiently(call, fs, name)
+        except ConnectionResetError:
+            return "given up"
+
+    for known, unknown, fs in (
+        ("https://right.example/a.jpg", "https://wrong.example/a.jpg", lambda: http),
+        ("bucket/a/b.jpg", "bukcet/a/b.jpg", lambda: SimpleNamespace(protocol=("s3", "s3a"))),
+        (
+            "zip://a.jpg::s3://other/c.zip",
+            "zip://a.jpg::s3://tother/c.zip",
+            lambda: SimpleNamespace(protocol="abstract"),
+        ),
+        ("/a/b.jpg", "c/b.jpg", lambda: SimpleNamespace(protocol="sftp", host="right.example")),
+    ):
+        assert tries(fs(), known) == "given up"
+        assert patience.patiently(lambda: "here", fs(), known) == "here"
+        assert tries(fs(), known) == "here"
+        assert tries(fs(), unknown) == "given up"
 
 
 def test_full_disk_is_one_clear_error(tmp_path):
@@ -148,6 +185,7 @@ def test_bucket_errors_are_in_words(s3_server, bucket, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     s3fs.S3FileSystem.clear_instance_cache()
     monkeypatch.setattr(patience, "FIRST_ANSWER_S", 0.1)
+    monkeypatch.setattr(patience, "_answered", set())
     with pytest.raises(FiqaRayError, match=r"cannot be reached.*AWS_ENDPOINT_URL"):
         read_bytes(f"{bucket}/x")
     s3fs.S3FileSystem.clear_instance_cache()
@@ -173,7 +211,6 @@ def test_denied_credentials_are_in_words(root, monkeypatch):
         ("SlowDown", "the store asks for fewer requests; run the same command again, or with fewer workers"),
         ("RequestTimeTooSkewed", "the clock of this machine is wrong, .*; set the clock"),
         ("InvalidObjectState", "the object is archived; restore it"),
-        ("ExpiredToken", "the credentials have expired; renew them and run the same command again, it continues"),
         ("InternalError", "the store itself failed; run the same command again"),
     ],
 )

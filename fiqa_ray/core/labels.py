@@ -13,7 +13,7 @@ src/iterative_optimization/optimize.py. Ranks run over L pairs, indices over I i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
@@ -350,6 +350,8 @@ def check_theta(theta: float, index_scale: str) -> None:
 
 def checked_scores(prior_scores: ArrayLike) -> NDArray[np.float64]:
     """Return the prior scores `(I,)` as float64; `UsageError` names the first that is not finite."""
+    if np.iscomplexobj(prior_scores):
+        raise UsageError("prior scores are complex numbers; give real ones")
     prior = np.asarray(prior_scores, np.float64)
     if prior.ndim != 1:
         raise UsageError(f"prior scores must be of shape (n_images,), got {prior.shape}")
@@ -371,6 +373,8 @@ def _checked_embeddings(embeddings: ArrayLike, n_identities: int) -> NDArray[np.
         values = np.asarray(embeddings, np.float32)
     if values.ndim != 2 or values.shape[1] == 0 or not np.isfinite(values).all():
         raise UsageError(f"embeddings must be finite and of shape (n_images, dim), got {values.shape}")
+    if np.iscomplexobj(embeddings):
+        raise UsageError("embeddings are complex numbers; give real ones")
     if n_identities != len(values):
         raise UsageError(f"{len(values)} embeddings but {n_identities} identities: one identity per embedding")
     return values
@@ -379,12 +383,22 @@ def _checked_embeddings(embeddings: ArrayLike, n_identities: int) -> NDArray[np.
 def _identity_rows(identities: Sequence[Any] | NDArray[Any]) -> tuple[NDArray[np.int64], int]:
     """Return the identity row `(I,)` of each image, in order of first appearance, and their number K."""
     if isinstance(identities, np.ndarray) and identities.dtype != object and len(identities):
-        _, first, inverse = np.unique(identities, return_index=True, return_inverse=True)
+        unlike, first, inverse = np.unique(identities, return_index=True, return_inverse=True)
+        _refuse_nobody(unlike.tolist())
         by_appearance = np.empty(len(first), np.int64)
         by_appearance[np.argsort(first)] = np.arange(len(first))
         return by_appearance[inverse], len(first)
     row_of: dict[Any, int] = {}
-    return np.array([row_of.setdefault(identity, len(row_of)) for identity in identities], np.int64), len(row_of)
+    rows = np.array([row_of.setdefault(identity, len(row_of)) for identity in identities], np.int64)
+    _refuse_nobody(row_of)
+    return rows, len(row_of)
+
+
+def _refuse_nobody(identities: Iterable[Any]) -> None:
+    """Raise UsageError for None, NaN and an empty name: images without an identity are not images of one person."""
+    for identity in identities:
+        if identity is None or identity != identity or identity in ("", b""):
+            raise UsageError(f"an image has the identity {identity!r}; name its person, or leave the image out")
 
 
 def _reordered(values: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.int64]:

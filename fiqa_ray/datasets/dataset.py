@@ -46,6 +46,7 @@ from fiqa_ray.storage import (
     list_files,
     read_if_there,
     read_shown,
+    regular,
     storage_errors,
     write_atomic,
 )
@@ -328,7 +329,7 @@ class Dataset:
             fs, folder = filesystem(self.uri)
             if is_local(fs):
                 for name in records:
-                    with open(os.path.join(folder, name), "rb") as file:
+                    with open(regular(os.path.join(folder, name)), "rb") as file:
                         yield name, file.read()
                 return
         contents = in_parallel(lambda name: read_shown(self.at(name)), records, fs)

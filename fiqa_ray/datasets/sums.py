@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from isal.isal_zlib import crc32
 
 from fiqa_ray.documents import damaged
-from fiqa_ray.storage import filesystem, is_local, storage_errors
+from fiqa_ray.storage import filesystem, is_local, regular, storage_errors
 from fiqa_ray.storage.patience import shown
 
 SMALL_BYTES = 1 << 20
@@ -97,7 +97,7 @@ class _Source:
 
     def __enter__(self) -> _Source:
         if self.is_local:
-            self._map = self._open.enter_context(pa.memory_map(self.path))
+            self._map = self._open.enter_context(pa.memory_map(regular(self.path)))
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -108,15 +109,26 @@ def read_identities(uri: str) -> Column:
         lines = [line.strip() for line in read_bytes(uri).decode("utf-8-sig", "replace").splitlines()]
         return Column(uri, np.array([line for line in lines if line], dtype=object))
     if ending == ".npy":
-        return Column(uri, np.array([str(v) for v in load_numpy(uri)], dtype=object))
+        return Column(uri, np.array(_names(uri, load_numpy(uri)), dtype=object))
     if ending in PICKLES:
         value = read_pickle(uri)
         pairs = value if isinstance(value, dict) else dict(enumerate(value))
         names = [str(k) for k in value] if isinstance(value, dict) else None
-        return Column(uri, np.array([str(v) for v in pairs.values()], dtype=object), names)
+        return Column(uri, np.array(_names(uri, pairs.values()), dtype=object), names)
     what = "identities need the columns image_id and identity, or a .txt with one name per line"
     table = read_table(uri, {"image_id": TEXT, "identity": TEXT}, ("image_id", "identity"), what)
     return Column(uri, np.array(table["identity"].to_pylist(), dtype=object), table["image_id"].to_pylist())
+
+
+def _names(uri: str, values: Iterable[Any]) -> list[str]:
+    """Return identities as text; raise `FiqaRayError` for one that is missing: it would become a person called nan."""
+    names = ["" if value is None or value != value else str(value) for value in values]
+    if "" in names:
+        row = names.index("")
+        raise FiqaRayError(
+            f"{uri}: row {row} has no identity ({names.count('')} such); name its person, or leave it out"
+        )
+    return names
 
 
 def people_of(embeddings: Column) -> list[str]:
@@ -138,7 +150,10 @@ def load_numpy(uri: str) -> Any:
     """Return the array of a .npy, or the arrays of a .npz; nothing in it is unpickled."""
     try:
         value = np.load(io.BytesIO(read_bytes(uri)), allow_pickle=False)
-        return value if isinstance(value, np.ndarray) else {name: value[name] for name in value.files}
+        arrays = {"": value} if isinstance(value, np.ndarray) else {name: value[name] for name in value.files}
+        if any(np.iscomplexobj(array) for array in arrays.values()):
+            raise ValueError("complex numbers")
+        return arrays.get("", arrays)
     except (ValueError, OSError, EOFError) as exc:
         raise FiqaRayError(
             f"{uri}: cannot be read as numbers or text of numpy ({str(exc)[:100]}); arrays of objects are not read"
@@ -147,6 +162,8 @@ def load_numpy(uri: str) -> Any:
 
 def _matrix(uri: str, values: Any) -> NDArray[np.float32]:
     try:
+        if np.iscomplexobj(values):
+            raise TypeError("complex numbers")
         matrix = np.asarray(values, np.float32)
     except (ValueError, TypeError) as exc:
         raise FiqaRayError(

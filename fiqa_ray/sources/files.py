@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -47,7 +48,10 @@ def read_face_bytes(uris: Sequence[str], n_threads: int = 16) -> list[bytes | No
             with storage_errors(uri):
                 return fs.cat_file(path)
         except FiqaRayError as exc:
-            if isinstance(exc.__cause__, FileNotFoundError) and "bucket does not exist" not in str(exc.__cause__):
+            cause = exc.__cause__
+            if isinstance(cause, FileNotFoundError) and "bucket does not exist" not in str(cause):
+                return None
+            if isinstance(cause, OSError) and cause.errno == errno.ELOOP:  # a link to itself, broken as others are
                 return None
             raise
 

@@ -12,16 +12,19 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fsspec.implementations.local import LocalFileSystem
 
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.leftovers import keep_data, reason_left_out
-from fiqa_ray.storage import filesystem, public_uri, split_chain, storage_errors
+from fiqa_ray.storage import filesystem, is_special, public_uri, split_chain, storage_errors
 
 MAX_FILES = 1_000_000
 """Braces that stand for more names are refused."""
+
+NO_FILE = "pipe, socket or device"
+"""Why these are left out of a folder."""
 
 _WILDCARDS = re.compile(r"[*?\[]")
 _MAGIC = re.compile(r"[*?\[{]")
@@ -32,7 +35,7 @@ def absolute(uri: str) -> str:
     """Return a local path as an absolute one, because workers do not share the caller's folder. URLs stay as they are."""
     is_url = "://" in uri and not uri.startswith(("/", "~", "."))
     if is_url:
-        return uri.rstrip("/")
+        return uri if uri.endswith("://") else uri.rstrip("/")
     return os.path.abspath(uri if os.path.lexists(uri) else os.path.expanduser(uri))  # a folder may be called ~
 
 
@@ -87,21 +90,35 @@ def _walk(root: str, left_out: Counter[str] | None) -> list[str]:
             left_out[reason] += 1
 
     whole = os.path.realpath(root) + os.sep
+    refused = Counter[str]() if left_out is None else left_out
     names: list[str] = []
-    for folder, subfolders, files in os.walk(root, onerror=fail, followlinks=True):
+    pending = [""]
+    while pending:
+        prefix = pending.pop()
+        folder = os.path.join(root, prefix[:-1]) if prefix else root
         here = os.path.realpath(folder) + os.sep
-        followed = []
-        for name in subfolders:
-            link = os.path.join(folder, name)
-            target = os.path.realpath(link) + os.sep if os.path.islink(link) else None
-            if target is None or not (here.startswith(target) or target.startswith(whole)):
-                followed.append(name)
-            elif left_out is not None:
-                left_out["link to a folder of the same set"] += 1
-        subfolders[:] = followed
-        prefix = os.path.relpath(folder, root).replace(os.sep, "/") + "/"
-        names += files if prefix == "./" else [prefix + name for name in files]
+        for entry in _entries(folder, fail):
+            is_link = entry.is_symlink()
+            target = os.path.realpath(entry.path) + os.sep if is_link else ""
+            if not (os.path.isdir(entry.path) if is_link else entry.is_dir()):
+                if is_special(entry.path) if is_link else not entry.is_file():
+                    refused[NO_FILE] += 1
+                else:  # a broken link is a missing image
+                    names.append(prefix + entry.name)
+            elif is_link and (here.startswith(target) or target.startswith(whole)):
+                refused["link to a folder of the same set"] += 1
+            else:
+                pending.append(f"{prefix}{entry.name}/")
     return names
+
+
+def _entries(folder: str, fail: Callable[[OSError], None]) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as exc:
+        fail(exc)
+        return []
 
 
 def expand(
@@ -173,7 +190,10 @@ def _glob(
     with storage_errors(uri):
         fs, path = filesystem(f"{folder}{chain}" if folder else "./")
         root = path.rstrip("/") + "/"
-        paths = sorted(fs.glob(glob.escape(root) + pattern))
+        listed = fs.glob(glob.escape(root) + pattern, detail=True)
+    paths = sorted(name for name, info in listed.items() if info["type"] != "other")  # no pipes, sockets, devices
+    if left_out is not None and len(paths) < len(listed):
+        left_out[NO_FILE] += len(listed) - len(paths)
     fixed = _WILDCARDS.split(pattern)[0].rpartition("/")[0]
     skip = len(fixed) + 1 if fixed else 0
     names = [name.removeprefix(root)[skip:] for name in paths]

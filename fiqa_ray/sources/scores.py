@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.keys import remedy_of, rows_of_keys
 from fiqa_ray.sources.read_table import TEXT, read_head, read_table, refuse_foreign
 from fiqa_ray.sources.vector_pickle import read_pickle
-from fiqa_ray.storage import read_bytes
+from fiqa_ray.storage import public_uri, read_bytes
 
 _COLUMNS = (("image_id", "score"), ("Filename", "UnifiedQualityScore"))
 """Columns of id and score that are known: this package's, and those of OFIQ."""
@@ -194,4 +195,10 @@ def _checked(uri: str, table: pa.Table) -> pa.Table:
             f"{uri}: {len(bad)} score(s) are not finite, such as {score[bad[0]]} of {ids[int(bad[0])]}; "
             "every score must be a number, as float32 holds it"
         )
+    n_unlike, n_stored = len(np.unique(score)), len(np.unique(score.astype(np.float32)))
+    if n_stored < 0.99 * n_unlike:
+        logging.getLogger("fiqa_ray").warning(
+            "%s: of %d different scores only %d differ as float32, in which scores are stored; rescale them, such as by a "
+            "logarithm", public_uri(uri), n_unlike, n_stored
+        )  # fmt: skip
     return table

@@ -2,7 +2,8 @@
 
 One code path for local folders, `s3://` (endpoint and credentials from the usual environment variables) and `memory://` (one
 process only). `datasets/dataset.py` says what is stored there; `engine/lock.py` is the lock of a run. `files.py` holds the
-functions, `faults.py` says which faults may pass, and `patience.py` tries those again.
+functions, `local.py` what this machine's disk needs, `faults.py` says which faults may pass, and `patience.py` tries those
+again.
 """
 
 from fiqa_ray.public_uri import public_uri
@@ -12,7 +13,6 @@ from fiqa_ray.storage.files import (
     exists,
     filesystem,
     fingerprint,
-    is_local,
     join,
     json_bytes,
     list_files,
@@ -28,6 +28,7 @@ from fiqa_ray.storage.files import (
     storage_quiet,
     write_atomic,
 )
+from fiqa_ray.storage.local import is_local, is_special, regular, whole_file
 
 __all__ = [
     "SLASH",
@@ -36,6 +37,7 @@ __all__ = [
     "filesystem",
     "fingerprint",
     "is_local",
+    "is_special",
     "join",
     "json_bytes",
     "list_files",
@@ -46,9 +48,11 @@ __all__ = [
     "read_if_there",
     "read_json",
     "read_shown",
+    "regular",
     "remove_file",
     "split_chain",
     "storage_errors",
     "storage_quiet",
+    "whole_file",
     "write_atomic",
 ]

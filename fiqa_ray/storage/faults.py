@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import tarfile
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,6 +52,9 @@ _PASSING_NAMES = frozenset(
         "ServerDisconnectedError",
         "ServerTimeoutError",
         "FSTimeoutError",
+        "NetworkError",
+        "TimeoutException",
+        "RemoteProtocolError",
     }
 )
 _PASSING_NUMBERS = frozenset(
@@ -73,9 +78,22 @@ _HINTS_BY_CODE = {
     "RequestTimeTooSkewed": "the clock of this machine is wrong, so the store refuses its signatures; set the clock",
     "InvalidObjectState": "the object is archived; restore it, or copy it to a storage class that can be read at once",
     "InternalError": "the store itself failed; run the same command again later, it continues",
-    "ExpiredToken": "the credentials have expired; renew them and run the same command again, it continues",
 }
 """Of S3's error codes, which s3fs turns into other errors."""
+_NETWORK_PACKAGES = frozenset(
+    {
+        "botocore",
+        "aiobotocore",
+        "aiohttp",
+        "urllib3",
+        "requests",
+        "httpx",
+        "httpx2",
+        "httpcore",
+        "httpcore2",
+        "huggingface_hub",
+    }
+)
 _NOT_THERE = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 
 
@@ -163,12 +181,16 @@ def fault_text(exc: BaseException) -> str | None:
         return "a part of this path is a file, not a folder; choose another path"
     if name == "ParamValidationError":
         return f"not a valid bucket or key; correct the name ({' '.join(str(exc).split())[:120]})"
+    if isinstance(exc, zipfile.BadZipFile | tarfile.TarError):
+        return f"the archive is damaged or of another kind ({_one_line(exc)}); fetch it again"
+    if isinstance(exc, OSError) and exc.errno == errno.ENXIO:
+        return "nobody reads this pipe or socket; remove it, or start its reader first"
     if isinstance(exc, OSError):
         return str(exc) or name
     if name == "HfUriError":
         return f"not a valid address on the Hugging Face Hub; correct it ({_one_line(exc)})"
-    if type(exc).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp", "urllib3"):
-        return f"{name}: {exc}; check the network and AWS_ENDPOINT_URL, and run the same command again"
+    if type(exc).__module__.split(".")[0] in _NETWORK_PACKAGES:
+        return f"{name}: {_one_line(exc)}; check the network and AWS_ENDPOINT_URL, and run the same command again"
     return None
 
 
@@ -194,7 +216,10 @@ def _status(exc: BaseException) -> int:
     """Return the HTTP status of the store's answer, or 0."""
     for link in _chain(exc):
         status = _answer(link).get("ResponseMetadata", {}).get("HTTPStatusCode")
-        for value in (status, getattr(link, "status", None), getattr(link, "code", None)):
-            if isinstance(value, int) and 100 <= value < 600:
-                return value
+        if status is None:
+            status = getattr(link, "status", None)
+        if status is None:  # not asked of aiohttp's errors, where it is deprecated
+            status = getattr(link, "code", None)
+        if isinstance(status, int) and 100 <= status < 600:
+            return status
     return 0

@@ -6,9 +6,8 @@ import hashlib
 import json
 import logging
 import os
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -16,9 +15,10 @@ import fsspec
 import pyarrow as pa
 
 from fiqa_ray.errors import FiqaRayError, StorageError, UsageError
-from fiqa_ray.hub import PROTOCOL, read_hub_file
+from fiqa_ray.hub import PROTOCOL, check_hub_address, read_hub_file
 from fiqa_ray.public_uri import private_parts, public_table, public_text
 from fiqa_ray.storage.faults import answer_code, fault_text, is_refused, may_pass
+from fiqa_ray.storage.local import RegularFiles, is_local, local_sizes, regular, whole_file
 from fiqa_ray.storage.patience import PatientFileSystem, one_try, patiently, shown
 
 SLASH = "/"
@@ -35,9 +35,11 @@ def split_chain(uri: str) -> tuple[str, str]:
     return (head, separator + rest) if is_chain else (uri, "")
 
 
-def _patient(fs: fsspec.AbstractFileSystem) -> Any:
-    """Return a file system that outlasts a store that is away, unless this machine or process holds the files."""
-    if is_local(fs) or fs.protocol == "memory":
+def _guarded(fs: fsspec.AbstractFileSystem) -> Any:
+    """Return a file system that outlasts a store that is away; of this machine's disk one that reads regular files only."""
+    if is_local(fs):
+        return RegularFiles()
+    if fs.protocol == "memory":
         return fs
     if not hasattr(fs, "_patient"):
         fs._patient = PatientFileSystem(fs)
@@ -48,6 +50,8 @@ def filesystem(uri: str) -> tuple[Any, str]:
     """Return the file system of a URI (an `fsspec.AbstractFileSystem` or what stands for one) and the path within it."""
     options: dict[str, Any] = {}
     if uri.startswith(("s3://", "s3a://")):
+        if not uri.partition("://")[2].strip(SLASH):
+            raise UsageError(f"{uri}: names no bucket; wanted s3://BUCKET/FOLDER")
         if "@" in uri and private_parts(uri.partition("?")[0]):
             raise UsageError(
                 f"{uri}: an S3 address holds no keys; leave them out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
@@ -60,16 +64,22 @@ def filesystem(uri: str) -> tuple[Any, str]:
         options = {"use_listings_cache": False, "config_kwargs": {"max_pool_connections": 32, "retries": retries}}
         if os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL_S3"):
             options["config_kwargs"]["s3"] = {"addressing_style": "path"}
+    if "\0" in uri:
+        raise UsageError(f"{uri!r}: a path cannot hold a zero byte; correct it")
+    outer = split_chain(uri)[1].rpartition("::")[2] or uri
+    if outer.startswith(PROTOCOL):
+        check_hub_address(outer)
     try:
         if uri.startswith("/") or ("::" in uri and not split_chain(uri)[1]):  # fsspec would split the name
             protocol = "file" if uri.startswith("/") else fsspec.core.split_protocol(uri)[0] or "file"
             fs = fsspec.filesystem(protocol, **options)
-            return _patient(fs), fs._strip_protocol(uri)
+            return _guarded(fs), fs._strip_protocol(uri)
         if split_chain(uri)[1]:  # opens the outer file
+            regular(outer.removeprefix("file://"))
             fs, path = patiently(lambda: fsspec.core.url_to_fs(uri, **options), _NO_FILES, uri)
         else:
             fs, path = fsspec.core.url_to_fs(uri, **options)
-        return _patient(fs), path
+        return _guarded(fs), path
     except (ValueError, ImportError) as exc:
         raise FiqaRayError(
             f"cannot open {uri}: {exc}; use a local path, s3://, memory:// or another fsspec URL"
@@ -148,22 +158,15 @@ def write_atomic(uri: str, data: bytes | pa.Buffer) -> None:
     with storage_errors(uri):
         fs, path = filesystem(uri)
         if is_local(fs):
-            _write_local(path, data, os.replace)
+            with whole_file(path) as temporary:
+                _fill(temporary, data)
         else:
             fs.pipe_file(path, bytes(data))
 
 
-def _write_local(path: str, data: bytes | pa.Buffer, name_it: Callable[[str, str], None]) -> None:
-    """Write under a temporary name in the same folder, then give the file its name in one step."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-    try:
-        with open(temporary, "wb") as f:
-            f.write(data)
-        name_it(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+def _fill(path: str, data: bytes | pa.Buffer) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
 
 
 def remove_file(uri: str) -> None:
@@ -179,7 +182,8 @@ def put_if_absent(uri: str, data: bytes) -> bool:
         fs, path = filesystem(uri)
         try:
             if is_local(fs):
-                _write_local(path, data, os.link)  # fails where the name is taken
+                with whole_file(path, is_new=True) as temporary:
+                    _fill(temporary, data)
             else:
                 fs.pipe_file(path, data, mode="create")
             return True
@@ -192,42 +196,18 @@ def put_if_absent(uri: str, data: bytes) -> bool:
     return isinstance(fs, PatientFileSystem) and bool(data) and read_shown(uri) == data
 
 
-def is_local(fs: fsspec.AbstractFileSystem) -> bool:
-    """Return whether a file system is this machine's disk."""
-    protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
-    return protocol in ("file", "local")
-
-
 def list_files(uri: str) -> dict[str, int]:
     """Return the sizes in bytes of all files below a folder by name, relative to it; empty where there is no folder."""
     with storage_errors(uri):
         fs, path = filesystem(uri)
         if is_local(fs):
-            return _local_sizes(path)
+            return local_sizes(path)
         try:
             infos = fs.find(path, detail=True)
         except FileNotFoundError:
             return {}
         root = fs._strip_protocol(path).rstrip(SLASH)
         return {p[len(root) :].lstrip(SLASH): int(info["size"] or 0) for p, info in infos.items()}
-
-
-def _local_sizes(folder: str) -> dict[str, int]:
-    """Return the sizes of the files below a local folder; ten times as fast as fsspec's listing."""
-    if not os.path.isdir(folder):
-        return {"": os.path.getsize(folder)} if os.path.exists(folder) else {}
-    sizes: dict[str, int] = {}
-    pending = [""]
-    while pending:
-        below = pending.pop()
-        with os.scandir(os.path.join(folder, below)) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    pending.append(f"{below}{entry.name}{SLASH}")
-                else:
-                    with suppress(FileNotFoundError):  # a temporary file that has got its name
-                        sizes[below + entry.name] = entry.stat().st_size
-    return {name: sizes[name] for name in sorted(sizes)}
 
 
 def fingerprint(content: Any) -> str:

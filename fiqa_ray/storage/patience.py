@@ -44,6 +44,8 @@ _thread = _State()
 _lock = threading.Lock()
 _patience_s = DEFAULT_PATIENCE_S
 _has_answered = False
+_answered: set[str] = set()
+"""The servers, or buckets, that have answered in this process."""
 _n_retries = 0
 _n_taken = 0
 _last_line = 0.0
@@ -96,7 +98,8 @@ def patiently(call: Callable[[], T], fs: Any, name: str) -> T:
         fs: Its file system, whose credentials are read again if they have expired.
         name: Path or address, for the log.
     """
-    is_known = _has_answered or getattr(fs, "_has_answered", False)
+    server = _server(fs, name)
+    is_known = _has_answered or server in _answered
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(lambda exc: _thread.is_patient and may_pass(exc)),
         wait=tenacity.wait_random_exponential(multiplier=_FIRST_PAUSE_S, max=_LONGEST_PAUSE_S),
@@ -105,8 +108,19 @@ def patiently(call: Callable[[], T], fs: Any, name: str) -> T:
         reraise=True,
     )
     result = retrying(call)
-    fs._has_answered = True
+    _answered.add(server)
     return result
+
+
+def _server(fs: Any, name: str) -> str:
+    """Return the server of an address, such as `https://host` or `s3://bucket`.
+
+    A file-system object says less: threads have several for one server, and one of HTTP serves every host.
+    """
+    protocols = getattr(fs, "protocol", "")
+    head, _, rest = name.rpartition("://")
+    protocol = head.rpartition("::")[2] or (protocols if isinstance(protocols, str) else protocols[0])
+    return f"{protocol}://{getattr(fs, 'host', '')}{rest.partition('/')[0]}"
 
 
 def _before_pause(state: tenacity.RetryCallState, fs: Any, name: str) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-import uuid
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +12,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from fiqa_ray.errors import UsageError
-from fiqa_ray.storage import filesystem, is_local, storage_errors
+from fiqa_ray.storage import filesystem, is_local, storage_errors, whole_file
 
 PARQUET = (".parquet", ".pq")
 
@@ -87,11 +85,5 @@ def _write_file(uri: str, write: Callable[[str], None]) -> None:
                 write(temporary)
                 fs.put_file(temporary, path)
             return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-        try:
+        with whole_file(path) as temporary:
             write(temporary)
-            os.replace(temporary, path)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)

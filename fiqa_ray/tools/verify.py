@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from fiqa_ray.datasets.dataset import Dataset, Manifest, Part, is_record, record_name
+from fiqa_ray.datasets.dataset import MADE_BY, Dataset, Manifest, Part, is_record, record_name
 from fiqa_ray.datasets.sums import fault_of_file
 from fiqa_ray.documents import read_document, read_sealed, write_document
 from fiqa_ray.engine.lock import RunLock
@@ -55,9 +55,11 @@ def verify_run(run_uri: str) -> Verification:
         FiqaRayError: There is no run.
         UsageError: Another version of fiqa_ray made the run.
     """
+    if not run_uri:
+        raise UsageError("the run_uri is empty; give that of a job that was started")
     sizes = {name: size for name, size in list_files(run_uri).items() if name != VERIFIED}
     folders = sorted({name.rpartition("/")[0] for name in sizes if _is_of_dataset(name)})
-    if not folders:
+    if not folders or not {folder.split("/")[0] for folder in folders} <= MADE_BY.keys():
         raise FiqaRayError(f"{run_uri} holds no run; give the run_uri of a job that was started")
     faults = dict(_faults_beside(run_uri, sizes))
     inputs: dict[str, list[str]] = {}

@@ -278,3 +278,29 @@ def test_progress_rises_to_one():
     assert shares == sorted(shares)
     assert len(shares) > 5
     assert shares[-1] == 1
+
+
+@pytest.mark.filterwarnings("ignore::numpy.exceptions.ComplexWarning")
+def test_complex_numbers_are_refused():
+    """numpy would take their real parts with a warning."""
+    embeddings, scores = np.random.default_rng(0).normal(size=(4, 3)), np.arange(4.0)
+    for x, q in ((embeddings * 1j, scores), (embeddings, scores + 1j)):
+        with pytest.raises(UsageError, match="complex numbers"):
+            optimize_labels(x, [0, 0, 1, 1], q, n_clusters=2, theta=0.1)
+
+
+@pytest.mark.parametrize(
+    "identities",
+    [
+        [None, None, "a", "a"],
+        ["", "", "a", "a"],
+        [math.nan, math.nan, 1.0, 1.0],
+        np.array([np.nan, np.nan, 1, 1]),
+        np.array(["", "", "a", "a"]),
+    ],
+    ids=str,
+)
+def test_images_of_nobody_are_not_one_person(identities):
+    embeddings = np.random.default_rng(0).normal(size=(4, 3))
+    with pytest.raises(UsageError, match=r"an image has the identity (None|''|nan); name its person"):
+        optimize_labels(embeddings, identities, np.arange(4.0), n_clusters=2, theta=0.1)

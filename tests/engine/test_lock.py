@@ -96,7 +96,7 @@ def test_a_run_that_cannot_be_written_is_read(tmp_path, monkeypatch):
 
     with RunLock(str(tmp_path)):
         pass
-    monkeypatch.setattr("fiqa_ray.storage.files._write_local", refuse)
+    monkeypatch.setattr("fiqa_ray.storage.files._fill", refuse)
     with pytest.raises(FiqaRayError, match="is read-only"):
         RunLock(str(tmp_path / "new")).__enter__()
     with RunLock(str(tmp_path)) as held:

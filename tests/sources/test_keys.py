@@ -10,7 +10,7 @@ import pytest
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.keys import KEY_RULES, find_rules, rows_of_keys
 from fiqa_ray.sources.protocols import VerificationPairs, pair_rows
-from fiqa_ray.sources.scores import scores_by_id
+from fiqa_ray.sources.scores import read_scores, scores_by_id
 
 NAMES = [f"{p}/{p}_{i:04d}.jpg" for p in ("José_Muñoz", "Anna_Lee", "per son", "a.b", "[x] (1)") for i in range(3)]
 CHANGES = {
@@ -87,3 +87,12 @@ def test_a_trial_on_fewer_people_may_have_scores_of_all(tmp_path):
     with pytest.raises(FiqaRayError, match="not in the data set, such as b"):
         scores_by_id(pa.array(["a"]), str(tmp_path / "x.csv"))
     assert scores_by_id(pa.array(["a"]), str(tmp_path / "x.csv"), allow_others=True).tolist() == [1.0]
+
+
+def test_scores_that_float32_cannot_tell_apart_are_said(tmp_path, caplog):
+    for name, step, is_said in (("close", 1e-12, True), ("far", 1e-3, False)):
+        rows = "".join(f"{i}.jpg,{1 + i * step!r}\n" for i in range(16))
+        (tmp_path / f"{name}.csv").write_text("image_id,score\n" + rows)
+        caplog.clear()
+        read_scores(str(tmp_path / f"{name}.csv"))
+        assert ("of 16 different scores only 1 differ as float32" in caplog.text) == is_said

@@ -105,3 +105,17 @@ def test_a_moved_run_is_whole_and_an_exchanged_document_is_not(finished, capsys,
     code, out = verify(capsys, moved)
     assert code == 1
     assert f"{second} is damaged: its content does not fit its sum, or it belongs elsewhere" in out
+
+
+def test_a_folder_of_a_run_is_no_run(finished, capsys, monkeypatch):
+    """Its datasets would stand in another place than their documents say, and all would count as damaged."""
+    _, run = finished
+    before = sorted(run.rglob("*.parquet"))
+    for folder in (run / "faces", run.parent):
+        code, _ = verify(capsys, folder)
+        assert code == 1
+        code, _ = verify(capsys, folder, "--repair")
+        assert code == 1
+    monkeypatch.chdir(run)
+    assert verify(capsys, "")[0] == 2
+    assert sorted(run.rglob("*.parquet")) == before

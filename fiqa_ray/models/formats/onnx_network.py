@@ -25,7 +25,7 @@ FILE_ENTRY = "onnx_file"
 """Name of the buffer, and so of its entry in a state dict."""
 SAME = 1e-5
 """Two ways to compute an embedding agree if they differ by less than this share of its length."""
-TRIAL_MEMORY, TRIAL_CPU_S, TRIAL_S = 2**29, 60, 1200
+TRIAL_MEMORY, TRIAL_CPU_S, TRIAL_S = 2**29, 40, 1200
 """Bytes beside three times the file, seconds of CPU, and seconds on a busy machine that the first faces may take; damaged
 sizes ask for more."""
 
