@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -162,27 +162,41 @@ def move_advice(theta: float, move: float, pairs_per_image: float, n_images: int
     )
 
 
-def score_advice(
-    method: str, score: NDArray[np.float64], quality_index: NDArray[np.int64], mean_similarity_rank: NDArray[np.float64]
-) -> Iterator[str]:
+def score_facts(
+    score: NDArray[np.float64], quality_index: NDArray[np.int64], mean_similarity_rank: NDArray[np.float64]
+) -> dict[str, float]:
+    """Return the numbers by which `score_advice` judges the scores of a method.
+
+    Args:
+        score: `(I,)` prior scores, in any order.
+        quality_index: `(I,)`.
+        mean_similarity_rank: `(I,)`, NaN where an image owns no pair.
+
+    Returns:
+        `scores_differ`, 1 unless all scores are equal; `n_owners`, images that own pairs; and `score_rho`, over these images
+        the rank correlation (Spearman) of quality index and mean similarity rank, 0 below `MIN_OWNERS` images.
+    """
+    owns = np.flatnonzero(np.isfinite(mean_similarity_rank))
+    rho = 0.0
+    if len(owns) >= MIN_OWNERS:
+        ranks = [np.argsort(np.argsort(v[owns])) for v in (quality_index, mean_similarity_rank)]
+        rho = float(np.corrcoef(ranks[0].astype(np.float64), ranks[1].astype(np.float64))[0, 1])
+    return {"scores_differ": int((score != score[:1]).any()), "n_owners": len(owns), "score_rho": rho}
+
+
+def score_advice(method: str, n_images: int, facts: Mapping[str, float]) -> Iterator[str]:
     """Yield what is odd in the scores of a method, whose sign the similarities of the pairs should share.
 
     Args:
         method: its name, or an empty text.
-        score: `(I,)` prior scores, in any order.
-        quality_index: `(I,)`.
-        mean_similarity_rank: `(I,)`, NaN where an image owns no pair.
+        n_images: images with a score.
+        facts: `score_facts` of them, or of many of them.
     """
     of = f"{method}: " if method else ""
-    if len(score) > 1 and np.ptp(score) == 0:
-        yield f"{of}all {len(score):,} scores are equal, so they order nothing"
-        return
-    owns = np.flatnonzero(np.isfinite(mean_similarity_rank))
-    if len(owns) < MIN_OWNERS:
-        return
-    ranks = [np.argsort(np.argsort(v[owns])) for v in (quality_index, mean_similarity_rank)]
-    rho = float(np.corrcoef(ranks[0].astype(np.float64), ranks[1].astype(np.float64))[0, 1])
-    if rho < min(-LEAST_RHO, -SIGN_ERRORS / math.sqrt(len(owns) - 1)):
+    n_owners, rho = facts["n_owners"], facts["score_rho"]
+    if n_images > 1 and not facts["scores_differ"]:
+        yield f"{of}all {n_images:,} scores are equal, so they order nothing"
+    elif n_owners >= MIN_OWNERS and rho < min(-LEAST_RHO, -SIGN_ERRORS / math.sqrt(n_owners - 1)):
         yield (
             f"{of}images with larger scores have less similar pairs (Spearman {rho:+.2f}): is a larger score better "
             "quality? Negate an uncertainty"

@@ -25,7 +25,7 @@ from fiqa_ray.core.kernels.owners import add_repeat, assign_sorted_scores, sum_r
 from fiqa_ray.core.kernels.sorting import stable_order
 from fiqa_ray.core.kernels.threads import available_threads, one_thread
 from fiqa_ray.core.label_result import OptimizedLabels as OptimizedLabels
-from fiqa_ray.core.label_result import advice, score_advice
+from fiqa_ray.core.label_result import advice, score_advice, score_facts
 from fiqa_ray.core.pairs import Pairs, mated_pairs, round_similarity
 from fiqa_ray.core.ranking import RankTable
 from fiqa_ray.errors import UsageError
@@ -123,7 +123,8 @@ def optimize_labels(
     texts = list(advice(n_images_of, n_clusters, len(repeats[0].mate), index_scale, results))
     for name, by_theta in labels.items():
         first = by_theta[thetas[0]]
-        texts += score_advice(name, first.score, first.quality_index, first.mean_similarity_rank)
+        facts = score_facts(first.score, first.quality_index, first.mean_similarity_rank)
+        texts += score_advice(name, len(first.score), facts)
     if n_zero := int((~embeddings.any(axis=1)).sum()):
         texts.append(f"{n_zero:,} embeddings are zero, as of faces that failed; leave these images out")
     for text in texts:
