@@ -18,9 +18,10 @@ from typing import Any
 
 from fiqa_ray.config import ComputeSettings
 from fiqa_ray.engine.actor_pool import run_in_pools
+from fiqa_ray.engine.board import Announcer, start_board
 from fiqa_ray.engine.head_watch import HeadWatch, head_watch
 from fiqa_ray.engine.interrupts import catch_sigterm
-from fiqa_ray.engine.late_shards import Announcer, LateShards, start_board
+from fiqa_ray.engine.late_shards import LateShards
 from fiqa_ray.engine.local import local_map
 from fiqa_ray.engine.mapper import Item, Mapper, Outcome, call_and_catch
 from fiqa_ray.engine.progress import note
@@ -48,7 +49,7 @@ class RayMapper:
             yield from local_map(items)
             return
         run = run_in_pools if place == "pool" else _ray_tasks
-        announce = Announcer(self._board, next(self._groups))
+        announce = Announcer(self.board, next(self._groups))
         with LateShards(items, announce, self.compute.late_after_s, lambda: self.waits_for(items)) as watch:
             for number, outcome in run(items, self.compute, announce):
                 if number is not None:
@@ -56,8 +57,8 @@ class RayMapper:
                 yield None if number is None else items[number], outcome
 
     @cached_property
-    def _board(self) -> Any:
-        """The board on which workers write which shards they run."""
+    def board(self) -> Any:
+        """The board on which workers write which shards they run, as a Ray actor; started at its first use."""
         return start_board()
 
     def waits_for(self, items: Sequence[Item]) -> str:

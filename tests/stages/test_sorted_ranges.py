@@ -139,7 +139,6 @@ def test_ranges_equal_the_specification(tmp_path_factory, scores, range_rows, pa
     moved = np.abs(np.arange(len(scored)) - index[scored][order]).sum()
     assert stats["mean_move_fraction"] == moved / len(scored) / len(scored)
     assert stats["n_scored"] == len(scored)
-    assert stats["scores_differ"] == (len(set(score[scored])) > 1)
     assert stats["n_without_pairs"] == sum(scored % 3 == 0)
     assert stats["n_pairs_per_repeat"] == 40
     assert stats["theta_effective"] == THETA * 40 / len(scored)
