@@ -58,10 +58,12 @@ class Job:
     Attributes:
         settings: The settings.
         with_training: Whether labels are made and regressors trained; else scores alone are judged.
+        trained: Without training, the label sets whose regressors the run has: these are judged as well.
     """
 
     settings: Settings
     with_training: bool = True
+    trained: tuple[LabelSet, ...] = ()
 
     # faces
 
@@ -73,7 +75,7 @@ class Job:
 
     def faces(self, face_set: str) -> Dataset:
         """Return the packed faces of a face set."""
-        source = self.face_sets[face_set]
+        source = self.settings.train_source if face_set == "train" else self.face_sets[face_set]
         config = source.model_dump(mode="json", exclude={"allow_mixed_crops", "allow_single_images", "jitter"})
         config |= {"jitter": JITTER_VERSION} if source.jitter else {}
         from fiqa_ray.sources.kinds import SOURCES  # decoders and more, which `--help` does without
@@ -265,11 +267,10 @@ class Job:
     # regressors
 
     def label_sets(self) -> list[LabelSet]:
-        """Return the label sets that regressors are trained on: of each method its prior scores, and one set per theta.
-
-        Without images there is no network to train on, and so no regressor.
-        """
-        if not self.with_training or self.settings.has_given_embeddings:
+        """Return the label sets of the regressors: of each method one of its prior scores, one per theta."""
+        if not self.with_training:
+            return list(self.trained)
+        if self.settings.has_given_embeddings:
             return []
         return [LabelSet(m, t) for m in self.settings.methods for t in (None, *self.settings.optimize.theta)]
 
@@ -432,7 +433,8 @@ class Job:
         """Return the HTML report."""
         inputs = {"results": self.results()} if self.settings.benchmarks else {}
         inputs |= {f"{s.method.label}-{s.key}": self.regressor(s) for s in self.label_sets()}
-        return self._dataset("report", {}, {"name": self.settings.name}, inputs)
+        config = {"name": self.settings.name} | ({} if self.with_training else {"with_training": False})
+        return self._dataset("report", {}, config, inputs)
 
     def _dataset(self, name: str, keys: dict[str, str], config: dict[str, Any], inputs: dict[str, Dataset]) -> Dataset:
         content = {

@@ -121,7 +121,7 @@ def test_a_killed_matrix_makes_only_what_lacks(tmp_path, monkeypatch, cli):
     n_before = len(made(tmp_path, "cells"))
     del values["methods"][2]
     untrained = make_settings({k: v for k, v in values.items() if k != "source"}, with_training=False)
-    judged = evaluate_job(untrained, new_settings=True)
+    judged, _ = evaluate_job(untrained, new_settings=True)
     assert "magface" in read_bytes(judged.report().at("report.html")).decode()
     assert len(made(tmp_path, "cells")) == n_before
     scorers = {r["scorer"] for r in judged.results().read_all(suffix=".auc.parquet").to_pylist()}

@@ -44,7 +44,7 @@ from fiqa_ray.datasets.results import (
 )
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.errors import UsageError
-from fiqa_ray.job import Job, LabelSet
+from fiqa_ray.job import Job
 from fiqa_ray.sources.degradations import recorded_truth
 from fiqa_ray.sources.scorer import Scorer
 
@@ -137,7 +137,9 @@ def comparisons_of(job: Job, scorers: list[str], known: Collection[str]) -> dict
     families = {
         "imitated": [(job.scorer_name(t), t.method.label) for t in prior if t.method.label in scored],
         "baseline": [(job.scorer_name(t), t.method.label) for t in optimized if t.method.label in scored],
-        "unoptimized": [(job.scorer_name(t), job.scorer_name(LabelSet(t.method))) for t in optimized],
+        "unoptimized": [
+            (job.scorer_name(t), job.scorer_name(p)) for t in optimized for p in prior if p.method == t.method
+        ],
         "random": [(name, RANDOM) for name in scored],
     }
     for name in dict.fromkeys(name for pair in settings.compare_scorers for name in pair):

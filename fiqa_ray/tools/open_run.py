@@ -23,7 +23,7 @@ from fiqa_ray.documents import read_document, write_document
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.job import Job
 from fiqa_ray.models.reference import ModelRef
-from fiqa_ray.report.answer import answer_lines
+from fiqa_ray.report.answer import answer_lines, other_results
 from fiqa_ray.storage import exists, join, list_files
 
 LABELS = pa.schema(
@@ -380,7 +380,8 @@ class Run:
             suffix = f".{row_class.TABLE}.parquet"
             return [row for _, d in finished for row in rows_of(row_class, d.read_all(suffix=suffix))]
 
-        return list(answer_lines(rows(AucRow), rows(DifferenceRow)))
+        areas = rows(AucRow)
+        return [*answer_lines(areas, rows(DifferenceRow)), *filter(None, [other_results(areas)])]
 
     def _of(self, name: str) -> list[dict[str, Any]]:
         return [e for e in self._entries if e["dataset"] == name]
