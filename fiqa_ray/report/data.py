@@ -74,7 +74,7 @@ class LabelSummary:
         histogram_edges: `(B + 1,)` edges of the bins.
         n_images: Images in the database.
         n_without_pairs: Images that own no pair and keep their index.
-        mean_index_move: Mean absolute change of the quality index as a fraction of `n_images`.
+        mean_move: By how many ranks an image moved on average, as a share of all ranks.
     """
 
     method: str
@@ -86,7 +86,7 @@ class LabelSummary:
     histogram_edges: ArrayLike
     n_images: int
     n_without_pairs: int
-    mean_index_move: float
+    mean_move: float
 
 
 @dataclass(frozen=True)

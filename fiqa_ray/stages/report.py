@@ -202,7 +202,7 @@ def _labels(job: Job, method: Any, theta: Theta) -> LabelSummary:
         histogram_edges=edges,
         n_images=len(prior),
         n_without_pairs=stats["n_without_pairs"],
-        mean_index_move=stats["mean_move_fraction"],
+        mean_move=stats["mean_move_fraction"],
     )
 
 

@@ -382,9 +382,7 @@ def test_everything_printed_is_escaped() -> None:
             stages=[StageRow(EVIL, 2, 1, {EVIL: 1}, 1.0)],
             models=[ModelRow(EVIL, EVIL, EVIL, EVIL)],
             labels=[
-                LabelSummary(
-                    EVIL, 1e-3, 1e-3, [0.1], [0.2], n_images=2, n_without_pairs=1, mean_index_move=0, **histogram
-                )
+                LabelSummary(EVIL, 1e-3, 1e-3, [0.1], [0.2], n_images=2, n_without_pairs=1, mean_move=0, **histogram)
             ],
             edc=[EdcLine(*cell_key(EVIL, EVIL, EVIL, 1e-3), *[curve] * 8)],
             auc=[rows],
