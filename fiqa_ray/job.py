@@ -268,10 +268,8 @@ class Job:
 
     def label_sets(self) -> list[LabelSet]:
         """Return the label sets of the regressors: of each method one of its prior scores, one per theta."""
-        if not self.with_training:
+        if not self.with_training or self.settings.has_given_embeddings:
             return list(self.trained)
-        if self.settings.has_given_embeddings:
-            return []
         return [LabelSet(m, t) for m in self.settings.methods for t in (None, *self.settings.optimize.theta)]
 
     def labels(self, label_set: LabelSet) -> Dataset:
@@ -433,8 +431,9 @@ class Job:
         """Return the HTML report."""
         inputs = {"results": self.results()} if self.settings.benchmarks else {}
         inputs |= {f"{s.method.label}-{s.key}": self.regressor(s) for s in self.label_sets()}
-        config = {"name": self.settings.name} | ({} if self.with_training else {"with_training": False})
-        return self._dataset("report", {}, config, inputs)
+        sets = [(m, t) for m in self.settings.methods for t in self.settings.optimize.theta if self.with_training]
+        inputs |= {f"labels of {m.label}, theta {theta_name(t)}": self.optimized_labels(m, t) for m, t in sets}
+        return self._dataset("report", {}, {"name": self.settings.name}, inputs)
 
     def _dataset(self, name: str, keys: dict[str, str], config: dict[str, Any], inputs: dict[str, Dataset]) -> Dataset:
         content = {
