@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import rankdata
+from scipy.stats import rankdata, spearmanr
 
 from fiqa_ray.core.label_result import expected_move
 from fiqa_ray.core.labels import optimize_labels
@@ -126,3 +126,14 @@ def test_the_expected_move_is_near_the_measured_one(n_people, n_clusters):
     ).mean_move
     low, high = expected_move(0.03, n_clusters - 1, len(people), "normalized")
     assert low < moved < high
+    # with the rank correlation of scores and similarities, by another library, one number: also where scores follow them
+    rank = optimize_labels(embeddings, people, prior, n_clusters=n_clusters, theta=0).mean_similarity_rank
+    near = np.nan_to_num(rank) / np.nanstd(rank) + np.random.default_rng(5).normal(0, 0.7, len(rank))
+    for scores in (prior, near):
+        result = optimize_labels(
+            embeddings, people, scores, n_clusters=n_clusters, theta=0.05, index_scale="normalized"
+        )
+        owns = np.isfinite(result.mean_similarity_rank)
+        rho = float(spearmanr(scores[owns], result.mean_similarity_rank[owns]).statistic)
+        ends = expected_move(0.05, n_clusters - 1, len(people), "normalized", rho)
+        assert ends[0] == ends[1] == pytest.approx(result.mean_move, rel=0.2 if n_people == 90 else 0.3)
