@@ -145,6 +145,7 @@ def test_the_shipped_matrix_has_the_papers_shape(tmp_path):
     assert {p.name for p in (tmp_path / "faces").iterdir()} == {"train", *SETS}
 
 
+@pytest.mark.slow
 def test_evaluate_needs_scores_and_says_so(tmp_path, cli):
     write_layouts(tmp_path / "faces", n_people=3, n_views=2, n_pairs=10, train=(3, 2))
     job = {

@@ -230,6 +230,7 @@ def test_scores_are_the_same_for_every_batch_size(split):
             np.testing.assert_allclose(np.concatenate(parts), whole, rtol=tolerance, atol=tolerance * np.ptp(whole))
 
 
+@pytest.mark.slow
 def test_embedding_norm():
     assert embedding_norm(np.array([[3, 4], [0, 0], [-5, 12]], np.float32)).tolist() == [5, 0, 13]
     model = fill(IResNet(18))
@@ -289,6 +290,7 @@ def test_table():
     }
 
 
+@pytest.mark.slow
 def test_a_method_with_a_network_of_its_own(tmp_path):
     faces = some_faces(2)
     torch.save({"state_dict": fill(sddfiqa_mobilefacenet()).state_dict()}, tmp_path / "sdd.pth")
