@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from shapes import DIM, SHAPES, label_settings, memory_watch, write_inputs
 
+from fiqa_ray.config import Settings
 from fiqa_ray.core.kernels.threads import one_thread
 from fiqa_ray.engine.local import local_map
 from fiqa_ray.engine.ray import RayMapper, ray_session
@@ -96,6 +97,15 @@ def start_workers(n_workers: int) -> None:
         time.sleep(1)  # so that every worker gets one
 
     ray.get([ray.remote(num_cpus=1)(load).remote() for _ in range(n_workers)])
+
+
+def start_mapper(settings: Settings) -> RayMapper:
+    """Return a mapper whose board has started: in a job, the first stage's shards start it."""
+    import ray
+
+    mapper = RayMapper(settings.compute)
+    ray.get(mapper.board.look.remote(0))
+    return mapper
 
 
 def arguments() -> argparse.Namespace:
@@ -190,8 +200,8 @@ def main() -> None:
         for inputs in (job.faces("train"), job.embeddings("train"), *priors):
             for name in list_files(inputs.uri):
                 read_bytes(inputs.at(name))
+        mapper = local_map if a.in_process else start_mapper(settings)
         start_s = time.perf_counter() - started
-        mapper = local_map if a.in_process else RayMapper(settings.compute)
         at = time.perf_counter()
         for stage in STAGES:
             for steps in stage_steps(stage, job):  # planning counts: it reads manifests

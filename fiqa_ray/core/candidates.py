@@ -13,6 +13,9 @@ HELDOUT = "heldout"
 CANDIDATES = (0.0, 0.01, 0.03, 0.1, 0.3, 0.6, 1.0)
 """Thetas to choose from, on the index scale `normalized`; 0 leaves the labels as they are."""
 
+MAX_IMAGES = 20_000
+"""The most images that a job's choice uses: parts are taken in a random order until they hold as many."""
+
 N_FOLDS = 10
 """Folds of the people, each of which is held out once."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -162,30 +162,37 @@ def move_advice(theta: float, move: float, pairs_per_image: float, n_images: int
     )
 
 
-def score_advice(
-    method: str, score: NDArray[np.float64], quality_index: NDArray[np.int64], mean_similarity_rank: NDArray[np.float64]
-) -> Iterator[str]:
-    """Yield what is odd in the scores of a method, whose sign the similarities of the pairs should share.
+def sign_facts(quality_index: NDArray[np.int64], mean_similarity_rank: NDArray[np.float64]) -> dict[str, float]:
+    """Return the numbers by which `sign_advice` judges the sign of a method's scores.
+
+    Args:
+        quality_index: `(I,)`, in any order.
+        mean_similarity_rank: `(I,)`, NaN where an image owns no pair.
+
+    Returns:
+        `n_owners`, images that own pairs; and `score_rho`, over these images the rank correlation (Spearman) of quality
+        index and mean similarity rank, 0 below `MIN_OWNERS` images.
+    """
+    owns = np.flatnonzero(np.isfinite(mean_similarity_rank))
+    rho = 0.0
+    if len(owns) >= MIN_OWNERS:
+        ranks = [np.argsort(np.argsort(v[owns])) for v in (quality_index, mean_similarity_rank)]
+        rho = float(np.corrcoef(ranks[0].astype(np.float64), ranks[1].astype(np.float64))[0, 1])
+    return {"n_owners": len(owns), "score_rho": rho}
+
+
+def sign_advice(method: str, facts: Mapping[str, float]) -> Iterator[str]:
+    """Yield a line where a method's scores seem to have the wrong sign: the similarities of the pairs should rise with them.
 
     Args:
         method: its name, or an empty text.
-        score: `(I,)` prior scores, in any order.
-        quality_index: `(I,)`.
-        mean_similarity_rank: `(I,)`, NaN where an image owns no pair.
+        facts: `sign_facts` of its images, or of many of them.
     """
-    of = f"{method}: " if method else ""
-    if len(score) > 1 and np.ptp(score) == 0:
-        yield f"{of}all {len(score):,} scores are equal, so they order nothing"
-        return
-    owns = np.flatnonzero(np.isfinite(mean_similarity_rank))
-    if len(owns) < MIN_OWNERS:
-        return
-    ranks = [np.argsort(np.argsort(v[owns])) for v in (quality_index, mean_similarity_rank)]
-    rho = float(np.corrcoef(ranks[0].astype(np.float64), ranks[1].astype(np.float64))[0, 1])
-    if rho < min(-LEAST_RHO, -SIGN_ERRORS / math.sqrt(len(owns) - 1)):
+    n_owners, rho = facts["n_owners"], facts["score_rho"]
+    if n_owners >= MIN_OWNERS and rho < min(-LEAST_RHO, -SIGN_ERRORS / math.sqrt(n_owners - 1)):
         yield (
-            f"{of}images with larger scores have less similar pairs (Spearman {rho:+.2f}): is a larger score better "
-            "quality? Negate an uncertainty"
+            f"{method}{': ' if method else ''}images with larger scores have less similar pairs (Spearman {rho:+.2f}): is a "
+            "larger score better quality? Negate an uncertainty"
         )
 
 

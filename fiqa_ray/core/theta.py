@@ -31,8 +31,6 @@ from fiqa_ray.errors import UsageError
 N_DRAWS = 400
 LEVEL = 0.95
 
-MAX_IMAGES = 20_000
-"""The most images that a job's choice uses: parts are taken in a random order until they hold as many."""
 MAX_MATED, MAX_NONMATED = 6_000, 24_000
 """Pairs that the choice is made on."""
 MIN_PEOPLE = N_FOLDS

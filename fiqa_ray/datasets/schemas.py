@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 """Part of every fingerprint and of a run's settings record: raise it when a column or its meaning changes."""
 
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from fiqa_ray.config import ComputeSettings
 from fiqa_ray.datasets.dataset import Dataset, Part
+from fiqa_ray.engine.board import Announcer
 from fiqa_ray.engine.cores import set_cores
-from fiqa_ray.engine.late_shards import Announcer
 from fiqa_ray.engine.mapper import Item, Outcome, WorkerSlot, call_and_catch
 from fiqa_ray.engine.ray_workers import lost_process, machine_labels, wants_gpus
 from fiqa_ray.engine.step import PipelinedWorker, Worker

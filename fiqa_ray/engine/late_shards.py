@@ -1,23 +1,18 @@
 """Names shards on a Ray cluster that run much longer than their fellows; never ends the run. `LateShards` is the entry.
 
-Each worker tells the board, an actor without a processor, which shards it begins and ends, and on which node. The driver
-looks at the board now and then.
+Workers write on the board (`engine.board`) which shards they begin and end; the driver looks at it now and then.
 """
 
 from __future__ import annotations
 
-import re
-import socket
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
 
 from fiqa_ray.datasets.dataset import Part
+from fiqa_ray.engine.board import LONGEST_LOOK_S, Announcer
 from fiqa_ray.engine.mapper import Item, Outcome
 from fiqa_ray.engine.progress import note
 from fiqa_ray.engine.run_steps import short_name
@@ -26,88 +21,6 @@ LATE_FACTOR = 5.0
 """A shard is late if it runs this many times longer than the median of the finished shards of its dataset."""
 MAX_NAMED = 3
 """Late shards that one line names."""
-_LONGEST_LOOK_S = 30.0
-
-
-class Board:
-    """Which shards run, since when and on which node; runs as a Ray actor, so that all times come from one clock."""
-
-    def __init__(self) -> None:
-        self._group = -1
-        self._running: dict[int, tuple[float, str]] = {}
-        self._last: dict[str, int] = {}
-        self._changed = time.monotonic()
-
-    def begin(self, group: int, number: int, node: str, actor: str | None = None) -> None:
-        """Note that a shard of a group of steps begins; one that begins again, on another node, replaces its entry."""
-        if group > self._group:
-            self._group, self._running, self._last = group, {}, {}
-        if group == self._group:
-            self._changed = time.monotonic()
-            self._running[number] = (self._changed, node)
-            if actor is not None:
-                self._last[actor] = number
-
-    def end(self, group: int, number: int) -> None:
-        """Note that a shard has ended."""
-        if group == self._group:
-            self._changed = time.monotonic()
-            self._running.pop(number, None)
-
-    def last_of(self, group: int, actor: str) -> int | None:
-        """Return the shard of a group that an actor began last."""
-        return self._last.get(actor) if group == self._group else None
-
-    def look(self, group: int) -> tuple[dict[int, tuple[float, str]], float]:
-        """Return for each running shard of a group how many seconds ago it began, and where; and seconds without change."""
-        now = time.monotonic()
-        shards = self._running.items() if group == self._group else ()
-        return {number: (now - at, node) for number, (at, node) in shards}, now - self._changed
-
-
-def start_board() -> Any:
-    """Start the board on this machine, which lives as long as the run."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return ray.remote(Board).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class Announcer:
-    """Tells the board from a worker which shards run there; waits for no answer."""
-
-    board: Any
-    group: int
-
-    @contextmanager
-    def __call__(self, number: int) -> Iterator[None]:
-        """Announce the shard of this number within its group for the time of a block."""
-        self.begin(number)
-        yield
-        self.board.end.remote(self.group, number)
-
-    def begin(self, number: int) -> None:
-        """Announce that a shard begins, or begins its work on the model: it is then the actor's last."""
-        import ray
-
-        node = ray.get_runtime_context().get_node_id()[:8]
-        place = f"{socket.gethostname()} ({ray.util.get_node_ip_address()}, Ray node {node})"
-        self.board.begin.remote(self.group, number, place, ray.get_runtime_context().get_actor_id())
-
-    def in_hand(self, exc: Exception) -> int | None:
-        """Return the shard that a dead actor had begun last, if Ray's error names the actor."""
-        import ray
-
-        actor = getattr(exc, "actor_id", None) or next(iter(re.findall(r"\b[0-9a-f]{32}\b", str(exc))), None)
-        if actor is None:
-            return None
-        try:
-            number: int | None = ray.get(self.board.last_of.remote(self.group, actor), timeout=_LONGEST_LOOK_S)
-        except ray.exceptions.RayError:
-            return None
-        return number
 
 
 class LateShards:
@@ -145,10 +58,10 @@ class LateShards:
     def _watch(self) -> None:
         import ray
 
-        while not self._ended.wait(min(_LONGEST_LOOK_S, self._late_after_s / 4)):
+        while not self._ended.wait(min(LONGEST_LOOK_S, self._late_after_s / 4)):
             look = self._announcer.board.look.remote(self._announcer.group)
             try:
-                running, unchanged_s = ray.get(look, timeout=_LONGEST_LOOK_S)
+                running, unchanged_s = ray.get(look, timeout=LONGEST_LOOK_S)
             except ray.exceptions.RayError:
                 continue  # the board is a help; without it the run goes on as well
             idle_s = min(unchanged_s, time.monotonic() - self._started)

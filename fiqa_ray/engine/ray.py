@@ -18,9 +18,10 @@ from typing import Any
 
 from fiqa_ray.config import ComputeSettings
 from fiqa_ray.engine.actor_pool import run_in_pools
+from fiqa_ray.engine.board import Announcer, start_board
 from fiqa_ray.engine.head_watch import HeadWatch, head_watch
 from fiqa_ray.engine.interrupts import catch_sigterm
-from fiqa_ray.engine.late_shards import Announcer, LateShards, start_board
+from fiqa_ray.engine.late_shards import LateShards
 from fiqa_ray.engine.local import local_map
 from fiqa_ray.engine.mapper import Item, Mapper, Outcome, call_and_catch
 from fiqa_ray.engine.progress import note
@@ -48,7 +49,7 @@ class RayMapper:
             yield from local_map(items)
             return
         run = run_in_pools if place == "pool" else _ray_tasks
-        announce = Announcer(self._board, next(self._groups))
+        announce = Announcer(self.board, next(self._groups))
         with LateShards(items, announce, self.compute.late_after_s, lambda: self.waits_for(items)) as watch:
             for number, outcome in run(items, self.compute, announce):
                 if number is not None:
@@ -56,8 +57,8 @@ class RayMapper:
                 yield None if number is None else items[number], outcome
 
     @cached_property
-    def _board(self) -> Any:
-        """The board on which workers write which shards they run."""
+    def board(self) -> Any:
+        """The board on which workers write which shards they run, as a Ray actor; started at its first use."""
         return start_board()
 
     def waits_for(self, items: Sequence[Item]) -> str:
@@ -66,8 +67,8 @@ class RayMapper:
 
         if not ray.is_initialized():
             return ""
-        step = items[0][0]
-        on_gpu = step.needs_gpu or (step.uses_model and self.compute.device == "cuda")
+        steps = {id(step): step for step, _ in items}.values()
+        on_gpu = any(step.needs_gpu or (step.uses_model and self.compute.device == "cuda") for step in steps)
         present = ray.cluster_resources()
         lacking = [name for name in (["CPU", "GPU"] if on_gpu else ["CPU"]) if not present.get(name)]
         if not lacking:
@@ -301,7 +302,8 @@ def _start(options: dict[str, Any]) -> None:
 @contextmanager
 def _without_stderr() -> Iterator[None]:
     """Send what Ray's C++ parts write to this process's stderr nowhere: they say how they set up their own logs."""
-    sys.stderr.flush()
+    if sys.stderr is not None:
+        sys.stderr.flush()
     try:
         stderr_copy = os.dup(2)
     except OSError:  # a process without stderr

@@ -27,6 +27,7 @@ from fiqa_ray.engine.cost import Cost, Scale, Units, Workload
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.job import Job
 from fiqa_ray.stages.optimize_labels import label_costs
+from fiqa_ray.stages.optimize_theta import theta_cost
 
 N_KEPT_TABLES = 10
 """First repeats whose ranks a worker keeps for its next shards; those of further repeats are read for every shard."""
@@ -75,8 +76,6 @@ def index_steps(job: Job) -> Iterator[list[Step]]:
 
 def estimate(job: Job, workload: Workload) -> Iterator[Cost]:
     """Yield the cost of each step of the stage."""
-    from fiqa_ray.stages.optimize_theta import theta_cost  # loads scipy.stats, which workers of this file do without
-
     settings = job.settings
     indices, *labels = step_costs(workload.scale, workload.units)
     yield replace(indices, datasets=(job.optimized_index(),))

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fiqa_ray.core.kernels.sorting import stable_order
-from fiqa_ray.core.label_result import score_advice
+from fiqa_ray.core.label_result import sign_advice, sign_facts
 from fiqa_ray.core.labels import reassign_scores, scale_to_unit
 from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.dataset import Dataset, Manifest, Part
@@ -55,6 +55,8 @@ SORT_BYTES = 70
 """Memory per row of a task of the sort in ranges: an upper estimate from peaks of whole processes."""
 SPAN_BYTES = 80
 """Memory per image of `label_span`: an upper estimate from peaks of whole processes."""
+FACT_IMAGES = 50_000
+"""Images by which the sign of a method's scores is judged: enough to see a correlation of 0.02."""
 LABEL_GROUP = 1 << 17
 """Rows of a row group of labels in several parts: what a task holds of all columns at once."""
 
@@ -132,10 +134,7 @@ def label_steps(job: Job) -> Iterator[list[Step]]:
     if is_one_task(n_images):
         memory = LABEL_BYTES * n_images
         steps = [step(s.labels, named, stateless_worker(label_images, s), n_images, memory_bytes=memory) for s in sets]
-        first_of_method = {s.method: i for i, s in reversed([*enumerate(sets)])}
-        for method, i in first_of_method.items():
-            steps[i] = replace(steps[i], check=partial(_say_doubts, sets[i].labels, method))
-        yield steps
+        yield _saying_doubts(steps, sets)
         return
     memory = SORT_BYTES * range_rows(n_images)
     yield [
@@ -150,7 +149,8 @@ def label_steps(job: Job) -> Iterator[list[Step]]:
         steps.append(step(s.sorted_indices, ranges, worker, n_scored, memory_bytes=memory))
     yield steps
     memory = SPAN_BYTES * range_rows(n_images)
-    yield [step(s.labels, named, stateless_worker(label_span, s), n_images, memory_bytes=memory) for s in sets]
+    steps = [step(s.labels, named, stateless_worker(label_span, s), n_images, memory_bytes=memory) for s in sets]
+    yield _saying_doubts(steps, sets)
 
 
 def label_costs(s: Scale, units: Units) -> list[Cost]:
@@ -173,13 +173,18 @@ def label_costs(s: Scale, units: Units) -> list[Cost]:
     ]
 
 
-def _say_doubts(labels: Dataset, method: str, manifest: Manifest) -> None:
-    """Print what is odd in a method's scores, as far as the first 100,000 images show it. Memory: 2.4 MB."""
-    n = min(manifest.n_rows, 100_000)
-    table = labels.read_rows(manifest.parts[0], 0, n, ["prior_score", "quality_index", "mean_similarity_rank"])
-    table = table.filter(pc.is_valid(table["prior_score"]))
-    columns = (table[name].to_numpy() for name in table.column_names)
-    for text in score_advice(method, *columns):
+def _saying_doubts(steps: list[Step], sets: list[LabelData]) -> list[Step]:
+    """Return the steps of the labels, of which the first of each method doubts the sign of its scores."""
+    methods = [s.method for s in sets]
+    return [
+        replace(step, check=partial(_say_doubts, method)) if methods.index(method) == i else step
+        for i, (step, method) in enumerate(zip(steps, methods, strict=True))
+    ]
+
+
+def _say_doubts(method: str, manifest: Manifest) -> None:
+    """Print a doubt of the sign of a method's scores, by the facts that the labels' first part recorded."""
+    for text in sign_advice(method, manifest.stats):
         note(text)
 
 
@@ -197,13 +202,14 @@ def label_images(data: LabelData, span: LabelSpan) -> Part:
         n_scored = len(rows)
         scored_prior, scored_index = (prior, index) if n_scored == n_images else (prior[rows], index[rows])
         score, label, mean_ranks_moved = reassign_scores(scored_prior, scored_index, optimized)
+        facts = _sign_facts(scored_index, table)
         del scored_prior, scored_index
         labels = _label_table(0, names.result(), prior, index, table, score, label)
     return s.labels.write_part(
         0,
         {".parquet": labels},
         n_rows=n_images,
-        stats=_counts(table) | s.sums(n_scored, mean_ranks_moved),
+        stats=_counts(table) | s.sums(n_scored, mean_ranks_moved) | facts,
         duration_s=time.monotonic() - started,
     )
 
@@ -264,6 +270,7 @@ def label_span(data: LabelData, span: LabelSpan) -> Part:
     low, high = (read_span(s.sorted_scores, i, i + 1, ["score"])["score"][0].as_py() for i in ends)
     indices, optimized = PartRange.of(s.quality_index.require()), PartRange.of(s.optimized_index.require())
     counts = {"n_scored": 0, "n_without_pairs": 0}
+    facts: dict[str, float] = {}  # filled by the first row group of all
 
     def row_groups() -> Iterator[pa.Table]:
         for first in range(images.first, images.last, LABEL_GROUP):
@@ -278,6 +285,8 @@ def label_span(data: LabelData, span: LabelSpan) -> Part:
             values = score[table["image_row"].to_numpy() - images.first]
             names = _image_ids(s.faces, span, first, last)
             prior, index = source["prior_score"].to_numpy(), source["quality_index"].to_numpy()
+            if first == 0:
+                facts.update(_sign_facts(index[table["image_row"].to_numpy()], table))
             yield _label_table(first, names, prior, index, table, values, scale_to_unit(values, (low, high)))
 
     content = tables_bytes(row_groups(), schemas.OPTIMIZED_LABELS, LABEL_GROUP)
@@ -287,7 +296,7 @@ def label_span(data: LabelData, span: LabelSpan) -> Part:
         images.index,
         {".parquet": content},
         n_rows=images.n_images,
-        stats=counts | sums,
+        stats=counts | sums | facts,
         duration_s=time.monotonic() - started,
     )
 
@@ -296,6 +305,11 @@ def _counts(optimized: pa.Table) -> dict[str, int]:
     """Return the images with a score, and those of them without a pair."""
     n_without = pc.sum(pc.equal(optimized["n_owned_pairs"], 0)).as_py() or 0
     return {"n_scored": len(optimized), "n_without_pairs": n_without}
+
+
+def _sign_facts(index: np.ndarray, optimized: pa.Table) -> dict[str, float]:
+    """Return the facts of the first `FACT_IMAGES` images with a score; `index` holds their quality indices."""
+    return sign_facts(index[:FACT_IMAGES], optimized["mean_similarity_rank"][:FACT_IMAGES].to_numpy())
 
 
 def _label_table(

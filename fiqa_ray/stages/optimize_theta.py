@@ -10,14 +10,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fiqa_ray.core.candidates import CANDIDATES, HELDOUT
+from fiqa_ray.core.candidates import CANDIDATES, HELDOUT, MAX_IMAGES
 from fiqa_ray.core.kernels.threads import one_thread
 from fiqa_ray.core.labels import quality_index, reassign_scores
-from fiqa_ray.core.theta import MAX_IMAGES, ThetaCurve, compare_thetas
 from fiqa_ray.datasets.columns import embedding_values
 from fiqa_ray.datasets.dataset import Dataset, Manifest, Part
 from fiqa_ray.datasets.image_rows import PartRange, image_columns, read_image_rows
@@ -28,6 +28,9 @@ from fiqa_ray.engine.cost import Cost, Workload
 from fiqa_ray.engine.progress import note
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.job import Job
+
+if TYPE_CHECKING:
+    from fiqa_ray.core.theta import ThetaCurve
 
 CHOICE_S = 10.0
 """Seconds per method, on a core, with `MAX_IMAGES` images of 512 numbers; they fall with the images."""
@@ -102,6 +105,10 @@ def choose_shard(dataset: Dataset, embeddings: Dataset, updates: Dataset, seed: 
 
     Memory: the sample's embeddings, five times as float64, and a part of optimized indices.
     """
+    from fiqa_ray.core.theta import (
+        compare_thetas,
+    )  # late: it loads scipy.stats, and a job with a given theta plans this step too
+
     started = time.monotonic()
     sample = _sample(embeddings, shard.quality_index, seed)
     index, parts = quality_index(sample.prior), PartRange.of(updates.require())

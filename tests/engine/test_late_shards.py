@@ -9,7 +9,8 @@ import pytest
 from fiqa_ray.config import ComputeSettings
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.engine import late_shards
-from fiqa_ray.engine.late_shards import Announcer, LateShards
+from fiqa_ray.engine.board import Announcer
+from fiqa_ray.engine.late_shards import LateShards
 from fiqa_ray.engine.ray import RayMapper
 from fiqa_ray.engine.step import Step, stateless_worker
 

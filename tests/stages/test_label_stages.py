@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import rankdata
 
 from fiqa_ray.config import make_settings
+from fiqa_ray.core import theta as core_theta
 from fiqa_ray.core.candidates import CANDIDATES
 from fiqa_ray.core.labels import optimize_labels
 from fiqa_ray.core.pairs import mated_pairs
@@ -19,7 +20,7 @@ from fiqa_ray.engine.local import LocalMapper, local_map
 from fiqa_ray.engine.run_steps import run_steps
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
-from fiqa_ray.stages import optimize, optimize_theta, rank, stage_steps
+from fiqa_ray.stages import optimize, rank, stage_steps
 from fiqa_ray.stages import optimize_labels as optimize_labels_stage
 from fiqa_ray.storage import read_bytes
 
@@ -166,7 +167,7 @@ def test_heldout_theta_gives_the_labels_of_the_chosen_candidate(tmp_path, monkey
         nan = (np.nan,) * len(CANDIDATES)
         return ThetaCurve(CANDIDATES, nan, nan, nan, nan, 0.3, "", 5, len(person), 6, 7, 0.001, 0.5)
 
-    monkeypatch.setattr(optimize_theta, "compare_thetas", choose)
+    monkeypatch.setattr(core_theta, "compare_thetas", choose)
     monkeypatch.setattr(ThetaCurve, "sentence", lambda self, method: f"{method} gains")
     job = Job(settings(str(tmp_path), optimize={"theta": ["heldout", 0.2]}, methods=[{"name": "one"}]))
     assert job.settings.optimize.index_scale == "normalized"

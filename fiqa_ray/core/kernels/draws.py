@@ -8,6 +8,8 @@ such word per image is spread over the image's many mates by a 32-bit finaliser 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -47,11 +49,14 @@ def uniform_below(size: int, word: np.uint64, cluster: int) -> int:
     return int(np.float32(bits) * np.float32(size * 0.5**24))
 
 
-def _mix(z: np.ndarray) -> np.ndarray:
-    """Mix 64 bits: splitmix64's finaliser, with its published constants."""
+def _mix(z: Any) -> Any:
+    """Mix 64 bits of a word or of an array: splitmix64's finaliser, with its published constants.
+
+    `Any`, since an `np.asarray` here, to please mypy, allocates an array for each word where this is compiled.
+    """
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(z ^ (z >> np.uint64(31)))
+    return z ^ (z >> np.uint64(31))
 
 
 mix = compiled(_mix)
