@@ -75,7 +75,7 @@ def test_a_choice_on_half_of_the_persons_holds_on_the_other_half(wish) -> None:
     for split, row in enumerate(within):
         sample = population(rng)
         here, there = (sample.of_persons(half) for half in halves(400, split))
-        choice = choose_threshold(here, **wish, n_draws=100, seed=split)
+        choice = choose_threshold(here, **wish, n_draws=200, seed=split)
         intervals = choice.fnmr_interval, choice.reject_interval
         row[:] = [low <= r <= high for r, (low, high) in zip(there.rates(choice.threshold), intervals, strict=True)]
     assert within.mean(axis=0).min() >= 0.93

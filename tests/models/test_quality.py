@@ -219,12 +219,12 @@ def test_methods_on_one_recogniser_share_its_pass_and_give_what_they_give_alone(
 @pytest.mark.slow
 def test_scores_are_the_same_for_every_batch_size(split):
     """To 1e-6 (relative) in float32; FaceQAN's attack exactly, as its passes have one shape whatever the batch."""
-    faces, rows = some_faces(24) // 2, np.arange(24) * 7
+    faces, rows = some_faces(64) // 2, np.arange(64) * 7
     for scorer in [*scorers_on(split), load_scorer("sddfiqa_mobilefacenet", weights="random:1")]:
         whole = scorer(faces, rows)
-        assert len(np.unique(whole)) == 24
+        assert len(np.unique(whole)) == 64
         for size in (1, 7):
-            parts = [scorer(faces[i : i + size], rows[i : i + size]) for i in range(0, 24, size)]
+            parts = [scorer(faces[i : i + size], rows[i : i + size]) for i in range(0, 64, size)]
             tolerance = 0 if scorer.name == "faceqan" else 1e-6
             np.testing.assert_allclose(np.concatenate(parts), whole, rtol=tolerance, atol=tolerance * np.ptp(whole))
 
