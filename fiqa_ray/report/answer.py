@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from fiqa_ray.datasets.results import AucRow, DifferenceRow
+from fiqa_ray.datasets.results import BASELINE, EDIFF, AucRow, DifferenceRow
 
 
 def answer_lines(areas: Sequence[AucRow], differences: Sequence[DifferenceRow]) -> Iterator[str]:
@@ -20,13 +20,16 @@ def answer_lines(areas: Sequence[AucRow], differences: Sequence[DifferenceRow]) 
     area_of = {r.scorer: r.auc for r in areas if r.is_own_limit and _cell(r) == _cell(first)}
     same_cell = [r for r in differences if _cell(r) == _cell(first)]
     gains = [r for r in same_cell if r.family == "unoptimized"]
-    yield _answer(gains)
-    for row in gains:
-        yield f"  {_gain(row, area_of)}"
-        against = next((r for r in same_cell if r.family == "baseline" and r.scorer_a == row.scorer_a), None)
-        if against is not None:
-            before = area_of.get(against.scorer_b, math.nan)
-            yield f"    against {row.method} itself, {1000 * before:.1f}: {_change(against)}"
+    by_rule = {r.scorer for r in areas if r.variant == EDIFF}
+    for labels, of_labels in (
+        ("optimized labels", [r for r in gains if r.scorer_a not in by_rule]),
+        ("labels by eDifFIQA's rule", [r for r in gains if r.scorer_a in by_rule]),
+    ):
+        if of_labels or (not gains and labels == "optimized labels"):
+            yield _answer(labels, of_labels)
+        for row in of_labels:
+            yield f"  {_gain(row, labels, area_of)}"
+            yield from _further(row, same_cell, area_of)
     rate = "" if first.fmr is None or math.isnan(first.fmr) else f"FMR {first.fmr:g}, "
     levels = {f"{r.level:.0%}" for r in gains if not math.isnan(r.low)}
     yield (
@@ -39,6 +42,15 @@ def answer_lines(areas: Sequence[AucRow], differences: Sequence[DifferenceRow]) 
             f"The report also has {len(others)} other combination{'s' if len(others) > 1 else ''} of benchmark, recogniser, "
             "convention and rate, which may say something else."
         )
+
+
+def _further(row: DifferenceRow, same_cell: Sequence[DifferenceRow], area_of: Mapping[str, float]) -> Iterator[str]:
+    """Yield how the first scorer of a difference compares with its method, and with a regressor on eDifFIQA's labels."""
+    for family, name in ((BASELINE, f"{row.method} itself"), (EDIFF, "the regressor on labels by eDifFIQA's rule")):
+        against = next((r for r in same_cell if r.family == family and r.scorer_a == row.scorer_a), None)
+        if against is not None:
+            before = area_of.get(against.scorer_b, math.nan)
+            yield f"    against {name}, {1000 * before:.1f}: {_change(against)}"
 
 
 def _cell(row: AucRow | DifferenceRow) -> tuple[str, str, str, str]:
@@ -61,7 +73,7 @@ def why_untold(row: DifferenceRow) -> str:
     return ""
 
 
-def _answer(gains: list[DifferenceRow]) -> str:
+def _answer(labels: str, gains: list[DifferenceRow]) -> str:
     """Return the first sentence."""
     helps = dict.fromkeys(r.method for r in gains if _is_clear(r) and r.difference < 0)
     harms = dict.fromkeys(r.method for r in gains if _is_clear(r) and r.difference > 0)
@@ -76,14 +88,14 @@ def _answer(gains: list[DifferenceRow]) -> str:
     parts += [f"they harm {', '.join(harms)}"] if harms else []
     parts += [f"cannot be told for {', '.join(dict.fromkeys(names))} ({why})" for why, names in untold.items()]
     answer = "; ".join(parts) or "nothing was compared"
-    return f"Do optimized labels help? {answer[0].upper()}{answer[1:]}."
+    return f"Do {labels} help? {answer[0].upper()}{answer[1:]}."
 
 
-def _gain(row: DifferenceRow, area_of: dict[str, float]) -> str:
+def _gain(row: DifferenceRow, labels: str, area_of: Mapping[str, float]) -> str:
     """Return the areas of both regressors of a method, and their difference."""
     theta = "" if row.theta is None or math.isnan(row.theta) else f" (theta {row.theta:g})"
     after, before = area_of.get(row.scorer_a, math.nan), area_of.get(row.scorer_b, math.nan)
-    areas = f"regressor on its scores {1000 * before:.1f}, on optimized labels {1000 * after:.1f}"
+    areas = f"regressor on its scores {1000 * before:.1f}, on {labels} {1000 * after:.1f}"
     return f"{row.method}{theta}: {areas}: {_change(row)}"
 
 
