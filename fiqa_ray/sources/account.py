@@ -23,6 +23,7 @@ class Account:
         n_people: identities of the images.
         n_single: identities with one image; no mated pair holds it.
         landmarks: how the landmarks fit the template; None if there are none.
+        is_flat: whether the source names no people; all images then have one identity, "".
     """
 
     n_images: int
@@ -30,13 +31,15 @@ class Account:
     n_people: int = 0
     n_single: int = 0
     landmarks: LandmarkFit | None = None
+    is_flat: bool = False
 
     @classmethod
     def of(cls, faces: pa.Table, left_out: Counter[str], landmarks: LandmarkFit | None = None) -> Account:
         """Return the account of a finished list, which is sorted by identity."""
         identity = faces["identity"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
         sizes = np.bincount(identity) if len(identity) else np.zeros(0, np.int64)
-        return cls(len(faces), dict(left_out), len(sizes), int((sizes == 1).sum()), landmarks)
+        is_flat = len(identity) > 0 and faces["identity"][0].as_py() == ""
+        return cls(len(faces), dict(left_out), len(sizes), int((sizes == 1).sum()), landmarks, is_flat)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Account:
@@ -58,7 +61,9 @@ class Account:
         why = f" ({count_text(Counter(self.left_out))})" if n_left_out else ""
         single = f", {self.n_single:,} of them with one image, which can have no pair" if self.n_single else ""
         fit = f"; {self.landmarks}" if self.landmarks else ""
+        people = "1 person" if self.n_people == 1 else f"{self.n_people:,} people"
+        if self.is_flat:
+            people = "people not named"
         return (
-            f"{self.n_seen:,} seen, {self.n_images:,} images taken, {n_left_out:,} left out{why}; "
-            f"{self.n_people:,} people{single}{fit}"
+            f"{self.n_seen:,} seen, {self.n_images:,} images taken, {n_left_out:,} left out{why}; {people}{single}{fit}"
         )

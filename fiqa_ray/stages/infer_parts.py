@@ -7,11 +7,9 @@ the numbers of an image do not depend on its shard or batch.
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -26,9 +24,7 @@ from fiqa_ray.config import RecognizerSettings, default_batch_size
 from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.columns import embedding_column, seed_score_column
 from fiqa_ray.datasets.dataset import Dataset, Part
-from fiqa_ray.engine.cores import cores
 from fiqa_ray.engine.step import PipelinedWorker
-from fiqa_ray.images import decode_packed_faces
 from fiqa_ray.models.devices import fed_to, resolve_device, set_cuda_precision
 from fiqa_ray.models.formats.onnx_network import OnnxNetwork
 from fiqa_ray.models.precision_gate import PrecisionGate
@@ -37,6 +33,7 @@ from fiqa_ray.models.recognition import load_recognizer
 from fiqa_ray.models.recognizer import Recognizer, embed_faces
 from fiqa_ray.models.reference import ModelRef
 from fiqa_ray.models.scorer import Scorer, score_together
+from fiqa_ray.stages.infer_parts_decoding import Decoders
 
 Kind = Literal["embedding", "score", "seed_scores"]
 """What a step writes per face; `seed_scores` are those of a regressor that the job trained."""
@@ -44,12 +41,6 @@ Model = Callable[[torch.Tensor, NDArray[np.int64]], NDArray[np.float32]]
 """Maps `(N, 3, 112, 112) uint8` faces and their `(N,)` image rows to `(N, D)` embeddings or `(N,)` scores."""
 Models = Callable[[torch.Tensor, NDArray[np.int64]], list[NDArray[np.float32]]]
 """The same for the datasets of one step: one array each."""
-
-
-BATCHES_AHEAD = 2
-"""Decoded batches that wait for the models, for each thread that decodes."""
-MAX_DECODERS = 16
-"""Threads of a worker that decode; more would wait for Python's lock."""
 
 
 def make_model_worker(
@@ -78,7 +69,7 @@ def model_worker(
 ) -> PipelinedWorker:
     """Return the worker of loaded models.
 
-    Memory: the encoded faces of a part and some decoded batches, for the part that runs and for the next one.
+    Memory: the encoded faces of the part that runs and of the next one, and some decoded batches (`Decoders`).
 
     Args:
         datasets: what the models return, in their order.
@@ -89,7 +80,7 @@ def model_worker(
         device: where the models run.
         gate: holds the first outputs against float32.
     """
-    decoders = ThreadPoolExecutor(min(cores(), MAX_DECODERS))
+    decoders = Decoders(batch_size)
     last_end = 0.0
 
     def read(shard: Part) -> _ReadPart:
@@ -97,8 +88,7 @@ def model_worker(
         table = faces.read(shard, ["image_row", "identity_row", "face", "status", "error"])
         good = np.flatnonzero(pc.equal(table["status"], "ok").to_numpy())
         encoded = table["face"] if len(good) == len(table) else table["face"].take(pa.array(good))
-        batches = _Batches(encoded, batch_size, decoders)
-        return _ReadPart(shard.index, table.drop_columns("face"), good, batches, started)
+        return _ReadPart(shard.index, table.drop_columns("face"), good, decoders.batches(encoded), started)
 
     def run(part: _ReadPart) -> _ComputedPart:
         nonlocal last_end
@@ -136,7 +126,7 @@ class _ReadPart:
     index: int
     table: pa.Table
     good: NDArray[np.int64]
-    batches: _Batches
+    batches: Iterator[torch.Tensor]
     started: float
 
 
@@ -147,45 +137,6 @@ class _ComputedPart:
     part: _ReadPart
     values: list[NDArray[np.float32]]
     duration_s: float
-
-
-class _Batches:
-    """Decoded batches `(batch_size, 3, 112, 112) uint8` of encoded faces; threads decode some ahead of who iterates."""
-
-    def __init__(self, encoded: pa.ChunkedArray, batch_size: int, decoders: ThreadPoolExecutor) -> None:
-        self._faces, self._size, self._decoders = _views(encoded), batch_size, decoders
-        self._firsts = iter(range(0, max(len(self._faces), 1), batch_size))
-        self._ahead: deque[Future[torch.Tensor]] = deque()
-        for _ in range(BATCHES_AHEAD * decoders._max_workers):
-            self._begin_next()
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        while self._ahead:
-            batch = self._ahead.popleft().result()
-            self._begin_next()
-            yield batch
-
-    def _begin_next(self) -> None:
-        first = next(self._firsts, None)
-        if first is not None:
-            self._ahead.append(self._decoders.submit(self._decode, first))
-
-    def _decode(self, first: int) -> torch.Tensor:
-        faces = decode_packed_faces(self._faces[first : first + self._size])
-        if len(faces) < self._size:
-            faces = np.concatenate([faces, np.zeros((self._size - len(faces), *faces.shape[1:]), np.uint8)])
-        return torch.from_numpy(faces)
-
-
-def _views(column: pa.ChunkedArray) -> list[memoryview]:
-    """Return the values of a binary column without nulls, without copying them."""
-    values: list[memoryview] = []
-    for chunk in column.chunks:
-        _, offsets, content = chunk.buffers()
-        bounds = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1].tolist()
-        view = memoryview(content or b"")
-        values += [view[start:end] for start, end in itertools.pairwise(bounds)]
-    return values
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
 import pytest
 
 import smoke
@@ -12,6 +13,7 @@ from containers import png, put, put_parquet, tar_bytes
 from fiqa_ray.cli import main
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
+from fiqa_ray.sources.account import Account
 from fiqa_ray.sources.command_line import list_images, read_images
 from fiqa_ray.sources.files import read_files
 from fiqa_ray.sources.folder import list_folder
@@ -181,6 +183,14 @@ def test_a_run_says_what_it_saw(tmp_path, picture, capsys):
     assert wanted in capsys.readouterr().err
     account = Job(settings).faces("train").plan()["account"]
     assert (account["n_images"], account["n_people"], account["n_single"]) == (5, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("identities", "text"),
+    [(["", "", ""], "people not named"), (["a", "a", "a"], "1 person"), (["a", "a", "b"], "2 people, 1 of them")],
+)
+def test_a_flat_set_has_no_people(identities, text):
+    assert f"left out; {text}" in str(Account.of(pa.table({"identity": identities}), Counter()))
 
 
 def test_people_of_one_image_each_stop_a_run_unless_allowed(tmp_path, picture, capsys):
