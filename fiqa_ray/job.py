@@ -432,6 +432,10 @@ class Job:
         """Return the HTML report."""
         inputs = {"results": self.results()} if self.settings.benchmarks else {}
         inputs |= {f"{s.method.label}-{s.key}": self.regressor(s) for s in self.label_sets()}
+        sets = [
+            LabelSet(m, t) for m in self.settings.methods for t in self.settings.optimize.rules if self.with_training
+        ]
+        inputs |= {f"labels of {s.method.label}, {s.key}": self.labels(s) for s in sets}
         return self._dataset("report", {}, {"name": self.settings.name}, inputs)
 
     def _dataset(self, name: str, keys: dict[str, str], config: dict[str, Any], inputs: dict[str, Dataset]) -> Dataset:

@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fiqa_ray.images import decode_faces, decode_image, encode_png, face_picture
+from fiqa_ray.images import decode_faces, decode_image, encode_png, face_picture, small_picture
 from fiqa_ray.packed_faces import is_packed, pack_face, unpack_faces
 
 
@@ -61,3 +61,11 @@ def test_batches_mix_both_forms_and_a_picture_of_each_can_be_shown() -> None:
     for face, data in zip(pictures, stored, strict=True):
         np.testing.assert_array_equal(decode_image(face_picture(data))[0], face)
     assert face_picture(stored[0]) == stored[0]
+
+
+def test_a_small_picture_looks_like_the_face():
+    x, y = np.meshgrid(np.arange(112), np.arange(112))
+    face = np.stack([2 * x, 2 * y, x + y], axis=2).astype(np.uint8)  # red rises to the right, green downwards
+    small = small_picture(pack_face(face))
+    assert np.abs(decode_image(small)[0].astype(int) - face).mean() < 2
+    assert len(small) < 5000

@@ -162,44 +162,37 @@ def move_advice(theta: float, move: float, pairs_per_image: float, n_images: int
     )
 
 
-def score_facts(
-    score: NDArray[np.float64], quality_index: NDArray[np.int64], mean_similarity_rank: NDArray[np.float64]
-) -> dict[str, float]:
-    """Return the numbers by which `score_advice` judges the scores of a method.
+def sign_facts(quality_index: NDArray[np.int64], mean_similarity_rank: NDArray[np.float64]) -> dict[str, float]:
+    """Return the numbers by which `sign_advice` judges the sign of a method's scores.
 
     Args:
-        score: `(I,)` prior scores, in any order.
-        quality_index: `(I,)`.
+        quality_index: `(I,)`, in any order.
         mean_similarity_rank: `(I,)`, NaN where an image owns no pair.
 
     Returns:
-        `scores_differ`, 1 unless all scores are equal; `n_owners`, images that own pairs; and `score_rho`, over these images
-        the rank correlation (Spearman) of quality index and mean similarity rank, 0 below `MIN_OWNERS` images.
+        `n_owners`, images that own pairs; and `score_rho`, over these images the rank correlation (Spearman) of quality
+        index and mean similarity rank, 0 below `MIN_OWNERS` images.
     """
     owns = np.flatnonzero(np.isfinite(mean_similarity_rank))
     rho = 0.0
     if len(owns) >= MIN_OWNERS:
         ranks = [np.argsort(np.argsort(v[owns])) for v in (quality_index, mean_similarity_rank)]
         rho = float(np.corrcoef(ranks[0].astype(np.float64), ranks[1].astype(np.float64))[0, 1])
-    return {"scores_differ": int((score != score[:1]).any()), "n_owners": len(owns), "score_rho": rho}
+    return {"n_owners": len(owns), "score_rho": rho}
 
 
-def score_advice(method: str, n_images: int, facts: Mapping[str, float]) -> Iterator[str]:
-    """Yield what is odd in the scores of a method, whose sign the similarities of the pairs should share.
+def sign_advice(method: str, facts: Mapping[str, float]) -> Iterator[str]:
+    """Yield a line where a method's scores seem to have the wrong sign: the similarities of the pairs should rise with them.
 
     Args:
         method: its name, or an empty text.
-        n_images: images with a score.
-        facts: `score_facts` of them, or of many of them.
+        facts: `sign_facts` of its images, or of many of them.
     """
-    of = f"{method}: " if method else ""
     n_owners, rho = facts["n_owners"], facts["score_rho"]
-    if n_images > 1 and not facts["scores_differ"]:
-        yield f"{of}all {n_images:,} scores are equal, so they order nothing"
-    elif n_owners >= MIN_OWNERS and rho < min(-LEAST_RHO, -SIGN_ERRORS / math.sqrt(n_owners - 1)):
+    if n_owners >= MIN_OWNERS and rho < min(-LEAST_RHO, -SIGN_ERRORS / math.sqrt(n_owners - 1)):
         yield (
-            f"{of}images with larger scores have less similar pairs (Spearman {rho:+.2f}): is a larger score better "
-            "quality? Negate an uncertainty"
+            f"{method}{': ' if method else ''}images with larger scores have less similar pairs (Spearman {rho:+.2f}): is a "
+            "larger score better quality? Negate an uncertainty"
         )
 
 

@@ -25,12 +25,14 @@ from fiqa_ray.core.kernels.owners import add_repeat, assign_sorted_scores, sum_r
 from fiqa_ray.core.kernels.sorting import stable_order
 from fiqa_ray.core.kernels.threads import available_threads, one_thread
 from fiqa_ray.core.label_result import OptimizedLabels as OptimizedLabels
-from fiqa_ray.core.label_result import advice, score_advice, score_facts
+from fiqa_ray.core.label_result import advice, sign_advice, sign_facts
 from fiqa_ray.core.pairs import Pairs, mated_pairs, round_similarity
 from fiqa_ray.core.ranking import RankTable
 from fiqa_ray.errors import UsageError
 
 INDEX_SCALES = ("raw", "normalized")
+COSINE_SLACK = 1e-2
+"""By so much a given cosine may lie outside [-1, 1], as one of float16 vectors may."""
 _PAIRS_SHARE = 0.6
 """Clusters and pairs take about this share of the time (for `progress`)."""
 
@@ -96,7 +98,7 @@ def optimize_labels(
     methods = prior_scores if isinstance(prior_scores, Mapping) else {"": prior_scores}
     priors = {name: _checked_prior(name, scores, len(embeddings)) for name, scores in methods.items()}
 
-    # pairs number the images in the order of people: their image i is the caller's image order[i]
+    # pairs number the images person by person: their image i is the caller's image order[i]
     identity_row, n_identities = _identity_rows(identities)  # (I,)
     order = np.argsort(identity_row, kind="stable")  # (I,)
     n_images_of = np.bincount(identity_row, minlength=n_identities)  # (K,)
@@ -123,20 +125,23 @@ def optimize_labels(
     texts = list(advice(n_images_of, n_clusters, len(repeats[0].mate), index_scale, results))
     for name, by_theta in labels.items():
         first = by_theta[thetas[0]]
-        facts = score_facts(first.score, first.quality_index, first.mean_similarity_rank)
-        texts += score_advice(name, len(first.score), facts)
+        if len(first.score) > 1 and np.ptp(first.score) == 0:
+            of = f"{name}: " if name else ""
+            texts.append(f"{of}all {len(first.score):,} scores are equal, so they order nothing")
+        else:
+            texts += sign_advice(name, sign_facts(first.quality_index, first.mean_similarity_rank))
     if n_zero := int((~embeddings.any(axis=1)).sum()):
         texts.append(f"{n_zero:,} embeddings are zero, as of faces that failed; leave these images out")
     for text in texts:
         warnings.warn(text, stacklevel=2)
-    has_one_theta, has_one_method = not isinstance(theta, Sequence | np.ndarray), not isinstance(prior_scores, Mapping)
+    has_one_theta, has_one_method = np.ndim(theta) == 0, not isinstance(prior_scores, Mapping)
     by_method = {name: by_theta[thetas[0]] if has_one_theta else by_theta for name, by_theta in labels.items()}
     return by_method[""] if has_one_method else by_method
 
 
 def _thetas(theta: Theta) -> list[float]:
     """Return all thetas as floats; `UsageError` where there is none or one is no number."""
-    values = list(theta) if isinstance(theta, Sequence | np.ndarray) and not isinstance(theta, str) else [theta]
+    values: list[Any] = [theta] if isinstance(theta, str) or np.ndim(theta) == 0 else list(theta)  # type: ignore[arg-type]
     try:
         numbers = [float(v) for v in values]
     except (TypeError, ValueError) as exc:
@@ -189,7 +194,8 @@ def optimize_from_pairs(
         index_scale: as in `optimize_labels`.
 
     Raises:
-        UsageError: scores that are not finite, rows out of range, theta outside [0, 1], or an unknown index scale.
+        UsageError: scores that are not finite, pairs whose arrays differ in length, rows that are no whole numbers or out
+            of range, similarities outside [-1, 1], theta outside [0, 1], or an unknown index scale.
     """
     prior = checked_scores(prior_scores)
     index_scale = index_scale or default_scale([theta])
@@ -197,21 +203,39 @@ def optimize_from_pairs(
     index = quality_index(prior)
     update = IndexUpdate(index)
     for r, (image_rows, mate_rows, similarities) in enumerate(repeats):
-        image, mate = np.asarray(image_rows, np.int64), np.asarray(mate_rows, np.int64)
-        similarity = np.asarray(similarities)
-        for name, rows in (("image_row", image), ("mate_row", mate)):
-            if len(rows) and (rows.min() < 0 or rows.max() >= len(prior)):
-                raise UsageError(
-                    f"repeat {r}: {name} runs from {rows.min()} to {rows.max()}, but there are {len(prior)} prior scores; "
-                    "rows count from 0"
-                )
-        if not np.isfinite(similarity).all():
-            raise UsageError(f"repeat {r}: a similarity is NaN or infinite; drop the pairs of images without embedding")
+        image, mate, similarity = _checked_pairs(r, image_rows, mate_rows, similarities, len(prior))
         order = np.argsort(image, kind="stable")  # (L,) pairs by the image that opens them
         n_opened = np.bincount(image, minlength=len(prior))
         sums = sum_owned_ranks({"": index}, n_opened, mate[order].astype(np.int32), round_similarity(similarity[order]))
         update.add(*sums[""], rank_scale(index_scale, len(prior), len(image)))
     return _labels(prior, update, theta)
+
+
+def _checked_pairs(
+    repeat: int, image_rows: ArrayLike, mate_rows: ArrayLike, similarities: ArrayLike, n_images: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Return the pairs of a repeat as arrays; `UsageError` for what cannot be pairs of `n_images` images."""
+    image, mate, similarity = (np.asarray(values) for values in (image_rows, mate_rows, similarities))
+    shapes = {"image_row": image.shape, "mate_row": mate.shape, "similarity": similarity.shape}
+    if image.ndim != 1 or len(set(shapes.values())) > 1:
+        said = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise UsageError(f"repeat {repeat}: arrays of one length are needed, one entry per pair, got {said}")
+    for name, rows in (("image_row", image), ("mate_row", mate)):
+        if len(rows) and not np.issubdtype(rows.dtype, np.integer):
+            raise UsageError(f"repeat {repeat}: {name} must hold whole numbers, got {rows.dtype}")
+        if len(rows) and (rows.min() < 0 or rows.max() >= n_images):
+            raise UsageError(
+                f"repeat {repeat}: {name} runs from {rows.min()} to {rows.max()}, but there are {n_images} prior scores; "
+                "rows count from 0"
+            )
+    if not np.isfinite(similarity).all():
+        raise UsageError(
+            f"repeat {repeat}: a similarity is NaN or infinite; drop the pairs of images without embedding"
+        )
+    if len(similarity) and np.abs(similarity).max() > 1 + COSINE_SLACK:
+        worst = similarity[np.abs(similarity).argmax()]
+        raise UsageError(f"repeat {repeat}: a similarity is {worst:g}; give cosines, which lie in [-1, 1]")
+    return image.astype(np.int64), mate.astype(np.int64), similarity
 
 
 def quality_index(prior_scores: ArrayLike) -> NDArray[np.int64]:

@@ -92,7 +92,7 @@ def mated_pairs(
         clusters: stored clusters `(I,)` of an earlier call, one array per clustering; if given, K-Means is left out.
         device: `cpu` for the compiled loops, else a torch device.
         n_threads: threads that share the identities.
-        progress: is called with the share of the identities that is done.
+        progress: is called with the share of the work that is done, unless all identities make one block.
 
     Raises:
         ValueError: `clusters` do not fit the identities.

@@ -1,9 +1,9 @@
 """Label optimization (section III-C of the paper) on one page: the specification, in plain numpy.
 
-Read this file first. `core.labels.optimize_labels` does the same much faster in one process, and the job on any number of
-machines. Both compute cosines in float32, so a similarity can differ from this file's by some multiples of 2^-23. With exact
-cosines, as in the tests, all three give equal labels, as long as no identity has more than 4,096 images: larger ones are
-clustered by faiss there. The algorithm, in the paper's order:
+Read this file first. Given the same arguments, `core.labels.optimize_labels` does the same much faster in one process, and
+the job on any number of machines. Both compute cosines in float32, so a similarity can differ from this file's by some
+multiples of 2^-23. With exact cosines, as in the tests, all three give equal labels, as long as no identity has more than
+4,096 images: larger ones are clustered by faiss there. The algorithm, in the paper's order:
 
     1. Cluster the images of each identity.                                 `cluster_identity`
     2. Draw mated pairs: each image with one image of each other cluster.   `draw_mates`
@@ -79,7 +79,8 @@ def optimize_labels(
 def cluster_identity(unit: FloatArray, identity: int, n_clusters: int, seed: int, init: str = "random") -> IntArray:
     """Return the cluster `(N,)` of each image of one identity, by K-Means from random images or `spread_starts`.
 
-    An identity of fewer than C images starts from all of them. K-Means needs cosines alone, not means. For a cluster c of m
+    An identity of fewer than C images starts from all of them. K-Means can be computed from cosines alone: means are
+    never formed. For a cluster c of m
     images, let T_ic be the sum of the cosines of image i to them. The squared distance of image i to their mean is then
     1 - 2 T_ic / m + (sum of T_jc over the members j) / m^2. The 1 is left out: it is the same for all clusters. The cosines
     are rounded so coarsely that float32 adds up N of them without error.
@@ -144,7 +145,7 @@ def draw_mates(cluster: IntArray, identity: int, repeat: int, seed: int) -> IntA
 
 
 def cosine_similarity(unit_a: FloatArray, unit_b: FloatArray) -> FloatArray:
-    """Return the cosines of unit vectors (equation 1), rounded to multiples of 2^-23: float32's step from 1 upwards."""
+    """Return the cosines of unit vectors (equation 1), rounded to multiples of 2^-23, the spacing of float32 in [1, 2)."""
     cosine: FloatArray = (unit_a * unit_b).sum(axis=-1)
     return np.rint(cosine * SIMILARITY_STEPS) / SIMILARITY_STEPS
 

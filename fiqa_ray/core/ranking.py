@@ -40,9 +40,9 @@ _FEW_PAIRS = 1 << 17
 class RankTable:
     """Doubled rank by similarity, small enough for a processor's cache.
 
-    doubled_rank(key) = block_rank[i // 64] + (key_rank[i] - 1), where i = key - first_key, i // 64 is the key's block, and
-    key_rank its rank within the block. Key ranks are stored plus 1,
-    because 0 marks a key that no pair has. The table is split in two so that the large array fits the cache as uint16.
+    The doubled rank of a key is twice the number of pairs before its block of 64 keys, plus twice its mean rank within the
+    block: block_rank[i // 64] + (key_rank[i] - 1), where i = key - first_key. The second term is stored plus 1, because 0
+    marks a key that no pair has. The table is split in two so that the large array fits the cache as uint16.
 
     Attributes:
         first_key: the lowest key of the first block.
@@ -194,7 +194,10 @@ def add_histograms(histograms: Iterable[Histogram]) -> Histogram:
 
 
 def merge_range(sorted_keys: NDArray[np.int32]) -> Histogram:
-    """Return the histogram of the keys of a range: several sorted runs, one after the other. Memory: 16 bytes per key."""
+    """Return the histogram of the keys of a range: several sorted runs, one after the other.
+
+    Memory: 8 bytes per key beside the input's 4 where ten pairs share a key, 45 where few do.
+    """
     key = np.sort(sorted_keys, kind="stable")  # which finds the sorted stretches and merges them
     first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])) if len(key) else np.empty(0, np.int64)
     return Histogram.of(key[first], np.diff(first, append=len(key)))

@@ -6,8 +6,8 @@
     _manifest.json        the parts, once all are there: a dataset counts from here on
 
 Readers of Parquet folders (pandas, pyarrow) leave out names that begin with "_", so they read a folder of parts as a table.
-Nothing is deleted; a part is only ever written again with the bytes it had, to mend a lost or damaged file. A shard is the
-work that makes one part; a group is several parts that one task reads.
+No part is deleted; it is only ever written again with the bytes it had, to mend a lost or damaged file. A shard is the work
+that makes one part; a group of parts is what one task reads.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from fiqa_ray.storage.patience import take_retries
 
 _Wanted = TypeVar("_Wanted")
 _last_manifest: dict[tuple[str, int], Manifest] = {}
-"""The manifest that `write_part` read last, by URI and content: a finished dataset may lack many parts."""
+"""The manifest that `write_part` read last, by URI and content: it needs one for each lost part of a finished dataset."""
 _REMEDIES = {
     "_plan.json": "remove this file and run again: it is written again",
     "_manifest.json": "remove this file and run again: it is written again from the records of the parts",
@@ -231,13 +231,11 @@ class Dataset:
         if content is None:
             return None
         key = (self.uri, hash(content))
-        if key not in _last_manifest:
-            manifest = self.manifest()
+        manifest = _last_manifest.get(key)
+        if manifest is None and (manifest := self.manifest()) is not None:
             _last_manifest.clear()
-            if manifest is None:
-                return None
             _last_manifest[key] = manifest
-        return _last_manifest[key]
+        return manifest
 
     def _write_file(
         self, part: str, name: str, content: FileContent, record: Mapping[str, Any] | None, parquet: dict[str, Any]
@@ -427,13 +425,12 @@ class Dataset:
         return table.slice(skip, last - first)
 
     def read_range(self, part: Part, low: int, high: int, suffix: str, columns: list[str] | None = None) -> pa.Table:
-        """Read the row groups of a table whose first column, of whole numbers, has some in [low, high)."""
+        """Read the row groups of a table whose first column, of whole numbers, has some in [low, high) or no statistics."""
 
         def choose(metadata: pq.FileMetaData) -> list[int]:
             extents = [metadata.row_group(g).column(0).statistics for g in range(metadata.num_row_groups)]
-            return [
-                g for g, e in enumerate(extents) if e is not None and e.has_min_max and e.min < high and e.max >= low
-            ]
+            is_known = [e is not None and e.has_min_max for e in extents]
+            return [g for g, e in enumerate(extents) if not is_known[g] or (e.min < high and e.max >= low)]
 
         return self._table(part, suffix, columns, choose)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
@@ -10,8 +10,16 @@ from fiqa_ray.datasets.dataset import Dataset
 from fiqa_ray.images import face_picture
 
 
-def read_pictures(faces: Dataset, rows: Sequence[int]) -> dict[int, tuple[bytes, str]]:
-    """Return the picture, an image file, and the image_id of some rows, by row. Memory: the faces of one part."""
+def read_pictures(
+    faces: Dataset, rows: Sequence[int], picture: Callable[[bytes], bytes] = face_picture
+) -> dict[int, tuple[bytes, str]]:
+    """Return the picture, an image file, and the image_id of some rows, by row. Memory: the faces of one part.
+
+    Args:
+        faces: The packed faces.
+        rows: Which of them.
+        picture: Makes the image file from the stored face.
+    """
     manifest = faces.require()
     pictures: dict[int, tuple[bytes, str]] = {}
     for part, first in zip(manifest.parts, manifest.first_rows[:-1], strict=True):
@@ -20,5 +28,5 @@ def read_pictures(faces: Dataset, rows: Sequence[int]) -> dict[int, tuple[bytes,
             table = faces.read(part, ["face", "image_id"]).take(pa.array(in_part))
             columns = (table["face"].to_pylist(), table["image_id"].to_pylist())
             for r, face, image_id in zip(in_part, *columns, strict=True):
-                pictures[first + r] = (face and face_picture(face), image_id)
+                pictures[first + r] = (face and picture(face), image_id)
     return pictures

@@ -67,8 +67,8 @@ class RayMapper:
 
         if not ray.is_initialized():
             return ""
-        step = items[0][0]
-        on_gpu = step.needs_gpu or (step.uses_model and self.compute.device == "cuda")
+        steps = {id(step): step for step, _ in items}.values()
+        on_gpu = any(step.needs_gpu or (step.uses_model and self.compute.device == "cuda") for step in steps)
         present = ray.cluster_resources()
         lacking = [name for name in (["CPU", "GPU"] if on_gpu else ["CPU"]) if not present.get(name)]
         if not lacking:
@@ -302,7 +302,8 @@ def _start(options: dict[str, Any]) -> None:
 @contextmanager
 def _without_stderr() -> Iterator[None]:
     """Send what Ray's C++ parts write to this process's stderr nowhere: they say how they set up their own logs."""
-    sys.stderr.flush()
+    if sys.stderr is not None:
+        sys.stderr.flush()
     try:
         stderr_copy = os.dup(2)
     except OSError:  # a process without stderr

@@ -1,16 +1,16 @@
-"""How a worker of embed and score runs models over a part of the faces, in three operations that overlap.
+"""How a worker of embed and score runs models over a part of the faces, in three operations.
 
-It reads the part and decodes its first batches, runs the models, and writes a part of each dataset; the engine reads the
-next part and writes the last one while the models work. Batches have one fixed shape, and the last batch is filled up, so
-the numbers of an image do not depend on its shard or batch.
+They are: read, which also begins the decoding; run the models; write a part of each dataset. While the models run, the
+engine reads the next part and writes the one before. Batches have one fixed shape, and the last batch is filled up, so the
+numbers of an image do not depend on its shard or batch.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -38,7 +38,8 @@ from fiqa_ray.stages.infer_parts_decoding import Decoders
 Kind = Literal["embedding", "score", "seed_scores"]
 """What a step writes per face; `seed_scores` are those of a regressor that the job trained."""
 Model = Callable[[torch.Tensor, NDArray[np.int64]], NDArray[np.float32]]
-"""Maps `(N, 3, 112, 112) uint8` faces and their `(N,)` image rows to `(N, D)` embeddings or `(N,)` scores."""
+"""Maps `(N, 3, 112, 112) uint8` faces and their `(N,)` image rows to `(N, D)` embeddings, `(N,)` scores or `(N, S)` scores
+of S seeds."""
 Models = Callable[[torch.Tensor, NDArray[np.int64]], list[NDArray[np.float32]]]
 """The same for the datasets of one step: one array each."""
 
@@ -69,7 +70,8 @@ def model_worker(
 ) -> PipelinedWorker:
     """Return the worker of loaded models.
 
-    Memory: the encoded faces of the part that runs and of the next one, and some decoded batches (`Decoders`).
+    Memory: the encoded faces of the part that runs and of the next one (on Ray, of the next two), and some decoded batches
+    (`Decoders`).
 
     Args:
         datasets: what the models return, in their order.
@@ -95,13 +97,14 @@ def model_worker(
         rows = part.table["image_row"].to_numpy()[part.good]
         outputs: list[list[NDArray[np.float32]]] = []
         # A part without any good face gets one empty batch, whose output tells the length of an embedding.
-        for b, batch in enumerate(fed_to(device, part.batches)):
-            some = rows[b * batch_size : (b + 1) * batch_size]
-            filled = np.full(batch_size, -1, np.int64)
-            filled[: len(some)] = some
-            outputs.append([values[: len(some)] for values in models(batch, filled)])
-            if gate is not None:
-                gate.see(batch, filled, outputs[-1])
+        with closing(part.batches):  # where the models fail, its decoded batches make room
+            for b, batch in enumerate(fed_to(device, part.batches)):
+                some = rows[b * batch_size : (b + 1) * batch_size]
+                filled = np.full(batch_size, -1, np.int64)
+                filled[: len(some)] = some
+                outputs.append([values[: len(some)] for values in models(batch, filled)])
+                if gate is not None:
+                    gate.see(batch, filled, outputs[-1])
         if gate is not None:
             gate.judge()
         begun, last_end = max(part.started, last_end), time.monotonic()
@@ -126,7 +129,7 @@ class _ReadPart:
     index: int
     table: pa.Table
     good: NDArray[np.int64]
-    batches: Iterator[torch.Tensor]
+    batches: Generator[torch.Tensor]
     started: float
 
 
@@ -260,7 +263,7 @@ def write_part(
         table: rows of the faces, with status and error.
         good: rows of `table` that `values` belong to.
         values: `(N, D)` embeddings, `(N,)` scores or `(N, S)` scores of S seeds, of these rows.
-        kind: which of the two they are.
+        kind: which of these they are.
         index: number of the part.
         duration_s: how long it took to compute.
     """

@@ -1,6 +1,6 @@
-"""Batches of decoded faces, which threads decode some ahead of the models: across the parts, in the order of reading.
+"""Threads decode batches of faces ahead of the models, part after part in the order in which the parts were read.
 
-So the threads go on with the next part while the models take the last batches of this one.
+So they go on with the next part while the models take the last batches of this one.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -37,11 +37,11 @@ class Decoders:
         n_threads = min(cores(), MAX_DECODERS)
         self._batch_size, self._limit = batch_size, BATCHES_AHEAD * n_threads
         self._threads = ThreadPoolExecutor(n_threads)
-        self._parts: deque[_Batches] = deque()  # those with batches that no thread has begun
+        self._parts: deque[_PartBatches] = deque()  # those with batches that no thread has begun
         self._n_ahead = 0
         self._lock = threading.Lock()
 
-    def batches(self, encoded: pa.ChunkedArray) -> Iterator[torch.Tensor]:
+    def batches(self, encoded: pa.ChunkedArray) -> Generator[torch.Tensor]:
         """Begin a part, and return its batches `(batch_size, 3, 112, 112) uint8`; the last one is filled up with zeros.
 
         A part without faces has one batch.
@@ -52,24 +52,24 @@ class Decoders:
         Raises:
             FiqaRayError: while iterating; a face cannot be decoded any more.
         """
-        part = _Batches(_views(encoded), self._batch_size)
+        part = _PartBatches(_views(encoded), self._batch_size)
         with self._lock:
             self._parts.append(part)
             self._begin_some()
         return self._taken(part)
 
-    def _taken(self, part: _Batches) -> Iterator[torch.Tensor]:
+    def _taken(self, part: _PartBatches) -> Generator[torch.Tensor]:
         try:
             while (batch := self._next_of(part)) is not None:
                 yield batch.result()
-        finally:  # also where the models failed
+        finally:  # also where the models failed, and whoever iterates closes the generator
             with self._lock:
                 self._n_ahead -= len(part.begun)
                 part.begun.clear()
                 part.firsts.clear()
                 self._begin_some()
 
-    def _next_of(self, part: _Batches) -> Future[torch.Tensor] | None:
+    def _next_of(self, part: _PartBatches) -> Future[torch.Tensor] | None:
         """Take a part's next batch, begun if it is not yet: the models may take another part than the one read first."""
         with self._lock:
             if not part.begun:
@@ -89,12 +89,12 @@ class Decoders:
             else:
                 self._parts.popleft()
 
-    def _begin(self, part: _Batches) -> None:
+    def _begin(self, part: _PartBatches) -> None:
         part.begun.append(self._threads.submit(part.decode, part.firsts.popleft()))
         self._n_ahead += 1
 
 
-class _Batches:
+class _PartBatches:
     """A part's encoded faces: the first of each batch that is not begun, and the batches that are."""
 
     def __init__(self, faces: list[memoryview], batch_size: int) -> None:

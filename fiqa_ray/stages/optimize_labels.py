@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fiqa_ray.core.kernels.sorting import stable_order
-from fiqa_ray.core.label_result import score_advice, score_facts
+from fiqa_ray.core.label_result import sign_advice, sign_facts
 from fiqa_ray.core.labels import reassign_scores, scale_to_unit
 from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.dataset import Dataset, Manifest, Part
@@ -56,7 +56,7 @@ SORT_BYTES = 70
 SPAN_BYTES = 80
 """Memory per image of `label_span`: an upper estimate from peaks of whole processes."""
 FACT_IMAGES = 50_000
-"""Images by which a method's scores are judged: enough to see a correlation of 0.02."""
+"""Images by which the sign of a method's scores is judged: enough to see a correlation of 0.02."""
 LABEL_GROUP = 1 << 17
 """Rows of a row group of labels in several parts: what a task holds of all columns at once."""
 
@@ -176,7 +176,7 @@ def label_costs(s: Scale, units: Units) -> list[Cost]:
 
 
 def _saying_doubts(steps: list[Step], sets: list[LabelData]) -> list[Step]:
-    """Return the steps of the labels, of which the first of each method says what is odd in its scores."""
+    """Return the steps of the labels, of which the first of each method doubts the sign of its scores."""
     methods = [s.method for s in sets]
     return [
         replace(step, check=partial(_say_doubts, method)) if methods.index(method) == i else step
@@ -185,8 +185,8 @@ def _saying_doubts(steps: list[Step], sets: list[LabelData]) -> list[Step]:
 
 
 def _say_doubts(method: str, manifest: Manifest) -> None:
-    """Print what is odd in a method's scores, by the facts that the labels' first part recorded."""
-    for text in score_advice(method, manifest.stats["n_scored"], manifest.stats):
+    """Print a doubt of the sign of a method's scores, by the facts that the labels' first part recorded."""
+    for text in sign_advice(method, manifest.stats):
         note(text)
 
 
@@ -204,7 +204,7 @@ def label_images(data: LabelData, span: LabelSpan) -> Part:
         n_scored = len(rows)
         scored_prior, scored_index = (prior, index) if n_scored == n_images else (prior[rows], index[rows])
         score, label, mean_ranks_moved = reassign_scores(scored_prior, scored_index, optimized)
-        facts = _score_facts(scored_prior, scored_index, table)
+        facts = _sign_facts(scored_index, table)
         del scored_prior, scored_index
         labels = _label_table(0, names.result(), prior, index, table, score, label)
     return s.labels.write_part(
@@ -288,8 +288,7 @@ def label_span(data: LabelData, span: LabelSpan) -> Part:
             names = _image_ids(s.faces, span, first, last)
             prior, index = source["prior_score"].to_numpy(), source["quality_index"].to_numpy()
             if first == 0:
-                rows = table["image_row"].to_numpy()
-                facts.update(_score_facts(prior[rows], index[rows], table))
+                facts.update(_sign_facts(index[table["image_row"].to_numpy()], table))
             yield _label_table(first, names, prior, index, table, values, scale_to_unit(values, (low, high)))
 
     content = tables_bytes(row_groups(), schemas.OPTIMIZED_LABELS, LABEL_GROUP)
@@ -310,10 +309,9 @@ def _counts(optimized: pa.Table) -> dict[str, int]:
     return {"n_scored": len(optimized), "n_without_pairs": n_without}
 
 
-def _score_facts(prior: np.ndarray, index: np.ndarray, optimized: pa.Table) -> dict[str, float]:
-    """Return the facts of the first `FACT_IMAGES` images with a score. Takes their values, in the order of `optimized`."""
-    ranks = optimized["mean_similarity_rank"][:FACT_IMAGES].to_numpy()
-    return score_facts(prior[:FACT_IMAGES], index[:FACT_IMAGES], ranks)
+def _sign_facts(index: np.ndarray, optimized: pa.Table) -> dict[str, float]:
+    """Return the facts of the first `FACT_IMAGES` images with a score; `index` holds their quality indices."""
+    return sign_facts(index[:FACT_IMAGES], optimized["mean_similarity_rank"][:FACT_IMAGES].to_numpy())
 
 
 def _label_table(

@@ -114,7 +114,7 @@ def sort_group(dataset: Dataset, reader: PairReader, group: PairGroup) -> Part:
 
 
 def merge_range_of_groups(dataset: Dataset, keys: Dataset, key_range: KeyRange) -> Part:
-    """Write the histogram of one key range, merged from all groups. Memory: 12 bytes per key of the range."""
+    """Write the histogram of one key range, merged from all groups. Memory: that of `merge_range`, some 12 bytes per key."""
     started = time.monotonic()
     _, (key,) = _runs(keys, key_range.repeat).read(key_range.keys, ["similarity_key"])
     return dataset.write_part(

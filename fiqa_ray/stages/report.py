@@ -32,6 +32,7 @@ from fiqa_ray.datasets.results import (
     rows_of,
 )
 from fiqa_ray.engine.step import Step, stateless_worker
+from fiqa_ray.images import small_picture
 from fiqa_ray.job import Job
 from fiqa_ray.models.method_table import METHODS
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
@@ -261,9 +262,8 @@ def _faces(job: Job, name: str) -> list[FaceStrip]:
             deciles = [int(order[(2 * d + 1) * len(order) // 20]) for d in range(10 if len(order) else 0)]
             best = order[::-1][:N_FACES].tolist()
             rows_of[scorer] = {"worst": order[:N_FACES].tolist(), "middle of each tenth": deciles, "best": best}
-    pictures = read_pictures(
-        job.faces(name), sorted({r for rows in rows_of.values() for row in rows.values() for r in row})
-    )
+    wanted = sorted({r for rows in rows_of.values() for row in rows.values() for r in row})
+    pictures = read_pictures(job.faces(name), wanted, small_picture)
     return [
         FaceStrip(
             f"{scorer} ({name})",
@@ -287,7 +287,7 @@ def _moved_faces(job: Job, method: MethodSettings, theta: Theta) -> FaceStrip:
     order = np.argsort(change, kind="stable")
     raised = [i for i in order[::-1][:N_FACES] if change[i] > 0]
     lowered = [i for i in order[:N_FACES] if change[i] < 0]
-    pictures = read_pictures(job.faces("train"), sorted(int(row[i]) for i in (*raised, *lowered)))
+    pictures = read_pictures(job.faces("train"), sorted(int(row[i]) for i in (*raised, *lowered)), small_picture)
 
     def faces(chosen: list[int]) -> list[Face]:
         return [Face(pictures[row[i]][0], change[i] / len(row), pictures[row[i]][1]) for i in chosen]

@@ -125,6 +125,31 @@ def test_given_pairs_equal_slow_loops(n, n_pairs, levels, seed):
     np.testing.assert_allclose(got.mean_similarity_rank, means, rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("image", "mate", "similarity", "text"),
+    [
+        ([0, 1], [1, 0, 1], [0.5, 0.5, 0.5], r"one length .* image_row \(2,\), mate_row \(3,\), similarity \(3,\)"),
+        ([0, 1], [1, 0], [0.5], "one length"),
+        ([[0, 1]], [[1, 0]], [[0.5, 0.5]], "one length"),
+        ([0.5, 1], [1, 0], [0.5, 0.5], "image_row must hold whole numbers, got float64"),
+        ([0, 1], [1, 2], [0.5, 0.5], "mate_row runs from 1 to 2, but there are 2 prior scores"),
+        ([0, 1], [1, 0], [0.5, 7.0], "a similarity is 7; give cosines"),
+        ([0, 1], [1, 0], [0.5, np.nan], "NaN or infinite"),
+    ],
+)
+def test_arrays_that_are_no_pairs_are_refused(image, mate, similarity, text):
+    with pytest.raises(UsageError, match=f"repeat 1: .*{text}"):
+        optimize_from_pairs([0.1, 0.2], [([0], [1], [0.5]), (image, mate, similarity)], theta=0.1)
+
+
+def test_one_theta_may_be_an_array_of_no_dimension():
+    embeddings = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
+    run = partial(
+        optimize_labels, embeddings, np.arange(20) // 5, np.arange(20.0), index_scale="normalized", n_clusters=3
+    )
+    assert run(theta=np.array(0.1)).label.tolist() == run(theta=0.1).label.tolist()
+
+
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32), theta=st.floats(0, 1))
 def test_properties(seed, theta):

@@ -33,7 +33,8 @@ STEP = Step("embed", Dataset("memory://r/embeddings/v=0", "embeddings"), [0, 1, 
 def test_a_cluster_without_what_a_step_needs(monkeypatch, resources, device, step, lacks):
     monkeypatch.setattr("ray.is_initialized", lambda: True)
     monkeypatch.setattr("ray.cluster_resources", lambda: resources)
-    reason = RayMapper(ComputeSettings(device=device)).waits_for([(step, i) for i in step.shards])
+    items = [(replace(STEP, shards=[0]), 0), (step, 1), (step, 2)]  # not the first step alone counts
+    reason = RayMapper(ComputeSettings(device=device)).waits_for(items)
     assert reason == "" if not lacks else f"has {lacks}, and 3 parts wait" in reason
 
 

@@ -12,6 +12,7 @@ import fiqa_ray
 from fiqa_ray.config import make_settings
 from fiqa_ray.core.labels import optimize_labels
 from fiqa_ray.errors import FiqaRayError, UsageError
+from fiqa_ray.job import Job
 from fiqa_ray.sources.stored_embeddings import list_embeddings, read_stored_embeddings
 from fiqa_ray.tools.plan import plan_job
 from fiqa_ray.tools.run_job import run_job
@@ -75,6 +76,8 @@ def test_the_jobs_labels_are_those_of_the_arrays(arrays, folder):
     stored = run.embeddings().to_pandas().set_index("image_id")["embedding"]
     np.testing.assert_array_equal(np.stack(stored.loc[names]), embeddings)
     assert "<html" in Path(job.report().at("report.html")).read_text()
+    other = settings(folder, optimize={"theta": [0.5], "index_scale": "normalized"})
+    assert Job(other).report().uri != job.report().uri  # the page shows labels, though there is no regressor
     assert {row["work_s"] for row in plan_job(job) if row["stage"] == "embed"} == {0.0}
 
 

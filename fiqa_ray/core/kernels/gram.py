@@ -10,7 +10,7 @@ import numpy as np
 from fiqa_ray.core.kernels.jit import compiled
 
 SIMILARITY_STEPS = 1 << 23
-"""Similarities are multiples of 1/SIMILARITY_STEPS: float32's step from 1 upwards."""
+"""Similarities are multiples of 1/SIMILARITY_STEPS: the spacing of float32 in [1, 2)."""
 
 
 _MAX_KEY = float(SIMILARITY_STEPS)

@@ -73,6 +73,8 @@ def add_repeat(
         mean_rank[owns] += mean
         n_owning_repeats += owns
         n_owned_pairs += n_owned
+
+    All four are sums over the repeats added so far; `IndexUpdate` divides them.
     """
     for i in range(len(index)):
         n = n_owned[i]
