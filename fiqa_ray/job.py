@@ -212,8 +212,7 @@ class Job:
         return self._of_scores("quality_index", method)
 
     def _of_scores(self, name: str, method: MethodSettings) -> Dataset:
-        inputs = {"prior_scores": self.prior_scores("train", method)}
-        return self._dataset(name, {"fiqa": method.label}, {}, inputs)
+        return self._dataset(name, {"fiqa": method.label}, {}, {"prior_scores": self.prior_scores("train", method)})
 
     def optimized_index(self) -> Dataset:
         """Return the optimized indices of all methods and thetas, which one pass over the pairs gives."""
@@ -225,8 +224,7 @@ class Job:
     def index_thetas(self) -> tuple[float, ...]:
         """Return the thetas at which indices are optimized: those of the settings, and the candidates of `heldout`."""
         thetas = self.settings.optimize.thetas
-        numbers = [t for t in thetas if not isinstance(t, str)]
-        return tuple(sorted({*numbers, *(CANDIDATES if HELDOUT in thetas else ())}))
+        return tuple(sorted({*(set(thetas) - {HELDOUT}), *(CANDIDATES if HELDOUT in thetas else ())}))
 
     def theta_choice(self, method: MethodSettings) -> Dataset:
         """Return what each candidate theta is worth on held-out training people, and which one is chosen.
