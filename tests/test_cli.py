@@ -93,6 +93,7 @@ def test_score_draws_a_contact_sheet_by_decile_and_a_histogram(cli, faces, tmp_p
     assert "must end in .jpg" in err
 
 
+@pytest.mark.slow
 def test_run_prints_where_the_report_lies(cli, done, tmp_path, faces):
     code, out, _ = cli("run", done)
     assert code == 0
@@ -241,6 +242,7 @@ def test_scores_are_the_jobs_scores(cli, convolutional, faces, tmp_path):
         assert bad["error"]
 
 
+@pytest.mark.slow
 def test_score_takes_files_folders_and_globs(cli, convolutional, faces, tmp_path, monkeypatch):
     job, method = convolutional
     model = job.regressor(LabelSet(method)).uri
@@ -299,6 +301,7 @@ def test_scores_are_the_same_wherever_the_images_lie(cli, convolutional, faces, 
                 assert member.read() == (bench / names[0]).read_bytes()
 
 
+@pytest.mark.slow
 def test_percentiles_by_hand(cli, convolutional, faces, tmp_path):
     """With the 36 scores themselves as the regressor's distribution, the i-th of them in order is at i / 35."""
     job, method = convolutional
@@ -395,6 +398,7 @@ def test_options_that_would_have_no_effect_are_refused(cli, convolutional, faces
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_score_with_a_methods_own_network(cli, faces, tmp_path):
     argv = ["score", faces / "bench" / "Name_0", "-o", tmp_path / "s.parquet", "--device", "cpu"]
     assert cli(*argv, "--model", "sddfiqa_mobilefacenet", "--weights", "random:1")[0] == 0
@@ -544,6 +548,7 @@ def test_submit_without_a_cluster(cli, done, monkeypatch):
     assert "the job server at http://127.0.0.1:9 did not take the job" in err
 
 
+@pytest.mark.slow
 def test_doctor_names_a_truncated_checkpoint(cli, tmp_path):
     whole = RECOGNIZERS["curricularface_mobilefacenet"].build()
     torch.save(whole.state_dict(), tmp_path / "whole.pth")

@@ -232,6 +232,7 @@ def svgs(html: str) -> list[str]:
     return [base64.b64decode(x).decode() for x in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", html)]
 
 
+@pytest.mark.slow
 def test_page_is_whole_and_loads_nothing(html: str) -> None:
     page = Page(html)
     assert html.startswith("<!DOCTYPE html>")

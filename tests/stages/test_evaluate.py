@@ -109,6 +109,7 @@ def test_references_never_lead() -> None:
     assert families["scorers"][0].p_holm == families["scorers"][0].p_value
 
 
+@pytest.mark.slow
 def test_a_score_that_runs_out_has_its_own_limit() -> None:
     order = np.arange(N_PERSONS * N_EACH)
     alone = {repr(row) for row in rows_of_benchmark(order)[0] if row.convention == "paper"}
@@ -151,6 +152,7 @@ def test_the_rate_that_a_remedy_names_is_accepted(n_nonmated: int) -> None:
     check_rates(EvaluateSettings(fmr=rate), "bench", n_nonmated)
 
 
+@pytest.mark.slow
 def test_persons_are_resampled_where_the_faces_name_them() -> None:
     order = np.arange(N_PERSONS * N_EACH)
 

@@ -128,6 +128,7 @@ def test_heldout_theta_gives_the_labels_of_the_chosen_candidate(tmp_path, monkey
     assert [job.theta_of(s) for s in job.label_sets()[1:]] == [0.3, 0.2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recluster", [False, True])
 def test_bytes_do_not_depend_on_shards_runs_engine_storage_or_keeping(tmp_path, monkeypatch, recluster):
     identity, embeddings, scores = data(1)
@@ -187,6 +188,7 @@ def test_a_damaged_part_is_named_and_a_lost_one_made_again(tmp_path):
         job.pairs().read(job.pairs().require().parts[2], suffix=".repeat-01.parquet")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["counting", "sort"])
 @pytest.mark.parametrize("run_pairs", [120, 10**6])
 def test_lost_ranks_are_made_again_by_either_engine(tmp_path, monkeypatch, engine, run_pairs):
@@ -229,6 +231,7 @@ def test_only_missing_parts_are_computed(tmp_path):
     assert len(ran) == len(set(ran)) == len(SIZES)
 
 
+@pytest.mark.slow
 def test_fused_methods_go_on_like_others(tmp_path):
     """Rank average and fitted weights: scores worked out from the priors, images without score, any shards, any order."""
     identity, embeddings, scores = data(6)
@@ -275,6 +278,7 @@ def test_fusion_of_unknown_methods_is_refused(tmp_path):
         settings(str(tmp_path), methods=[{"name": "one"}, {"name": "two"}, {"name": "f", "fuse": fuse}])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [True, False])
 def test_pairs_of_a_device_give_the_labels_of_the_processor(tmp_path, keep):
     """On torch's processor device, with embeddings whose products are exact, so that not one bit may differ."""

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow  # its first test trains a small recogniser
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("net") / "net.pt"
-    train_recognizer(path, n_identities=120, views_per_identity=4, n_epochs=8, n_threads=1)
+    train_recognizer(path, n_identities=80, views_per_identity=4, n_epochs=8, n_threads=1)
     return path
 
 

@@ -50,6 +50,7 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_labels_name_their_images(run):
     (run / "truth.csv").rename(run / "elsewhere.csv")  # what a run was made from need not be there
     labels = open_run(str(run / "run")).labels()
