@@ -179,8 +179,10 @@ class Run:
     def __repr__(self) -> str:
         labels = [e for name in VARIANT_OF for e in self._of(name)]
         methods = ", ".join(dict.fromkeys(e["method"] for e in labels))
-        rules = ", ".join(dict.fromkeys(f"theta {theta_name(e['theta'])}" if "theta" in e else EDIFF for e in labels))
-        return f"<Run {self.uri}: methods {methods}; labels {rules}; sets {', '.join(self.sets)}>"
+        thetas = ", ".join(dict.fromkeys(theta_name(e["theta"]) for e in labels if "theta" in e))
+        rules = [f"theta {thetas}"] if thetas else []
+        rules += ["eDifFIQA labels"] if self._of("ediff_labels") else []
+        return f"<Run {self.uri}: methods {methods}; {'; '.join([*rules, 'sets ' + ', '.join(self.sets)])}>"
 
     @property
     def sets(self) -> list[str]:

@@ -227,7 +227,7 @@ def test_a_job_of_both_modes_compares_its_label_sets(run, tmp_path, cli):
     changes = ["optimize.mode=[rank, ediff]", "optimize.theta=0.3", "optimize.ediff={best: 0.5, least: 3}", methods]
     job = run_job(load_settings(str(run / "job.yaml"), [f"run_uri={copy}", *changes]), new_settings=True)
     opened = open_run(copy)
-    assert "labels theta 0.3, ediff" in repr(opened)
+    assert "methods truth; theta 0.3; eDifFIQA labels; sets" in repr(opened)
     labels = opened.labels().to_pandas()
     assert labels.groupby(["method", "variant"]).size().to_dict() == {
         ("truth", "optimized"): 20,
