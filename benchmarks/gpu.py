@@ -8,6 +8,7 @@ that was measured side by side with it; a ratio above 1 means that the first is 
 embed         Faces per second of an IResNet-100 (on a processor a MobileFaceNet) through the worker of embed, which also
               reads, decodes and writes, in each precision; beside it a bare torch loop over a batch that lies on the device.
 bare loop     The same loop beside the rate at which the device multiplies matrices in that precision, as faces per second.
+              float32 is computed in full, without TF32.
 decode        Faces per second that the worker's threads decode, beside the fastest bare loop: below 1 decoding is the limit.
 methods       Seconds per image of FaceQAN and SER-FIQ in a batch, beside one image at a time as their released scripts work.
 labels        Seconds of pairs and labels of a share of VGGFace2's shape on the device, beside the compiled loops of the
