@@ -60,3 +60,4 @@ bench: $(BIN)/.ready  ## every benchmark, scaled down to a few minutes; docs/res
 	$(BIN)/python benchmarks/cost_model.py
 	$(BIN)/python benchmarks/coverage.py --trials 20 --draws 200 --truth 200 --scenarios independent
 	$(BIN)/python benchmarks/inference.py --share 0.02
+	$(BIN)/python benchmarks/gpu.py --cpu

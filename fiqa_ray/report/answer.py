@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from fiqa_ray.datasets.results import AucRow, DifferenceRow
+from fiqa_ray.datasets.results import BASELINE, EDIFF, AucRow, DifferenceRow
 
 
 def answer_lines(areas: Sequence[AucRow], differences: Sequence[DifferenceRow]) -> Iterator[str]:
@@ -20,10 +20,20 @@ def answer_lines(areas: Sequence[AucRow], differences: Sequence[DifferenceRow]) 
     levels = set()
     for recognizer in recognizers:
         cell = (recognizer, *_place(first))
-        gains = [r for r in differences if _cell(r) == cell and r.family == "unoptimized"]
+        same_cell = [r for r in differences if _cell(r) == cell]
+        gains = [r for r in same_cell if r.family == "unoptimized"]
+        area_of = {r.scorer: r.auc for r in areas if r.is_own_limit and _cell(r) == cell}
         levels |= {f"{r.level:.0%}" for r in gains if not math.isnan(r.low)}
-        yield _answer(gains, f" under {recognizer}" if len(recognizers) > 1 else "")
-        yield from _gains(gains, areas, [r for r in differences if _cell(r) == cell and r.family == "baseline"])
+        by_rule = {r.scorer for r in areas if r.variant == EDIFF}
+        for labels, of_labels in (
+            ("optimized labels", [r for r in gains if r.scorer_a not in by_rule]),
+            ("labels by eDifFIQA's rule", [r for r in gains if r.scorer_a in by_rule]),
+        ):
+            if of_labels or (not gains and labels == "optimized labels"):
+                yield _answer(labels, of_labels, f" under {recognizer}" if len(recognizers) > 1 else "")
+            for row in of_labels:
+                yield f"  {_gain(row, labels, area_of)}"
+                yield from _further(row, same_cell, area_of)
     rate = "" if first.fmr is None or math.isnan(first.fmr) else f"FMR {first.fmr:g}, "
     brackets = f"; in brackets a {levels.pop()} interval" if levels else ""
     yield (
@@ -48,22 +58,18 @@ def _recognizers(areas: Sequence[AucRow]) -> list[str]:
     return list(dict.fromkeys(r.recognizer for r in areas if _place(r) == _place(areas[0])))
 
 
-def _gains(
-    gains: Sequence[DifferenceRow], areas: Sequence[AucRow], baselines: Sequence[DifferenceRow]
-) -> Iterator[str]:
-    """Yield what optimized labels change for each method of one cell."""
-    for row in gains:
-        area_of = {r.scorer: r.auc for r in areas if r.is_own_limit and _cell(r) == _cell(row)}
-        yield f"  {_gain(row, area_of)}"
-        against = next((r for r in baselines if r.scorer_a == row.scorer_a), None)
-        if against is not None:
-            before = area_of.get(against.scorer_b, math.nan)
-            yield f"    against {row.method} itself, {1000 * before:.1f}: {_change(against)}"
-
-
 def _place(row: AucRow | DifferenceRow) -> tuple[str, str, str]:
     """Return benchmark, convention and rate; a rate that is NaN equals itself."""
     return row.benchmark, row.convention, f"{row.fmr}"
+
+
+def _further(row: DifferenceRow, same_cell: Sequence[DifferenceRow], area_of: Mapping[str, float]) -> Iterator[str]:
+    """Yield how the first scorer of a difference compares with its method, and with a regressor on eDifFIQA's labels."""
+    for family, name in ((BASELINE, f"{row.method} itself"), (EDIFF, "the regressor on labels by eDifFIQA's rule")):
+        against = next((r for r in same_cell if r.family == family and r.scorer_a == row.scorer_a), None)
+        if against is not None:
+            before = area_of.get(against.scorer_b, math.nan)
+            yield f"    against {name}, {1000 * before:.1f}: {_change(against)}"
 
 
 def _cell(row: AucRow | DifferenceRow) -> tuple[str, str, str, str]:
@@ -86,7 +92,7 @@ def why_untold(row: DifferenceRow) -> str:
     return ""
 
 
-def _answer(gains: list[DifferenceRow], under: str) -> str:
+def _answer(labels: str, gains: list[DifferenceRow], under: str) -> str:
     """Return the first sentence; `under` names the recogniser where there are several."""
     helps = dict.fromkeys(r.method for r in gains if _is_clear(r) and r.difference < 0)
     harms = dict.fromkeys(r.method for r in gains if _is_clear(r) and r.difference > 0)
@@ -104,16 +110,16 @@ def _answer(gains: list[DifferenceRow], under: str) -> str:
     parts += [f"cannot be told for {', '.join(dict.fromkeys(names))} ({why})" for why, names in untold.items()]
     parts += [f"nothing was optimized for {', '.join(sorted(same))} (theta is 0)"] if same else []
     answer = "; ".join(parts) or "nothing was compared"
-    return f"Do optimized labels help{under}? {answer[0].upper()}{answer[1:]}."
+    return f"Do {labels} help{under}? {answer[0].upper()}{answer[1:]}."
 
 
-def _gain(row: DifferenceRow, area_of: dict[str, float]) -> str:
+def _gain(row: DifferenceRow, labels: str, area_of: Mapping[str, float]) -> str:
     """Return the areas of both regressors of a method, and their difference."""
     theta = "" if row.theta is None or math.isnan(row.theta) else f" (theta {row.theta:g})"
     after, before = area_of.get(row.scorer_a, math.nan), area_of.get(row.scorer_b, math.nan)
     if row.theta == 0:
         return f"{row.method}{theta}: the labels are its own scores; regressor on them {1000 * after:.1f}"
-    areas = f"regressor on its scores {1000 * before:.1f}, on optimized labels {1000 * after:.1f}"
+    areas = f"regressor on its scores {1000 * before:.1f}, on {labels} {1000 * after:.1f}"
     return f"{row.method}{theta}: {areas}: {_change(row)}"
 
 

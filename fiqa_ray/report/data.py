@@ -90,6 +90,27 @@ class LabelSummary:
 
 
 @dataclass(frozen=True)
+class EdiffSummary:
+    """Labels of one FIQA method by eDifFIQA's rule.
+
+    Attributes:
+        method: FIQA method of the prior scores.
+        threshold: Prior score from which an image counts as good.
+        n_images: Images in the database.
+        n_good: Good images.
+        n_labelled: Images with a label: those of people with enough good images.
+        mean_label: Mean of the labels.
+    """
+
+    method: str
+    threshold: float
+    n_images: int
+    n_good: int
+    n_labelled: int
+    mean_label: float
+
+
+@dataclass(frozen=True)
 class SimilarityHistogram:
     """Similarities of a benchmark's mated and non-mated pairs under one recogniser.
 
@@ -147,6 +168,7 @@ class ReportData:
         stages: Stages of the run in their order.
         models: Networks that took part.
         labels: Label optimization, per method and theta.
+        ediff: Labels by eDifFIQA's rule, per method, where the job makes them.
         thetas: What each candidate theta is worth on held-out people, where theta was chosen so.
         edc: Error-versus-discard curves.
         conventions: What the conventions of the curves mean.
@@ -169,6 +191,7 @@ class ReportData:
     stages: Sequence[StageRow] = ()
     models: Sequence[ModelRow] = ()
     labels: Sequence[LabelSummary] = ()
+    ediff: Sequence[EdiffSummary] = ()
     thetas: Sequence[ThetaRow] = ()
     edc: Sequence[EdcLine] = ()
     conventions: Sequence[ConventionRow] = ()

@@ -76,6 +76,6 @@ def _of_training(job: Job) -> Iterator[Dataset]:
     yield from (job.faces("train"), job.embeddings("train"), job.pairs(), job.similarity_ranks(), job.optimized_index())
     for method in methods:
         yield job.prior_scores("train", method)
-        yield from (job.optimized_labels(method, theta) for theta in thetas)
+        yield from (job.labels(LabelSet(method, rule)) for rule in job.settings.optimize.rules)
         if HELDOUT in thetas:
             yield job.theta_choice(method)

@@ -2,12 +2,13 @@
 
 from types import SimpleNamespace
 
+from fiqa_ray.config import OptimizeSettings
 from fiqa_ray.engine.cost import Scale
 from fiqa_ray.tools.plan import theta_notes
 
 
 def notes(theta, index_scale):
-    optimize = SimpleNamespace(theta=theta, index_scale=index_scale)
+    optimize = OptimizeSettings(theta=theta, index_scale=index_scale)
     job = SimpleNamespace(settings=SimpleNamespace(optimize=optimize))
     return list(theta_notes(job, Scale(10_000, 200, n_clusters=20, rows_per_part=1000)))
 
