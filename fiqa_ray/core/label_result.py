@@ -165,13 +165,16 @@ def move_advice(
         index_scale: `raw` or `normalized`.
         rho: as in `expected_move`.
     """
+    said = (
+        f"theta={theta:g} moves an image by {100 * move:.2g} % of the ranks on average, so the labels are almost your "
+        "scores"
+    )
+    if index_scale == "normalized":
+        wanted = min(1.0, theta * _WANTED_MOVE / move if move else 1.0)
+        return f"{said}; try theta={wanted:.1g}" if wanted > theta else f"{said}, with which the similarities agree"
     moves = expected_move(1.0, pairs_per_image, n_images, "normalized", rho)
     wanted = min(1.0, 2 * _WANTED_MOVE / max(sum(moves), _WANTED_MOVE))
-    scale = "" if index_scale == "normalized" else ", index_scale normalized"
-    return (
-        f"theta={theta:g} moves an image by {100 * move:.2g} % of the ranks on average, so the labels are almost "
-        f"your scores; try theta={wanted:.1g}{scale}"
-    )
+    return f"{said}; try theta={wanted:.1g}, index_scale normalized"
 
 
 def sign_facts(quality_index: NDArray[np.int64], mean_similarity_rank: NDArray[np.float64]) -> dict[str, float]:

@@ -2,13 +2,14 @@
 
 import re
 import warnings
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import rankdata, spearmanr
 
-from fiqa_ray.core.label_result import expected_move
+from fiqa_ray.core.label_result import expected_move, move_advice
 from fiqa_ray.core.labels import optimize_labels
 from fiqa_ray.errors import UsageError
 
@@ -94,6 +95,12 @@ def test_warnings():
     assert "theta=0.1 on index_scale raw labels images without a pair as bad" in text
     assert warned(embeddings, people, prior, theta=0.1, index_scale=None) == []
     assert warned(embeddings, people, prior, theta=0) == []
+
+
+def test_the_advised_theta_is_larger_than_the_given_one():
+    advice = partial(move_advice, pairs_per_image=8, n_images=9500, index_scale="normalized", rho=0.99)
+    assert advice(0.1, 0.004).endswith("almost your scores; try theta=0.5")  # 2 % of the ranks, in proportion
+    assert advice(1.0, 0.004).endswith("almost your scores, with which the similarities agree")
 
 
 def test_scores_of_the_wrong_sign_or_without_order_are_doubted():
