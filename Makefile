@@ -4,8 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # constraints.txt pins a CPU build of torch for local runs; GPU clusters install the package without it
 CONSTRAINTS ?= constraints.txt
-# two files of tests at a time, with one thread each: threads that wait for one another cost more than they give
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# one thread per process: threads that wait for one another cost more than they give
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile
 CHAOS_TRIALS ?= 100
 CHAOS_SEED ?= 1
 
@@ -27,13 +27,13 @@ demo: $(BIN)/.demo-ready  ## synthetic faces, the whole job, a report; at most f
 	$(BIN)/fiqa-ray demo runs/demo
 
 check: lint  ## what to run before each commit: lint, types, and the tests that start neither Ray nor an S3 server
-	$(PYTEST) -m "not ray and not s3 and not slow"
+	$(PYTEST) -n 2 -m "not ray and not s3 and not slow"
 
-test: $(BIN)/.ready  ## all tests, two files at a time; core and models keep their coverage
-	$(PYTEST) --cov --cov-report=term
+test: $(BIN)/.ready  ## all tests, three files at a time, as those with Ray wait a lot; core and models keep their coverage
+	$(PYTEST) -n 3 --cov --cov-report=term
 
 test-nojit: $(BIN)/.ready  ## kernels of label optimization as plain Python: indices out of range raise there
-	NUMBA_DISABLE_JIT=1 $(PYTEST) -W ignore::RuntimeWarning tests/core/test_labels.py tests/core/test_pairs.py
+	NUMBA_DISABLE_JIT=1 $(PYTEST) -n 2 -W ignore::RuntimeWarning tests/core/test_labels.py tests/core/test_pairs.py
 
 lint: $(BIN)/.ready
 	$(BIN)/ruff check .
@@ -60,3 +60,4 @@ bench: $(BIN)/.ready  ## every benchmark, scaled down to a few minutes; docs/res
 	$(BIN)/python benchmarks/cost_model.py
 	$(BIN)/python benchmarks/coverage.py --trials 20 --draws 200 --truth 200 --scenarios independent
 	$(BIN)/python benchmarks/inference.py --share 0.02
+	$(BIN)/python benchmarks/gpu.py --cpu

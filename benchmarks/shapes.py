@@ -17,7 +17,6 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow as pa
 
 from fiqa_ray.config import Settings, make_settings
@@ -149,6 +148,8 @@ class MemoryWatch:
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def _look(self, every_s: float) -> None:
+        import psutil  # late: whoever asks for no watch, such as gpu.py, needs the package alone
+
         while not self._stop.wait(every_s):
             me = psutil.Process()
             found = [_resident(p.pid) for p in [me, *me.children(recursive=True)]]

@@ -13,9 +13,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from math import nan
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fiqa_ray.config import (
+    EDIFF,
     BenchmarkSettings,
     FuseSettings,
     MethodSettings,
@@ -32,7 +33,7 @@ from fiqa_ray.core.candidates import CANDIDATES, HELDOUT, N_FOLDS
 from fiqa_ray.core.conventions import Cell, Convention, cells_of, further_limits
 from fiqa_ray.core.jitter import JITTER_VERSION
 from fiqa_ray.datasets.dataset import Dataset
-from fiqa_ray.datasets.results import BASELINE, GIVEN, OPTIMIZED, ORACLE, RANDOM, UNOPTIMIZED, ScorerKey
+from fiqa_ray.datasets.results import BASELINE, GIVEN, ORACLE, RANDOM, VARIANT_OF_LABELS, ScorerKey
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
 from fiqa_ray.models.reference import ModelRef
 from fiqa_ray.sources.scorer import Scorer
@@ -48,6 +49,8 @@ ordered otherwise."""
 RESULTS_VERSION = 2
 """Raise it when a table of results or its meaning changes, but cells do not: they are judged again."""
 
+EdiffDataset = Literal["ediff_threshold", "ediff_distances", "ediff_labels"]
+
 
 @dataclass(frozen=True)
 class Job:
@@ -58,10 +61,12 @@ class Job:
     Attributes:
         settings: The settings.
         with_training: Whether labels are made and regressors trained; else scores alone are judged.
+        trained: Without training, the label sets whose regressors the run has: these are judged as well.
     """
 
     settings: Settings
     with_training: bool = True
+    trained: tuple[LabelSet, ...] = ()
 
     # faces
 
@@ -73,7 +78,7 @@ class Job:
 
     def faces(self, face_set: str) -> Dataset:
         """Return the packed faces of a face set."""
-        source = self.face_sets[face_set]
+        source = self.settings.train_source if face_set == "train" else self.face_sets[face_set]
         config = source.model_dump(mode="json", exclude={"allow_mixed_crops", "allow_single_images", "jitter"})
         config |= {"jitter": JITTER_VERSION} if source.jitter else {}
         from fiqa_ray.sources.kinds import SOURCES  # decoders and more, which `--help` does without
@@ -198,18 +203,18 @@ class Job:
 
     def score_runs(self, method: MethodSettings) -> Dataset:
         """Return the sorted prior scores of each span of images (where one task does not sort all of them)."""
-        inputs = {"prior_scores": self.prior_scores("train", method)}
-        return self._dataset("score_runs", {"fiqa": method.label}, {}, inputs)
+        return self._of_scores("score_runs", method)
 
     def sorted_scores(self, method: MethodSettings) -> Dataset:
         """Return all prior scores in ascending order, a part per range (where one task does not sort all of them)."""
-        inputs = {"prior_scores": self.prior_scores("train", method)}
-        return self._dataset("sorted_scores", {"fiqa": method.label}, {}, inputs)
+        return self._of_scores("sorted_scores", method)
 
     def quality_index(self, method: MethodSettings) -> Dataset:
         """Return the quality index of every image: the rank of its prior score."""
-        inputs = {"prior_scores": self.prior_scores("train", method)}
-        return self._dataset("quality_index", {"fiqa": method.label}, {}, inputs)
+        return self._of_scores("quality_index", method)
+
+    def _of_scores(self, name: str, method: MethodSettings) -> Dataset:
+        return self._dataset(name, {"fiqa": method.label}, {}, {"prior_scores": self.prior_scores("train", method)})
 
     def optimized_index(self) -> Dataset:
         """Return the optimized indices of all methods and thetas, which one pass over the pairs gives."""
@@ -220,9 +225,8 @@ class Job:
 
     def index_thetas(self) -> tuple[float, ...]:
         """Return the thetas at which indices are optimized: those of the settings, and the candidates of `heldout`."""
-        thetas = self.settings.optimize.theta
-        numbers = [t for t in thetas if not isinstance(t, str)]
-        return tuple(sorted({*numbers, *(CANDIDATES if HELDOUT in thetas else ())}))
+        thetas = self.settings.optimize.thetas
+        return tuple(sorted({*(set(thetas) - {HELDOUT}), *(CANDIDATES if HELDOUT in thetas else ())}))
 
     def theta_choice(self, method: MethodSettings) -> Dataset:
         """Return what each candidate theta is worth on held-out training people, and which one is chosen.
@@ -262,25 +266,30 @@ class Job:
             inputs["choice"] = self.theta_choice(method)
         return self._dataset(name, keys, config, inputs)
 
+    def ediff(self, name: EdiffDataset, method: MethodSettings) -> Dataset:
+        """Return the labels of a method by eDifFIQA's rule, or what they are made from."""
+        inputs = {"prior_scores": self.prior_scores("train", method), "embeddings": self.embeddings("train")}
+        config = self.settings.optimize.ediff.model_dump(mode="json")
+        return self._dataset(name, {"fr": self.fr, "fiqa": method.label}, config, inputs)
+
     # regressors
 
     def label_sets(self) -> list[LabelSet]:
-        """Return the label sets that regressors are trained on: of each method its prior scores, and one set per theta.
-
-        Without images there is no network to train on, and so no regressor.
-        """
+        """Return the label sets of the regressors: of each method one of its prior scores, one per rule."""
         if not self.with_training or self.settings.has_given_embeddings:
-            return []
-        return [LabelSet(m, t) for m in self.settings.methods for t in (None, *self.settings.optimize.theta)]
+            return list(self.trained)
+        return [LabelSet(m, t) for m in self.settings.methods for t in (None, *self.settings.optimize.rules)]
 
     def labels(self, label_set: LabelSet) -> Dataset:
-        """Return the dataset that holds a label set; prior labels are a column of the first theta's dataset."""
-        theta = self.settings.optimize.theta[0] if label_set.theta is None else label_set.theta
-        return self.optimized_labels(label_set.method, theta)
+        """Return the dataset that holds a label set; prior labels are a column of the first rule's dataset."""
+        rule = self.settings.optimize.rules[0] if label_set.theta is None else label_set.theta
+        if rule == EDIFF:
+            return self.ediff("ediff_labels", label_set.method)
+        return self.optimized_labels(label_set.method, rule)
 
     def theta_of(self, label_set: LabelSet) -> float:
-        """Return the theta of a label set as a number: NaN for prior labels, and while `heldout` is not chosen."""
-        if label_set.theta is None:
+        """Return the theta of a label set as a number: NaN where it has none, and while `heldout` is not chosen."""
+        if label_set.theta is None or label_set.theta == EDIFF:
             return nan
         if label_set.theta != HELDOUT:
             return float(label_set.theta)
@@ -299,10 +308,11 @@ class Job:
 
     def scorer_name(self, label_set: LabelSet) -> str:
         """Return the name of a label set's regressor in tables; it names theta only if the job has several."""
-        kind = "prior" if label_set.is_prior else "optimized"
-        several = not label_set.is_prior and len(self.settings.optimize.theta) > 1
-        suffix = f" (theta {theta_name(label_set.theta)})" if several and label_set.theta is not None else ""
-        return f"{label_set.method.label}, regressor on {kind} labels{suffix}"
+        theta, several = label_set.theta, len(self.settings.optimize.thetas) > 1
+        if theta == EDIFF:
+            return f"{label_set.method.label}, regressor on eDifFIQA labels"
+        suffix = f" (theta {theta_name(theta)})" if theta is not None and several else ""
+        return f"{label_set.method.label}, regressor on {label_set.kind} labels{suffix}"
 
     def regressor_scores(self, face_set: str, label_set: LabelSet) -> Dataset:
         """Return the scores that a label set's regressor gives to a face set.
@@ -326,9 +336,9 @@ class Job:
                 scorers.append(Scorer(key, m.label, self.prior_scores(name, m)))
         for label_set in self.label_sets():
             if label_set.method.label not in excluded:
-                theta, variant = self.theta_of(label_set), UNOPTIMIZED if label_set.is_prior else OPTIMIZED
+                theta, variant = self.theta_of(label_set), VARIANT_OF_LABELS[label_set.kind]
                 method, seed = label_set.method.label, self.settings.seed
-                judge = self._judge_label(self.settings.recognizer)
+                judge = self.settings.judge_label(self.settings.recognizer)
                 key = ScorerKey(self.scorer_name(label_set), judge, method, variant, theta, seed)
                 path = f"{method}-regressor-{label_set.key}"
                 scorers.append(Scorer(key, path, self.regressor_scores(name, label_set)))
@@ -345,13 +355,7 @@ class Job:
         """Return the label of the FR model that a method's scores come from, or ""."""
         if method.fuse is not None or method.scores is not None or not ModelRef.parse(method.name).needs_recognizer:
             return ""
-        return self._judge_label(method.recognizer or self.settings.recognizer)
-
-    def _judge_label(self, recognizer: RecognizerSettings) -> str:
-        """Return the label under which a FR model judges: its own, or that of the same model in `evaluate.recognizers`."""
-        own = recognizer.model_dump(exclude={"label"})
-        same = [r.label for r in self.judges if r.model_dump(exclude={"label"}) == own]
-        return recognizer.label if recognizer.label in same or not same else same[0]
+        return self.settings.judge_label(method.recognizer or self.settings.recognizer)
 
     def comparisons(self, benchmark: BenchmarkSettings, recognizer: RecognizerSettings) -> Dataset:
         """Return the similarities of a benchmark's pairs under one FR model."""
@@ -368,14 +372,7 @@ class Job:
     def cells(
         self, benchmark: BenchmarkSettings, recognizer: RecognizerSettings, scorer: Scorer, group: str = ""
     ) -> dict[Cell, tuple[Convention, Dataset]]:
-        """Return the cells of one score: per convention and false match rate the dataset of its curve and draws.
-
-        Args:
-            benchmark: A benchmark.
-            recognizer: Who judges.
-            scorer: The score.
-            group: The group of people whose pairs count; "": all pairs.
-        """
+        """Return the datasets of a score's curves by convention and false match rate; of a group's pairs, or of all ("")."""
         evaluate = self.settings.evaluate
         inputs = {"comparisons": self.comparisons(benchmark, recognizer)}
         config: dict[str, Any] = {"resample": evaluate.resample, "draws": evaluate.draws, "seed": self.settings.seed}
@@ -432,8 +429,10 @@ class Job:
         """Return the HTML report."""
         inputs = {"results": self.results()} if self.settings.benchmarks else {}
         inputs |= {f"{s.method.label}-{s.key}": self.regressor(s) for s in self.label_sets()}
-        sets = [(m, t) for m in self.settings.methods for t in self.settings.optimize.theta if self.with_training]
-        inputs |= {f"labels of {m.label}, theta {theta_name(t)}": self.optimized_labels(m, t) for m, t in sets}
+        sets = [
+            LabelSet(m, t) for m in self.settings.methods for t in self.settings.optimize.rules if self.with_training
+        ]
+        inputs |= {f"labels of {s.method.label}, {s.key}": self.labels(s) for s in sets}
         return self._dataset("report", {}, {"name": self.settings.name}, inputs)
 
     def _dataset(self, name: str, keys: dict[str, str], config: dict[str, Any], inputs: dict[str, Dataset]) -> Dataset:

@@ -14,8 +14,6 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-import smoke
-
 # machines are shared: one slow call means nothing
 hypothesis.settings.register_profile("shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("shared")
@@ -109,6 +107,8 @@ def shipped_part_images():
 @contextmanager
 def running_s3_server(*arguments):
     """Run tests/helpers/s3_server.py in a process of its own, so that Ray's workers and subprocesses reach it."""
+    import smoke  # here, because it imports torch, which xdist's own process does without
+
     port = smoke.free_port()
     url = f"http://127.0.0.1:{port}"
     program = os.path.join(os.path.dirname(__file__), "helpers", "s3_server.py")

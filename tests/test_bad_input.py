@@ -202,6 +202,7 @@ def test_corrupt_images(cli, tmp_path):
     assert all(r["n_rows_done"] == r["n_rows"] for r in records)
 
 
+@pytest.mark.slow
 def test_parts_without_any_good_image(cli, own, tmp_path):
     """Whole shards are bad: their tables still fit to the others'."""
     for image in [*(own / "train/p02").iterdir(), *(own / "bench/Name_1").iterdir()]:
@@ -318,6 +319,7 @@ def test_checkpoint_of_another_architecture(cli, faces, tmp_path):
     nothing_of(tmp_path / "run", "embeddings")
 
 
+@pytest.mark.slow
 def test_checkpoint_that_is_cut_off_or_missing(cli, faces, tmp_path):
     weights = tmp_path / "model.pt"
     source = {"kind": "folder", "uri": f"{faces}/train", "limit": 1}
@@ -677,6 +679,7 @@ def test_denied_credentials(cli, faces, tmp_path, s3, monkeypatch, code):
     server.server_close()
 
 
+@pytest.mark.slow
 def test_no_credentials(cli, faces, tmp_path, s3, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
@@ -719,7 +722,7 @@ def test_pair_list(cli, faces, tmp_path, text, words):
         nothing_of(tmp_path / "run", "embeddings")
     made = stamps(tmp_path / "run")
     pairs.write_text(HEADER + MATED + OTHERS)
-    assert cli("run", path)[0] == 0
+    assert cli("run", path, REGRESSORS + ",evaluate")[0] == 0
     assert made.items() <= stamps(tmp_path / "run").items()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
@@ -28,6 +29,7 @@ from fiqa_ray.models.formats import export
 from fiqa_ray.models.quality import METHODS, load_scorer
 from fiqa_ray.models.recognition import RECOGNIZERS
 from fiqa_ray.sources.command_line import list_images
+from fiqa_ray.sources.scores import scores_by_id
 from fiqa_ray.stages import STAGES
 from fiqa_ray.storage import filesystem
 from fiqa_ray.tools.plan import RAY_START_S
@@ -93,6 +95,7 @@ def test_score_draws_a_contact_sheet_by_decile_and_a_histogram(cli, faces, tmp_p
     assert "must end in .jpg" in err
 
 
+@pytest.mark.slow
 def test_run_prints_where_the_report_lies(cli, done, tmp_path, faces):
     code, out, _ = cli("run", done)
     assert code == 0
@@ -241,6 +244,7 @@ def test_scores_are_the_jobs_scores(cli, convolutional, faces, tmp_path):
         assert bad["error"]
 
 
+@pytest.mark.slow
 def test_score_takes_files_folders_and_globs(cli, convolutional, faces, tmp_path, monkeypatch):
     job, method = convolutional
     model = job.regressor(LabelSet(method)).uri
@@ -257,12 +261,20 @@ def test_score_takes_files_folders_and_globs(cli, convolutional, faces, tmp_path
         zip(sorted(str(p.relative_to(".")) for p in Path().rglob("*.jpg")), job_scores(job, method, None), strict=True)
     )
     assert found["score"] == [by_name[n] for n in names]
+    # below each place that was given, and of a pattern below its literal folder
+    assert found["image_id"] == ["Name_3_0002.jpg", *(f"Name_1_000{i}.jpg" for i in range(1, 7)), *expected[7:]]
+
+    # the table goes into a job as it is
+    output = tmp_path / "all.csv"
+    assert cli("score", ".", "--model", model, "-o", output)[0] == 0
+    score = scores_by_id(pa.array(sorted(by_name)), str(output))
+    assert score.tolist() == [by_name[n] for n in sorted(by_name)]
 
     output = tmp_path / "scores.json"
     assert cli("score", places[0], "--model", model, "-o", output)[0] == 0
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [r["score"] for r in rows] == found["score"][:1]
-    assert rows[0].keys() == {"uri", "score", "percentile", "quality", "status", "error"}
+    assert rows[0].keys() == {"image_id", "uri", "score", "percentile", "quality", "status", "error"}
 
 
 def test_scores_are_the_same_wherever_the_images_lie(cli, convolutional, faces, tmp_path, bucket):
@@ -299,6 +311,7 @@ def test_scores_are_the_same_wherever_the_images_lie(cli, convolutional, faces, 
                 assert member.read() == (bench / names[0]).read_bytes()
 
 
+@pytest.mark.slow
 def test_percentiles_by_hand(cli, convolutional, faces, tmp_path):
     """With the 36 scores themselves as the regressor's distribution, the i-th of them in order is at i / 35."""
     job, method = convolutional
@@ -395,6 +408,7 @@ def test_options_that_would_have_no_effect_are_refused(cli, convolutional, faces
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_score_with_a_methods_own_network(cli, faces, tmp_path):
     argv = ["score", faces / "bench" / "Name_0", "-o", tmp_path / "s.parquet", "--device", "cpu"]
     assert cli(*argv, "--model", "sddfiqa_mobilefacenet", "--weights", "random:1")[0] == 0
@@ -544,6 +558,7 @@ def test_submit_without_a_cluster(cli, done, monkeypatch):
     assert "the job server at http://127.0.0.1:9 did not take the job" in err
 
 
+@pytest.mark.slow
 def test_doctor_names_a_truncated_checkpoint(cli, tmp_path):
     whole = RECOGNIZERS["curricularface_mobilefacenet"].build()
     torch.save(whole.state_dict(), tmp_path / "whole.pth")

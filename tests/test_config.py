@@ -75,7 +75,7 @@ def test_yaml_that_would_take_all_memory_or_time_is_refused(tmp_path, text, word
         ("methods=[{name: faceqan, optons: {}}]", "methods.0.optons: unknown key (did you mean 'options'?)"),
         ("methods=faceqan", "methods: give a list, such as methods=[{name: faceqan}] (found 'faceqan')"),
         ("evaluate.conventions=paper", "evaluate.conventions: give a list, such as evaluate.conventions=[paper]"),
-        ("optimize=3", "optimize: give keys and values, of theta, index_scale (found 3)"),
+        ("optimize=3", "optimize: give keys and values, of mode, theta, index_scale, ediff (found 3)"),
         ("methods=[]", "methods: is missing"),
     ],
 )
@@ -239,6 +239,33 @@ def test_heldout_has_its_own_names_and_scale(tmp_path):
     assert made.scorer_name(made.label_sets()[1]) == "faceqan, regressor on optimized labels"
     with pytest.raises(UsageError, match=r"theta: heldout chooses on the scale normalized"):
         load_settings(job(tmp_path), ["optimize.theta=heldout", "optimize.index_scale=raw"])
+
+
+def test_modes_of_labels(tmp_path):
+    """What a run without mode ediff records of its settings is what it recorded before there was one."""
+    weights = "recognizer.weights=null"
+    plain = load_settings(job(tmp_path), [weights])
+    assert not {"mode", "ediff"} & plain.identity()["optimize"].keys()
+    assert plain.identity() == load_settings(job(tmp_path), [weights, "optimize.mode=rank"]).identity()
+    both = Job(load_settings(job(tmp_path), [weights, "optimize.mode=[rank, ediff]", "optimize.theta=[0.1, 0.3]"]))
+    assert both.settings.identity()["optimize"]["ediff"] == {"epsilon": 0.5, "best": 0.2, "least": 10}
+    sets = both.label_sets()
+    assert [(s.kind, s.key) for s in sets] == [
+        ("prior", "prior"), ("optimized", "theta-0.1"), ("optimized", "theta-0.3"), ("ediff", "ediff"),
+    ]  # fmt: skip
+    assert both.scorer_name(sets[3]) == "faceqan, regressor on eDifFIQA labels"
+    assert "/labels=ediff/" in both.regressor(sets[3]).uri
+    alone = Job(load_settings(job(tmp_path), [weights, "optimize.mode=ediff"]))
+    assert alone.index_thetas() == ()
+    assert not alone.settings.needs_pairs
+    assert alone.regressor(alone.label_sets()[0]) == both.regressor(sets[0])
+    for wrong, message in (
+        ("[rank, rank]", "rank is given twice"),
+        ("[]", "at least 1 item"),
+        ("rule", "optimize.mode"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            load_settings(job(tmp_path), [weights, f"optimize.mode={wrong}"])
 
 
 def test_finetune_has_one_seed_and_the_published_head(tmp_path):

@@ -20,6 +20,7 @@ def run(name, *arguments):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_arrays_to_labels_gives_the_papers_labels(tmp_path):
     rng = np.random.default_rng(0)
     embeddings = rng.normal(size=(60, 8)).astype(np.float32)
@@ -66,6 +67,7 @@ def test_an_example_without_arguments_says_how_it_is_used(name):
     assert f"python examples/{name}" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_notebook_shows_a_weak_score_gain(monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "Agg")
     cells = json.loads((EXAMPLES / "weak_score.ipynb").read_text(encoding="utf-8"))["cells"]

@@ -127,6 +127,7 @@ def test_without_a_network(hub, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_cvlfaces_file_loads_as_its_row_and_not_as_adafaces(hub):
     network = adaface_ir(18)
     state = {f"model.net.{key}": value.contiguous() for key, value in network.state_dict().items()}

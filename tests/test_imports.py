@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,7 @@ import {modules}
 """
 
 
+@cache
 def files():
     return sorted(PACKAGE.rglob("*.py"))
 
@@ -78,13 +80,16 @@ def room_of(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+@cache
 def imports(path):
     """Names of imported modules, `from package import name` as package.name."""
+    names = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (a.name for a in node.names)
+            names += [a.name for a in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (f"{node.module}.{a.name}" for a in node.names)
+            names += [f"{node.module}.{a.name}" for a in node.names]
+    return names
 
 
 @pytest.mark.parametrize("room", LADDER)
@@ -152,7 +157,11 @@ def test_stages_meet_through_datasets():
             "fiqa_ray.config, fiqa_ray.datasets.schemas, fiqa_ray.storage, fiqa_ray.job, fiqa_ray.cli, "
             "fiqa_ray.tools.status",
         ),
-        (["ray", "matplotlib"], "fiqa_ray.models.quality, fiqa_ray.models.regressor, fiqa_ray.tools.run_job"),
+        pytest.param(
+            ["ray", "matplotlib"],
+            "fiqa_ray.models.quality, fiqa_ray.models.regressor, fiqa_ray.tools.run_job",
+            marks=pytest.mark.slow,  # imports torch
+        ),
     ],
 )
 def test_works_without(blocked, modules):

@@ -47,6 +47,8 @@ ELSEWHERE = (
     "srun",
 )
 """Commands of other tools, which the tests do not run."""
+QUICK = ["compute.engine=local", "evaluate.draws=20"]
+"""What tests add to the job of a page: no Ray starts, and benchmarks are drawn fewer times."""
 OUT_OF_REACH = re.compile(r"s3://|--address|compute\.address|yunet\.onnx|\.pth|cuda|runs/demo")
 
 
@@ -132,7 +134,7 @@ def test_the_page_on_minio_runs_to_its_end(workshop, tmp_path, monkeypatch, s3_s
         for words in commands(text) if language == "" else ():
             if words[0] == "fiqa-ray":
                 n_commands += 1
-                local = ["compute.engine=local"] if words[1] in ("run", "plan") else []
+                local = QUICK if words[1] in ("run", "plan") else []
                 with pytest.raises(SystemExit) as end:
                     main([*words[1:], *local])
                 assert end.value.code == 0, words
@@ -175,7 +177,7 @@ def run_command(words):
     elif OUT_OF_REACH.search(" ".join(words)):
         check_options(words)
     else:
-        local = ["compute.engine=local"] if words[1] == "run" else []
+        local = QUICK if words[1] == "run" else QUICK[1:] if words[1] == "evaluate" else []
         expanded = [match for word in words[1:] for match in (sorted(glob.glob(word)) if "*" in word else [word])]
         with pytest.raises(SystemExit) as end:
             main([*expanded, *local])

@@ -34,6 +34,7 @@ def faces(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_init_writes_a_job_that_runs(cli, faces, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -175,6 +176,7 @@ def test_every_argument_and_option_is_explained():
             assert parameter.help, f"{name} {parameter.name}"
 
 
+@pytest.mark.slow
 def test_the_synthetic_module_prints_help_and_draws_nothing(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "fiqa_ray.synthetic", "--help"], cwd=tmp_path, capture_output=True, text=True

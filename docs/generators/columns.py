@@ -14,6 +14,7 @@ from fiqa_ray.datasets import results, schemas
 
 COMMON = {  # columns of several schemas, or whose name says almost all
     "block": "number of a block of 64 similarities",
+    "distance": "1 - cosine to the mean of the person's good images; null without such a mean",
     "embedding": "the recogniser's output",
     "epoch": "number of the epoch",
     "error": "the fault in words; of a packed face with status ok what libjpeg complained of, else null",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,11 +73,17 @@ def _options(
     """Face-image-quality labels and scores at any scale."""
 
 
+@cache
+def _program() -> Any:
+    """Return the command line that typer builds from the signatures of all commands."""
+    return typer.main.get_command(app)
+
+
 def main(argv: list[str] | None = None) -> Any:
     """Run the command; print errors as one message and exit with their code."""
     sys.path.insert(0, str(Path.cwd()))  # so that a user's own module:function can be imported
     try:
-        code = app(argv, standalone_mode=False)
+        code = _program()(argv, standalone_mode=False)
         if code == 130:  # newer typers return this on Ctrl-C
             raise KeyboardInterrupt
     except FiqaRayError as exc:

@@ -77,6 +77,7 @@ def score(
     """
     from fiqa_ray.config import default_batch_size, label_of
     from fiqa_ray.engine.progress import StepProgress, note
+    from fiqa_ray.models.batch_check import check_function
     from fiqa_ray.models.detector import FaceDetector
     from fiqa_ray.sources.command_line import list_images
     from fiqa_ray.sources.leftovers import count_text
@@ -105,7 +106,7 @@ def score(
     with StepProgress("score", len(files), "images") as progress:
         table = score_images(
             files,
-            scorer,
+            check_function(scorer.name, scorer),
             detector=face_detector,
             validation_scores=(scorer.card or {}).get("validation_scores"),
             scale=scorer.scale,

@@ -85,7 +85,7 @@ def labels(
 ) -> None:
     """Write a run's labels with file names, or make labels from stored embeddings, names of people and scores.
 
-    Columns: image_id, identity, method, theta, prior, label.
+    Columns: image_id, identity, method, variant, theta, prior, label.
     """
     from fiqa_ray.tools.table_files import check_ending, write_tables
 

@@ -10,14 +10,24 @@ from fiqa_ray.config.compute import ComputeSettings, default_batch_size
 from fiqa_ray.config.evaluation import BenchmarkSettings, EvaluateSettings, PairListSettings
 from fiqa_ray.config.faces import RecognizerSettings, SourceSettings, label_of
 from fiqa_ray.config.job import Settings
-from fiqa_ray.config.labels import OptimizeSettings, PairSettings, RankSettings, Theta, theta_name
+from fiqa_ray.config.labels import (
+    EDIFF,
+    EdiffSettings,
+    OptimizeSettings,
+    PairSettings,
+    RankSettings,
+    Theta,
+    theta_name,
+)
 from fiqa_ray.config.load import load_settings, make_settings, settings_values
 from fiqa_ray.config.methods import FuseSettings, KeyRule, MethodSettings, ScoresFile, ScoresSettings
 from fiqa_ray.config.training import TrainSettings
 
 __all__ = [
+    "EDIFF",
     "BenchmarkSettings",
     "ComputeSettings",
+    "EdiffSettings",
     "EvaluateSettings",
     "FuseSettings",
     "KeyRule",

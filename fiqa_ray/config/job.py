@@ -157,6 +157,8 @@ class Settings(Section):
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide results: without `run_uri`, limits on bad input, and of `compute` what cannot."""
         values = self.model_dump(mode="json", exclude={"compute", "max_bad_fraction", "run_uri"})
+        if self.optimize.mode == ("rank",):  # as the record of a run that knew no other mode
+            del values["optimize"]["mode"], values["optimize"]["ediff"]
         if self.compute.precision != "float32":
             values["precision"] = self.compute.precision
         sources = [values["source"], *(b["source"] for b in values["benchmarks"])]
@@ -164,6 +166,19 @@ class Settings(Section):
             source.pop("allow_mixed_crops")
             source.pop("allow_single_images")
         return values
+
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether mated pairs are drawn: for ranks, or to fit the weights of a fused method."""
+        fitted = any(m.fuse is not None and m.fuse.weights == "fitted" for m in self.methods)
+        return "rank" in self.optimize.mode or fitted
+
+    def judge_label(self, recognizer: RecognizerSettings) -> str:
+        """Return the label under which a FR model judges: its own, or that of the same model in `evaluate.recognizers`."""
+        own = recognizer.model_dump(exclude={"label"})
+        judges = self.evaluate.recognizers or (self.recognizer,)
+        same = [r.label for r in judges if r.model_dump(exclude={"label"}) == own]
+        return recognizer.label if recognizer.label in same or not same else same[0]
 
     @property
     def has_given_embeddings(self) -> bool:

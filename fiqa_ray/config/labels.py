@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
@@ -56,23 +56,58 @@ def theta_name(theta: Theta) -> str:
     return theta if isinstance(theta, str) else f"{theta:g}"
 
 
-class OptimizeSettings(Section):
-    """Label optimization (paper, equation 3)."""
+LabelRule = Theta | Literal["ediff"]
+"""What labels are made by: ranks, at a theta, or eDifFIQA's rule."""
 
+EDIFF: Final = "ediff"
+
+
+class EdiffSettings(Section):
+    """eDifFIQA's label rule: a score, lowered by the distance to the mean of the person's good images."""
+
+    epsilon: float = Field(0.5, ge=0, description="weight of the distance, 1 minus the cosine")
+    best: float = Field(0.2, ge=0, lt=1, description="share of the images, by score, that count as good")
+    least: int = Field(10, ge=1, description="good images that a person must have; other people get no labels")
+
+
+def _listed(value: Any) -> Any:
+    """Return a single value as a list of it."""
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+class OptimizeSettings(Section):
+    """Label optimization (paper, equation 3), and the other rule for labels."""
+
+    mode: Annotated[tuple[Literal["rank", "ediff"], ...], BeforeValidator(_listed), Field(min_length=1)] = Field(
+        ("rank",),
+        description="what makes labels: rank, the paper's optimization by ranks of similarities; ediff, eDifFIQA's rule; or "
+        "both, each of which gives label sets of its own",
+    )
     theta: Annotated[
         tuple[_CheckedTheta, ...],
-        BeforeValidator(lambda v: v if isinstance(v, list | tuple) else (v,)),
+        BeforeValidator(_listed),
         Field(min_length=1),
     ] = Field(
         ("heldout",),
-        description="weight of the update, or heldout: chosen for each method on held-out training people; or several, each "
-        "of which gives one label set",
+        description="rank: weight of the update, or heldout: chosen for each method on held-out training people; or "
+        "several, each of which gives one label set",
     )
     index_scale: Literal["raw", "normalized"] = Field(
         "normalized",
-        description="ranks of pairs scaled to the range of the quality indices, or raw as published; default: raw where "
-        "theta is the paper's 0.001 alone",
+        description="rank: ranks of pairs scaled to the range of the quality indices, or raw as published; default: raw "
+        "where theta is the paper's 0.001 alone",
     )
+    ediff: EdiffSettings = Field(EdiffSettings(), description="ediff: the rule's choices")
+
+    @property
+    def thetas(self) -> tuple[Theta, ...]:
+        """The thetas of mode rank; none without it."""
+        return self.theta if "rank" in self.mode else ()
+
+    @property
+    def rules(self) -> tuple[LabelRule, ...]:
+        """What label sets are made by, beside the prior scores."""
+        return (*self.thetas, *((EDIFF,) if EDIFF in self.mode else ()))
 
     @model_validator(mode="before")
     @classmethod
@@ -88,6 +123,14 @@ class OptimizeSettings(Section):
         if "heldout" in self.theta and self.index_scale == "raw":
             raise ValueError("theta: heldout chooses on the scale normalized; leave out index_scale, or give numbers")
         return self
+
+    @field_validator("mode")
+    @classmethod
+    def _check_modes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        twice = repeated(value)
+        if twice:
+            raise ValueError(f"{', '.join(twice)} is given twice; give each mode once")
+        return value
 
     @field_validator("theta")
     @classmethod

@@ -17,14 +17,17 @@ from fiqa_ray.errors import UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
-MOVE_PER_THETA = {"raw": (0.14, 0.20), "normalized": (0.10, 0.19)}
+MOVE_PER_THETA = {"raw": (0.14, 0.20), "normalized": (0.06, 0.20)}
 """Mean move of an image, as a share of all ranks, per unit of theta (raw: and per pair of an image), while theta is small.
 
 The first number is for scores that follow the similarities, the second for scores independent of them; which holds is known
-only after ranking.
+only after ranking. Measured by `benchmarks/expected_move.py`.
+"""
+UNRELATED_MOVE = 0.19
+"""On the scale normalized, the mean move per unit of theta of scores that are independent of the similarities.
 
-Measured by `benchmarks/expected_move.py` for C = 5, 10 and 20 and 320 to 33,600 images. On `raw` the middle is within 20 %
-of each measurement. On `normalized` an image's place in the order of the scores cancels out where it agrees with its pairs.
+An image moves by what its pairs say beyond what its own rank says: by the deviation of its pairs' mean rank from the mean of
+images of the same rank, which is smaller by sqrt(1 - rho^2) if both have the rank correlation rho.
 """
 LARGEST_RAW_THETA = 0.01
 """Theta above which the scale `raw` moves images without pairs, which are good ones, down among the bad."""
@@ -118,8 +121,10 @@ class OptimizedLabels:
         }
 
 
-def expected_move(theta: float, pairs_per_image: float, n_images: int, index_scale: str) -> tuple[float, float]:
-    """Return between which mean moves a theta is expected to give, as shares of all ranks, before anything is computed.
+def expected_move(
+    theta: float, pairs_per_image: float, n_images: int, index_scale: str, rho: float | None = None
+) -> tuple[float, float]:
+    """Return between which mean moves a theta is expected to give, as shares of all ranks.
 
     The paper's scale mixes ranks of pairs with ranks of images, so its step is larger by the pairs per image.
 
@@ -128,12 +133,15 @@ def expected_move(theta: float, pairs_per_image: float, n_images: int, index_sca
         pairs_per_image: L / I; C - 1 where all people have at least C images.
         n_images: I.
         index_scale: `raw` or `normalized`.
+        rho: `score_rho` of `sign_facts`, if pairs are ranked; on `normalized` both ends are then one number.
     """
     factor = theta * (pairs_per_image if index_scale == "raw" else 1.0)
-    low, high = (per_theta * factor for per_theta in MOVE_PER_THETA[index_scale])
-    passes_none = LEAST_STEP / (n_images * (low + high) / 2) if factor > 0 else 0.0
-    share = math.exp(-(passes_none**2))
-    return share * low, share * high
+    low, high = MOVE_PER_THETA[index_scale]
+    if rho is not None and index_scale == "normalized":
+        low = high = UNRELATED_MOVE * math.sqrt(1 - min(rho * rho, 1.0))
+    middle = n_images * factor * (low + high) / 2
+    share = math.exp(-((LEAST_STEP / middle) ** 2)) if middle > 0 else 0.0
+    return share * factor * low, share * factor * high
 
 
 def raw_scale_advice(theta: float) -> str:
@@ -144,7 +152,9 @@ def raw_scale_advice(theta: float) -> str:
     )
 
 
-def move_advice(theta: float, move: float, pairs_per_image: float, n_images: int, index_scale: str) -> str:
+def move_advice(
+    theta: float, move: float, pairs_per_image: float, n_images: int, index_scale: str, rho: float | None = None
+) -> str:
     """Say that a theta moves almost nothing, and which one would move `_WANTED_MOVE`; arguments as in `expected_move`.
 
     Args:
@@ -153,13 +163,18 @@ def move_advice(theta: float, move: float, pairs_per_image: float, n_images: int
         pairs_per_image: L / I.
         n_images: I.
         index_scale: `raw` or `normalized`.
+        rho: as in `expected_move`.
     """
-    wanted = min(1.0, 2 * _WANTED_MOVE / sum(expected_move(1.0, pairs_per_image, n_images, "normalized")))
-    scale = "" if index_scale == "normalized" else ", index_scale normalized"
-    return (
-        f"theta={theta:g} moves an image by {100 * move:.2g} % of the ranks on average, so the labels are almost "
-        f"your scores; try theta={wanted:.1g}{scale}"
+    said = (
+        f"theta={theta:g} moves an image by {100 * move:.2g} % of the ranks on average, so the labels are almost your "
+        "scores"
     )
+    if index_scale == "normalized":
+        wanted = min(1.0, theta * _WANTED_MOVE / move if move else 1.0)
+        return f"{said}; try theta={wanted:.1g}" if wanted > theta else f"{said}, with which the similarities agree"
+    moves = expected_move(1.0, pairs_per_image, n_images, "normalized", rho)
+    wanted = min(1.0, 2 * _WANTED_MOVE / max(sum(moves), _WANTED_MOVE))
+    return f"{said}; try theta={wanted:.1g}, index_scale normalized"
 
 
 def sign_facts(quality_index: NDArray[np.int64], mean_similarity_rank: NDArray[np.float64]) -> dict[str, float]:
@@ -234,6 +249,7 @@ def advice(
     if n_pairs == 0:
         return
     for theta in sorted({r.theta for r in results if r.theta > 0}):
-        move = max(r.mean_move for r in results if r.theta == theta)
-        if move < LEAST_MOVE:
-            yield move_advice(theta, move, n_pairs / n_images, n_images, index_scale)
+        most = max((r for r in results if r.theta == theta), key=lambda r: r.mean_move)
+        if most.mean_move < LEAST_MOVE:
+            rho = sign_facts(most.quality_index, most.mean_similarity_rank)["score_rho"]
+            yield move_advice(theta, most.mean_move, n_pairs / n_images, n_images, index_scale, rho)

@@ -389,7 +389,8 @@ def checked_scores(prior_scores: ArrayLike) -> NDArray[np.float64]:
 def _checked_prior(name: str, scores: ArrayLike, n_images: int) -> NDArray[np.float64]:
     values = np.asarray(scores)
     if len(values) != n_images:
-        raise UsageError(f"{len(values)} prior scores {name!r} for {n_images} embeddings: one score per image")
+        of = f" of {name}" if name else ""
+        raise UsageError(f"{len(values)} prior scores{of} for {n_images} embeddings: one score per image")
     return checked_scores(values)
 
 

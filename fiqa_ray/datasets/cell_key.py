@@ -13,7 +13,7 @@ class ScorerKey:
         scorer: Name of the quality score; no two of a job are alike.
         quality_model: Recogniser that the quality comes from, or empty: a method may use none.
         method: FIQA method; of random numbers and recorded truth the variant.
-        variant: "baseline", "unoptimized", "optimized", "given", "random" or "oracle".
+        variant: "baseline", "unoptimized", "optimized", "ediff", "given", "random" or "oracle".
         theta: Step size of the label optimization; null unless the variant is "optimized".
         seed: Seed of the training; null unless there was one.
     """

@@ -23,11 +23,15 @@ from fiqa_ray.errors import FiqaRayError
 
 BASELINE, UNOPTIMIZED, OPTIMIZED, GIVEN = "baseline", "unoptimized", "optimized", "given"
 """Variants of scores: a method's own, a regressor's on prior and on optimized labels, and further ones of the user."""
+EDIFF = "ediff"
+"""Variant of a regressor's scores on labels by eDifFIQA's rule, and the family that compares optimized labels with these."""
+VARIANT_OF_LABELS = {"prior": UNOPTIMIZED, "optimized": OPTIMIZED, "ediff": EDIFF}
+"""Variant of a regressor's scores, by what its labels are."""
 RANDOM, ORACLE = "random", "oracle"
 """References, which never compete for the best: random numbers, and the recorded truth."""
 GROUPED = ("edc", "bands", "auc", "differences", "verification")
 """Tables that there are of groups of people too: `group_auc` and so on, whose benchmarks are named "lfw: asian"."""
-VARIANTS = (BASELINE, GIVEN, UNOPTIMIZED, OPTIMIZED, ORACLE, RANDOM)
+VARIANTS = (BASELINE, GIVEN, UNOPTIMIZED, OPTIMIZED, EDIFF, ORACLE, RANDOM)
 """All variants, in the order of a table's rows."""
 
 
@@ -141,7 +145,7 @@ class DifferenceRow:
         method: FIQA method of the first scorer.
         theta: Step size of the first scorer's label optimization, or null.
         seed: Seed of the first scorer's training, or null.
-        family: Name of the comparisons that are corrected together: one of `evaluate.compare`, or "scorers".
+        family: Name of the comparisons that are corrected together: one of `evaluate.compare`, "ediff" or "scorers".
         n_family: Comparisons with an interval in the family, over all benchmarks of the recogniser at this operating point.
         p_value: Two-sided bootstrap p-value of no difference; NaN without an interval.
         p_holm: The same after Holm's correction within the family.

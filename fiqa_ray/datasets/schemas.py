@@ -189,6 +189,34 @@ OPTIMIZED_LABELS = pa.schema(  # every image; null if it has no prior score
 )
 
 
+EDIFF_THRESHOLD = pa.schema(  # one row
+    [_never_null("score", pa.float64())]  # the least score of a good image
+)
+
+
+EDIFF_DISTANCES = pa.schema(  # every image
+    [
+        _never_null(*ROW),
+        ("prior_score", pa.float64()),
+        ("distance", pa.float64()),  # 1 - cosine to the mean of the person's good images; null without such a mean
+    ]
+)
+
+
+EDIFF_LABELS = pa.schema(  # every image
+    [
+        ROW,
+        ("image_id", pa.string()),
+        ("prior_score", pa.float64()),
+        ("distance", pa.float64()),  # 1 - cosine to the mean of the person's good images; null without such a mean
+        (
+            "label",
+            pa.float32(),
+        ),  # prior score on the scale from 0 to 1, lowered by the distance; null like the distance
+    ]
+)
+
+
 TRAINING = pa.schema(  # a regressor's history, one row per validation
     [
         ("step", pa.int64()),

@@ -1,11 +1,12 @@
 """Progress of long work: a bar with rate and remaining time on a terminal, a log line every 30 s elsewhere.
 
-For a run a second log line gives its state as JSON, for programs that read the log.
+For a run of `fiqa-ray submit` a second log line gives its state as JSON, for programs that read the log.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -19,6 +20,8 @@ from fiqa_ray.engine.run_state import run_state
 from fiqa_ray.public_uri import public_text
 
 LOG_INTERVAL_S = 30.0
+JSON_LOG = "FIQA_RAY_JSON_LOG"
+"""Environment variable that `fiqa-ray submit` sets for the job: its log has a line of JSON every 30 s."""
 
 
 def note(text: str) -> None:
@@ -31,8 +34,8 @@ class StepProgress:
 
     Use it as a context, and call `advance` for each finished part.
 
-    `waits_for` says why nothing can run at the moment; it returns an empty text where something does. The log of a run, but
-    not that of other commands, also gets a line of JSON for programs: give `is_run`.
+    `waits_for` says why nothing can run at the moment; it returns an empty text where something does. With `is_run` the log
+    also gets a line of JSON for programs where the environment variable `JSON_LOG` is set.
     """
 
     def __init__(
@@ -77,7 +80,7 @@ class StepProgress:
             left = f"about {(self.total - self.done) / rate:,.0f} s left" if rate > 0 else "the first part is under way"
             run_state.waits_for = self.waits_for()
             self._line(run_state.waits_for or f"{rate:,.{0 if rate >= 10 else 1}f} {self.unit}/s, {left}")
-            if self._is_run:
+            if self._is_run and os.environ.get(JSON_LOG):
                 print(json.dumps({"time_s": round(time.time(), 1), **run_state.as_dict()}), file=sys.stderr, flush=True)
 
     @property

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import fiqa_ray
+from fiqa_ray.engine.progress import JSON_LOG
 from fiqa_ray.errors import FiqaRayError, IncompleteError
 from fiqa_ray.public_uri import public_uri
 from fiqa_ray.storage import fingerprint
@@ -135,7 +136,7 @@ def _submit(client: Any, job_id: str, submission: Submission) -> None:
             "working_dir": submission.working_dir,
             "excludes": [".venv", ".git", "runs", "*.pt", "*.pth", "__pycache__"],
             "py_modules": [package, str(module)],
-            "env_vars": {k: os.environ[k] for k in FORWARDED if k in os.environ},
+            "env_vars": {JSON_LOG: "1"} | {k: os.environ[k] for k in FORWARDED if k in os.environ},
         }
         if submission.with_dependencies:
             environment["pip"] = {"packages": dependencies(), "pip_check": False}

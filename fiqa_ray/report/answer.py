@@ -3,47 +3,78 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from fiqa_ray.datasets.results import AucRow, DifferenceRow
+from fiqa_ray.datasets.results import BASELINE, EDIFF, AucRow, DifferenceRow
 
 
 def answer_lines(areas: Sequence[AucRow], differences: Sequence[DifferenceRow]) -> Iterator[str]:
-    """Yield sentences on the first benchmark, recogniser, convention and rate of some results.
+    """Yield sentences on the first benchmark, convention and rate of some results, under each recogniser.
 
     A difference is clear where its interval leaves out 0 and its p-value holds after Holm's correction for all comparisons.
     """
     if not areas:
         yield "The job has no benchmark of other people, so it does not tell whether optimized labels help."
         return
-    first = areas[0]
-    area_of = {r.scorer: r.auc for r in areas if r.is_own_limit and _cell(r) == _cell(first)}
-    same_cell = [r for r in differences if _cell(r) == _cell(first)]
-    gains = [r for r in same_cell if r.family == "unoptimized"]
-    yield _answer(gains)
-    for row in gains:
-        yield f"  {_gain(row, area_of)}"
-        against = next((r for r in same_cell if r.family == "baseline" and r.scorer_a == row.scorer_a), None)
+    first, recognizers = areas[0], _recognizers(areas)
+    levels = set()
+    for recognizer in recognizers:
+        cell = (recognizer, *_place(first))
+        same_cell = [r for r in differences if _cell(r) == cell]
+        gains = [r for r in same_cell if r.family == "unoptimized"]
+        area_of = {r.scorer: r.auc for r in areas if r.is_own_limit and _cell(r) == cell}
+        levels |= {f"{r.level:.0%}" for r in gains if not math.isnan(r.low)}
+        by_rule = {r.scorer for r in areas if r.variant == EDIFF}
+        for labels, of_labels in (
+            ("optimized labels", [r for r in gains if r.scorer_a not in by_rule]),
+            ("labels by eDifFIQA's rule", [r for r in gains if r.scorer_a in by_rule]),
+        ):
+            if of_labels or (not gains and labels == "optimized labels"):
+                yield _answer(labels, of_labels, f" under {recognizer}" if len(recognizers) > 1 else "")
+            for row in of_labels:
+                yield f"  {_gain(row, labels, area_of)}"
+                yield from _further(row, same_cell, area_of)
+    rate = "" if first.fmr is None or math.isnan(first.fmr) else f"FMR {first.fmr:g}, "
+    brackets = f"; in brackets a {levels.pop()} interval" if levels else ""
+    yield (
+        f"Areas under the error-versus-discard curve x 1000 on {first.benchmark} under {' and '.join(recognizers)}, lower "
+        f"is better ({rate}convention {first.convention}){brackets}."
+    )
+
+
+def other_results(areas: Sequence[AucRow]) -> str:
+    """Return a sentence on the results that `answer_lines` does not tell, or an empty text."""
+    n = len({_place(r) for r in areas}) - 1
+    if n < 1:
+        return ""
+    return (
+        f"The report also has {n} other combination{'s' if n > 1 else ''} of benchmark, convention and rate, which may say "
+        "something else."
+    )
+
+
+def _recognizers(areas: Sequence[AucRow]) -> list[str]:
+    """Return the recognisers that judge on the benchmark, by the convention and at the rate of the first area."""
+    return list(dict.fromkeys(r.recognizer for r in areas if _place(r) == _place(areas[0])))
+
+
+def _place(row: AucRow | DifferenceRow) -> tuple[str, str, str]:
+    """Return benchmark, convention and rate; a rate that is NaN equals itself."""
+    return row.benchmark, row.convention, f"{row.fmr}"
+
+
+def _further(row: DifferenceRow, same_cell: Sequence[DifferenceRow], area_of: Mapping[str, float]) -> Iterator[str]:
+    """Yield how the first scorer of a difference compares with its method, and with a regressor on eDifFIQA's labels."""
+    for family, name in ((BASELINE, f"{row.method} itself"), (EDIFF, "the regressor on labels by eDifFIQA's rule")):
+        against = next((r for r in same_cell if r.family == family and r.scorer_a == row.scorer_a), None)
         if against is not None:
             before = area_of.get(against.scorer_b, math.nan)
-            yield f"    against {row.method} itself, {1000 * before:.1f}: {_change(against)}"
-    rate = "" if first.fmr is None or math.isnan(first.fmr) else f"FMR {first.fmr:g}, "
-    levels = {f"{r.level:.0%}" for r in gains if not math.isnan(r.low)}
-    yield (
-        f"Areas under the error-versus-discard curve x 1000 on {first.benchmark} under {first.recognizer}, lower is better "
-        f"({rate}convention {first.convention}){'; in brackets a ' + levels.pop() + ' interval' if levels else ''}."
-    )
-    others = {_cell(r) for r in areas} - {_cell(first)}
-    if others:
-        yield (
-            f"The report also has {len(others)} other combination{'s' if len(others) > 1 else ''} of benchmark, recogniser, "
-            "convention and rate, which may say something else."
-        )
+            yield f"    against {name}, {1000 * before:.1f}: {_change(against)}"
 
 
 def _cell(row: AucRow | DifferenceRow) -> tuple[str, str, str, str]:
-    """Return what areas must share to be compared; a rate that is NaN equals itself."""
-    return row.benchmark, row.recognizer, row.convention, f"{row.fmr}"
+    """Return what areas must share to be compared."""
+    return (row.recognizer, *_place(row))
 
 
 def _is_clear(row: DifferenceRow) -> bool:
@@ -61,29 +92,34 @@ def why_untold(row: DifferenceRow) -> str:
     return ""
 
 
-def _answer(gains: list[DifferenceRow]) -> str:
-    """Return the first sentence."""
+def _answer(labels: str, gains: list[DifferenceRow], under: str) -> str:
+    """Return the first sentence; `under` names the recogniser where there are several."""
     helps = dict.fromkeys(r.method for r in gains if _is_clear(r) and r.difference < 0)
     harms = dict.fromkeys(r.method for r in gains if _is_clear(r) and r.difference > 0)
     rest = [r for r in gains if r.method not in helps and r.method not in harms]
-    open_ = dict.fromkeys(r.method for r in rest if not why_untold(r))
+    moved = [r for r in rest if r.theta != 0]
+    open_ = dict.fromkeys(r.method for r in moved if not why_untold(r))
     untold: dict[str, list[str]] = {}
-    for row in rest:
+    for row in moved:
         if row.method not in open_:
             untold.setdefault(why_untold(row), []).append(row.method)
+    same = {r.method for r in rest} - {r.method for r in moved}
     parts = [f"yes for {', '.join(helps)}"] if helps else []
     parts += [f"no clear difference for {', '.join(open_)}"] if open_ else []
     parts += [f"they harm {', '.join(harms)}"] if harms else []
     parts += [f"cannot be told for {', '.join(dict.fromkeys(names))} ({why})" for why, names in untold.items()]
+    parts += [f"nothing was optimized for {', '.join(sorted(same))} (theta is 0)"] if same else []
     answer = "; ".join(parts) or "nothing was compared"
-    return f"Do optimized labels help? {answer[0].upper()}{answer[1:]}."
+    return f"Do {labels} help{under}? {answer[0].upper()}{answer[1:]}."
 
 
-def _gain(row: DifferenceRow, area_of: dict[str, float]) -> str:
+def _gain(row: DifferenceRow, labels: str, area_of: Mapping[str, float]) -> str:
     """Return the areas of both regressors of a method, and their difference."""
     theta = "" if row.theta is None or math.isnan(row.theta) else f" (theta {row.theta:g})"
     after, before = area_of.get(row.scorer_a, math.nan), area_of.get(row.scorer_b, math.nan)
-    areas = f"regressor on its scores {1000 * before:.1f}, on optimized labels {1000 * after:.1f}"
+    if row.theta == 0:
+        return f"{row.method}{theta}: the labels are its own scores; regressor on them {1000 * after:.1f}"
+    areas = f"regressor on its scores {1000 * before:.1f}, on {labels} {1000 * after:.1f}"
     return f"{row.method}{theta}: {areas}: {_change(row)}"
 
 

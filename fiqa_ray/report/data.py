@@ -74,7 +74,7 @@ class LabelSummary:
         histogram_edges: `(B + 1,)` edges of the bins.
         n_images: Images in the database.
         n_without_pairs: Images that own no pair and keep their index.
-        mean_index_move: Mean absolute change of the quality index as a fraction of `n_images`.
+        mean_move: By how many ranks an image moved on average, as a share of all ranks.
     """
 
     method: str
@@ -86,7 +86,28 @@ class LabelSummary:
     histogram_edges: ArrayLike
     n_images: int
     n_without_pairs: int
-    mean_index_move: float
+    mean_move: float
+
+
+@dataclass(frozen=True)
+class EdiffSummary:
+    """Labels of one FIQA method by eDifFIQA's rule.
+
+    Attributes:
+        method: FIQA method of the prior scores.
+        threshold: Prior score from which an image counts as good.
+        n_images: Images in the database.
+        n_good: Good images.
+        n_labelled: Images with a label: those of people with enough good images.
+        mean_label: Mean of the labels.
+    """
+
+    method: str
+    threshold: float
+    n_images: int
+    n_good: int
+    n_labelled: int
+    mean_label: float
 
 
 @dataclass(frozen=True)
@@ -147,6 +168,7 @@ class ReportData:
         stages: Stages of the run in their order.
         models: Networks that took part.
         labels: Label optimization, per method and theta.
+        ediff: Labels by eDifFIQA's rule, per method, where the job makes them.
         thetas: What each candidate theta is worth on held-out people, where theta was chosen so.
         edc: Error-versus-discard curves.
         conventions: What the conventions of the curves mean.
@@ -169,6 +191,7 @@ class ReportData:
     stages: Sequence[StageRow] = ()
     models: Sequence[ModelRow] = ()
     labels: Sequence[LabelSummary] = ()
+    ediff: Sequence[EdiffSummary] = ()
     thetas: Sequence[ThetaRow] = ()
     edc: Sequence[EdcLine] = ()
     conventions: Sequence[ConventionRow] = ()

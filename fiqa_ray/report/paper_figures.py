@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from fiqa_ray.core.conventions import DISCARDED
 from fiqa_ray.datasets.results import (
     BASELINE,
+    EDIFF,
     GIVEN,
     OPTIMIZED,
     ORACLE,
@@ -53,6 +54,7 @@ VARIANT_STYLES = {
     GIVEN: LineStyle(BLUE, (), "o"),
     UNOPTIMIZED: LineStyle("#008566", (5, 1.6), "^"),
     OPTIMIZED: LineStyle(ORANGE, (7, 1.6, 1.5, 1.6), "s"),
+    EDIFF: LineStyle("#7b4fb3", (3, 1.3, 1.2, 1.3), "D"),
 }
 REFERENCE_STYLES = {RANDOM: figures.RANDOM_STYLE, ORACLE: figures.ORACLE_STYLE}
 

@@ -13,6 +13,7 @@ import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,6 +50,32 @@ def render_report(data: ReportData) -> str:
     Raises:
         FiqaRayError: a face is neither PNG nor JPEG.
     """
+    styles = figures.line_styles([line.scorer for line in data.edc])
+    points = operating_points(data, styles)
+    script = "\n" + (FOLDER / "page.js").read_text(encoding="utf-8")
+    return _template().render(
+        data=data,
+        css=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        findings=findings(data),
+        settings=flat_settings(data.settings),
+        label_figures=[(labels, figures.label_figure(labels)) for labels in data.labels],
+        similarity_figures=[(row, figures.similarity_figure(row)) for row in data.similarities],
+        points=points,
+        conventions=[row.summary for row in data.conventions],
+        group_tables=group_tables(data),
+        correlations=correlation_tables(data.correlations),
+        faces=[
+            (strip.title, [(row.name, picture_uris(row.faces)) for row in strip.rows if row.faces])
+            for strip in data.faces
+        ],
+    )
+
+
+@cache
+def _template() -> jinja2.Template:
+    """Return the compiled page, which all reports of a process share."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
@@ -68,27 +95,7 @@ def render_report(data: ReportData) -> str:
         signed_area=signed_area,
         verdict=verdict,
     )
-    styles = figures.line_styles([line.scorer for line in data.edc])
-    points = operating_points(data, styles)
-    script = "\n" + (FOLDER / "page.js").read_text(encoding="utf-8")
-    return environment.get_template("page.html").render(
-        data=data,
-        css=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        findings=findings(data),
-        settings=flat_settings(data.settings),
-        label_figures=[(labels, figures.label_figure(labels)) for labels in data.labels],
-        similarity_figures=[(row, figures.similarity_figure(row)) for row in data.similarities],
-        points=points,
-        conventions=[row.summary for row in data.conventions],
-        group_tables=group_tables(data),
-        correlations=correlation_tables(data.correlations),
-        faces=[
-            (strip.title, [(row.name, picture_uris(row.faces)) for row in strip.rows if row.faces])
-            for strip in data.faces
-        ],
-    )
+    return environment.get_template("page.html")
 
 
 # --- words and numbers ------------------------------------------------------------------------------------------------

@@ -30,12 +30,16 @@ _BLOCK_BYTES = 1 << 23
 
 
 class ImageFile(NamedTuple):
-    """Where one image's bytes lie: a whole file, or `size` bytes of a tar from `start` on."""
+    """Where one image's bytes lie: a whole file, or `size` bytes of a tar from `start` on.
+
+    `name` is its path below the folder that was given, in a tar that of the member; of a single file the file's name.
+    """
 
     uri: str
     tar: str | None = None
     start: int = 0
     size: int = 0
+    name: str = ""
 
 
 def list_images(locations: Sequence[str], left_out: Counter[str] | None = None) -> list[ImageFile]:
@@ -63,7 +67,7 @@ def list_images(locations: Sequence[str], left_out: Counter[str] | None = None) 
                 f"{location}: a compressed tar has no byte ranges to read images by; unpack it, or write it plain"
             )
         refused: Counter[str] = Counter()
-        listed = [image for name in _names(location, refused) for image in _images(name, refused)]
+        listed = [image for uri, name in _files(location, refused).items() for image in _images(uri, name, refused)]
         if left_out is not None:
             left_out.update(refused)
         if not listed:
@@ -93,19 +97,20 @@ def read_images(images: Sequence[ImageFile]) -> list[bytes | None]:
     return [content[image] for image in images]
 
 
-def _names(location: str, left_out: Counter[str]) -> list[str]:
-    """Return the URIs of the images and tars at a location; a file is taken at its word, whatever its ending."""
+def _files(location: str, left_out: Counter[str]) -> dict[str, str]:
+    """Return URIs and names of the images and tars at a location; a file is taken at its word, whatever its ending."""
     kind = kind_of(location)
     if kind == "file":
-        return [location]
-    names = list(expand(absolute(location), (*EXTENSIONS, ".tar"), left_out))
-    if kind is None and names == [absolute(location)]:
+        return {location: split_chain(location)[0].replace("\\", "/").rpartition("/")[2]}
+    files = expand(absolute(location), (*EXTENSIONS, ".tar"), left_out)
+    if kind is None and list(files) == [absolute(location)]:
         raise FiqaRayError(f"{location}: not found; give image files, folders, globs or tars")
-    return names
+    return files
 
 
-def _images(uri: str, left_out: Counter[str]) -> list[ImageFile]:
-    return _tar_members(uri, left_out) if public_uri(split_chain(uri)[0]).lower().endswith(".tar") else [ImageFile(uri)]
+def _images(uri: str, name: str, left_out: Counter[str]) -> list[ImageFile]:
+    is_tar = public_uri(split_chain(uri)[0]).lower().endswith(".tar")
+    return _tar_members(uri, left_out) if is_tar else [ImageFile(uri, name=name)]
 
 
 def _tar_members(uri: str, left_out: Counter[str]) -> list[ImageFile]:
@@ -137,7 +142,9 @@ def _tar_members(uri: str, left_out: Counter[str]) -> list[ImageFile]:
                             raise refuse(
                                 f"its member {name!r} has {member.size:,} bytes; the limit is {MAX_MEMBER_BYTES:,}"
                             )
-                        members[name] = ImageFile(f"tar://{name}::{uri}", uri, member.offset_data, member.size)
+                        members[name] = ImageFile(
+                            f"tar://{name}::{uri}", uri, member.offset_data, member.size, name.removeprefix("./")
+                        )
                     end = tar.offset
             except tarfile.TarError as exc:
                 raise refuse(f"not a whole, uncompressed tar ({exc}); fetch it again, or unpack it") from exc

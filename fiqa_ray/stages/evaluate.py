@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.stats import spearmanr
 
-from fiqa_ray.config import BenchmarkSettings, EvaluateSettings
+from fiqa_ray.config import EDIFF, BenchmarkSettings, EvaluateSettings
 from fiqa_ray.core.conventions import Cell, Convention
 from fiqa_ray.core.group_rates import error_rates
 from fiqa_ray.core.verification import equal_error_rate, fold_accuracy, tar_at_fmr, threshold_at_fmr
@@ -44,7 +44,7 @@ from fiqa_ray.datasets.results import (
 )
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.errors import UsageError
-from fiqa_ray.job import Job, LabelSet
+from fiqa_ray.job import Job
 from fiqa_ray.sources.degradations import recorded_truth
 from fiqa_ray.sources.scorer import Scorer
 
@@ -133,11 +133,13 @@ def comparisons_of(job: Job, scorers: list[str], known: Collection[str]) -> dict
     scored = [name for name in scorers if name not in REFERENCES]
     settings = job.settings.evaluate
     trained = [t for t in job.label_sets() if job.scorer_name(t) in scored]
-    prior, optimized = ([t for t in trained if t.is_prior == is_prior] for is_prior in (True, False))
+    prior, changed = ([t for t in trained if t.is_prior == is_prior] for is_prior in (True, False))
     families = {
         "imitated": [(job.scorer_name(t), t.method.label) for t in prior if t.method.label in scored],
-        "baseline": [(job.scorer_name(t), t.method.label) for t in optimized if t.method.label in scored],
-        "unoptimized": [(job.scorer_name(t), job.scorer_name(LabelSet(t.method))) for t in optimized],
+        "baseline": [(job.scorer_name(t), t.method.label) for t in changed if t.method.label in scored],
+        "unoptimized": [
+            (job.scorer_name(t), job.scorer_name(p)) for t in changed for p in prior if p.method == t.method
+        ],
         "random": [(name, RANDOM) for name in scored],
     }
     for name in dict.fromkeys(name for pair in settings.compare_scorers for name in pair):
@@ -145,7 +147,10 @@ def comparisons_of(job: Job, scorers: list[str], known: Collection[str]) -> dict
             raise UsageError(
                 f"evaluate.compare_scorers: there is no scorer {name!r}; choose from {', '.join(sorted(known))}"
             )
-    chosen = {family: families[family] for family in dict.fromkeys(settings.compare)}
+    chosen: dict[str, list[tuple[str, str]]] = {family: families[family] for family in dict.fromkeys(settings.compare)}
+    by_rule = {t.method.label: job.scorer_name(t) for t in changed if t.kind == EDIFF}
+    both = [t for t in changed if t.kind == "optimized" and t.method.label in by_rule]
+    chosen |= {EDIFF: [(job.scorer_name(t), by_rule[t.method.label]) for t in both]} if both else {}
     return chosen | {"scorers": [pair for pair in settings.compare_scorers if set(pair) <= set(scorers)]}
 
 

@@ -25,6 +25,7 @@ from fiqa_ray.datasets import schemas
 from fiqa_ray.datasets.columns import embedding_column, seed_score_column
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.engine.step import PipelinedWorker
+from fiqa_ray.models.batch_check import check_function
 from fiqa_ray.models.devices import fed_to, resolve_device, set_cuda_precision
 from fiqa_ray.models.formats.onnx_network import OnnxNetwork
 from fiqa_ray.models.precision_gate import PrecisionGate
@@ -190,7 +191,7 @@ class ModelCall:
                 with self.in_precision():
                     return scorer(faces, rows)
 
-            return score
+            return check_function(self.scorer, score)
         assert self.recognizer is not None
         device, model, flip = self.resolve_device(), self._load_recognizer(), self.recognizer.flip
 
@@ -198,7 +199,7 @@ class ModelCall:
             with torch.inference_mode(), self.in_precision():
                 return embed_faces(model, faces.to(device), flip).float().cpu().numpy()
 
-        return embed
+        return check_function(self.recognizer.name, embed)
 
     def _load_recognizer(self) -> Recognizer:
         r, device = self.recognizer, self.resolve_device()

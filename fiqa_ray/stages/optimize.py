@@ -2,7 +2,7 @@
 
 This file makes the optimized index of every image: one task per part of pairs, since a part holds both images of each of its
 pairs. The choice of theta, where it is not given, follows in `optimize_theta.py`; the final sort and the labels in
-`optimize_labels.py`.
+`optimize_labels.py`. Labels by another rule, without pairs, are made in `optimize_ediff.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
+from fiqa_ray.config import EDIFF
 from fiqa_ray.core.candidates import HELDOUT
 from fiqa_ray.core.labels import IndexUpdate, rank_scale, sum_owned_ranks
 from fiqa_ray.core.ranking import RankTable
@@ -26,6 +27,7 @@ from fiqa_ray.datasets.pairs import PairReader, StoredPairs, pair_part_sizes
 from fiqa_ray.engine.cost import Cost, Scale, Units, Workload
 from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.job import Job
+from fiqa_ray.stages.optimize_ediff import ediff_costs
 from fiqa_ray.stages.optimize_labels import label_costs
 from fiqa_ray.stages.optimize_theta import theta_cost
 
@@ -62,8 +64,10 @@ class StoredRanks:
 
 
 def index_steps(job: Job) -> Iterator[list[Step]]:
-    """Yield the step of the optimized indices."""
+    """Yield the step of the optimized indices; none without mode rank."""
     settings = job.settings
+    if not settings.optimize.thetas:
+        return
     n_images = job.faces("train").require().n_rows
     indices = {m.label: StoredIndex.of(job.quality_index(m)) for m in settings.methods}
     dataset, reader = job.optimized_index(), job.pair_reader()
@@ -77,13 +81,17 @@ def index_steps(job: Job) -> Iterator[list[Step]]:
 def estimate(job: Job, workload: Workload) -> Iterator[Cost]:
     """Yield the cost of each step of the stage."""
     settings = job.settings
+    if EDIFF in settings.optimize.mode:
+        yield from ediff_costs(job, workload)
+    if not settings.optimize.thetas:
+        return
     indices, *labels = step_costs(workload.scale, workload.units)
     yield replace(indices, datasets=(job.optimized_index(),))
-    if HELDOUT in settings.optimize.theta:
+    if HELDOUT in settings.optimize.thetas:
         yield theta_cost(job, workload)
-    sets = [(m, t) for m in settings.methods for t in settings.optimize.theta]
+    sets = [(m, t) for m in settings.methods for t in settings.optimize.thetas]
     # with `heldout`, indices are made for all candidates and labels for one
-    share = len(settings.optimize.theta) / workload.scale.n_thetas
+    share = len(settings.optimize.thetas) / workload.scale.n_thetas
     results = (job.index_runs, job.sorted_indices, job.optimized_labels)
     for cost, dataset in zip(labels, results[-len(labels) :], strict=True):
         yield replace(

@@ -95,7 +95,7 @@ class LabelData:
                 job.sorted_indices(method, theta),
             )
             for method in job.settings.methods
-            for theta in job.settings.optimize.theta
+            for theta in job.settings.optimize.thetas
         ]
 
     @property
@@ -124,7 +124,9 @@ class LabelSpan:
 
 
 def label_steps(job: Job) -> Iterator[list[Step]]:
-    """Plan the labels of all methods and thetas."""
+    """Plan the labels of all methods and thetas; nothing without mode rank."""
+    if not job.settings.optimize.thetas:
+        return
     faces = job.faces("train").require()
     n_images = faces.n_rows
     sets = LabelData.all_of(job)

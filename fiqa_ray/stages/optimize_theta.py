@@ -46,7 +46,7 @@ class ThetaShard:
 
 def theta_steps(job: Job) -> Iterator[list[Step]]:
     """Yield one step per method."""
-    if HELDOUT not in job.settings.optimize.theta:
+    if HELDOUT not in job.settings.optimize.thetas:
         return
     embeddings, updates, seed = job.embeddings("train"), job.optimized_index(), job.settings.seed
     steps = []

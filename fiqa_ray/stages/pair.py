@@ -18,7 +18,9 @@ from fiqa_ray.job import Job
 
 
 def pair_steps(job: Job) -> Iterator[list[Step]]:
-    """Yield one step: a part of pairs per shard of embedding parts."""
+    """Yield one step: a part of pairs per shard of embedding parts; none where nothing needs pairs."""
+    if not job.settings.needs_pairs:
+        return
     embeddings = job.embeddings("train")
     manifest = embeddings.require()
     dataset = job.pairs()
@@ -29,7 +31,8 @@ def pair_steps(job: Job) -> Iterator[list[Step]]:
 
 def estimate(job: Job, workload: Workload) -> Iterator[Cost]:
     """Yield the cost of the step."""
-    yield replace(step_cost(workload.scale, workload.units), datasets=(job.pairs(),))
+    if job.settings.needs_pairs:
+        yield replace(step_cost(workload.scale, workload.units), datasets=(job.pairs(),))
 
 
 def step_cost(s: Scale, units: Units) -> Cost:

@@ -52,6 +52,9 @@ PACKED_SHARE = 0.4
 
 def rank_steps(job: Job) -> Iterator[list[Step]]:
     """Plan histograms and ranks of the similarities, and side by side with them the quality index of each method."""
+    if "rank" not in job.settings.optimize.mode:
+        yield from index_steps(job)
+        return
     stored = job.pair_reader().stored()
     # the prior scores come first: one that is missing ends the stage before long work, and their tasks are the longest
     for indices, similarities in zip_longest(index_steps(job), _similarity_steps(job, stored)):
@@ -91,7 +94,7 @@ def similarity_groups(job: Job) -> list[PairGroup]:
 
 def estimate(job: Job, workload: Workload) -> Iterator[Cost]:
     """Yield the cost of each step."""
-    for cost in similarity_costs(workload.scale, workload.units):
+    for cost in similarity_costs(workload.scale, workload.units) if "rank" in job.settings.optimize.mode else []:
         yield replace(cost, datasets=(job.similarity_ranks(),))
     results = (job.score_runs, job.sorted_scores, job.quality_index)
     costs = index_costs(workload.scale, workload.units)

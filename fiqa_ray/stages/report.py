@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from fiqa_ray._version import __version__
-from fiqa_ray.config import BenchmarkSettings, MethodSettings, RecognizerSettings, Theta, theta_name
+from fiqa_ray.config import EDIFF, BenchmarkSettings, MethodSettings, RecognizerSettings, Theta, theta_name
 from fiqa_ray.content_ids import model_id
 from fiqa_ray.core.candidates import HELDOUT
 from fiqa_ray.core.kernels.draws import counter_draws
@@ -38,6 +38,7 @@ from fiqa_ray.models.method_table import METHODS
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
 from fiqa_ray.public_uri import public_uri
 from fiqa_ray.report.data import (
+    EdiffSummary,
     Face,
     FaceRow,
     FaceStrip,
@@ -76,7 +77,8 @@ def collect(job: Job) -> ReportData:
         settings=_settings(job),
         stages=_stages(job),
         models=_models(job),
-        labels=[_labels(job, m, t) for m in s.methods for t in s.optimize.theta] if job.with_training else [],
+        labels=[_labels(job, m, t) for m in s.methods for t in s.optimize.thetas] if job.with_training else [],
+        ediff=_ediff_labels(job),
         thetas=_thetas(job),
         edc=edc_lines(_results(job, EdcLine.TABLE)) if s.benchmarks else [],
         conventions=_rows(job, ConventionRow),
@@ -109,8 +111,10 @@ def _settings(job: Job) -> dict[str, Any]:
         "training faces": public_uri(s.source.uri) if s.source else "none",
         "clusters C": s.pair.n_clusters,
         "repeats R": s.pair.n_repeats,
-        "theta": ", ".join(theta_name(t) for t in s.optimize.theta),
+        "labels by": ", ".join(s.optimize.mode),
+        "theta": ", ".join(theta_name(t) for t in s.optimize.thetas) or "none",
         "index scale": s.optimize.index_scale,
+        "eDifFIQA's rule": s.optimize.ediff.model_dump(mode="json") if EDIFF in s.optimize.mode else "none",
         "clusters fitted": "in each repeat" if s.pair.recluster else "once per identity",
         "ranking engine": s.rank.engine,
         "regressor": {k: v for k, v in s.train.model_dump(mode="json").items() if v is not None},
@@ -151,12 +155,12 @@ def _stages(job: Job) -> list[StageRow]:
             for m in s.methods
             if job.has_scores(face_set, m)
         ]
-    if job.with_training:
-        named += [
-            ("pairs", job.pairs()),
-            ("ranks", job.similarity_ranks()),
-            ("optimized indices", job.optimized_index()),
-        ]
+    if job.with_training and s.needs_pairs:
+        named.append(("pairs", job.pairs()))
+    if job.with_training and s.optimize.thetas:
+        named += [("ranks", job.similarity_ranks()), ("optimized indices", job.optimized_index())]
+    if job.with_training and EDIFF in s.optimize.mode:
+        named += [(f"eDifFIQA labels: {m.label}", job.ediff("ediff_labels", m)) for m in s.methods]
     named += [(f"train: {job.scorer_name(labels)}", job.regressor(labels)) for labels in job.label_sets()]
     named += [(f"evaluate {b.name}: {r.label}", job.evaluation(b, r)) for b in s.benchmarks for r in job.judges]
     rows = []
@@ -203,8 +207,24 @@ def _labels(job: Job, method: Any, theta: Theta) -> LabelSummary:
         histogram_edges=edges,
         n_images=len(prior),
         n_without_pairs=stats["n_without_pairs"],
-        mean_index_move=stats["mean_move_fraction"],
+        mean_move=stats["mean_move_fraction"],
     )
+
+
+def _ediff_labels(job: Job) -> list[EdiffSummary]:
+    """Return what eDifFIQA's rule gave each method; nothing where it makes no labels."""
+    if not job.with_training or EDIFF not in job.settings.optimize.mode:
+        return []
+    rows = []
+    for method in job.settings.methods:
+        manifest = job.ediff("ediff_labels", method).require()
+        stats, n_labelled = manifest.stats, int(manifest.stats["n_labelled"])
+        label = job.ediff("ediff_labels", method).read_all(["label"])["label"].drop_null().to_numpy()
+        row = EdiffSummary(
+            method.label, stats["threshold"], manifest.n_rows, int(stats["n_good"]), n_labelled, float(label.mean())
+        )
+        rows.append(row)
+    return rows
 
 
 def _similarities(job: Job, benchmark: BenchmarkSettings, recognizer: RecognizerSettings) -> SimilarityHistogram:
@@ -226,7 +246,7 @@ def _face_strips(job: Job) -> list[FaceStrip]:
     s = job.settings
     strips = [strip for b in s.benchmarks for strip in _faces(job, b.name)]
     if job.with_training and s.source is not None and s.source.kind != "embeddings":
-        strips += [_moved_faces(job, m, t) for m in s.methods for t in s.optimize.theta]
+        strips += [_moved_faces(job, m, t) for m in s.methods for t in s.optimize.thetas]
     return strips
 
 
@@ -278,7 +298,7 @@ def _moved_faces(job: Job, method: MethodSettings, theta: Theta) -> FaceStrip:
 
 def _thetas(job: Job) -> list[ThetaRow]:
     """Return what each candidate theta is worth for each method; nothing where the job gives theta."""
-    if not job.with_training or HELDOUT not in job.settings.optimize.theta:
+    if not job.with_training or HELDOUT not in job.settings.optimize.thetas:
         return []
     return [row for m in job.settings.methods for row in rows_of(ThetaRow, job.theta_choice(m).read_all())]
 
@@ -290,12 +310,12 @@ def _theta_notes(job: Job) -> Iterator[str]:
     index_scale = job.settings.optimize.index_scale
     for label_set in job.label_sets():
         theta = job.theta_of(label_set)
-        if label_set.is_prior or theta == 0:
+        if label_set.kind != "optimized" or theta == 0:
             continue
         stats = job.labels(label_set).require().stats
         move, n = stats["mean_move_fraction"], max(int(stats["n_scored"]), 1)
         if move < LEAST_MOVE:
-            text = move_advice(theta, move, stats["n_pairs_per_repeat"] / n, n, index_scale)
+            text = move_advice(theta, move, stats["n_pairs_per_repeat"] / n, n, index_scale, stats.get("score_rho"))
             yield f"{label_set.method.label}: {text}."
         if index_scale == "raw" and theta > LARGEST_RAW_THETA:
             yield f"{label_set.method.label}: {raw_scale_advice(theta)}."
@@ -304,7 +324,7 @@ def _theta_notes(job: Job) -> Iterator[str]:
 def _notes(job: Job) -> list[str]:
     s = job.settings
     notes = [f"Source of {f}: {Account.from_json(job.faces(f).require().plan['account'])}." for f in job.face_sets]
-    pairs = job.pairs().require().stats if job.with_training else {}
+    pairs = job.pairs().require().stats if job.with_training and s.needs_pairs else {}
     if pairs.get("n_identities_of_one_image"):
         notes.append(f"{pairs['n_identities_of_one_image']} identities have one usable image and so no mated pair.")
     if pairs.get("n_identities_below_n_clusters"):
@@ -317,7 +337,7 @@ def _notes(job: Job) -> list[str]:
         if stats["n_pairs_skipped"]:
             notes.append(f"{b.name}: {stats['n_pairs_skipped']} pairs were skipped for images without embedding.")
     notes += _theta_notes(job)
-    if job.with_training and s.optimize.index_scale == "raw":
+    if job.with_training and s.optimize.thetas and s.optimize.index_scale == "raw":
         notes.append(
             "Similarity ranks run over pairs and quality indices over images, unscaled, as published; the effective "
             "step is theta times the ratio of the two."

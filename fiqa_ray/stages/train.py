@@ -110,8 +110,8 @@ def training_task(job: Job, label_set: LabelSet) -> Task:
     card = {
         "scorer": job.scorer_name(label_set),
         "fiqa_method": label_set.method.label,
-        "labels": "prior" if label_set.is_prior else "optimized",
-        "theta": None if label_set.is_prior else job.theta_of(label_set),
+        "labels": label_set.kind,
+        "theta": job.theta_of(label_set) if label_set.kind == "optimized" else None,
         "is_theta_chosen": label_set.theta == HELDOUT,
         "index_scale": s.optimize.index_scale,
         "n_clusters": s.pair.n_clusters,

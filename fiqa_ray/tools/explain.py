@@ -120,7 +120,12 @@ def explain_image(job: Job, image_id: str, method: str | None = None, theta: str
         FiqaRayError: A stage has not finished.
     """
     methods = {m.label: m for m in job.settings.methods}
-    thetas = {theta_name(t): t for t in job.settings.optimize.theta}
+    thetas = {theta_name(t): t for t in job.settings.optimize.thetas}
+    if not thetas:
+        raise UsageError(
+            "explain shows labels by ranks, and optimize.mode is ediff alone; `fiqa-ray labels` has the labels, the dataset "
+            "ediff_labels each image's distance"
+        )
     method, theta = method or next(iter(methods)), theta or next(iter(thetas))
     if method not in methods or theta not in thetas:
         raise UsageError(

@@ -75,8 +75,8 @@ def _figures(run: Run, results: Results, point: OperatingPoint) -> Iterator[tupl
         if any(faces.values()):  # a source of embeddings has no pictures
             yield _file_name("faces", benchmark), faces_figure(faces)
     if run.has_labels:
-        for theta, labels in _labels(run).items():
-            yield _file_name("labels", f"theta-{theta}"), labels_figure(labels)
+        for rule, labels in _labels(run).items():
+            yield _file_name("labels", rule), labels_figure(labels)
     if len(benchmarks) > 1:
         yield "mean-rank", mean_rank_figure(_ranks(results, point, benchmarks))
 
@@ -149,16 +149,17 @@ def _faces(run: Run, benchmark: str, scores: Mapping[str, FloatArray]) -> dict[s
 
 
 def _labels(run: Run) -> dict[str, dict[str, tuple[FloatArray, FloatArray]]]:
-    """Return, per theta and method, prior and optimized labels on one scale from 0 to 1, of a sample of large sets."""
-    by_theta: dict[str, dict[str, tuple[FloatArray, FloatArray]]] = {}
+    """Return, per theta or other rule and method, priors and labels from 0 to 1, of a sample of large sets."""
+    by_rule: dict[str, dict[str, tuple[FloatArray, FloatArray]]] = {}
     for table in run.label_tables():
-        method, theta = table["method"][0].as_py(), theta_name(table["theta"][0].as_py())
+        method, variant, theta = (table[name][0].as_py() for name in ("method", "variant", "theta"))
+        rule = variant if theta is None else f"theta-{theta_name(theta)}"
         table = table.select(["prior", "label"]).drop_null()
         prior, label = table["prior"].to_numpy(), table["label"].to_numpy().astype(np.float64)
         span = float(np.ptp(prior)) or 1.0
         step = -(-len(prior) // (10 * MOST_POINTS))
-        by_theta.setdefault(theta, {})[method] = ((prior - prior.min()) / span)[::step], label[::step]
-    return by_theta
+        by_rule.setdefault(rule, {})[method] = ((prior - prior.min()) / span)[::step], label[::step]
+    return by_rule
 
 
 def _ranks(results: Results, point: OperatingPoint, benchmarks: list[str]) -> dict[str, dict[str, float]]:

@@ -17,6 +17,7 @@ from fiqa_ray.models.networks.ediffiqa import EDifFIQA
 from fiqa_ray.models.networks.iresnet import CRFIQA, SplitNetwork
 from fiqa_ray.models.networks.vit import ViTFIQA
 from fiqa_ray.models.recognizer import Recognizer
+from fiqa_ray.models.reference import ModelRef
 from fiqa_ray.tools.separation import difference, separations
 
 SCALINGS = {  # (mean, scale) of pixels in 0..255, as released networks want them
@@ -111,7 +112,9 @@ def _compare_inputs(
             f"pixels go in as (v - {mean:g}) / {scale:g}{f' ({source})' if source else ''}",
             base,
             scalings,
-            "set mean and scale to those",
+            "your code gets faces in [0, 1]: scale them so there"
+            if ModelRef.parse(recognizer.name).kind == "function"
+            else "set mean and scale to those",
         ),
         _compare(
             "crop",

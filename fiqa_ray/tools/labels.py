@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fiqa_ray.core.ediff import ediff_labels
 from fiqa_ray.core.labels import optimize_labels
+from fiqa_ray.datasets.results import EDIFF, OPTIMIZED
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.sources.embedding_files import (
     PICKLES,
@@ -84,7 +85,8 @@ def labels_of_files(
     if epsilon is not None:
         for method, prior in priors.items():
             label = ediff_labels(embeddings.values, identity, prior, epsilon=epsilon, least=least).astype(np.float32)
-            columns = [image_id, people_column, pa.repeat(method, n), pa.nulls(n, pa.float64()), prior]
+            rule = [pa.repeat(EDIFF, n), pa.nulls(n, pa.float64())]
+            columns = [image_id, people_column, pa.repeat(method, n), *rule, prior]
             columns.append(pa.array(label, mask=np.isnan(label)))
             yield pa.table([pa.array(c) for c in columns], schema=LABELS)
         return
@@ -100,7 +102,8 @@ def labels_of_files(
     )
     for method, by_theta in results.items():
         for theta, result in by_theta.items():
-            columns = [image_id, people_column, pa.repeat(method, n), pa.repeat(theta, n), priors[method], result.label]
+            rule = [pa.repeat(OPTIMIZED, n), pa.repeat(theta, n)]
+            columns = [image_id, people_column, pa.repeat(method, n), *rule, priors[method], result.label]
             yield pa.table([pa.array(c) for c in columns], schema=LABELS)
 
 

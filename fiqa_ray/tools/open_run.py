@@ -17,13 +17,13 @@ from fiqa_ray.core.candidates import HELDOUT
 from fiqa_ray.datasets.columns import embedding_lists
 from fiqa_ray.datasets.dataset import MADE_BY, Dataset
 from fiqa_ray.datasets.pictures import read_pictures
-from fiqa_ray.datasets.results import AucRow, DifferenceRow, Row, rows_of
+from fiqa_ray.datasets.results import EDIFF, OPTIMIZED, AucRow, DifferenceRow, Row, rows_of
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
 from fiqa_ray.documents import read_document, write_document
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.job import Job
 from fiqa_ray.models.reference import ModelRef
-from fiqa_ray.report.answer import answer_lines
+from fiqa_ray.report.answer import answer_lines, other_results
 from fiqa_ray.storage import exists, join, list_files
 
 LABELS = pa.schema(
@@ -31,7 +31,8 @@ LABELS = pa.schema(
         ("image_id", pa.string()),
         ("identity", pa.string()),
         ("method", pa.string()),
-        ("theta", pa.float64()),
+        ("variant", pa.string()),  # "optimized" by ranks, or "ediff" by eDifFIQA's rule
+        ("theta", pa.float64()),  # null for "ediff"
         ("prior", pa.float64()),  # the method's score; null for an image without one
         ("label", pa.float32()),  # in [0, 1]; null like the prior
     ]
@@ -47,6 +48,9 @@ SCORES = pa.schema(
         ("status", pa.string()),
     ]
 )
+
+VARIANT_OF = {"optimized_labels": OPTIMIZED, "ediff_labels": EDIFF}
+"""Variant of the labels of a dataset."""
 
 RESULTS = "_results.json"
 """Note of a run's datasets, from which `open_run` finds them."""
@@ -81,11 +85,15 @@ def record_results(job: Job) -> None:
         *(
             ({"method": m.label, "theta": t}, partial(job.optimized_labels, m, t))
             for m in (s.methods if job.with_training else ())
-            for t in s.optimize.theta
+            for t in s.optimize.thetas
+        ),
+        *(
+            ({"method": m.label}, partial(job.ediff, "ediff_labels", m))
+            for m in (s.methods if job.with_training and EDIFF in s.optimize.mode else ())
         ),
         *(
             ({"method": m.label}, partial(job.theta_choice, m))
-            for m in (s.methods if job.with_training and HELDOUT in s.optimize.theta else ())
+            for m in (s.methods if job.with_training and HELDOUT in s.optimize.thetas else ())
         ),
         *([({}, job.results)] if benchmarks else []),
         *(({"set": b.name}, partial(job.evaluation, b)) for b in benchmarks),
@@ -95,7 +103,7 @@ def record_results(job: Job) -> None:
             for r in job.judges
         ),
         *(({"method": job.scorer_name(t)}, partial(job.regressor, t)) for t in job.label_sets()),
-        *([({}, job.pairs)] if job.with_training else []),
+        *([({}, job.pairs)] if job.with_training and s.needs_pairs else []),
         ({}, job.report),
     ]
     record: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "name": s.name, "datasets": []}
@@ -169,10 +177,12 @@ class Run:
         self._draws: dict[str, Any] = {key: record.get(key) for key in ("pair", "seed")}
 
     def __repr__(self) -> str:
-        labels = self._of("optimized_labels")
+        labels = [e for name in VARIANT_OF for e in self._of(name)]
         methods = ", ".join(dict.fromkeys(e["method"] for e in labels))
-        thetas = ", ".join(dict.fromkeys(theta_name(e["theta"]) for e in labels))
-        return f"<Run {self.uri}: methods {methods}; theta {thetas}; sets {', '.join(self.sets)}>"
+        thetas = ", ".join(dict.fromkeys(theta_name(e["theta"]) for e in labels if "theta" in e))
+        rules = [f"theta {thetas}"] if thetas else []
+        rules += ["eDifFIQA labels"] if self._of("ediff_labels") else []
+        return f"<Run {self.uri}: methods {methods}; {'; '.join([*rules, 'sets ' + ', '.join(self.sets)])}>"
 
     @property
     def sets(self) -> list[str]:
@@ -180,11 +190,12 @@ class Run:
         return [e["set"] for e in self._of("faces")]
 
     def labels(self) -> pa.Table:
-        """Return the optimized labels of all methods and thetas.
+        """Return the labels of all methods and thetas, and those by eDifFIQA's rule.
 
         Returns:
-            One row per image, method and theta: `image_id`, `identity`, `method`, `theta`, `prior` (the method's score),
-            `label` (float32 in [0, 1]). Prior and label are null where an image has no score.
+            One row per image, method and theta: `image_id`, `identity`, `method`, `variant` ("optimized", or "ediff" by
+            eDifFIQA's rule), `theta` (null for "ediff"), `prior` (the method's score), `label` (float32 in [0, 1]). Prior
+            and label are null where an image has no score; eDifFIQA's label too where a person has too few good images.
 
         Raises:
             FiqaRayError: the run has no labels yet.
@@ -193,14 +204,19 @@ class Run:
 
     def label_tables(self) -> Iterator[pa.Table]:
         """Yield the labels one method and theta at a time, as tables like that of `labels`."""
-        for e, dataset in self._finished("optimized_labels"):
+        asked = [name for name in VARIANT_OF if self._of(name)] or list(VARIANT_OF)
+        entries = [(e, self._dataset(e)) for name in asked for e in self._of(name)]
+        finished = [(e, d) for e, d in entries if d.manifest() is not None]
+        for e, dataset in finished or self._finished(asked[0]):  # which raises the error
             table = dataset.read_all(["image_id", "prior_score", "label"])
             n = len(table)
+            theta = float(dataset.require().stats["theta"]) if "theta" in e else None
             columns = [
                 table["image_id"],
                 self._names("train")["identity"],
                 pa.repeat(e["method"], n),
-                pa.repeat(float(dataset.require().stats["theta"]), n),
+                pa.repeat(VARIANT_OF[dataset.name], n),
+                pa.repeat(pa.scalar(theta, pa.float64()), n),
                 table["prior_score"],
                 table["label"],
             ]
@@ -359,7 +375,7 @@ class Run:
     @property
     def has_labels(self) -> bool:
         """Whether the job makes labels."""
-        return bool(self._of("optimized_labels"))
+        return any(self._of(name) for name in VARIANT_OF)
 
     def _one(self, name: str, face_set: str, recognizer: str | None = None) -> Dataset:
         """Return the one finished dataset of a kind and set, and of a recogniser where one is given."""
@@ -380,7 +396,8 @@ class Run:
             suffix = f".{row_class.TABLE}.parquet"
             return [row for _, d in finished for row in rows_of(row_class, d.read_all(suffix=suffix))]
 
-        return list(answer_lines(rows(AucRow), rows(DifferenceRow)))
+        areas = rows(AucRow)
+        return [*answer_lines(areas, rows(DifferenceRow)), *filter(None, [other_results(areas)])]
 
     def _of(self, name: str) -> list[dict[str, Any]]:
         return [e for e in self._entries if e["dataset"] == name]

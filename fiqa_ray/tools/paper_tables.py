@@ -16,6 +16,7 @@ from fiqa_ray.core.intervals import UPPER_LIMIT
 from fiqa_ray.core.verdicts import mean_ranks
 from fiqa_ray.datasets.results import (
     BASELINE,
+    EDIFF,
     GIVEN,
     OPTIMIZED,
     UNOPTIMIZED,
@@ -205,12 +206,12 @@ def tables_of(
     labelled = _recognizers_of_labels(rows)
     same = [r for r in rows if not labelled or r.recognizer in labelled]
     cross = [r for r in rows if labelled and r.recognizer not in labelled]
-    shown = (BASELINE, GIVEN, OPTIMIZED)
-    regressor = ""
+    shown = (BASELINE, GIVEN, OPTIMIZED, EDIFF)
+    ediff = " (ediff: by eDifFIQA's rule)" if any(r.variant == EDIFF for r in rows) else ""
+    regressor = ediff
     if any(r.variant == UNOPTIMIZED for r in rows):
-        regressor = (
-            ". Optimized: by a regressor on optimized labels; table-3 has the part that is due to the regressor alone"
-        )
+        regressor = f". Optimized: by a regressor on optimized labels{ediff}; "
+        regressor += "table-3 has the part that is due to the regressor alone"
     chosen = {
         "table-1": (
             [r for r in same if r.variant in shown],
@@ -222,7 +223,7 @@ def tables_of(
         ),
         "table-3": (
             [r for r in rows if r.variant in (*shown, UNOPTIMIZED)] if labelled else [],
-            "with regressors on prior labels (unoptimized) and on optimized labels",
+            f"with regressors on prior labels (unoptimized) and on optimized labels{ediff}",
         ),
     }
     return {
@@ -234,7 +235,7 @@ def tables_of(
 
 def _recognizers_of_labels(rows: Sequence[AucRow]) -> set[str]:
     """Return the recognisers from whose labels the regressors among some scores come."""
-    return {r.quality_model for r in rows if r.variant in (UNOPTIMIZED, OPTIMIZED)}
+    return {r.quality_model for r in rows if r.variant in (UNOPTIMIZED, OPTIMIZED, EDIFF)}
 
 
 def why_missing(results: Results, point: OperatingPoint) -> dict[str, str]:

@@ -93,7 +93,7 @@ def _start_of_ray(job: Job) -> list[dict[str, Any]]:
 def theta_notes(job: Job, scale: Scale) -> Iterator[str]:
     """Yield how far each theta is expected to move images, and what speaks against it."""
     index_scale = job.settings.optimize.index_scale
-    for theta in job.settings.optimize.theta:
+    for theta in job.settings.optimize.thetas:
         if isinstance(theta, str):
             yield "theta heldout: chosen for each method on held-out people; 0 where nothing is gained"
             continue

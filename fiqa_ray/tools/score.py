@@ -29,6 +29,7 @@ ScoreRows = Callable[[torch.Tensor, NDArray[np.int64]], NDArray[np.float32]]
 
 SCORES = pa.schema(
     [
+        ("image_id", pa.string()),  # path below the folder that was given, as in a job whose source is that folder
         ("uri", pa.string()),
         ("score", pa.float64()),  # larger is better; null unless status is "ok"
         ("percentile", pa.float64()),  # share of the regressor's scores of its validation images below, 0..100
@@ -134,6 +135,7 @@ def _score_table(
     percentile = np.full(len(images), np.nan) if percents is None else percents(score)
     no_quality = ~bad if scale is None else np.zeros(len(bad), bool)
     columns = {
+        "image_id": [image.name or image.uri for image in images],
         "uri": [public_uri(image.uri) for image in images],
         "score": pa.array(score, mask=bad),
         "percentile": pa.array(percentile, mask=bad | np.isnan(percentile)),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fiqa_ray.config import default_batch_size
 from fiqa_ray.errors import UsageError
 from fiqa_ray.images import encode_png
+from fiqa_ray.models.batch_check import BatchCheck, check_function
 from fiqa_ray.models.detector import FaceDetector
 from fiqa_ray.models.quality import load_scorer
 from fiqa_ray.models.recognizer import Recognizer
@@ -55,15 +56,17 @@ def score(
         **options: of the model, see `load_scorer`.
 
     Returns:
-        One row per image, in order: `uri` (of an array its position), `score` (null if it has none), `percentile` (of a
-        regressor: how many of its validation images score lower), `quality` (0 to 100, -1 without a score; of a regressor
-        and of methods with such a scale), `status`, `error`. `to_pandas()` makes a DataFrame.
+        One row per image, in order: `image_id` (its path below the given folder; of an array its position), `uri`, `score`
+        (null if it has none), `percentile` (of a trained regressor: the share of its validation scores below, 0 to 100),
+        `quality` (0 to 100, -1 without a score; of a regressor and of methods with such a scale), `status`, `error`.
+        `to_pandas()` makes a DataFrame.
 
     Raises:
         UsageError: images of another shape, type or range.
         FiqaRayError: the model cannot be loaded, or a location has no image.
     """
     files, read = _image_files(images)
+    is_function = not isinstance(model, Scorer | str | os.PathLike)
     if isinstance(model, Scorer):
         if recognizer is not None or weights is not None or options:
             raise UsageError("a loaded scorer has its recognizer, weights and options already; leave them out")
@@ -85,7 +88,7 @@ def score(
     try:
         return score_images(
             files,
-            scorer,
+            BatchCheck(scorer.name, scorer) if is_function else check_function(scorer.name, scorer),
             detector=detector,
             validation_scores=(scorer.card or {}).get("validation_scores"),
             scale=scorer.scale,

@@ -49,7 +49,7 @@ def models_of_job(job: Job, device: str) -> list[TimedModel]:
     for method in job.settings.methods:
         if method.fuse is None and method.scores is None:
             models.append(TimedModel(method.label, BASELINE, device, _loader(method_call(job, method), device)))
-            trained = [t for t in job.label_sets() if t.method == method and not t.is_prior]
+            trained = [t for t in job.label_sets() if t.method == method and t.kind == "optimized"]
             trained = [t for t in trained if job.regressor(t).manifest() is not None]
             if trained:
                 regressor, r = job.regressor(trained[0]), job.settings.recognizer

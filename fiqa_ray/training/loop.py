@@ -342,7 +342,8 @@ def load_targets(task: Task) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         20th image in ascending order of scores, starting with the first (released transfer-learning code).
     """
     labels = task.label_set
-    table = task.labels.read_all([labels.score_column] if labels.is_prior else [labels.score_column, "label"])
+    columns = [labels.score_column] if labels.is_prior else [*dict.fromkeys([labels.score_column, "label"])]
+    table = task.labels.read_all(columns)
     score = table[labels.score_column].to_numpy().astype(np.float64)
     scored = np.flatnonzero(np.isfinite(score))
     label = np.full(len(score), np.nan, np.float32)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 import smoke
 from fiqa_ray.storage import list_files, read_bytes
@@ -39,6 +38,13 @@ while True:
 """
 
 
+def head_id():
+    """Return the name that Ray's fake machines give their head."""
+    from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID  # imports all of Ray
+
+    return FAKE_HEAD_NODE_ID
+
+
 def autoscaling(address):
     """Return the settings of Ray's autoscaler: two groups of at most two machines of one processor each."""
     group = {
@@ -58,7 +64,7 @@ def autoscaling(address):
         "upscaling_speed": 100.0,
         "provider": {
             "type": "external", "module": PROVIDER, "use_node_id_as_ip": True, "disable_node_updaters": True,
-            "disable_launch_config_check": True, "launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID,
+            "disable_launch_config_check": True, "launch_multiple": True, "head_node_id": head_id(),
             "gcs_address": address,
         },
         "available_node_types": {"ray.head.default": head, **{name: {**group, "labels": {"kind": name}} for name in GROUPS}},
@@ -82,7 +88,7 @@ def cluster(folder, env):
     ]  # fmt: skip
     head_env = {
         "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "1",
-        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+        "RAY_CLOUD_INSTANCE_ID": head_id(), "RAY_OVERRIDE_NODE_ID_FOR_TESTING": head_id(),
     }  # fmt: skip
     with open(folder / "head.log", "wb") as log:
         head = subprocess.Popen(command, env={**env, **head_env}, stdout=log, stderr=subprocess.STDOUT, cwd=folder)

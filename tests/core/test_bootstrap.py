@@ -33,6 +33,7 @@ def realistic(n: int, seed: int) -> tuple:
     return similarity, mated, {"true": (quality_a, quality_b), "noisy": noisy}
 
 
+@pytest.mark.slow
 def test_interval_is_binomial_where_quality_is_constant() -> None:
     # dasec with one quality for all: the area is FNMR, and FNMR of a resample is binomial(n, e0) / n.
     similarity, mated = benchmark(400, 3000, 0.1, np.random.default_rng(1))
@@ -145,6 +146,7 @@ def nonmated_tail(share: float, seed: int, n_persons: int = 500, n_each: int = 7
     return pairs, Persons.of(pairs.mated, (a, b))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.15, 0.35])
 def test_draws_by_identities_have_the_variance_that_new_persons_have(share: float) -> None:
     # The number of non-mated pairs above a fixed similarity: its spread over 600 benchmarks, and over draws of a few.

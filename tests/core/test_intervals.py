@@ -143,13 +143,11 @@ def coverage() -> ModuleType:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", ["independent", "persons"])
-def test_intervals_cover(coverage: ModuleType, scenario: str) -> None:
-    rows = coverage.coverage(
-        scenario, n_trials=60, n_draws=100, n_truth=200, n_workers=1, conventions=("paper", "dasec")
-    )
+@pytest.mark.parametrize(("scenario", "conventions"), [("independent", ("paper",)), ("persons", ("paper", "dasec"))])
+def test_intervals_cover(coverage: ModuleType, scenario: str, conventions: tuple[str, ...]) -> None:
+    rows = coverage.coverage(scenario, n_trials=60, n_draws=100, n_truth=200, n_workers=1, conventions=conventions)
     # 60 trials at 95 %: 57 expected, standard deviation 1.7; below 50 would be below 92 % (p < 0.01) for each
-    assert len(rows) == 2 * 2 * 2 * 3
+    assert len(rows) == len(conventions) * 2 * 2 * 3
     assert all(row["n"] == 60 for row in rows)
     assert min(row["covered"] for row in rows) >= 49 / 60
     assert np.mean([row["covered"] for row in rows]) == pytest.approx(0.95, abs=0.03)

@@ -2,13 +2,14 @@
 
 import re
 import warnings
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import rankdata
+from scipy.stats import rankdata, spearmanr
 
-from fiqa_ray.core.label_result import expected_move
+from fiqa_ray.core.label_result import expected_move, move_advice
 from fiqa_ray.core.labels import optimize_labels
 from fiqa_ray.errors import UsageError
 
@@ -96,6 +97,12 @@ def test_warnings():
     assert warned(embeddings, people, prior, theta=0) == []
 
 
+def test_the_advised_theta_is_larger_than_the_given_one():
+    advice = partial(move_advice, pairs_per_image=8, n_images=9500, index_scale="normalized", rho=0.99)
+    assert advice(0.1, 0.004).endswith("almost your scores; try theta=0.5")  # 2 % of the ranks, in proportion
+    assert advice(1.0, 0.004).endswith("almost your scores, with which the similarities agree")
+
+
 def test_scores_of_the_wrong_sign_or_without_order_are_doubted():
     rng = np.random.default_rng(3)
     people = np.repeat(np.arange(40), 10)
@@ -126,3 +133,14 @@ def test_the_expected_move_is_near_the_measured_one(n_people, n_clusters):
     ).mean_move
     low, high = expected_move(0.03, n_clusters - 1, len(people), "normalized")
     assert low < moved < high
+    # with the rank correlation of scores and similarities, by another library, one number: also where scores follow them
+    rank = optimize_labels(embeddings, people, prior, n_clusters=n_clusters, theta=0).mean_similarity_rank
+    near = np.nan_to_num(rank) / np.nanstd(rank) + np.random.default_rng(5).normal(0, 0.7, len(rank))
+    for scores in (prior, near):
+        result = optimize_labels(
+            embeddings, people, scores, n_clusters=n_clusters, theta=0.05, index_scale="normalized"
+        )
+        owns = np.isfinite(result.mean_similarity_rank)
+        rho = float(spearmanr(scores[owns], result.mean_similarity_rank[owns]).statistic)
+        ends = expected_move(0.05, n_clusters - 1, len(people), "normalized", rho)
+        assert ends[0] == ends[1] == pytest.approx(result.mean_move, rel=0.2 if n_people == 90 else 0.3)

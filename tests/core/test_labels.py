@@ -47,6 +47,7 @@ def exact_embeddings(rng, n_images):
     return rng.choice([-1.0, 1.0], size=(n_images, 16)).astype(np.float32)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 60), min_size=1, max_size=5),

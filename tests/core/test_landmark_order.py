@@ -74,7 +74,9 @@ def test_a_set_is_right_or_refused_with_the_name_of_its_order(kind, order):
     assert judge_order(as_given(kind, order), better.order)[1] is None
 
 
-@pytest.mark.parametrize("kind", ["drawn", "synthetic", "rotated"])
+@pytest.mark.parametrize(
+    "kind", ["drawn", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("synthetic", "rotated"))]
+)
 def test_every_reading_of_ten_numbers_is_told_apart(kind):
     """All 480 orders, three sets: the one that the numbers have, or none where it is standard."""
     for planar, y_first in itertools.product((False, True), repeat=2):

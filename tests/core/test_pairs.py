@@ -296,6 +296,7 @@ def test_compiled_code_does_without_a_cache(monkeypatch):
     assert compiled.compiled(lambda a: a + 1)(2) == 3
 
 
+@pytest.mark.slow
 def test_an_edited_constant_never_runs_stale_machine_code(tmp_path):
     package = tmp_path / "tree" / "fiqa_ray"
     shutil.copytree(Path(compiled.__file__).parents[2], package, ignore=shutil.ignore_patterns("__pycache__"))

@@ -29,6 +29,7 @@ def people(n_people, per_person, rng, dim=48):
     )
 
 
+@pytest.mark.slow
 def test_a_prior_that_is_the_truth_is_left_alone_and_one_that_is_half_nuisance_gains():
     embeddings, person, quality, nuisance = people(80, 10, np.random.default_rng(0))
     truth = choose_theta(embeddings, person, quality, n_clusters=6, n_repeats=5)
@@ -122,6 +123,7 @@ def test_zero_must_be_among_the_thetas():
         compare_thetas(embeddings, person, {0.0: quality})
 
 
+@pytest.mark.slow
 def test_choose_theta_compares_the_labels_that_optimize_labels_gives(monkeypatch):
     embeddings, person, quality, nuisance = people(25, 6, np.random.default_rng(6))
     prior = quality + nuisance

@@ -123,6 +123,7 @@ def _fake_ray(monkeypatch, n_failures):
     return calls
 
 
+@pytest.mark.slow
 def test_a_ray_that_comes_too_late_is_started_again(monkeypatch, capfd):
     calls = _fake_ray(monkeypatch, 2)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

@@ -62,14 +62,13 @@ def released_faceqan(embed, x, noise, epsilon, n_iterations, exponent):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("k", "n_iterations", "epsilon", "n_run"), [(10, 5, 0.001, 2), (4, 3, 0.01, 3)])
-def test_faceqan_equals_the_released_code_on_iresnet18(k, n_iterations, epsilon, n_run):
+def test_faceqan_equals_the_released_code_on_iresnet18(released_iresnet18, k, n_iterations, epsilon, n_run):
     """With the released defaults the first two of five iterations, for they are slow; a smaller attack as a whole."""
     wanted = golden("method_checks")[f"faceqan_iresnet18_k{k}_l{n_iterations}_eps{epsilon}"]
-    model = fill(IResNet(18).double()).requires_grad_(False)
     x = torch.from_numpy(np.random.RandomState(4242).uniform(0, 1, (1, 3, 112, 112)))
     noise = torch.from_numpy(np.random.RandomState(777).uniform(-1, 1, (1, k, 3, 112, 112)))
     similarities, symmetry = faceqan_similarities(
-        lambda v: model((v - 0.5) / 0.5), x, noise, epsilon=epsilon, n_iterations=n_run
+        lambda v: released_iresnet18((v - 0.5) / 0.5), x, noise, epsilon=epsilon, n_iterations=n_run
     )
     assert similarities.shape == (1, n_run, k)
     near = {"rel": 1e-9, "abs": 0}
@@ -230,6 +229,7 @@ def test_scores_are_the_same_for_every_batch_size(split):
             np.testing.assert_allclose(np.concatenate(parts), whole, rtol=tolerance, atol=tolerance * np.ptp(whole))
 
 
+@pytest.mark.slow
 def test_embedding_norm():
     assert embedding_norm(np.array([[3, 4], [0, 0], [-5, 12]], np.float32)).tolist() == [5, 0, 13]
     model = fill(IResNet(18))
@@ -289,6 +289,7 @@ def test_table():
     }
 
 
+@pytest.mark.slow
 def test_a_method_with_a_network_of_its_own(tmp_path):
     faces = some_faces(2)
     torch.save({"state_dict": fill(sddfiqa_mobilefacenet()).state_dict()}, tmp_path / "sdd.pth")

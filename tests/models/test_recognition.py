@@ -103,6 +103,7 @@ def test_random_weights_are_reproducible():
         load_recognizer(SMALL, weights="random:x")
 
 
+@pytest.mark.slow
 def test_weights_come_from_any_url_and_are_hashed():
     model = IResNet(18)
     buffer = io.BytesIO()

@@ -50,6 +50,7 @@ def test_a_recognizers_name_is_no_method():
         load_scorer("arcface_r50")
 
 
+@pytest.mark.slow
 def test_names_and_tables_are_read_without_torch():
     code = (
         "import sys; sys.modules['torch'] = None; from fiqa_ray.models.reference import ModelRef; "

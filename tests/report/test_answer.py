@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from fiqa_ray.datasets.results import AucRow, DifferenceRow
-from fiqa_ray.report.answer import answer_lines, why_untold
+from fiqa_ray.report.answer import answer_lines, other_results, why_untold
 
 WEAK, STRONG = "weak, regressor on optimized labels", "strong, regressor on optimized labels"
 
@@ -67,7 +67,34 @@ def test_a_weak_method_gains_and_a_strong_one_does_not():
     assert text[2] == "    against weak itself, 150.0: -30.0 [-68.0, -11.0], a clear gain"
     assert "scores 99.0, on optimized labels 98.0: -1.0 [-10.0, +8.0], no clear difference" in text[3]
     assert "on b under r, lower is better (FMR 0.01, convention paper); in brackets a 95% interval" in text[4]
-    assert text[5].startswith("The report also has 1 other combination")
+    assert len(text) == 5
+    assert other_results(areas).startswith("The report also has 1 other combination")
+    assert other_results(areas[:-2]) == ""
+
+
+def test_each_recogniser_gives_its_answer():
+    prior = "weak, regressor on prior labels"
+    areas = [
+        auc(name, area, recognizer=r)
+        for r, before, after in (("r", 0.151, 0.120), ("other", 0.200, 0.210))
+        for name, area in ((prior, before), (WEAK, after))
+    ]
+    gain = difference(WEAK, prior, -0.031, -0.055, -0.009, 0.01, "unoptimized")
+    loss = replace(gain, recognizer="other", difference=0.01, low=-0.01, high=0.03, p_holm=0.9)
+    text = lines(areas, [gain, loss])
+    assert text[0] == "Do optimized labels help under r? Yes for weak."
+    assert "scores 151.0, on optimized labels 120.0: -31.0" in text[1]
+    assert text[2] == "Do optimized labels help under other? No clear difference for weak."
+    assert "scores 200.0, on optimized labels 210.0: +10.0" in text[3]
+    assert "under r and other, lower is better" in text[4]
+    assert other_results(areas) == ""
+
+
+def test_theta_0_optimizes_nothing():
+    row = difference(WEAK, "weak, regressor on prior labels", 0.0, 0.0, 0.0, 1.0, "unoptimized")
+    text = lines([auc(WEAK, 0.12)], [replace(row, theta=0.0)])
+    assert text[0] == "Do optimized labels help? Nothing was optimized for weak (theta is 0)."
+    assert text[1] == "  weak (theta 0): the labels are its own scores; regressor on them 120.0"
 
 
 def test_an_interval_alone_is_not_clear_after_correction():

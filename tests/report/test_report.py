@@ -22,7 +22,9 @@ from fiqa_ray.datasets.results import (
     VerificationRow,
 )
 from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.report.answer import answer_lines
 from fiqa_ray.report.data import (
+    EdiffSummary,
     Face,
     FaceRow,
     FaceStrip,
@@ -230,6 +232,7 @@ def svgs(html: str) -> list[str]:
     return [base64.b64decode(x).decode() for x in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", html)]
 
 
+@pytest.mark.slow
 def test_page_is_whole_and_loads_nothing(html: str) -> None:
     page = Page(html)
     assert html.startswith("<!DOCTYPE html>")
@@ -382,9 +385,7 @@ def test_everything_printed_is_escaped() -> None:
             stages=[StageRow(EVIL, 2, 1, {EVIL: 1}, 1.0)],
             models=[ModelRow(EVIL, EVIL, EVIL, EVIL)],
             labels=[
-                LabelSummary(
-                    EVIL, 1e-3, 1e-3, [0.1], [0.2], n_images=2, n_without_pairs=1, mean_index_move=0, **histogram
-                )
+                LabelSummary(EVIL, 1e-3, 1e-3, [0.1], [0.2], n_images=2, n_without_pairs=1, mean_move=0, **histogram)
             ],
             edc=[EdcLine(*cell_key(EVIL, EVIL, EVIL, 1e-3), *[curve] * 8)],
             auc=[rows],
@@ -447,6 +448,24 @@ def test_first_sentence_answers_and_cells_show_the_change() -> None:
     # own scores before optimized ones, the change below the area, the mean rank over both benchmarks
     assert re.search(r"Mean rank a 30\.0 .{1,40} 50\.0 .{1,40} 1\.5 a, regressor on optimized labels 20\.0", text)
     assert "−10.00 (−12.00 to −8.00)" in text
+
+
+def test_labels_by_another_rule_have_their_own_answer_and_table() -> None:
+    rows = method_rows("a", "LFW", 0.03, 0.02)
+    rows.append(auc_row("a, regressor on eDifFIQA labels", 0.025, variant="ediff", method="a"))
+    gain = DifferenceRow(
+        "LFW", FR, "paper", "a, regressor on optimized labels", "a, regressor on prior labels", -0.01, -0.012, -0.008, 1e-3,
+        0.95, method="a", theta=0.1, family="unoptimized", p_holm=0.01,
+    )  # fmt: skip
+    loss = replace(gain, scorer_a="a, regressor on eDifFIQA labels", theta=np.nan, difference=0.02, low=0.01, high=0.03)
+    against = replace(gain, scorer_b=loss.scorer_a, family="ediff", difference=-0.005, low=-0.007, high=-0.003)
+    lines = list(answer_lines(rows, [gain, loss, against]))
+    assert lines[0] == "Do optimized labels help? Yes for a."
+    assert lines[2] == "    against the regressor on labels by eDifFIQA's rule, 25.0: -5.0 [-7.0, -3.0], a clear gain"
+    assert lines[3] == "Do labels by eDifFIQA's rule help? They harm a."
+    assert next(iter(answer_lines(rows, [loss]))) == lines[3]
+    data = ReportData("t", "v", auc=rows, ediff=[EdiffSummary("a", 0.75, 1000, 201, 950, 0.625)])
+    assert re.search(r"a\s+0\.75\s+1,000\s+201\s+950 \(95\.00 %\)\s+0\.625", Page(render_report(data)).text)
 
 
 def test_without_comparisons_the_best_scores_are_named() -> None:

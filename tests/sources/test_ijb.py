@@ -89,7 +89,7 @@ def by_hand(root: Path, values: np.ndarray, names: list[str], norm: str) -> dict
     return {(a, b): float(unit[a] @ unit[b]) for a in unit for b in unit if a < b}
 
 
-@pytest.mark.parametrize(("norm", "how"), [("keep", "min"), ("unit", "max")])
+@pytest.mark.parametrize(("norm", "how"), [("keep", "min"), pytest.param("unit", "max", marks=pytest.mark.slow)])
 def test_a_job_on_templates(tmp_path: Path, norm: str, how: str) -> None:
     root = write_ijb(tmp_path / "ijb")
     faces = smoke.make_faces(tmp_path / "faces", n_identities=3, per_identity=4)

@@ -109,6 +109,7 @@ def test_references_never_lead() -> None:
     assert families["scorers"][0].p_holm == families["scorers"][0].p_value
 
 
+@pytest.mark.slow
 def test_a_score_that_runs_out_has_its_own_limit() -> None:
     order = np.arange(N_PERSONS * N_EACH)
     alone = {repr(row) for row in rows_of_benchmark(order)[0] if row.convention == "paper"}
@@ -151,6 +152,7 @@ def test_the_rate_that_a_remedy_names_is_accepted(n_nonmated: int) -> None:
     check_rates(EvaluateSettings(fmr=rate), "bench", n_nonmated)
 
 
+@pytest.mark.slow
 def test_persons_are_resampled_where_the_faces_name_them() -> None:
     order = np.arange(N_PERSONS * N_EACH)
 
@@ -165,13 +167,13 @@ def test_persons_are_resampled_where_the_faces_name_them() -> None:
 
 def test_families_of_comparisons() -> None:
     method = SimpleNamespace(label="m")
-    label_sets = [SimpleNamespace(method=method, is_prior=prior) for prior in (True, False)]
+    kinds = ["prior", "optimized"]
 
     def families(scorers: list[str], **settings: object) -> dict:
         job = SimpleNamespace(
             settings=SimpleNamespace(evaluate=EvaluateSettings(**settings)),
-            label_sets=lambda: label_sets,
-            scorer_name=lambda t: "m, prior" if t.is_prior else "m, optimized",
+            label_sets=lambda: [SimpleNamespace(method=method, kind=k, is_prior=k == "prior") for k in kinds],
+            scorer_name=lambda t: f"m, {getattr(t, 'kind', 'prior')}",
         )
         return comparisons_of(job, scorers, {*scorers, "oracle", "random"})
 
@@ -184,6 +186,13 @@ def test_families_of_comparisons() -> None:
         "scorers": [("m", "oracle")],
     }
     assert families(trained, compare=["baseline"]) == {"baseline": [], "scorers": []}
+    kinds.append("ediff")
+    assert families(["m", *trained, "m, ediff"], compare=["baseline", "unoptimized"]) == {
+        "baseline": [("m, optimized", "m"), ("m, ediff", "m")],
+        "unoptimized": [("m, optimized", "m, prior"), ("m, ediff", "m, prior")],
+        "ediff": [("m, optimized", "m, ediff")],
+        "scorers": [],
+    }
     with pytest.raises(UsageError, match=r"compare_scorers: there is no scorer 'x'; choose from m, oracle, random"):
         families(["m"], compare_scorers=[("m", "x")])
 

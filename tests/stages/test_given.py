@@ -62,6 +62,7 @@ def settings(folder, **changes):
     return make_settings({**values, **changes})
 
 
+@pytest.mark.slow
 def test_the_jobs_labels_are_those_of_the_arrays(arrays, folder):
     embeddings, people, names, scores = arrays
     job = run_job(settings(folder))

@@ -106,6 +106,7 @@ def test_a_group_equals_a_job_on_its_pairs_alone(root, cli) -> None:
     assert "Groups of people" in Path(runs["by_faces"].report).read_text()
 
 
+@pytest.mark.slow
 def test_groups_that_cannot_be_judged_are_refused(root, cli) -> None:
     people = sorted(p.name for p in (root / "faces" / "lfw").iterdir() if p.is_dir())
     names = [f"{p}/{p}_{k:04d}.png" for p in people for k in (1, 2)]

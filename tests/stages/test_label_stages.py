@@ -1,92 +1,24 @@
 """pair, rank and optimize as a job, against the in-memory function: shards, engines and failed images change nothing."""
 
 from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from scipy.stats import rankdata
 
-from fiqa_ray.config import make_settings
 from fiqa_ray.core import theta as core_theta
 from fiqa_ray.core.candidates import CANDIDATES
 from fiqa_ray.core.labels import optimize_labels
 from fiqa_ray.core.pairs import mated_pairs
 from fiqa_ray.core.theta import ThetaCurve
-from fiqa_ray.datasets import schemas
 from fiqa_ray.engine.local import LocalMapper, local_map
-from fiqa_ray.engine.run_steps import run_steps
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
-from fiqa_ray.stages import optimize, rank, stage_steps
+from fiqa_ray.stages import optimize, rank
 from fiqa_ray.stages import optimize_labels as optimize_labels_stage
 from fiqa_ray.storage import read_bytes
-
-SIZES = [1, 3, 30, 12, 25, 2, 41]
-
-
-def settings(run_uri, **changes):
-    values = {
-        "name": "t",
-        "run_uri": run_uri,
-        "seed": 11,
-        "source": {"kind": "folder", "uri": "nowhere"},
-        "recognizer": {"name": "none"},
-        "methods": [{"name": "one"}, {"name": "two"}],
-        "pair": {"n_clusters": 6, "n_repeats": 3},
-        "optimize": {"theta": [0.001, 0.2]},
-    }
-    return make_settings({**values, **changes})
-
-
-def data(seed=0):
-    rng = np.random.default_rng(seed)
-    identity = np.repeat(np.arange(len(SIZES)), SIZES)
-    embeddings = (rng.normal(size=(len(SIZES), 24))[identity] + rng.normal(size=(len(identity), 24))).astype(np.float32)
-    scores = {"one": rng.integers(0, 9, len(identity)).astype(float), "two": rng.normal(size=len(identity))}
-    return identity, embeddings, scores
-
-
-def write_inputs(job, identity, embeddings, scores, bounds, bad=()):
-    """What pack, embed and score would leave: parts cut at ``bounds``, the images in ``bad`` without an embedding."""
-    n = len(identity)
-    status = ["unreadable" if i in bad else "ok" for i in range(n)]
-    tables = {
-        job.faces("train"): {
-            "image_id": [f"{i:04d}" for i in range(n)],
-            "identity": [f"n{k}" for k in identity],
-            "face": [b""] * n,
-        },
-        job.embeddings("train"): {"embedding": [None if i in bad else e.tobytes() for i, e in enumerate(embeddings)]},
-    }
-    for method in job.settings.methods:
-        s = scores[method.label]
-        tables[job.prior_scores("train", method)] = {"score": [None if i in bad else v for i, v in enumerate(s)]}
-    for dataset, columns in tables.items():
-        schema = {"faces": schemas.FACES, "embeddings": schemas.embeddings(embeddings.shape[1])}.get(
-            dataset.name, schemas.QUALITY_SCORES
-        )
-        rows = {
-            "image_row": np.arange(n),
-            "identity_row": identity.astype(np.int32),
-            "status": status,
-            "error": [None] * n,
-        }
-        table = pa.table({name: {**rows, **columns}[name] for name in schema.names}, schema=schema)
-        for i, (a, b) in enumerate(pairwise(bounds)):
-            dataset.write_part(
-                i, {".parquet": table.slice(a, b - a)}, n_rows=b - a, stats={"status": dict(Counter(status[a:b]))}
-            )
-        dataset.write_plan({"stage": "given"})
-        dataset.commit(len(bounds) - 1)
-
-
-def run_stages(job, mapper=local_map, stages=("pair", "rank", "optimize")):
-    for stage in stages:
-        for steps in stage_steps(stage, job):
-            run_steps(steps, mapper)
+from label_inputs import ONE_SHARD, SHARDS, SIZES, data, run_stages, settings, write_inputs
 
 
 def label_bytes(job):
@@ -96,10 +28,6 @@ def label_bytes(job):
         for m in job.settings.methods
         for t in job.settings.optimize.theta
     }
-
-
-ONE_SHARD = [0, sum(SIZES)]
-SHARDS = np.concatenate([[0], np.cumsum(SIZES)]).tolist()
 
 
 @pytest.mark.parametrize("engine", ["counting", "sort"])
@@ -200,6 +128,7 @@ def test_heldout_theta_gives_the_labels_of_the_chosen_candidate(tmp_path, monkey
     assert [job.theta_of(s) for s in job.label_sets()[1:]] == [0.3, 0.2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recluster", [False, True])
 def test_bytes_do_not_depend_on_shards_runs_engine_storage_or_keeping(tmp_path, monkeypatch, recluster):
     identity, embeddings, scores = data(1)
@@ -259,6 +188,7 @@ def test_a_damaged_part_is_named_and_a_lost_one_made_again(tmp_path):
         job.pairs().read(job.pairs().require().parts[2], suffix=".repeat-01.parquet")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["counting", "sort"])
 @pytest.mark.parametrize("run_pairs", [120, 10**6])
 def test_lost_ranks_are_made_again_by_either_engine(tmp_path, monkeypatch, engine, run_pairs):
@@ -301,6 +231,7 @@ def test_only_missing_parts_are_computed(tmp_path):
     assert len(ran) == len(set(ran)) == len(SIZES)
 
 
+@pytest.mark.slow
 def test_fused_methods_go_on_like_others(tmp_path):
     """Rank average and fitted weights: scores worked out from the priors, images without score, any shards, any order."""
     identity, embeddings, scores = data(6)
@@ -347,6 +278,7 @@ def test_fusion_of_unknown_methods_is_refused(tmp_path):
         settings(str(tmp_path), methods=[{"name": "one"}, {"name": "two"}, {"name": "f", "fuse": fuse}])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [True, False])
 def test_pairs_of_a_device_give_the_labels_of_the_processor(tmp_path, keep):
     """On torch's processor device, with embeddings whose products are exact, so that not one bit may differ."""

@@ -93,6 +93,7 @@ def test_faces_as_vggface2_distributes_them(tmp_path):
     assert stats == {"status": {"ok": 3, "no_landmarks": 1, "empty": 1}, "alignment": {"landmarks": 2, "as_is": 1}}
 
 
+@pytest.mark.slow
 def test_batches_have_one_shape_and_padding_changes_nothing(tmp_path):
     """An embedding's bits do not depend on the part, the batch or the padding around it."""
     faces = smoke.make_faces(tmp_path / "faces", n_identities=3, per_identity=7, benchmark=False)
@@ -158,6 +159,7 @@ def test_drawn_scores_count_the_version_of_the_draws(tmp_path, monkeypatch):
     assert fixed == before[1]
 
 
+@pytest.mark.slow
 def test_methods_on_one_trunk_run_it_once_and_score_as_alone(tmp_path, monkeypatch):
     faces = smoke.make_faces(tmp_path / "faces", n_identities=2, per_identity=4, benchmark=False)
     recognizer = {"name": "arcface_r18", "weights": "random:0"}

@@ -142,6 +142,7 @@ def test_corrupt_entries_are_counted_listed_and_end_the_run(tmp_path, capsys, ki
     assert Job(load_settings(path)).faces("train").require().n_rows == 100
 
 
+@pytest.mark.slow
 def test_bin_is_a_benchmark(tmp_path, samples):
     """Faces and pairs of one file through the whole job."""
     rng = np.random.default_rng(0)
@@ -204,6 +205,7 @@ def test_detector_on_raw_faces(tmp_path):
         packed(tmp_path, "wrong", raw | {"detector": str(tmp_path / "some.csv")})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", containers.WRITERS)
 def test_random_damage_is_refused_or_kept_as_rows(tmp_path, samples, kind):
     """Bytes changed, cut out or repeated anywhere: one clear error, or every listed image has its content or a reason."""

@@ -160,6 +160,7 @@ def file_bytes(job):
     }
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_parts_of_images_or_storage(tmp_path):
     """Spans are cut by image, so parts of faces of another size, or in a bucket, give the same files."""
     inputs = random_inputs()
@@ -174,6 +175,7 @@ def test_bytes_do_not_depend_on_parts_of_images_or_storage(tmp_path):
     assert files[0] == files[1] == files[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", SORTS)
 def test_a_worker_lost_in_any_step_changes_no_byte(tmp_path, where):
     class Dies(LocalMapper):

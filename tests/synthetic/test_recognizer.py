@@ -58,6 +58,7 @@ def test_the_folded_network_equals_layer_by_layer() -> None:
     torch.testing.assert_close(model(x), model.norm(model.embed(y.flatten(1))), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_short_training_lowers_the_loss_repeats_and_loads_by_name(tmp_path: Path) -> None:
     settings = {"n_identities": 12, "views_per_identity": 4, "n_epochs": 6, "seed": 1, "n_threads": 1}
     threads = torch.get_num_threads()

@@ -63,6 +63,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_the_files_do_not_depend_on_the_number_of_workers(written: Path, tmp_path: Path) -> None:
     write_synthetic_faces(tmp_path / "again", **SMALL, n_workers=2)
     assert files_of(tmp_path / "again") == files_of(written)

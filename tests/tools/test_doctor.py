@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow  # its first test trains a small recogniser
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("net") / "net.pt"
-    train_recognizer(path, n_identities=120, views_per_identity=4, n_epochs=8, n_threads=1)
+    train_recognizer(path, n_identities=80, views_per_identity=4, n_epochs=8, n_threads=1)
     return path
 
 
@@ -85,14 +85,15 @@ def test_a_sound_recognizer_and_method_pass(network, trial):
             lambda x: x * 0.5 + 0.5,
             r"mean=127.5, scale=127.5\): .* which is better",
         ),  # wants -1..1, gets 0..1
-        ("scaling", lambda x: x / 255, r"mean=0, scale=1\): .* which is better"),
+        ("scaling", lambda x: x / 255, r"mean=0, scale=1\): .* which is better .*: your code gets faces in \[0, 1\]"),
         ("crop", lambda x: torch.roll(x, 8, 3), "moved 8 px left: .* which is better.*align them to the template"),
     ],
 )
 def test_seeded_faults_of_feeding(network, trial, check, step, words):
-    found = faults(check_recognizer(recognizer(network, step), trial))
+    fed = recognizer(network, step)
+    fed.name = "my_network.py:build" if "your code" in words else fed.name
+    found = faults(check_recognizer(fed, trial))
     assert list(found) == [check]
-
     assert re.search(words, found[check])
 
 

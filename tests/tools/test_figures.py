@@ -48,6 +48,7 @@ def texts(figure) -> list[str]:
     return re.findall(r"<text[^>]*>([^<]*)</text>", files["svg"].decode())
 
 
+@pytest.mark.slow
 def test_curves_stand_in_a_panel_per_method_with_one_legend() -> None:
     lines = [line(m, v, [6, 5, 5]) for m in ("magface", "$erfiq") for v in ("baseline", "optimized")]
     bands = [
@@ -105,6 +106,7 @@ def test_bands_hold_the_binomial_law() -> None:
     assert bands(few) == []  # too few errors for an interval
 
 
+@pytest.mark.slow
 def test_histograms_labels_ranks_and_faces_name_what_they_show() -> None:
     rng = np.random.default_rng(0)
     row = Similarities("r18", rng.uniform(size=50), rng.uniform(size=50), {0.1: 0.9, 0.2: 0.8})

@@ -126,6 +126,7 @@ def test_constant_scores_and_pairs_of_one_image_are_said(tmp_path, faces, capsys
     assert "are equal" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_partial_copy_without_folders_of_persons(tmp_path, faces, capsys):
     """Images of a flat set lie in several parts; pairs of absent ones are counted, folds of one kind are said."""
     flat = tmp_path / "flat"
@@ -158,6 +159,7 @@ def test_a_partial_copy_without_folders_of_persons(tmp_path, faces, capsys):
     assert compared.read_all()["mated"].to_pylist() == [True, True, False, False]
 
 
+@pytest.mark.slow
 def test_accents_composed_in_another_way_meet_by_the_rule(tmp_path):
     """Folders as macOS stores them, a list as typed; the evaluation is that of a list in the folders' form."""
     root = smoke.make_faces(tmp_path / "faces", n_identities=3, per_identity=4)

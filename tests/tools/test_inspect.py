@@ -67,6 +67,7 @@ def test_unknown_names_are_said(job, cli) -> None:
     assert (code, "the job has embedding_norm and theta 0.05, 0.2" in err) == (2, True)
 
 
+@pytest.mark.slow
 def test_times_of_methods(cli) -> None:
     code, out, _ = cli(
         "time", "embedding_norm", "embedding_norm", "--recognizer", "smoke:tiny", "--batch-size", 16, "--json"

@@ -20,6 +20,8 @@ from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.job import Job
 from fiqa_ray.models.recognition import load_recognizer
 from fiqa_ray.sources.command_line import list_images
+from fiqa_ray.tools.explain import explain_image
+from fiqa_ray.tools.figures import _labels
 from fiqa_ray.tools.open_run import open_run
 from fiqa_ray.tools.run_job import run_job
 from fiqa_ray.tools.score import read_crops
@@ -48,11 +50,12 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_labels_name_their_images(run):
     (run / "truth.csv").rename(run / "elsewhere.csv")  # what a run was made from need not be there
     labels = open_run(str(run / "run")).labels()
     (run / "elsewhere.csv").rename(run / "truth.csv")
-    assert labels.column_names == ["image_id", "identity", "method", "theta", "prior", "label"]
+    assert labels.column_names == ["image_id", "identity", "method", "variant", "theta", "prior", "label"]
     names = sorted(str(p.relative_to(run / "faces" / "train")) for p in (run / "faces" / "train").rglob("*.jpg"))
     with open(run / "truth.csv", newline="") as file:
         truth = {row["image_id"]: float(row["score"]) for row in csv.DictReader(file)}
@@ -214,6 +217,43 @@ def test_faults_are_said(run, tmp_path):
     (part / "_results.json").unlink()
     with pytest.raises(FiqaRayError, match="run the job again"):
         open_run(str(part))
+
+
+@pytest.mark.slow
+def test_a_job_of_both_modes_compares_its_label_sets(run, tmp_path, cli):
+    """Regressors, areas, differences, a table of the paper and the page; the labels leave out whole people."""
+    copy = str(shutil.copytree(run / "run", tmp_path / "copy"))
+    methods = f"methods=[{{name: truth, scores: {{uri: {run}/truth.csv}}}}]"
+    changes = ["optimize.mode=[rank, ediff]", "optimize.theta=0.3", "optimize.ediff={best: 0.5, least: 3}", methods]
+    job = run_job(load_settings(str(run / "job.yaml"), [f"run_uri={copy}", *changes]), new_settings=True)
+    opened = open_run(copy)
+    assert "methods truth; theta 0.3; eDifFIQA labels; sets" in repr(opened)
+    labels = opened.labels().to_pandas()
+    assert labels.groupby(["method", "variant"]).size().to_dict() == {
+        ("truth", "optimized"): 20,
+        ("truth", "ediff"): 20,
+    }
+    by_rule = labels[labels["variant"] == "ediff"]
+    people = set(by_rule["identity"]) - set(by_rule.dropna(subset="label")["identity"])
+    assert people
+    assert set(by_rule[by_rule["label"].isna()]["identity"]) - people <= {"p01"}  # one of its files is no image
+    assert set(_labels(opened)) == {"theta-0.3", "ediff"}
+    areas = opened.areas().to_pandas()
+    assert set(areas["variant"]) >= {"unoptimized", "optimized", "ediff"}
+    assert areas[areas["variant"] == "ediff"]["theta"].isna().all()
+    family = opened.result_table("differences").to_pandas().query("family == 'ediff'")
+    names = {f"truth, regressor on {kind} labels" for kind in ("optimized", "eDifFIQA")}
+    assert {*family["scorer_a"], *family["scorer_b"]} == names
+    assert "Do labels by eDifFIQA's rule help?" in "\n".join(opened.answer())
+    assert "Labels by eDifFIQA’s rule" in Path(opened.report).read_text()
+    card = json.loads(Path(job.regressor(job.label_sets()[2]).at("card.json")).read_text())
+    assert (card["labels"], card["theta"]) == ("ediff", None)
+    code, _, err = cli("tables", copy, "-o", tmp_path / "tables")
+    assert code == 0, err
+    assert "| ediff" in (tmp_path / "tables" / "table-1.md").read_text()
+    alone = Job(load_settings(str(run / "job.yaml"), ["optimize.mode=ediff"]))
+    with pytest.raises(UsageError, match=r"optimize\.mode is ediff alone"):
+        explain_image(alone, "p00/000.jpg")
 
 
 def test_the_results_are_those_of_the_last_settings(run, tmp_path):

@@ -79,6 +79,7 @@ def test_webface260m_needs_no_large_machine_and_takes_many():
         assert minutes[0] > 6 * minutes[1] > 30 * minutes[2] > 150 * minutes[3]
 
 
+@pytest.mark.slow
 def test_units_are_of_this_machine():
     """Every unit is a positive time; none is absurd for a processor: between 10 ps and 1 ms, but for photographs."""
     units = measure_units(Scale(4000, 100, dim=32, n_clusters=5, n_repeats=2))

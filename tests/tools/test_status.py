@@ -46,6 +46,7 @@ while True: time.sleep(1)
 """
 
 
+@pytest.mark.slow
 def test_a_run_is_seen_at_work_and_seen_dead(tmp_path):
     """By its process, at once."""
     code = HOLDER.format(folder=__file__.rsplit("/", 1)[0], run=str(tmp_path))

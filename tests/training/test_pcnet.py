@@ -1,8 +1,6 @@
 """PCNet's training: noisier faces of new people become less certain; interrupted, it ends with the same head."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow.csv as pacsv
@@ -90,39 +88,21 @@ def test_an_interrupted_training_ends_with_the_same_head(packed, tmp_path, monke
     assert all(torch.equal(first[k], second[k]) for k in first)
 
 
-def test_two_workers_of_ray_train(packed, tmp_path, ray_cluster):
-    job, _ = packed
-    compute = job.settings.compute.model_copy(update={"engine": "ray", "train_workers": 2})
-    wide = Job(job.settings.model_copy(update={"compute": compute}))
-    output = tmp_path / "head.pt"
-    card = train_pcnet(wide, str(output), n_steps=4)
-    assert np.isfinite(card["validation_loss"])
-    head = torch.load(output, weights_only=True)
-    assert int(head["layers.2.num_batches_tracked"]) == 4
-
-
-@pytest.mark.ray
-def test_relative_paths_through_ray_train(tmp_path, monkeypatch):
-    """As a user starts it: run folder, weights and result named from where the command is run."""
-    smoke.make_faces(tmp_path / "faces", n_identities=4, per_identity=4, benchmark=False)
+def test_two_workers_of_ray_train_by_relative_paths(tmp_path, monkeypatch, cli, ray_cluster):
+    """By the command: run folder, faces and result are named from where it is run; Ray's workers stand elsewhere."""
+    smoke.make_faces(tmp_path / "faces", n_identities=5, per_identity=4, benchmark=False)
     smoke.write_job(tmp_path / "job.yaml", "faces", "run", recognizer={"name": "smoke:split"}, benchmarks=[])
     monkeypatch.chdir(tmp_path)
-    run_job(load_settings("job.yaml", ["compute.n_workers=1"]), ["pack"])
-    argv = [
-        "job.yaml",
-        "head.pt",
-        "compute.engine=ray",
-        "compute.n_workers=1",
-        "compute.train_workers=1",
-        "--steps",
-        "1",
-    ]
-    done = subprocess.run(
-        [sys.executable, "-m", "fiqa_ray", "train-pcnet", *argv], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert card_of(tmp_path / "head.pt")["n_steps"] == 1
-    assert (tmp_path / "head.pt").exists()
+    parts = ["compute.rows_per_part=12"]  # the second has two people, the first three, of whom one is held out
+    run_job(load_settings("job.yaml", parts), ["pack"])
+    argv = ["job.yaml", "head.pt", "compute.engine=ray", "compute.train_workers=2", *parts, "--steps", "4"]
+    code, _, err = cli("train-pcnet", *argv)
+    assert code == 0, err
+    card = card_of(tmp_path / "head.pt")
+    assert card["n_steps"] == 4
+    assert np.isfinite(card["validation_loss"])
+    head = torch.load(tmp_path / "head.pt", weights_only=True)
+    assert int(head["layers.2.num_batches_tracked"]) == 4
 
 
 def test_a_worker_without_people_stops_all(tmp_path, ray_cluster, monkeypatch):

@@ -145,6 +145,7 @@ def test_heads_trained_together_equal_heads_trained_alone(labelled):
         assert torch.equal(alone.weights(0)["weight"], weight)
 
 
+@pytest.mark.slow
 def test_a_head_is_the_least_absolute_deviation_of_its_inputs(labelled):
     """Against a linear program: no linear map of embedding and norm fits the training labels much better."""
     job = train(labelled, "train.n_epochs=300", "train.batch_size=96", "train.seeds=1")
@@ -233,6 +234,7 @@ def test_finetune_moves_the_last_layers(labelled):
     check_validation_scores(job, card)
 
 
+@pytest.mark.slow
 def test_only_the_last_hundred_tensors_are_trained(labelled, tmp_path):
     """With 120 tensors the first 20 keep their values, also where their gradients count in the clipping norm."""
     values = load_settings(labelled)

@@ -159,6 +159,7 @@ def test_the_wrong_file_is_named(row, content, words):
         load_strictly(built(row, "meta"), load_state_dict(saved(content)), "file.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("row", "content"),
     [
@@ -176,6 +177,7 @@ def test_the_right_file_loads_as_it_is_wrapped(row, content):
     assert all((p == 0.5).all() for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_a_magface_file_is_refused_where_its_entries_would_fit(tmp_path):
     # Same entries as ArcFace, but BGR, other scaling and another eps: nothing but the wrapping tells.
     path = str(tmp_path / "magface.pth")
@@ -252,6 +254,7 @@ def test_any_url_is_read():
     assert sha256_of(data) == hashlib.sha256(data).hexdigest()
 
 
+@pytest.mark.slow
 def test_random_weights_depend_on_seed_and_name_and_keep_variance():
     nets = [curricularface_mobilefacenet() for _ in range(3)]
     for net, seed in zip(nets, (7, 7, 8), strict=True):

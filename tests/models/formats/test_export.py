@@ -102,7 +102,6 @@ def released(name):
 
 RECOGNIZERS = {
     "iresnet18": lambda folder: released("arcface_r18"),
-    "mobilefacenet": lambda folder: released("arcface_torch_mobilefacenet"),
     "onnx": from_onnx,
     "onnx, trained": trained_onnx,
 }

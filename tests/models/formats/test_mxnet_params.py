@@ -108,6 +108,7 @@ def test_all_names_of_the_released_file_find_their_place():
         load_mxnet_iresnet(written({"arg:stage1_unit1_conv7_weight": np.ones(1)}, "V1"), name="f")
 
 
+@pytest.mark.slow
 def test_a_network_from_mxnet_computes_what_it_should():
     """MagFace's golden values (same layers, same eps) come out, although the file holds another gamma for the last BN."""
     filled = fill(IResNet(18, eps=2e-5)).state_dict()

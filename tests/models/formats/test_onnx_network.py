@@ -183,13 +183,25 @@ def test_settings_count_with_and_without_gradients(tmp_path, faces, case):
 
 # --- whole networks ---
 
-SMALL = [n for n in RECOGNIZERS if "mobilefacenet" in n]
 EXPORTS = [
-    *[pytest.param(name, opset, id=f"{name}-{opset}") for name in SMALL for opset in (11, 13, 17, 20)],
-    pytest.param("arcface_r18", 17, id="arcface_r18-17", marks=pytest.mark.slow),
-    pytest.param("sddfiqa_r50_recognition", 20, marks=pytest.mark.slow, id="sddfiqa_r50-20"),
-    pytest.param("curricularface_ir101", 13, marks=pytest.mark.slow, id="curricularface_ir101-13"),
+    ("arcface_torch_mobilefacenet", 20),
+    *[
+        pytest.param(*export, marks=pytest.mark.slow)
+        for export in (
+            ("arcface_torch_mobilefacenet", 11),
+            ("arcface_torch_mobilefacenet", 13),
+            ("arcface_torch_mobilefacenet", 17),
+            ("curricularface_mobilefacenet", 11),
+            ("curricularface_mobilefacenet", 20),
+            ("ediffiqa_mobilefacenet", 13),
+            ("ediffiqa_mobilefacenet", 17),
+            ("arcface_r18", 17),
+            ("sddfiqa_r50_recognition", 20),
+            ("adaface_ir18", 13),
+        )
+    ],
 ]
+"""Every class of networks, every opset; the smallest network with all opsets."""
 
 
 @pytest.mark.parametrize(("name", "opset"), EXPORTS)
@@ -357,6 +369,7 @@ def adaface_like():
     return graph(nodes, {"w": f32(6, 3, 16, 16)}, outputs=("maps", "norm", "unit"))
 
 
+@pytest.mark.slow
 def test_of_several_outputs_the_shape_tells(tmp_path, faces):
     data = adaface_like().SerializeToString()
     path, x = stored(tmp_path, data), faces.float().numpy()
@@ -407,12 +420,15 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     ],
 )
 def test_scaling_is_found_where_the_file_shows_it(tmp_path, caplog, model, mean, scale):
-    path = stored(tmp_path, model)
-    recognizer = load_recognizer(path)
+    recognizer = load_recognizer(stored(tmp_path, model))
     assert (recognizer.preprocessing.colour, recognizer.preprocessing.mean, recognizer.preprocessing.scale) == (
         "RGB", mean, scale
     )  # fmt: skip
     assert f"net.onnx: pixels go in as (v - {mean:g}) / {scale:g}, RGB (" in caplog.text
+
+
+def test_given_scaling_and_colours_count_more_than_those_of_the_file(tmp_path):
+    path = stored(tmp_path, affine(("Sub", 127.5), ("Div", 127.5)))
     assert load_recognizer(path, colour="BGR").preprocessing.colour == "BGR"
     given = load_recognizer(path, mean=3, scale=4)
     assert (given.preprocessing.mean, given.scaling_source) == (3, "")
@@ -429,6 +445,7 @@ def test_scaling_that_nothing_shows_must_be_given(tmp_path, model):
 # --- other formats, damage ---
 
 
+@pytest.mark.slow
 def test_float16_and_weights_in_a_second_file(tmp_path, faces):
     half = small_net(dtype=np.float16).SerializeToString()
     recognizer = load_recognizer(stored(tmp_path, half), **PIXELS)

@@ -101,6 +101,7 @@ def test_what_could_be_two_networks_is_refused():
         find_backbone(content, NET.state_dict(), "f.pt")
 
 
+@pytest.mark.slow
 def test_advice_names_another_network_only_for_another_network(tmp_path):
     wanted = IResNet(18).state_dict()
     part = {k: v for k, v in wanted.items() if k != "layer3.1.conv2.weight"}

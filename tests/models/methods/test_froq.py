@@ -18,6 +18,7 @@ from released import golden, golden_input
 CHECKS = golden("method_checks_2026")
 
 
+@pytest.mark.slow
 def test_lengths_are_those_of_the_authors_code(released_iresnet18):
     wanted = CHECKS["froq_iresnet18"]
     layers = dict(released_iresnet18.named_modules())
@@ -65,6 +66,7 @@ def test_layers_are_chosen_as_by_the_authors_code():
         select_layers(norms[:1], -labels)
 
 
+@pytest.mark.slow
 def test_the_pseudo_quality_changes_images_as_the_authors_code(released_iresnet18):
     wanted, x = CHECKS["froq_pseudo_label_iresnet18"], golden_input()[:1]
     noise = torch.from_numpy(np.random.RandomState(777).randn(10, 3, 112, 112))

@@ -22,6 +22,7 @@ def some_faces(n: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (n, 3, 112, 112), dtype=np.uint8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS)
 def test_scores_are_those_of_the_authors_code(released_iresnet18, block):
     wanted = [image["score"][block] for image in golden("method_checks_2026")["grafiqs_iresnet18"]["images"]]
@@ -55,6 +56,7 @@ def small() -> Recognizer:
     return Recognizer("small", Small(), Preprocessing(), 25088, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", ["image", "block2", "block4"])
 def test_a_score_depends_on_its_image_alone(small, block):
     """On one image, in batches of other sizes, in other places, from two threads at once, and on a copied network."""

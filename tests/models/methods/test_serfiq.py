@@ -39,6 +39,7 @@ def test_formula_golden():
     assert d.item() == pytest.approx(math.sqrt(2), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_one_trunk_pass_equals_repeating_the_whole_network():
     """As the released code does it: the image repeated, dropout drawn inside; here with the same masks, layer by layer."""
     net = fill(IResNet(18, eps=2e-5).double())
@@ -91,6 +92,7 @@ def test_without_dropout_every_image_is_perfect(r18):
     assert stretched(faces(1), np.arange(1))[0] == pytest.approx(1 / (1 + math.exp(-15.6)), abs=1e-7)
 
 
+@pytest.mark.slow
 def test_options_and_rows(r18):
     rows = np.array([5, -1, 9])
     raw = load_scorer("serfiq", r18, seed=1, stretched=False)(faces(3), rows)

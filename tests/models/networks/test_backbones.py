@@ -54,11 +54,12 @@ def released_outputs(name: str, model: nn.Module, x: torch.Tensor) -> list[torch
 
 
 def marked(name):
-    """A network of 100 layers takes ten times as long as one of 18."""
-    return pytest.param(name, marks=pytest.mark.slow) if "100" in name or "101" in name else name
+    """A network of 50 or 100 layers takes up to ten times as long as one of 18."""
+    is_deep = any(depth in name for depth in ("50", "100", "101"))
+    return pytest.param(name, marks=pytest.mark.slow) if is_deep else name
 
 
-@pytest.mark.parametrize("name", map(marked, ROW_OF))
+@pytest.mark.parametrize("name", [marked(name) for name in ROW_OF])
 def test_network_equals_the_released_one(name):
     row = row_of(name)
     with torch.device("meta"):
@@ -140,8 +141,15 @@ def test_iresnet34_has_the_entries_of_the_layer_table():
     assert len(wanted) == 7 + 16 * 18 + 4 * 6 + 12
 
 
-@pytest.mark.parametrize("name", ["arcface_iresnet18", "curricularface_mobilefacenet", "arcface_torch_mobilefacenet"])
-@pytest.mark.parametrize("batch", [3, 8])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("arcface_iresnet18", marks=pytest.mark.slow),
+        "curricularface_mobilefacenet",
+        "arcface_torch_mobilefacenet",
+    ],
+)
+@pytest.mark.parametrize("batch", [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_an_image_has_the_same_bits_at_any_place_of_a_batch(name, batch):
     # Labels must not depend on how images fall into batches. It holds for one thread per process; with more, the rows
     # of a batch may fall to kernels that add in another order.

@@ -43,6 +43,7 @@ METHOD_NETWORKS = {
 }
 FAST = ("adaface_ir18", "ediffiqa_s", "ediffiqa_t", "arcface_torch_vit_t", "swinface_swin_t")
 """One network of each class of layers; the others differ in depth and width, and run where FIQA_RAY_ALL_FORWARDS is set."""
+FASTEST = ("ediffiqa_t", "arcface_torch_vit_t")
 SLOW = ("vitfiqa_vit_s_token", "transface_vit_s", "timm_vit_tiny_patch8_112", "mrfiqa_synfiqapp_iresnet50")
 NOT_COMPUTED = {"vitfiqa_vit_s_token": (144 * 512 + 512) * 512, "mrfiqa_synfiqapp_iresnet50": 25088 * 512}
 """Multiply-accumulates of the authors' embedding where quality does not come from it."""
@@ -58,7 +59,7 @@ def checks(name):
 
 
 def needing_forward(name):
-    marks = [pytest.mark.slow] if name not in FAST else []
+    marks = [pytest.mark.slow] if name not in FASTEST else []
     if name not in (*FAST, *SLOW):
         marks.append(pytest.mark.skipif(not ALL_FORWARDS, reason="a larger network of a class that others show"))
     return pytest.param(name, marks=marks)
@@ -79,10 +80,11 @@ def timm_loads():
 
 
 @pytest.fixture
-def build(request, timm_loads):
+def build(request):
     def build_empty(name):
         if "timm" in name:
             pytest.importorskip("timm")
+            request.getfixturevalue("timm_loads")
         with torch.device("meta"):
             return row_of(name).build().eval()
 
