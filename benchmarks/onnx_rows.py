@@ -62,7 +62,8 @@ def export(network: torch.nn.Module, opset: int, path: str) -> str:
 
     Where the graph holds the batch size of the trace although it says that any fits, the file is written for that size.
     """
-    x, names = torch.zeros(1, 3, 112, 112), {"input_names": ["data"], "output_names": ["embedding"]}
+    x = torch.zeros(1, 3, 112, 112)
+    names: dict[str, Any] = {"input_names": ["data"], "output_names": ["embedding"]}
     try:
         for axes in ({"data": {0: "batch"}}, {}):
             torch.onnx.export(network, (x,), path, dynamo=False, opset_version=opset, dynamic_axes=axes, **names)
