@@ -39,7 +39,7 @@ class ComputeSettings(Section):
         "autoscaler v2 starts such machines",
     )
     other_labels: dict[str, str] = Field(
-        {}, description="labels of the machines that do the rest, such as {ray.io/market-type: spot}"
+        {}, description="labels of the machines that do the rest but train, such as {ray.io/market-type: spot}"
     )
     storage_patience_s: float = Field(
         600.0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -145,9 +145,10 @@ def _run_items(items: list[Item], mapper: Mapper, advance: Callable[[Step, int],
                     break
             else:
                 failures.n_done += 1
-                n_rejected = sum(n for status, n in outcome.stats.get("status", {}).items() if status != "ok")
+                step = (item or items[0])[0]
+                n_rejected = _n_rejected(step, outcome.stats.get("status", {}))
                 run_state.add_part(sum(f["n_bytes"] for f in outcome.files.values()), n_rejected)
-                advance((item or items[0])[0], outcome.n_rows)
+                advance(step, outcome.n_rows)
         pending, failures.again = failures.again, []
     if not failures.items:
         return
@@ -163,6 +164,11 @@ def _run_items(items: list[Item], mapper: Mapper, advance: Callable[[Step, int],
         f"{type(first).__name__}: {first}{line}; mend the cause if it is in your model or data, and run the same "
         "command again to continue"
     ) from first
+
+
+def _n_rejected(step: Step, n_of_status: Mapping[str, int]) -> int:
+    """Return the images that a part rejects: embed and score carry the statuses of pack on, and add "non_finite"."""
+    return sum(n for s, n in n_of_status.items() if s != "ok" and (step.stage == "pack" or s == "non_finite"))
 
 
 def _place_of(item: Item | None) -> tuple[str, str]:
