@@ -101,7 +101,7 @@ def _files(location: str, left_out: Counter[str]) -> dict[str, str]:
     """Return URIs and names of the images and tars at a location; a file is taken at its word, whatever its ending."""
     kind = kind_of(location)
     if kind == "file":
-        return {location: split_chain(location)[0].replace("\\", "/").rpartition("/")[2]}
+        return {location: split_chain(public_uri(location))[0].replace("\\", "/").rpartition("/")[2]}
     files = expand(absolute(location), (*EXTENSIONS, ".tar"), left_out)
     if kind is None and list(files) == [absolute(location)]:
         raise FiqaRayError(f"{location}: not found; give image files, folders, globs or tars")

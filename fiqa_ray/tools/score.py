@@ -135,7 +135,7 @@ def _score_table(
     percentile = np.full(len(images), np.nan) if percents is None else percents(score)
     no_quality = ~bad if scale is None else np.zeros(len(bad), bool)
     columns = {
-        "image_id": [image.name or image.uri for image in images],
+        "image_id": [public_uri(image.name or image.uri) for image in images],
         "uri": [public_uri(image.uri) for image in images],
         "score": pa.array(score, mask=bad),
         "percentile": pa.array(percentile, mask=bad | np.isnan(percentile)),

@@ -1,6 +1,8 @@
 """PCNet's training: noisier faces of new people become less certain; interrupted, it ends with the same head."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow.csv as pacsv
@@ -88,16 +90,19 @@ def test_an_interrupted_training_ends_with_the_same_head(packed, tmp_path, monke
     assert all(torch.equal(first[k], second[k]) for k in first)
 
 
-def test_two_workers_of_ray_train_by_relative_paths(tmp_path, monkeypatch, cli, ray_cluster):
-    """By the command: run folder, faces and result are named from where it is run; Ray's workers stand elsewhere."""
+@pytest.mark.ray
+def test_two_workers_of_ray_train_by_relative_paths(tmp_path, monkeypatch):
+    """As a user starts it: run folder, faces and result are named from where the command is run; two workers train."""
     smoke.make_faces(tmp_path / "faces", n_identities=5, per_identity=4, benchmark=False)
     smoke.write_job(tmp_path / "job.yaml", "faces", "run", recognizer={"name": "smoke:split"}, benchmarks=[])
     monkeypatch.chdir(tmp_path)
     parts = ["compute.rows_per_part=12"]  # the second has two people, the first three, of whom one is held out
     run_job(load_settings("job.yaml", parts), ["pack"])
     argv = ["job.yaml", "head.pt", "compute.engine=ray", "compute.train_workers=2", *parts, "--steps", "4"]
-    code, _, err = cli("train-pcnet", *argv)
-    assert code == 0, err
+    done = subprocess.run(
+        [sys.executable, "-m", "fiqa_ray", "train-pcnet", *argv], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
     card = card_of(tmp_path / "head.pt")
     assert card["n_steps"] == 4
     assert np.isfinite(card["validation_loss"])

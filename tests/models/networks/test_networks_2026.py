@@ -83,8 +83,8 @@ def timm_loads():
 def build(request):
     def build_empty(name):
         if "timm" in name:
+            request.getfixturevalue("timm_loads")  # before timm's own import
             pytest.importorskip("timm")
-            request.getfixturevalue("timm_loads")
         with torch.device("meta"):
             return row_of(name).build().eval()
 
