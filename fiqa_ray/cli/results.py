@@ -130,8 +130,9 @@ def _saying_zero(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield table
         if len(table) and table["theta"][0].as_py() == 0:
             print(
-                f"{table['method'][0]}: theta is 0, so its labels are its own scores, scaled to 0 to 1; the report of a job "
-                "with theta heldout says why, docs/how-to/theta.md what else to try",
+                f"{table['method'][0]}: its labels with theta 0 are its own scores, scaled to 0 to 1; those with other "
+                "thetas are not. The report of a job with theta heldout says why 0 was chosen, docs/how-to/theta.md what "
+                "else to try",
                 file=sys.stderr,
             )
 

@@ -230,8 +230,8 @@ def _onnx_preprocessing(name: str, model: Any, options: Mapping[str, Any]) -> tu
         preprocessing = Preprocessing(**given)
         if scaling is not None and (preprocessing.mean, preprocessing.scale) != (scaling[0].mean, scaling[0].scale):
             logger.warning(
-                "%s: mean=%g and scale=%g as you say, but the file wants mean=%g and scale=%g (%s); leave both out if they "
-                "are not from its authors",
+                "warning: %s: mean=%g and scale=%g as you say, but the file wants mean=%g and scale=%g (%s); leave both out "
+                "if these numbers are not from its authors",
                 *(name, preprocessing.mean, preprocessing.scale, scaling[0].mean, scaling[0].scale, scaling[1]),
             )
         return preprocessing, ""

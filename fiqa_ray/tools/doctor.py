@@ -80,10 +80,12 @@ def examine(
     trial = load_trial_faces(images, n_people, landmarks, landmark_order)
     kind = ModelRef.parse(model.name).kind
     loaded: Recognizer | Scorer
+    judge: Recognizer | None = None
     try:
-        loaded = (
-            load_recognizer(model.name, model.weights, model.device, **model.options) if as_recognizer else model.load()
-        )
+        if as_recognizer:
+            loaded = load_recognizer(model.name, model.weights, model.device, **model.options)
+        else:
+            loaded, judge = model.load_both()
     except UsageError as error:
         if not as_recognizer and kind in ("onnx", "function"):
             raise UsageError(f"{error}. If {model.name} is an FR model, name it by --recognizer") from error
@@ -96,18 +98,18 @@ def examine(
         first.append(check_file(loaded, RECOGNIZERS.get(model.name)))
     elif loaded.network is not None:
         first.append(check_file(loaded.network, METHODS[model.name].network if model.name in METHODS else None))
-    findings = _check(loaded, trial)
+    findings = _check(loaded, trial, judge)
     if images is not None and n_people < MAX_PEOPLE and _open_inputs(findings):
         everybody = load_trial_faces(images, MAX_PEOPLE, landmarks, landmark_order)
         if len(everybody.faces) > len(trial.faces):
             n = int(everybody.person.max()) + 1
             note(f"doctor: {', '.join(_open_inputs(findings))} open with {n_people} people; looking at {n}")
-            findings = _check(loaded, everybody)
+            findings = _check(loaded, everybody, judge)
     return [*first, *findings]
 
 
-def _check(model: Recognizer | Scorer, trial: TrialFaces) -> list[Finding]:
-    return check_recognizer(model, trial) if isinstance(model, Recognizer) else check_scorer(model, trial)
+def _check(model: Recognizer | Scorer, trial: TrialFaces, judge: Recognizer | None) -> list[Finding]:
+    return check_recognizer(model, trial) if isinstance(model, Recognizer) else check_scorer(model, trial, judge)
 
 
 def _open_inputs(findings: list[Finding]) -> list[str]:
@@ -179,9 +181,16 @@ def check_recognizer(recognizer: Recognizer, trial: TrialFaces) -> list[Finding]
     ]
 
 
-def check_scorer(scorer: Scorer, trial: TrialFaces) -> list[Finding]:
-    """Check the sign and batches of a FIQA method or regressor and, if it works on a recogniser, that recogniser."""
-    findings = check_recognizer(scorer.network, trial) if scorer.network is not None else []
+def check_scorer(scorer: Scorer, trial: TrialFaces, judge: Recognizer | None = None) -> list[Finding]:
+    """Check the sign and batches of a FIQA method or regressor, and the recogniser that it works on or is judged by.
+
+    Args:
+        scorer: the method or regressor.
+        trial: faces to try it on.
+        judge: a recogniser whose similarities the scores should follow, for a method that works on none.
+    """
+    judge = scorer.network or judge
+    findings = check_recognizer(judge, trial) if judge is not None else []
     rows = np.arange(len(trial.faces))
     clean, damaged = _score(scorer, trial.faces, rows), _score(scorer, trial.damaged, rows)
     if not (np.isfinite(clean).all() and np.isfinite(damaged).all()):
@@ -191,13 +200,15 @@ def check_scorer(scorer: Scorer, trial: TrialFaces) -> list[Finding]:
         return [*findings, Finding("output", "fault", f"every face gets the same score, {clean[0]:g}")]
     first = trial.faces[:BATCH]
     batches = _batches(lambda r: scorer(first[r], rows[r])[:, None], len(first), "score")
-    return [*findings, _sign(scorer, trial, clean, damaged), batches]
+    return [*findings, _sign(judge, trial, clean, damaged), batches]
 
 
 # --- single checks ---
 
 
-def _sign(scorer: Scorer, trial: TrialFaces, clean: NDArray[np.float64], damaged: NDArray[np.float64]) -> Finding:
+def _sign(
+    judge: Recognizer | None, trial: TrialFaces, clean: NDArray[np.float64], damaged: NDArray[np.float64]
+) -> Finding:
     """Check the direction of a score.
 
     Damaged copies must score lower, and the similarity of mated pairs must grow with the lower of their two scores.
@@ -208,10 +219,10 @@ def _sign(scorer: Scorer, trial: TrialFaces, clean: NDArray[np.float64], damaged
     share = float((damaged < clean).mean())
     messages = [f"{100 * share:.0f} % of damaged copies score lower than their originals"]
     evidence = [z]
-    if scorer.network is not None and knows_people(scorer.network):
+    if judge is not None and knows_people(judge):
         both = torch.cat([trial.faces, trial.damaged]).to(torch.float32) / 255
         person, score = np.tile(trial.person, 2), np.concatenate([clean, damaged])
-        units = unit_vectors(embed(scorer.network, both))
+        units = unit_vectors(embed(judge, both))
         i, j = np.triu_indices(len(person), 1)
         mated = person[i] == person[j]
         i, j = i[mated], j[mated]
@@ -230,7 +241,8 @@ def _sign(scorer: Scorer, trial: TrialFaces, clean: NDArray[np.float64], damaged
         return Finding(
             "sign", "open", f"{message}: most score higher, so the sign may be wrong; negate the score if it is"
         )
-    return Finding("sign", "open", f"{message}: more people (--images, --people) would tell")
+    more = "more people (--images, --people)" if judge is not None else "more people (--images), or --recognizer,"
+    return Finding("sign", "open", f"{message}: {more} would tell")
 
 
 def _batches(run: Callable[[NDArray[np.int64]], NDArray[Any]], n_images: int, output: str = "embedding") -> Finding:

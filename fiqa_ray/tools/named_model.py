@@ -9,6 +9,7 @@ from typing import Any
 from fiqa_ray.errors import UsageError
 from fiqa_ray.models.quality import load_scorer
 from fiqa_ray.models.recognition import load_recognizer
+from fiqa_ray.models.recognizer import Recognizer
 from fiqa_ray.models.reference import ModelRef
 from fiqa_ray.models.scorer import Scorer
 from fiqa_ray.tools.open_run import find_regressor
@@ -52,6 +53,18 @@ class NamedModel:
             UsageError: an option would have no effect.
             FiqaRayError: as `load_scorer`.
         """
+        scorer, recognizer = self.load_both()
+        if recognizer is not None and scorer.network is not recognizer:
+            raise UsageError(f"--recognizer {self.recognizer}: {self.name!r} works on none; leave it out")
+        return scorer
+
+    def load_both(self) -> tuple[Scorer, Recognizer | None]:
+        """Load the method or regressor, and the FR model that is named, also where the method does without one.
+
+        Raises:
+            UsageError: an option would have no effect.
+            FiqaRayError: as `load_scorer`.
+        """
         name = find_regressor(self.name)
         reference = ModelRef.parse(name)
         if self.recognizer_options and not self.recognizer:
@@ -69,7 +82,4 @@ class NamedModel:
                 self.recognizer, self.recognizer_weights, self.device, **dict(self.recognizer_options)
             )
         options = dict(self.options) | ({"allow_import": True} if self.allow_import and reference.card_uri else {})
-        scorer = load_scorer(name, recognizer, self.weights, self.device, **options)
-        if recognizer is not None and scorer.network is not recognizer:
-            raise UsageError(f"--recognizer {self.recognizer}: {self.name!r} works on none; leave it out")
-        return scorer
+        return load_scorer(name, recognizer, self.weights, self.device, **options), recognizer

@@ -133,6 +133,8 @@ def test_a_negated_score(network, trial):
     assert "larger scores mean worse images" in found["sign"]
     alone = Scorer("alone", lambda clean, rows: -norm(clean.faces), norm.device)  # says nothing of a network
     assert list(faults(check_scorer(alone, trial))) == ["sign"]
+    judged = {f.check: f.message for f in check_scorer(alone, trial, recognizer(network))}
+    assert "similarity of mated pairs against the lower score: Spearman -" in judged["sign"]
 
 
 def test_outputs_that_depend_on_the_batch_or_say_nothing(network, trial):

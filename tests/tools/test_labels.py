@@ -108,8 +108,8 @@ def test_labels_of_theta_0_are_said_to_be_the_scores(cli, data, tmp_path):
     folder = data[0]
     files = ["--embeddings", folder / "e.npz", "--scores", folder / "q.csv", "-o", tmp_path / "l.csv"]
     _, _, err = cli("labels", *files, "--theta", "0", "0.3", "--n-clusters", "5")
-    assert err.count("theta is 0, so its labels are its own scores") == 1
-    assert "q: theta is 0" in err
+    assert err.count("its labels with theta 0 are its own scores") == 1
+    assert "q: its labels with theta 0" in err
     assert "theta is 0" not in cli("labels", *files, "--theta", "0.3", "--n-clusters", "5")[2]
 
 
