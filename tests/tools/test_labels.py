@@ -110,7 +110,7 @@ def test_labels_of_theta_0_are_said_to_be_the_scores(cli, data, tmp_path):
     _, _, err = cli("labels", *files, "--theta", "0", "0.3", "--n-clusters", "5")
     assert err.count("its labels with theta 0 are its own scores") == 1
     assert "q: its labels with theta 0" in err
-    assert "theta is 0" not in cli("labels", *files, "--theta", "0.3", "--n-clusters", "5")[2]
+    assert "labels with theta 0" not in cli("labels", *files, "--theta", "0.3", "--n-clusters", "5")[2]
 
 
 def test_faults_are_said(cli, data, tmp_path):
