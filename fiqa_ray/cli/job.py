@@ -111,7 +111,7 @@ def status(
     follow: Annotated[bool, typer.Option("--follow", help="show it again every 5 s while a run is at work")] = False,
     by_dataset: Annotated[bool, typer.Option("--datasets", help="a line per dataset, not per stage")] = False,
 ) -> None:
-    """Show the progress of a run, from storage alone. Exit code 3 while what was started last is unfinished."""
+    """Show the progress of a run, from storage alone. Exit code 3 while something that was started is unfinished."""
     from rich.text import Text
 
     from fiqa_ray.tools.show import datasets_table, run_lines, stages_table
@@ -127,7 +127,7 @@ def status(
         if not (follow and now["is_at_work"]):
             break
         time.sleep(5.0)
-    if not all(r["finished"] or r["is_old"] for r in records):
+    if not all(r["finished"] for r in records):
         raise typer.Exit(3)
 
 

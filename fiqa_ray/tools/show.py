@@ -58,9 +58,7 @@ def stages_table(records: Sequence[dict[str, Any]]) -> Table:
     """Return the table of `fiqa-ray status`: one line per stage, the sums of its datasets that were begun."""
     table = Table("stage", "datasets", "parts", "rows", "failed", "size", "work")
     for stage in dict.fromkeys(r["stage"] for r in records):
-        of_stage = [r for r in records if r["stage"] == stage and not r["is_old"]]
-        if not of_stage:
-            continue
+        of_stage = [r for r in records if r["stage"] == stage]
         work_s = [r["work_s"] for r in of_stage if r["work_s"] is not None]
         table.add_row(
             stage,
@@ -85,10 +83,6 @@ def _share(n_done: int, n: int) -> str:
     return f"{n_done:,} of {n:,}" if n_done != n else f"all {n:,}"
 
 
-def _state_text(record: Mapping[str, Any]) -> str:
-    return " ok" if record["finished"] else " of earlier settings" if record["is_old"] else ""
-
-
 def _failed_text(failed: Mapping[str, int]) -> str:
     return ", ".join(f"{k} {v:,}" for k, v in failed.items()) or "0"
 
@@ -100,7 +94,7 @@ def datasets_table(records: Sequence[dict[str, Any]]) -> Table:
         table.add_row(
             r["stage"],
             r["dataset"].rsplit("/v=", 1)[0],
-            f"{r['n_parts_done']}/{r['n_parts']}" + _state_text(r),
+            f"{r['n_parts_done']}/{r['n_parts']}" + (" ok" if r["finished"] else ""),
             f"{r['n_rows_done']:,}/{r['n_rows']:,} {r['unit']}",
             _failed_text(r["failed"]),
             format_bytes(r["n_bytes"]),

@@ -40,9 +40,6 @@ def run_status(run_uri: str) -> list[dict[str, Any]]:
     records = [record for record in statuses if record is not None]
     if not records:
         raise FiqaRayError(f"{run_uri} holds no run; give the run_uri of a job that was started")
-    last_report_s = max((r["started_s"] for r in records if r["stage"] == "report" and r["finished"]), default=0.0)
-    for record in records:  # what a whole run left unfinished belongs to settings before its own
-        record["is_old"] = not record["finished"] and record["started_s"] < last_report_s
     order = {name: i for i, name in enumerate(STAGES)}
     return sorted(records, key=lambda r: (order.get(r["stage"], 99), r["started_s"]))
 

@@ -116,24 +116,6 @@ def test_the_last_verification_is_shown(tmp_path):
         write_atomic(dataset.at("part-00000.parquet"), b"damaged")
 
 
-def test_what_earlier_settings_left_unfinished_is_old_once_a_run_is_whole(tmp_path, cli):
-    def begin(name, stage, created_s, is_whole):
-        dataset = Dataset(join(str(tmp_path), name, "v=0123456789abcdef"), name)
-        dataset.write_plan({"stage": stage, "n_parts": 1, "n_rows": 3, "created_s": created_s})
-        if is_whole:
-            dataset.write_part(0, {".parquet": pa.table({"x": range(3)})}, n_rows=3)
-            dataset.commit(1)
-
-    begin("cells", "evaluate", 10.0, is_whole=False)
-    assert cli("status", str(tmp_path))[0] == 3
-    begin("report", "report", 20.0, is_whole=True)
-    code, shown, _ = cli("status", str(tmp_path), "--datasets")
-    assert code == 0
-    assert "of earlier" in shown
-    begin("pairs", "pair", 30.0, is_whole=False)  # of the next settings
-    assert cli("status", str(tmp_path))[0] == 3
-
-
 def test_many_records_are_not_read(root, monkeypatch):
     """Of an unfinished dataset with many parts the rows are estimated; of a finished one they come from the manifest."""
     monkeypatch.setattr(status, "MAX_RECORDS_READ", 2)
