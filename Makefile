@@ -29,8 +29,8 @@ demo: $(BIN)/.demo-ready  ## synthetic faces, the whole job, a report; at most f
 check: lint  ## what to run before each commit: lint, types, and the tests that start neither Ray nor an S3 server
 	$(PYTEST) -n 2 -m "not ray and not s3 and not slow"
 
-test: $(BIN)/.ready  ## all tests, three files at a time, as those with Ray wait a lot; core and models keep their coverage
-	$(PYTEST) -n 3 --cov --cov-report=term
+test: $(BIN)/.ready  ## all tests, two files at a time; core and models keep their coverage
+	$(PYTEST) -n 2 --cov --cov-report=term
 
 test-nojit: $(BIN)/.ready  ## kernels of label optimization as plain Python: indices out of range raise there
 	NUMBA_DISABLE_JIT=1 $(PYTEST) -n 2 -W ignore::RuntimeWarning tests/core/test_labels.py tests/core/test_pairs.py
