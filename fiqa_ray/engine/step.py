@@ -24,7 +24,7 @@ class PipelinedWorker:
     """
 
     OVERLAP = 3
-    """Shards that one worker has in hand at most: of those beside the one that runs, each is being read or written."""
+    """Shards that one worker has in hand at most: one runs, the others are read or written."""
 
     def __init__(self, read: Callable[[Any], Any], run: Callable[[Any], Any], write: Callable[[Any], Part]) -> None:
         self.read, self.run, self.write = read, run, write

@@ -72,10 +72,14 @@ def _is_trained(job: Job, label_set: LabelSet) -> bool:
 
 def _of_training(job: Job) -> Iterator[Dataset]:
     """Yield the datasets of the training faces that judging and the report read."""
-    methods, thetas = job.settings.methods, job.settings.optimize.theta
-    yield from (job.faces("train"), job.embeddings("train"), job.pairs(), job.similarity_ranks(), job.optimized_index())
-    for method in methods:
+    optimize = job.settings.optimize
+    yield from (job.faces("train"), job.embeddings("train"))
+    if job.settings.needs_pairs:
+        yield job.pairs()
+    if optimize.thetas:  # none with eDifFIQA's rule alone
+        yield from (job.similarity_ranks(), job.optimized_index())
+    for method in job.settings.methods:
         yield job.prior_scores("train", method)
-        yield from (job.labels(LabelSet(method, rule)) for rule in job.settings.optimize.rules)
-        if HELDOUT in thetas:
+        yield from (job.labels(LabelSet(method, rule)) for rule in optimize.rules)
+        if HELDOUT in optimize.thetas:
             yield job.theta_choice(method)
