@@ -53,3 +53,24 @@ def test_evaluate_gives_what_run_gave(tmp_path, cli):
     methods = [{"name": "embedding_norm"}, {"name": "embedding_norm", "label": "norm"}, fused]
     code, _, err = cli("evaluate", job, f"methods={methods}", "--new-settings")
     assert (code, "both is fused by ranks among training faces, which this run has not finished" in err) == (2, True)
+
+
+@pytest.mark.slow
+def test_evaluate_gives_what_a_run_by_ediffiqas_rule_alone_gave(tmp_path, cli):
+    run, faces = tmp_path / "run", smoke.make_faces(tmp_path / "faces", n_identities=4, per_identity=5)
+    job = smoke.write_job(
+        tmp_path / "job.yaml",
+        faces,
+        str(run),
+        methods=[{"name": "embedding_norm"}],
+        optimize={"mode": "ediff", "ediff": {"best": 0.8, "least": 2}},
+        evaluate={"fmr": 0.1, "draws": 0},
+    )
+    assert cli("run", job)[0] == 0
+    before = state(run)
+    assert not (run / "pairs").exists()
+    labels = open_run(str(run)).labels().to_pylist()
+    code, out, err = cli("evaluate", job)
+    assert (code, "left out" in out) == (0, False), err
+    assert state(run) == before
+    assert open_run(str(run)).labels().to_pylist() == labels
