@@ -3,8 +3,8 @@
 python tests/chaos/kills.py FOLDER [--seed 1] [--trials 20] [--only driver,node]
 
 Each trial draws a victim (driver, sigterm, worker, node, head, trainer, store), a place (disk or bucket) and a number of
-finished parts after which it strikes. A line of JSON per trial; exit code 1 if any trial failed. It ends processes by their
-ids, and only those that the trial started.
+finished parts after which it strikes. A driver works in one process, or with a Ray of its own, by turns. A line of JSON per
+trial; exit code 1 if any trial failed. It ends processes by their ids, and only those that the trial started.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import smoke  # noqa: E402
 VICTIMS = ("driver", "sigterm", "worker", "node", "head", "trainer", "store")
 STAGES = "pack,embed,score,pair,rank,optimize,train"
 HANG_S = 300.0
-"""A run that finishes no part for so long hangs."""
+"""A run that finishes no part for so long hangs. Counted in looks a second apart: a stopped machine is no hang."""
 KEPT = (".parquet", ".pt", "card.json")
 
 
@@ -50,10 +50,11 @@ class Trial:
     delay_s: float
     folder: Path
     faces: Path
+    has_own_ray: bool = False
 
     @property
-    def on_ray(self) -> bool:
-        """Whether the run works on Ray."""
+    def on_cluster(self) -> bool:
+        """Whether the run works on a cluster of two nodes."""
         return self.victim in ("worker", "node", "head", "trainer")
 
     @property
@@ -207,12 +208,13 @@ def nodes(env: dict[str, str], n: int) -> Iterator[tuple[str, subprocess.Popen[s
 
 def wait(process: subprocess.Popen[bytes], trial: Trial, store: Store | None) -> int | str:
     """Return the exit code of a run, or "hang"."""
-    n, since = 0, time.monotonic()
-    while time.monotonic() - since < HANG_S:
+    n, n_looks = 0, 0
+    while n_looks < HANG_S:
         if process.poll() is not None:
             return process.returncode
+        n_looks += 1
         if (now := len(records(trial, store))) != n:
-            n, since = now, time.monotonic()
+            n, n_looks = now, 0
         time.sleep(1.0)
     process.kill()
     process.wait()
@@ -243,7 +245,7 @@ def strike(
     title = (
         r"^ray::.*(TrainWorker)" if trial.victim == "trainer" else r"^ray::(?!IDLE).*(run_shard|MapWorker|_ShardActor)"
     )
-    until = time.monotonic() + 120
+    until = time.monotonic() + 900  # training comes last
     while run.poll() is None and time.monotonic() < until:
         if found := processes_of(env["RAY_TMPDIR"], title):
             found[0].kill()
@@ -257,8 +259,8 @@ def run_trial(trial: Trial, reference: dict[str, str], store: Store | None, env:
     trial.folder.mkdir(parents=True)
     job, log = write_job(trial.folder, trial.faces, trial.run_uri), trial.folder / "log"
     with ExitStack() as stack:
-        overrides, cluster = [], None
-        if trial.on_ray:
+        overrides, cluster = ["compute.engine=ray"] if trial.has_own_ray else [], None
+        if trial.on_cluster:
             address, cluster = stack.enter_context(nodes(env, 2))
             n_trainers = int(trial.victim == "trainer")
             overrides = ["compute.engine=ray", f"compute.address={address}", f"compute.train_workers={n_trainers}"]
@@ -272,20 +274,29 @@ def run_trial(trial: Trial, reference: dict[str, str], store: Store | None, env:
     again = wait(start(job, env, log), trial, store)
     final = records(trial, store)
     n_twice = sum(final.get(name) != t for name, t in after_first.items())
-    until = time.monotonic() + 15
-    while (left := processes_of(env["RAY_TMPDIR"])) and time.monotonic() < until:
-        time.sleep(0.5)
-    left = [p for p in left if store is None or p.pid not in {q.pid for q in store.processes}]
+    left = left_after(15.0, env, store)
     temporary = [name for name in files(trial, store) if name.endswith(".tmp")]
     is_same = digest(trial, store) == reference
-    is_good = is_same and again == 0 and code != "hang" and not temporary and n_twice <= 2
+    is_good = is_same and again == 0 and code != "hang" and not temporary and n_twice <= 2 and not left
+    names = [" ".join(p.info["cmdline"] or [])[:80] for p in left]
     for process in left:
         process.kill()
     return {
-        "trial": trial.number, "victim": trial.victim, "place": "s3" if trial.is_s3 else "disk", "struck": is_struck,
+        "trial": trial.number, "victim": trial.victim, "place": "s3" if trial.is_s3 else "disk",
+        "own_ray": trial.has_own_ray, "struck": is_struck,
         "after": trial.after, "parts_before": len(before), "exit": code, "again": again, "parts_twice": n_twice,
-        "same_bytes": is_same, "left_processes": len(left), "left_files": temporary, "good": is_good,
+        "same_bytes": is_same, "left_processes": names, "left_files": temporary, "good": is_good,
     }  # fmt: skip
+
+
+def left_after(seconds: float, env: dict[str, str], store: Store | None) -> list[psutil.Process]:
+    """Return the processes of a trial that have not ended by themselves after so many seconds; the store's are none."""
+    until, stores = time.monotonic() + seconds, {p.pid for p in store.processes} if store else set()
+    while True:
+        left = [p for p in processes_of(env["RAY_TMPDIR"]) if p.pid not in stores]
+        if not left or time.monotonic() > until:
+            return left
+        time.sleep(0.5)
 
 
 def undisturbed(folder: Path, faces: Path, env: dict[str, str]) -> dict[str, str]:
@@ -317,7 +328,8 @@ def main() -> None:
                 victim = draw.choice(arguments.only.split(","))
                 is_s3, after, delay_s = draw.random() < 0.4, draw.randrange(1, 30), draw.uniform(0, 1)
                 folder = arguments.folder / f"{number:03d}"
-                trial = Trial(number, victim, is_s3 or victim == "store", after, delay_s, folder, faces)
+                has_own_ray = victim in ("driver", "sigterm") and number % 2 == 0
+                trial = Trial(number, victim, is_s3 or victim == "store", after, delay_s, folder, faces, has_own_ray)
                 result = run_trial(trial, reference, store, env)
                 n_bad += not result["good"]
                 print(json.dumps(result), flush=True)
