@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import s3fs
 from botocore.exceptions import ClientError
 from s3fs.errors import translate_boto_error
 
@@ -229,6 +230,21 @@ def test_second_run_is_refused_and_a_released_lock_is_free(root):
         RunLock(root).__enter__()
     with RunLock(root):
         assert any(n.endswith(".json") for n in list_files(join(root, "_lock")))
+
+
+def test_a_lock_folder_that_fills_while_it_is_listed_holds_no_stray_file(bucket, monkeypatch):
+    """s3fs asks what a folder is if it finds no file in it, and another run may have written one by then."""
+    write_atomic(join(bucket, "_lock", "000001.json"), b"{}")
+    lists, n_calls = s3fs.S3FileSystem._lsdir, []
+
+    async def late(self, *args, **kwargs):
+        n_calls.append(1)
+        files = await lists(self, *args, **kwargs)
+        return [] if len(n_calls) == 1 else files
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_lsdir", late)
+    assert lock.newest_lock(join(bucket, "_lock")) == (0, False)
+    assert lock.newest_lock(join(bucket, "_lock")) == (1, False)
 
 
 def test_lock_of_a_killed_process_is_taken_over(tmp_path):

@@ -149,7 +149,8 @@ def files(trial: Trial, store: Store | None) -> dict[str, int | str]:
     """Return each file of a run with its time of writing."""
     if store is not None and trial.is_s3:
         root = trial.run_uri.removeprefix("s3://")
-        return {k.removeprefix(root): str(v["LastModified"]) for k, v in store.fs.find(root, detail=True).items()}
+        infos = {k: v for k, v in store.fs.find(root, detail=True).items() if v["type"] == "file"}
+        return {k.removeprefix(root): str(v["LastModified"]) for k, v in infos.items() if "LastModified" in v}
     root = Path(trial.run_uri)
     return {p.relative_to(root).as_posix(): p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file()}
 
