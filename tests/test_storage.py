@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -230,6 +231,24 @@ def test_second_run_is_refused_and_a_released_lock_is_free(root):
         RunLock(root).__enter__()
     with RunLock(root):
         assert any(n.endswith(".json") for n in list_files(join(root, "_lock")))
+
+
+def test_a_slow_answer_that_a_file_is_not_there_is_asked_again(monkeypatch):
+    """To say so, s3fs asks twice; the file may show while its second question is tried again."""
+    monkeypatch.setattr(patience, "SHOWN_S", 0.05)
+    answers = iter([FileNotFoundError(), b"here"])
+
+    def slowly():
+        time.sleep(0.1)
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert patience.shown(slowly, patience.PatientFileSystem(None)) == b"here"
+    answers = iter([FileNotFoundError(), FileNotFoundError(), b"late"])
+    with pytest.raises(FileNotFoundError):
+        patience.shown(slowly, patience.PatientFileSystem(None))
 
 
 def test_a_lock_folder_that_fills_while_it_is_listed_holds_no_stray_file(bucket, monkeypatch):

@@ -147,13 +147,15 @@ def shown(call: Callable[[], T], fs: Any) -> T:
     """Return what a call returns; wait some seconds for a file of a store that shows what is written late."""
     if not isinstance(fs, PatientFileSystem):
         return call()
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(FileNotFoundError),
-        wait=tenacity.wait_fixed(0.25),
-        stop=tenacity.stop_after_delay(SHOWN_S),
-        reraise=True,
-    )
-    return retrying(call)
+    until = time.monotonic() + SHOWN_S
+    while True:
+        is_last = time.monotonic() > until  # a try may take long, and say what was so when it began
+        try:
+            return call()
+        except FileNotFoundError:
+            if is_last:
+                raise
+        time.sleep(0.25)
 
 
 class PatientFileSystem:
