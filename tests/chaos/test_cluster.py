@@ -8,12 +8,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
+import ray
 
 import smoke
 
@@ -21,11 +21,26 @@ pytestmark = pytest.mark.skipif("FIQA_RAY_CHAOS" not in os.environ, reason="minu
 ROOT = Path(__file__).parents[2]
 
 
+def bare_python(folder):
+    """Make an environment with all packages of this one but fiqa_ray; return its Python."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    python = str(folder / "bin" / "python")
+    show = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    own = Path(subprocess.run([python, "-c", show], check=True, capture_output=True, text=True).stdout.strip())
+    (own / "shared.pth").write_text(
+        f"{Path(ray.__file__).parents[1]}\n"
+    )  # .pth files there, as of fiqa_ray, do not count
+    for names, code in (("ray, torch", 0), ("fiqa_ray", 1)):
+        result = subprocess.run([python, "-c", f"import {names}"], check=False, cwd=folder, capture_output=True)
+        assert result.returncode == code, result.stderr
+    return python
+
+
 @contextmanager
-def head(folder, port, env):
-    """A head of two processors with a job server on this port."""
+def head(folder, port, env, python):
+    """A head of two processors with a job server on this port; its GCS is killed at the end."""
     command = [
-        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2",
+        python, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2",
         "--object-store-memory=100000000", f"--port={smoke.free_port()}", "--dashboard-host=127.0.0.1",
         f"--dashboard-port={port}", f"--dashboard-agent-listen-port={smoke.free_port()}",
         f"--ray-client-server-port={smoke.free_port()}", "--disable-usage-stats",
@@ -33,19 +48,15 @@ def head(folder, port, env):
     with open(folder / "head.log", "ab") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
     try:
-        until = time.monotonic() + 120
-        while time.monotonic() < until:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/version", timeout=2).close()
-                break
-            except urllib.error.HTTPError:  # it wants its token: it is up
-                break
-            except OSError:
-                time.sleep(0.5)
-        yield process
+        smoke.await_server(f"http://127.0.0.1:{port}/api/version", process, 600)
+        yield
     finally:
+        servers = [p for p in psutil.Process(process.pid).children(recursive=True) if "gcs_server" in p.name()]
+        for server in servers:
+            server.kill()
         process.terminate()
         process.wait(60)
+        assert servers
 
 
 def test_submit_follow_stop_and_continue(tmp_path):
@@ -61,7 +72,8 @@ def test_submit_follow_stop_and_continue(tmp_path):
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as ray_folder:
         without = {k: v for k, v in os.environ.items() if k not in ("RAY_AUTH_MODE", "RAY_ADDRESS", "PYTHONPATH")}
         without |= {"RAY_TMPDIR": ray_folder, "HOME": ray_folder}
-        without["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # jobs start `python`
+        python = bare_python(tmp_path / "bare")
+        without["PATH"] = f"{Path(python).parent}:{os.environ['PATH']}"  # jobs start `python`
         env = {**without, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
         def command(*arguments, env=env, program=("-m", "fiqa_ray")):
@@ -74,7 +86,7 @@ def test_submit_follow_stop_and_continue(tmp_path):
         def submit(*arguments, **options):
             return command("submit", job, "--address", f"http://127.0.0.1:{port}", *arguments, **options)
 
-        with head(tmp_path, port, env):
+        with head(tmp_path, port, env, python):
             code, text = submit(env={**without, "RAY_AUTH_MODE": "disabled"})
             assert (code, "wants a token" in text) == (1, True), text
             assert submit("optimize.theta=7")[0] == 2
@@ -96,22 +108,29 @@ def test_submit_follow_stop_and_continue(tmp_path):
             )  # fmt: skip
             while len(list((tmp_path / "run").rglob("_part-*.json"))) < len(parts) + 2:
                 time.sleep(0.2)
-        with head(tmp_path, port, env):  # the head was lost, and a new one knows no jobs
+        with head(tmp_path, port, env, python):  # the head was lost, and a new one knows no jobs
             text, code = follower.communicate(timeout=300)[0], follower.returncode
             assert (code, "Traceback" in text) == (3, False), text
             code, text = submit("--wait")
             assert code == 0, text
             assert re.search(r"fiqa_ray \S+ from .*runtime_resources", text)  # the package came with the job
             assert all(p.stat().st_mtime_ns == at for p, at in parts.items())
-            check_other_ways(work, command, submit, f"http://127.0.0.1:{port}")
+            check_other_ends(work, submit, env)
+            check_the_command_of_ray(work, command, f"http://127.0.0.1:{port}")
 
 
-def check_other_ways(work, command, submit, address):
-    """Submit a job whose method fails, which ends with 3, and one by Ray's own command, with the package alone."""
+def check_other_ends(work, submit, env):
+    """Submit a job whose method fails, which ends with 1, and one whose storage is away, which ends with 3."""
     (work / "broken.py").write_text("def score(faces):\n    raise ValueError('no score')\n")
-    broken = f"run_uri={work}/broken"
-    code, text = submit("methods=[{name: broken:score}]", broken, "--wait")
-    assert (code, "ValueError: no score" in text, "Traceback" in text) == (3, True, False), text
+    code, text = submit("methods=[{name: broken:score}]", f"run_uri={work}/broken", "--wait")
+    assert (code, "ValueError: no score" in text, "Traceback" in text) == (1, True, False), text
+    nowhere = {**env, "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    code, text = submit("run_uri=s3://away/run", "compute.storage_patience_s=1", "--wait", env=nowhere)
+    assert (code, "cannot be reached" in text, "Traceback" in text) == (3, True, False), text
+
+
+def check_the_command_of_ray(work, command, address):
+    """Submit a job by Ray's own command, with the package alone, and one that ends with an error."""
     package = json.dumps({"py_modules": [str(ROOT / "fiqa_ray")]})
     sent = ("job", "submit", "--address", address, "--working-dir", str(work), "--runtime-env-json", package)
     code, text = command(
