@@ -137,14 +137,14 @@ def few_errors(errors: Errors) -> str:
 
 def reason_for_none(value: float, draws: FloatArray, errors: Errors, settings: IntervalSettings) -> str:
     """Say why there is neither an interval nor a limit that would cover; empty if there is."""
-    if settings.n_draws == 0:
-        return "no draws were asked for"
     if math.isnan(value):
         return "the curve is undefined within the limit"
     if errors.fmr is not None and exact_fmr(errors.fmr) * settings.n_nonmated < 1:
         return f"FMR {errors.fmr:g} allows no false match among {settings.n_nonmated} non-mated pairs"
     if settings.n_units < MIN_UNITS:
         return f"{settings.n_units} {settings.unit} are too few for an interval: {MIN_UNITS} are needed"
+    if settings.n_draws == 0:
+        return "no draws were asked for"
     n_undefined = int(np.isnan(draws).sum())
     if n_undefined == settings.n_draws:
         return NOT_RESAMPLED

@@ -209,7 +209,7 @@ def findings(data: ReportData) -> list[str]:
         sentences = [line.strip() for line in answer_lines(data.auc, data.differences)]
     else:
         sentences = leaders(data.auc)
-    sentences += dict.fromkeys(row.summary for row in data.thetas)
+    sentences += [*dict.fromkeys(row.summary for row in data.thetas), *data.signs]
     n_failed = sum(stage.n_failed for stage in data.stages)
     if n_failed:
         sentences.append(f"{count(n_failed)} row{'s' if n_failed != 1 else ''} failed; “Flow” says where and why.")
