@@ -44,8 +44,8 @@ class AskedDatasets:
 
     def _write(self, stages: dict[str, list[str]]) -> None:
         if stages != self._stored:
-            place = join(ASKED, self._name)
-            write_document(join(self._run_uri, place), {"stages": stages}, place)
+            bound_name = join(ASKED, self._name)
+            write_document(join(self._run_uri, bound_name), {"stages": stages}, bound_name)
             self._stored = stages
 
 
@@ -55,8 +55,8 @@ def read_asked(run_uri: str, name: str) -> dict[str, list[str]] | None:
     Raises:
         FiqaRayError: the record is damaged.
     """
-    place = join(ASKED, name)
-    record = read_document(join(run_uri, place), "remove this file and run again: it is written again", place)
+    bound_name = join(ASKED, name)
+    record = read_document(join(run_uri, bound_name), "remove this file and run again: it is written again", bound_name)
     return None if record is None else record["stages"]
 
 
