@@ -4,7 +4,8 @@ An area depends on two things that vary: which pairs are wrong, and where the th
 makes most of the variation, percentiles of the draws have the right coverage, since a monotone map of the area maps them
 too. For a sum of errors they lie too low, which the accelerated interval (BCa, Efron 1987) corrects by the skewness.
 `SKEWNESS_SHARE` and `SKEWNESS_LIMIT` stand between the two. The docs' page of recorded runs has the coverage that
-`benchmarks/coverage.py` finds. Cells that are known to miss 92 to 98 % have no interval: `reason_for_none` is the list.
+`benchmarks/coverage.py` finds. Cells that are known to miss 92 to 98 % have no interval: `reason_for_none` is the list, with
+`TOO_WIDE`, which needs to know the convention.
 """
 
 from __future__ import annotations
@@ -29,6 +30,14 @@ MAX_UNDEFINED = 0.05
 NOT_RESAMPLED = (
     "no draw has a value: all pairs of a large set are not resampled, and other pairs ran out before the limit"
 )
+IDENTITIES = "identities"
+"""The unit of draws of people."""
+TOO_WIDE = (
+    "few false matches are allowed and people are drawn: intervals of differences up to a limit before the curve's end are "
+    "too wide, in simulation 99 % of them hold the truth"
+)
+"""For thresholds that each level sets anew. A higher threshold makes such a difference and its spread larger alike, so the
+intervals are the widest where they err the most."""
 SKEWNESS_SHARE = 0.5
 SKEWNESS_LIMIT = 0.5
 

@@ -290,9 +290,17 @@ class Run:
         """Return one kind of results of all benchmarks, by the `TABLE` of its row class in `fiqa_ray.datasets.results`.
 
         Raises:
+            UsageError: an unknown name.
             FiqaRayError: the run has no results yet, or the job has no benchmarks.
         """
-        return pa.concat_tables(d.read_all(suffix=f".{name}.parquet") for _, d in self._finished("results"))
+        datasets = [dataset for _, dataset in self._finished("results")]
+        files = {file for dataset in datasets for part in dataset.require().parts for file in part.files}
+        names = sorted({file.split(".")[-2] for file in files if file.endswith(".parquet") and file.count(".") > 1})
+        if name not in names:
+            raise UsageError(
+                f"result_table({name!r}): the results have no such table; choose one of {', '.join(names)}"
+            )
+        return pa.concat_tables(dataset.read_all(suffix=f".{name}.parquet") for dataset in datasets)
 
     def comparisons(self, benchmark: str, recognizer: str) -> pa.Table:
         """Return the pairs of a benchmark and their similarities under one recogniser.
