@@ -37,7 +37,7 @@ _PAIRS_SHARE = 0.6
 """Clusters and pairs take about this share of the time (for `progress`)."""
 
 
-Theta: TypeAlias = "float | Sequence[float]"
+Thetas: TypeAlias = "float | Sequence[float]"
 
 
 def optimize_labels(
@@ -46,7 +46,7 @@ def optimize_labels(
     prior_scores: ArrayLike | Mapping[str, ArrayLike],
     *,
     n_clusters: int = 20,
-    theta: Theta = PAPER_THETA,
+    theta: Thetas = PAPER_THETA,
     n_repeats: int = 10,
     seed: int = 0,
     index_scale: str | None = None,
@@ -139,7 +139,7 @@ def optimize_labels(
     return by_method[""] if has_one_method else by_method
 
 
-def _thetas(theta: Theta) -> list[float]:
+def _thetas(theta: Thetas) -> list[float]:
     """Return all thetas as floats; `UsageError` where there is none or one is no number."""
     values: list[Any] = [theta] if isinstance(theta, str) or np.ndim(theta) == 0 else list(theta)  # type: ignore[arg-type]
     try:
@@ -394,15 +394,15 @@ def _checked_prior(name: str, scores: ArrayLike, n_images: int) -> NDArray[np.fl
     return checked_scores(values)
 
 
-def _checked_embeddings(embeddings: ArrayLike, n_identities: int) -> NDArray[np.float32]:
+def _checked_embeddings(embeddings: ArrayLike, n_named: int) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
         values = np.asarray(embeddings, np.float32)
     if values.ndim != 2 or values.shape[1] == 0 or not np.isfinite(values).all():
         raise UsageError(f"embeddings must be finite and of shape (n_images, dim), got {values.shape}")
     if np.iscomplexobj(embeddings):
         raise UsageError("embeddings are complex numbers; give real ones")
-    if n_identities != len(values):
-        raise UsageError(f"{len(values)} embeddings but {n_identities} identities: one identity per embedding")
+    if n_named != len(values):
+        raise UsageError(f"{len(values)} embeddings but {n_named} identities: one identity per embedding")
     return values
 
 
