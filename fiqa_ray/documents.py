@@ -1,8 +1,8 @@
 """JSON documents and state files that carry a sum of their own content: one function writes the sum, one checks it.
 
-A document is a JSON object with the entry `document_sha256`: the SHA-256 of the document's place and of its other entries.
-White space and the order of entries do not count. The place is a name such as `v=0123/_part-00000.json`: a sound document
-that was copied over another one is refused as well.
+A document is a JSON object with the entry `document_sha256`: the SHA-256 of its other entries and of the name that it is
+bound to. White space and the order of entries do not count. The name is one such as `v=0123/_part-00000.json`: a sound
+document that was copied over another one is refused as well.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _SEAL = b"\nsha256 "
 _SEAL_BYTES = len(_SEAL) + 64
 
 
-def document_bytes(values: Mapping[str, Any], place: str = "") -> bytes:
+def document_bytes(values: Mapping[str, Any], bound_name: str = "") -> bytes:
     """Return a JSON object as a document with its sum.
 
     Args:
         values: JSON-ready entries.
-        place: Name that the document is bound to; empty for a document that may be copied.
+        bound_name: Name that the document is bound to; empty for a document that may be copied.
 
     Raises:
         TypeError: A value has no form in JSON.
@@ -34,17 +34,17 @@ def document_bytes(values: Mapping[str, Any], place: str = "") -> bytes:
     """
     plain = json.loads(json.dumps(dict(values), allow_nan=False))
     plain.pop(SUM_KEY, None)
-    return json_bytes({**plain, SUM_KEY: _sum(plain, place)})
+    return json_bytes({**plain, SUM_KEY: _sum(plain, bound_name)})
 
 
-def parse_document(data: bytes, uri: str, remedy: str, place: str = "") -> dict[str, Any]:
+def parse_document(data: bytes, uri: str, remedy: str, bound_name: str = "") -> dict[str, Any]:
     """Return the entries of a document, without its sum.
 
     Args:
         data: Content of the file.
         uri: The file, for messages.
         remedy: What the user can do about damage.
-        place: As at writing.
+        bound_name: As at writing.
 
     Raises:
         FiqaRayError: The content is no document, has no sum, or does not fit its sum.
@@ -54,7 +54,7 @@ def parse_document(data: bytes, uri: str, remedy: str, place: str = "") -> dict[
     if stored is None:
         raise damaged(uri, "it has no sum of its content, as if an earlier version of fiqa_ray wrote it", remedy)
     try:
-        fits = stored == _sum(values, place)
+        fits = stored == _sum(values, bound_name)
     except (ValueError, RecursionError):  # NaN and lone surrogates are never written
         fits = False
     if not fits:
@@ -73,13 +73,13 @@ def parse_object(data: bytes, uri: str, remedy: str) -> dict[str, Any]:
     return values
 
 
-def read_document(uri: str, remedy: str, place: str = "") -> dict[str, Any] | None:
+def read_document(uri: str, remedy: str, bound_name: str = "") -> dict[str, Any] | None:
     """Return the entries of a stored document, or None where there is no such file; raise as `parse_document`."""
     data = read_if_there(uri)
-    return None if data is None else parse_document(data, uri, remedy, place)
+    return None if data is None else parse_document(data, uri, remedy, bound_name)
 
 
-def read_written(uri: str, remedy: str, place: str = "") -> dict[str, Any]:
+def read_written(uri: str, remedy: str, bound_name: str = "") -> dict[str, Any]:
     """Return the entries of a document that this run wrote or found a moment ago; raise as `parse_document`."""
     data = read_shown(uri)
     if data is None:
@@ -88,34 +88,34 @@ def read_written(uri: str, remedy: str, place: str = "") -> dict[str, Any]:
             "same command again",
             may_pass=True,
         )
-    return parse_document(data, uri, remedy, place)
+    return parse_document(data, uri, remedy, bound_name)
 
 
-def write_document(uri: str, values: Mapping[str, Any], place: str = "") -> None:
+def write_document(uri: str, values: Mapping[str, Any], bound_name: str = "") -> None:
     """Write a document whole, in one step."""
-    write_atomic(uri, document_bytes(values, place))
+    write_atomic(uri, document_bytes(values, bound_name))
 
 
-def create_document(uri: str, values: Mapping[str, Any], place: str = "") -> bool:
+def create_document(uri: str, values: Mapping[str, Any], bound_name: str = "") -> bool:
     """Write a document unless the file is there; return whether it was written."""
     try:
-        return put_if_absent(uri, document_bytes(values, place))
+        return put_if_absent(uri, document_bytes(values, bound_name))
     except StorageError as exc:
         if exc.is_refused and exists(uri):  # a finished run on a read-only disk
             return False
         raise
 
 
-def sealed(data: bytes, place: str) -> bytes:
-    """Return the content of a state file with the SHA-256 of its place and content behind it, for `read_sealed`."""
-    return data + _SEAL + hashlib.sha256(place.encode() + b"\n" + data).hexdigest().encode()
+def sealed(data: bytes, bound_name: str) -> bytes:
+    """Return the content of a state file with the SHA-256 of its bound name and content behind it, for `read_sealed`."""
+    return data + _SEAL + hashlib.sha256(bound_name.encode() + b"\n" + data).hexdigest().encode()
 
 
-def read_sealed(uri: str, remedy: str, place: str) -> bytes:
+def read_sealed(uri: str, remedy: str, bound_name: str) -> bytes:
     """Return the content that `sealed` got; raise `FiqaRayError` if the file does not fit its SHA-256."""
     content = read_bytes(uri)
     data, seal = content[:-_SEAL_BYTES], content[-_SEAL_BYTES:]
-    if seal != sealed(data, place)[-_SEAL_BYTES:]:
+    if seal != sealed(data, bound_name)[-_SEAL_BYTES:]:
         raise damaged(uri, "its content does not fit the SHA-256 at its end, or it belongs elsewhere", remedy)
     return data
 
@@ -125,9 +125,9 @@ def damaged(uri: str, how: str, remedy: str) -> FiqaRayError:
     return FiqaRayError(f"{uri} is damaged: {how}; {remedy}")
 
 
-def _sum(values: Mapping[str, Any], place: str) -> str:
-    """Return the SHA-256 of `[place, values]` as compact JSON with sorted keys; made item by item, as lists may be long."""
-    digest = hashlib.sha256(f"[{_text(place)},{{".encode())
+def _sum(values: Mapping[str, Any], bound_name: str) -> str:
+    """Return the SHA-256 of `[bound_name, values]` as compact JSON with sorted keys; item by item, as lists may be long."""
+    digest = hashlib.sha256(f"[{_text(bound_name)},{{".encode())
     for i, (key, value) in enumerate(sorted(values.items())):
         digest.update(f"{',' if i else ''}{_text(key)}:".encode())
         if isinstance(value, list):

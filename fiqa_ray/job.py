@@ -36,7 +36,7 @@ from fiqa_ray.datasets.dataset import Dataset
 from fiqa_ray.datasets.results import BASELINE, GIVEN, ORACLE, RANDOM, VARIANT_OF_LABELS, ScorerKey
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
 from fiqa_ray.models.reference import ModelRef
-from fiqa_ray.sources.scorer import Scorer
+from fiqa_ray.sources.judged_score import JudgedScore
 from fiqa_ray.storage import content_hash, exists, fingerprint, join, list_hash
 
 if TYPE_CHECKING:
@@ -326,14 +326,14 @@ class Job:
 
     # results
 
-    def scorers(self, benchmark: BenchmarkSettings) -> list[Scorer]:
+    def scorers(self, benchmark: BenchmarkSettings) -> list[JudgedScore]:
         """Return all that is judged on a benchmark: methods, regressors, further scores, the truth, random numbers."""
         name, excluded = benchmark.name, benchmark.exclude
         scorers = []
         for m in self.settings.methods:
             if m.label not in excluded and self.has_scores(name, m):
                 key = ScorerKey(m.label, self._quality_model(m), m.label, BASELINE, nan, None)
-                scorers.append(Scorer(key, m.label, self.prior_scores(name, m)))
+                scorers.append(JudgedScore(key, m.label, self.prior_scores(name, m)))
         for label_set in self.label_sets():
             if label_set.method.label not in excluded:
                 theta, variant = self.theta_of(label_set), VARIANT_OF_LABELS[label_set.kind]
@@ -341,15 +341,15 @@ class Job:
                 judge = self.settings.judge_label(self.settings.recognizer)
                 key = ScorerKey(self.scorer_name(label_set), judge, method, variant, theta, seed)
                 path = f"{method}-regressor-{label_set.key}"
-                scorers.append(Scorer(key, path, self.regressor_scores(name, label_set)))
+                scorers.append(JudgedScore(key, path, self.regressor_scores(name, label_set)))
         labels = {m.label for m in self.settings.methods}
         for label, file in benchmark.scores.items():
             if label not in labels and label not in excluded:
-                scorers.append(Scorer(ScorerKey(label, "", label, GIVEN, nan, None), label, None, file))
+                scorers.append(JudgedScore(ScorerKey(label, "", label, GIVEN, nan, None), label, None, file))
         if benchmark.degradations is not None:
             key = ScorerKey(ORACLE, "", ORACLE, ORACLE, nan, None)
-            scorers.append(Scorer(key, ORACLE, truth=benchmark.degradations))
-        return [*scorers, Scorer(ScorerKey(RANDOM, "", RANDOM, RANDOM, nan, None), RANDOM)]
+            scorers.append(JudgedScore(key, ORACLE, truth=benchmark.degradations))
+        return [*scorers, JudgedScore(ScorerKey(RANDOM, "", RANDOM, RANDOM, nan, None), RANDOM)]
 
     def _quality_model(self, method: MethodSettings) -> str:
         """Return the label of the FR model that a method's scores come from, or ""."""
@@ -370,7 +370,7 @@ class Job:
         return [] if manifest is None else sorted(manifest.stats.get("groups", {}))
 
     def cells(
-        self, benchmark: BenchmarkSettings, recognizer: RecognizerSettings, scorer: Scorer, group: str = ""
+        self, benchmark: BenchmarkSettings, recognizer: RecognizerSettings, scorer: JudgedScore, group: str = ""
     ) -> dict[Cell, tuple[Convention, Dataset]]:
         """Return the datasets of a score's curves by convention and false match rate; of a group's pairs, or of all ("")."""
         evaluate = self.settings.evaluate

@@ -244,6 +244,6 @@ def test_every_setting_option_and_function_is_on_its_page():
         assert re.search(rf"^\| `{name}` \| \S+ \| .+ \|$", columns, re.M), name
     for name in fiqa_ray.__all__:
         assert name.startswith("_") or f"`fiqa_ray.{name}`" in python, name
-    assert "\n    theta: Theta=PAPER_THETA,\n" in python
+    assert "\n    theta: Thetas=PAPER_THETA,\n" in python
     for path in (ROOT / "benchmarks" / "results").glob("*.json"):
         assert f"`{json.loads(path.read_text())['command']}`" in records

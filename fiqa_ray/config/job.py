@@ -52,10 +52,10 @@ class Settings(Section):
         if not self.has_given_embeddings:
             return self
         sources = {"source": self.source, **{f"benchmarks: {b.name}": b.source for b in self.benchmarks}}
-        for place, source in sources.items():
+        for section, source in sources.items():
             if source is not None and source.kind != "embeddings":
                 raise ValueError(
-                    f"{place} has images and others have embeddings alone; give embeddings of one recogniser for all"
+                    f"{section} has images and others have embeddings alone; give embeddings of one recogniser for all"
                 )
         if self.recognizer.name != STORED or self.evaluate.recognizers:
             raise ValueError(

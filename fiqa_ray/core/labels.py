@@ -38,7 +38,7 @@ _PAIRS_SHARE = 0.6
 """Clusters and pairs take about this share of the time (for `progress`)."""
 
 
-Theta: TypeAlias = "float | Sequence[float]"
+Thetas: TypeAlias = "float | Sequence[float]"
 
 
 def optimize_labels(
@@ -47,7 +47,7 @@ def optimize_labels(
     prior_scores: ArrayLike | Mapping[str, ArrayLike],
     *,
     n_clusters: int = 20,
-    theta: Theta = PAPER_THETA,
+    theta: Thetas = PAPER_THETA,
     n_repeats: int = 10,
     seed: int = 0,
     index_scale: str | None = None,
@@ -140,7 +140,7 @@ def optimize_labels(
     return by_method[""] if has_one_method else by_method
 
 
-def _thetas(theta: Theta) -> list[float]:
+def _thetas(theta: Thetas) -> list[float]:
     """Return all thetas as floats; `UsageError` where there is none or one is no number."""
     values: list[Any] = [theta] if isinstance(theta, str) or np.ndim(theta) == 0 else list(theta)  # type: ignore[arg-type]
     try:
@@ -393,20 +393,18 @@ def _checked_prior(name: str, scores: ArrayLike, n_images: int) -> NDArray[np.fl
     return values
 
 
-def _checked_embeddings(embeddings: ArrayLike, n_identities: int) -> NDArray[np.float32]:
+def _checked_embeddings(embeddings: ArrayLike, n_named: int) -> NDArray[np.float32]:
     values = real_array("embeddings", embeddings, np.float32)
     if values.ndim != 2 or values.shape[1] == 0 or not np.isfinite(values).all():
         raise UsageError(f"embeddings must be finite and of shape (n_images, dim), got {values.shape}")
-    if n_identities != len(values):
-        raise UsageError(f"{len(values)} embeddings but {n_identities} identities: one identity per embedding")
+    if n_named != len(values):
+        raise UsageError(f"{len(values)} embeddings but {n_named} identities: one identity per embedding")
     return moderate_rows(values)
 
 
 def _identity_rows(identities: Sequence[Any] | NDArray[Any]) -> tuple[NDArray[np.int64], int]:
     """Return the identity row `(I,)` of each image, in order of first appearance, and their number K."""
-    if hasattr(
-        identities, "__array__"
-    ):  # so that a torch tensor or an Arrow array gives values, not objects of its own
+    if hasattr(identities, "__array__"):  # torch tensors and Arrow arrays would give objects of their own
         identities = np.asarray(identities)
     if isinstance(identities, np.ndarray) and identities.dtype != object and len(identities):
         unlike, first, inverse = np.unique(identities, return_index=True, return_inverse=True)

@@ -31,9 +31,16 @@ MAX_GRAM_IMAGES = 4096
 """Identities with more images have no Gram matrix: faiss, several times faster there, clusters them."""
 
 _BLOCK_IMAGES = 4096
+"""Images of a block of identities, at most, unless one has more."""
+
 _BLOCK_ENTRIES = 1 << 17
+"""Entries of a block's Gram matrices: half a megabyte, which a core's cache holds from the products to the mates."""
+
 _DEVICE_BLOCK_ENTRIES = 1 << 21
+"""The same on an accelerator, which wants more work per call."""
+
 _CHUNK_PAIRS = 1 << 13
+"""Pairs whose embeddings are gathered at a time, where an identity has no Gram matrix."""
 
 
 @dataclass(frozen=True)
@@ -381,7 +388,7 @@ def _pair_on_device(
     for g, repeats in buffers.clusterings():
         cluster, counts = buffers.cluster[g, first:last], buffers.cluster_counts[g, block]
         if clustering == "lloyd":
-            starts = start_states(rows, [g], seed=buffers.seed)[0]
+            starts = buffers.start_states[g, block]
             cluster[:] = accelerator.cluster_all(grams, starts, buffers.n_clusters, buffers.init)
             counts[:] = np.maximum.reduceat(cluster, bounds[:-1]) + 1
         elif clustering == "faiss":

@@ -70,16 +70,25 @@ class StepProgress:
             )
             self._task = self._bar.add_task(self.name, total=self.total, completed=self.done, rate="")
             self._bar.start()
-        else:  # a part may take longer than the interval: the line comes by the clock
-            threading.Thread(target=self._log, daemon=True).start()
+        threading.Thread(
+            target=self._log, daemon=True
+        ).start()  # by the clock: a part may take longer than the interval
         return self
 
     def _log(self) -> None:
         while not self._ended.wait(LOG_INTERVAL_S):
-            rate = self.rate
-            left = f"about {(self.total - self.done) / rate:,.0f} s left" if rate > 0 else "the first part is under way"
-            run_state.waits_for = self.waits_for()
-            self._line(run_state.waits_for or f"{rate:,.{0 if rate >= 10 else 1}f} {self.unit}/s, {left}")
+            waits_for = self.waits_for()
+            if self._ended.is_set():
+                return
+            run_state.waits_for = waits_for
+            if self._bar is None:
+                rate = self.rate
+                left = (
+                    f"about {(self.total - self.done) / rate:,.0f} s left"
+                    if rate > 0
+                    else "the first part is under way"
+                )
+                self._line(waits_for or f"{rate:,.{0 if rate >= 10 else 1}f} {self.unit}/s, {left}")
             if self._is_run and os.environ.get(JSON_LOG):
                 print(json.dumps({"time_s": round(time.time(), 1), **run_state.as_dict()}), file=sys.stderr, flush=True)
 
@@ -91,6 +100,7 @@ class StepProgress:
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         self._ended.set()
         run_state.show(None)
+        run_state.waits_for = ""
         if self._bar:
             self._bar.stop()
         elif kind is None:

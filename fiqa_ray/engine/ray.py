@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import cached_property
 from typing import Any
@@ -194,10 +194,10 @@ def _loopback() -> Iterator[None]:
 def ray_when_needed(compute: ComputeSettings) -> Iterator[Mapper]:
     """Yield a mapper that joins or starts Ray when the first shard is to run; a run with nothing to do needs none."""
     with ExitStack() as stack:
-        yield _LateRay(compute, stack)
+        yield _LazyRay(compute, stack)
 
 
-class _LateRay:
+class _LazyRay:
     """Runs shards as `RayMapper` does, on a Ray that is there from the first of them on."""
 
     def __init__(self, compute: ComputeSettings, stack: ExitStack) -> None:
@@ -255,6 +255,8 @@ def ray_session(compute: ComputeSettings) -> Iterator[None]:
             options["num_cpus"] = max(compute.n_workers, 2)
     else:
         _check_token(address)
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # workers of a submitted job are in its working_dir
+            options = {"runtime_env": {"worker_process_setup_hook": _enter(os.getcwd())}}
     with _loopback() if address == "local" else nullcontext():
         _start({"address": address, "log_to_driver": False, "logging_level": logging.ERROR, **options})
         watch: HeadWatch | None = None
@@ -267,6 +269,20 @@ def ray_session(compute: ComputeSettings) -> Iterator[None]:
             else:
                 with _without_stderr():
                     ray.shutdown()
+
+
+def _enter(folder: str) -> Callable[[], None]:
+    """Return what a worker of a running cluster does first: it goes where the command runs, if its machine has that folder.
+
+    Relative paths and the user's module:function then mean the same everywhere.
+    """
+
+    def enter() -> None:
+        with suppress(OSError):
+            os.chdir(folder)
+            sys.path.insert(0, folder)
+
+    return enter
 
 
 def _start(options: dict[str, Any]) -> None:

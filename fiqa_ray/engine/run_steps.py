@@ -103,7 +103,7 @@ class _Failures:
         self.tries[key] = self.tries.get(key, 0) + 1
         is_system = is_system_failure(outcome)
         kind = "system" if is_system else "code"
-        dataset, part = _place_of(item)
+        dataset, part = _names_of(item)
         run_state.add_failure(dataset, part, kind, f"{type(outcome).__name__}: {outcome}", self.tries[key])
         if is_system and item is not None and self.tries[key] < MAX_TRIES and not _is_storage_away(item[0], outcome):
             self.again.append(item)
@@ -156,7 +156,7 @@ def _run_items(items: list[Item], mapper: Mapper, advance: Callable[[Step, int],
     if isinstance(first, FiqaRayError):
         raise first
     step = (item or items[0])[0]
-    _, part = _place_of(item)
+    _, part = _names_of(item)
     line = "".join(f" ({note})" for note in getattr(first, "__notes__", []))
     text = f"the first, {part}, with" if part else "the first with"
     raise IncompleteError(
@@ -171,7 +171,7 @@ def _n_rejected(step: Step, n_of_status: Mapping[str, int]) -> int:
     return sum(n for s, n in n_of_status.items() if s != "ok" and (step.stage == "pack" or s == "non_finite"))
 
 
-def _place_of(item: Item | None) -> tuple[str, str]:
+def _names_of(item: Item | None) -> tuple[str, str]:
     """Return the dataset and the name of the part that a shard makes, or empty texts."""
     if item is None:
         return "", ""

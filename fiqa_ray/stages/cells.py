@@ -32,7 +32,7 @@ from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
 from fiqa_ray.sources.comparisons import MAX_LISTED_PAIRS, Comparisons, match_pairs
-from fiqa_ray.sources.scorer import Scorer
+from fiqa_ray.sources.judged_score import JudgedScore
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class CellShard:
     """
 
     benchmark: BenchmarkSettings
-    scorer: Scorer
+    scorer: JudgedScore
     settings: EvaluateSettings
     seed: int
     faces: Dataset
@@ -253,7 +253,7 @@ class Units:
         templates = match_pairs(shard.benchmark, image_id)
         return cls(templates.names(image_id), image_id, templates)
 
-    def qualities(self, scorer: Scorer) -> tuple[FloatArray, FloatArray]:
+    def qualities(self, scorer: JudgedScore) -> tuple[FloatArray, FloatArray]:
         """Return the qualities `(U,)` of units, and those by each training seed, `(U, S)`; S is 0 without training."""
         score, seeds = scorer.scores(self.image_id), scorer.seed_scores()
         if self.templates is None:

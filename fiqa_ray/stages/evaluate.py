@@ -46,7 +46,7 @@ from fiqa_ray.engine.step import Step, stateless_worker
 from fiqa_ray.errors import UsageError
 from fiqa_ray.job import Job
 from fiqa_ray.sources.degradations import recorded_truth
-from fiqa_ray.sources.scorer import Scorer
+from fiqa_ray.sources.judged_score import JudgedScore
 
 REFERENCES = (RANDOM, ORACLE)
 """Scorers that never compete for the best: random numbers, and the recorded truth."""
@@ -58,7 +58,7 @@ class EvaluateShard:
     """One benchmark under one recogniser.
 
     Attributes:
-        cells: Scorer and cell -> convention and dataset.
+        cells: Judged score and cell -> convention and dataset.
         groups: The same of each group of people.
         compare: Pairs of scorers whose areas are compared, by family.
         is_first: Whether it is the first recogniser: what does not depend on recognisers is stored with it.
@@ -70,7 +70,7 @@ class EvaluateShard:
     seed: int
     faces: Dataset
     comparisons: Dataset
-    scorers: list[Scorer]
+    scorers: list[JudgedScore]
     cells: dict[tuple[str, Cell], tuple[Convention, Dataset]]
     groups: dict[str, dict[tuple[str, Cell], tuple[Convention, Dataset]]]
     compare: dict[str, list[tuple[str, str]]]

@@ -361,7 +361,7 @@ def _paint_features(identity: FaceIdentity, view: FaceView) -> tuple[np.ndarray,
     ring = np.linspace(0, 2 * np.pi, 20, endpoint=False)
     landmarks = np.zeros((5, 2))
 
-    def place(points: np.ndarray) -> np.ndarray:
+    def on_texture(points: np.ndarray) -> np.ndarray:
         return _texture_points(identity, points)
 
     # Nose: its tip stands out of the surface, so in a turned view it is painted displaced by its parallax.
@@ -383,18 +383,22 @@ def _paint_features(identity: FaceIdentity, view: FaceView) -> tuple[np.ndarray,
             ]
         )
         tint = 1.06 if side == light_side else 0.84
-        fill(image, place(flank), identity.skin_rgb * tint)
+        fill(image, on_texture(flank), identity.skin_rgb * tint)
     fill(
         image,
-        place(np.stack([0.5 * tip_x + 0.85 * width * np.cos(arc), identity.nose_y + 0.015 + 0.055 * np.sin(arc)], 1)),
+        on_texture(
+            np.stack([0.5 * tip_x + 0.85 * width * np.cos(arc), identity.nose_y + 0.015 + 0.055 * np.sin(arc)], 1)
+        ),
         identity.skin_rgb * 0.8,
     )
-    fill(image, place(tip + 0.5 * width * np.stack([np.cos(ring), 0.8 * np.sin(ring)], 1)), identity.skin_rgb * 1.07)
+    fill(
+        image, on_texture(tip + 0.5 * width * np.stack([np.cos(ring), 0.8 * np.sin(ring)], 1)), identity.skin_rgb * 1.07
+    )
     for side in (-1, 1):
         nostril = np.array([0.55 * tip_x + side * width * 0.52, identity.nose_y + 0.035])
         fill(
             image,
-            place(nostril + np.stack([0.28 * width * np.cos(ring), 0.018 * np.sin(ring)], 1)),
+            on_texture(nostril + np.stack([0.28 * width * np.cos(ring), 0.018 * np.sin(ring)], 1)),
             identity.skin_rgb * 0.34,
         )
     landmarks[2] = tip
@@ -406,8 +410,8 @@ def _paint_features(identity: FaceIdentity, view: FaceView) -> tuple[np.ndarray,
         turn = np.array([[1.0, side * -identity.eye_tilt], [0.0, 1.0]]).T
         upper = np.stack([width * np.cos(arc), -height * np.sin(arc) ** 0.8], 1)
         lower = np.stack([width * np.cos(arc[::-1]), 0.75 * height * np.sin(arc[::-1])], 1)
-        lid = place(centre + upper @ turn)
-        almond = np.concatenate([lid, place(centre + lower @ turn)])
+        lid = on_texture(centre + upper @ turn)
+        almond = np.concatenate([lid, on_texture(centre + lower @ turn)])
         low, high = np.floor(almond.min(0)).astype(int) - 2, np.ceil(almond.max(0)).astype(int) + 3
         low = np.maximum(low, 0)
         patch = image[low[1] : high[1], low[0] : high[0]]
@@ -416,11 +420,11 @@ def _paint_features(identity: FaceIdentity, view: FaceView) -> tuple[np.ndarray,
         iris = centre + np.array([view.gaze * 0.35 * width, 0.0])
         radius = identity.iris_radius
         circle = np.stack([np.cos(ring), np.sin(ring)], 1)
-        fill(eye, place(iris + radius * circle) - low, identity.iris_rgb)
-        fill(eye, place(iris + 0.45 * radius * circle) - low, np.array([12.0, 10.0, 10.0]))
+        fill(eye, on_texture(iris + radius * circle) - low, identity.iris_rgb)
+        fill(eye, on_texture(iris + 0.45 * radius * circle) - low, np.array([12.0, 10.0, 10.0]))
         fill(
             eye,
-            place(iris + np.array([0.3, -0.35]) * radius + 0.22 * radius * circle) - low,
+            on_texture(iris + np.array([0.3, -0.35]) * radius + 0.22 * radius * circle) - low,
             np.array([250.0, 250.0, 250.0]),
         )
         inside = np.zeros(patch.shape[:2], np.uint8)
@@ -428,7 +432,7 @@ def _paint_features(identity: FaceIdentity, view: FaceView) -> tuple[np.ndarray,
         weight = inside[..., None] * np.float32(1 / 255)
         patch[:] = (patch + weight * (eye.astype(np.float32) - patch)).astype(np.uint8)
         stroke(image, lid, identity.skin_rgb * 0.25, 2)
-        crease = place(centre + (upper * [1.05, 1.0] - [0, 0.035]) @ turn)
+        crease = on_texture(centre + (upper * [1.05, 1.0] - [0, 0.035]) @ turn)
         stroke(image, crease[2:-2], identity.skin_rgb * 0.78, 1)
 
         along = np.linspace(-1, 1, 9)
@@ -438,7 +442,9 @@ def _paint_features(identity: FaceIdentity, view: FaceView) -> tuple[np.ndarray,
         brow_x = centre[0] + along * identity.brow_width
         fill(
             image,
-            place(np.concatenate([np.stack([brow_x, ridge - thick], 1), np.stack([brow_x, ridge + thick], 1)[::-1]])),
+            on_texture(
+                np.concatenate([np.stack([brow_x, ridge - thick], 1), np.stack([brow_x, ridge + thick], 1)[::-1]])
+            ),
             identity.brow_rgb,
         )
 
@@ -455,23 +461,25 @@ def _paint_features(identity: FaceIdentity, view: FaceView) -> tuple[np.ndarray,
     mouth_x = across * width
     fill(
         image,
-        place(np.concatenate([np.stack([mouth_x, top], 1), np.stack([mouth_x, line - 0.3 * gap], 1)[::-1]])),
+        on_texture(np.concatenate([np.stack([mouth_x, top], 1), np.stack([mouth_x, line - 0.3 * gap], 1)[::-1]])),
         identity.lip_rgb * 0.92,
     )
     fill(
         image,
-        place(np.concatenate([np.stack([mouth_x, line + gap], 1), np.stack([mouth_x, bottom], 1)[::-1]])),
+        on_texture(np.concatenate([np.stack([mouth_x, line + gap], 1), np.stack([mouth_x, bottom], 1)[::-1]])),
         identity.lip_rgb,
     )
     if view.mouth_open > 0.05:
         fill(
             image,
-            place(np.concatenate([np.stack([mouth_x, line - 0.3 * gap], 1), np.stack([mouth_x, line + gap], 1)[::-1]])),
+            on_texture(
+                np.concatenate([np.stack([mouth_x, line - 0.3 * gap], 1), np.stack([mouth_x, line + gap], 1)[::-1]])
+            ),
             np.array([60.0, 22.0, 24.0]),
         )
         fill(
             image,
-            place(
+            on_texture(
                 np.concatenate(
                     [
                         np.stack([0.8 * mouth_x, line - 0.3 * gap], 1),
@@ -482,7 +490,7 @@ def _paint_features(identity: FaceIdentity, view: FaceView) -> tuple[np.ndarray,
             np.array([236.0, 232.0, 222.0]),
         )
     else:
-        stroke(image, place(np.stack([mouth_x, line], 1)), identity.lip_rgb * 0.45, 1)
+        stroke(image, on_texture(np.stack([mouth_x, line], 1)), identity.lip_rgb * 0.45, 1)
     landmarks[3], landmarks[4] = (-width, corner_y), (width, corner_y)
 
     if identity.glasses:
@@ -497,7 +505,7 @@ def _paint_features(identity: FaceIdentity, view: FaceView) -> tuple[np.ndarray,
             )
             stroke(
                 image,
-                place(np.array([side * identity.eye_x, identity.eye_y + 0.01]) + rim),
+                on_texture(np.array([side * identity.eye_x, identity.eye_y + 0.01]) + rim),
                 identity.glasses_rgb,
                 3,
                 closed=True,
@@ -508,10 +516,10 @@ def _paint_features(identity: FaceIdentity, view: FaceView) -> tuple[np.ndarray,
                     [side * identity.half_width * 1.2, identity.eye_y - 0.02],
                 ]
             )
-            stroke(image, place(arm), identity.glasses_rgb, 3)
+            stroke(image, on_texture(arm), identity.glasses_rgb, 3)
         stroke(
             image,
-            place(
+            on_texture(
                 np.array(
                     [[-identity.eye_x + 0.18, identity.eye_y - 0.01], [identity.eye_x - 0.18, identity.eye_y - 0.01]]
                 )

@@ -50,7 +50,7 @@ def exact_embeddings(rng, n_images):
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 60), min_size=1, max_size=5),
     n_clusters=st.integers(1, 25),

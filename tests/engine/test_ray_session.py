@@ -35,16 +35,21 @@ JOIN = """
 from fiqa_ray.config import ComputeSettings
 from fiqa_ray.engine.ray import ray_session
 with ray_session(ComputeSettings(address="{address}")):
-    import ray
-    print("joined", ray.get(ray.remote(lambda: 7).remote()))
+    import os, ray
+    print("worker's folder:", ray.get(ray.remote(lambda: os.getcwd()).remote()))
 """
 _TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
 
 
-def _run(code, **environment):
+def _run(code, folder=None, **environment):
     clean = {k: v for k, v in os.environ.items() if k not in _TOKENS}
     return subprocess.run(
-        [sys.executable, "-c", code], env={**clean, **environment}, capture_output=True, text=True, timeout=400
+        [sys.executable, "-c", code],
+        env={**clean, **environment},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=400,
     )
 
 
@@ -58,7 +63,7 @@ def test_a_local_ray_listens_on_loopback_only(imported_before):
 
 
 @pytest.mark.ray
-def test_a_cluster_that_wants_a_token_says_so_at_once():
+def test_a_running_cluster_works_where_the_command_runs_and_its_token_is_asked_for_at_once(tmp_path):
     token, port = "0123456789abcdef" * 2, smoke.free_port()
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
         environment = {
@@ -87,11 +92,12 @@ def test_a_cluster_that_wants_a_token_says_so_at_once():
         try:
             join = JOIN.format(address=f"127.0.0.1:{port}")
             for _ in range(60):
-                result = _run(join, HOME=folder, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
-                if "joined 7" in result.stdout or head.poll() is not None:
+                result = _run(join, tmp_path, HOME=folder, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
+                if "worker's folder" in result.stdout or head.poll() is not None:
                     break
                 time.sleep(1)
-            assert "joined 7" in result.stdout, (result.stderr, head.poll() is not None and head.stdout.read())
+            head_said = head.stdout.read() if head.poll() is not None else ""
+            assert f"worker's folder: {tmp_path}\n" in result.stdout, (result.stderr, head_said)
             for wrong in ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 32}, {"RAY_AUTH_MODE": "disabled"}):
                 result = _run(join, HOME=folder, **wrong)  # Ray alone tries for 20 s, and then says something else
                 last = result.stderr.strip().splitlines()[-1]

@@ -1,8 +1,7 @@
 """PCNet's training: noisier faces of new people become less certain; interrupted, it ends with the same head."""
 
 import json
-import subprocess
-import sys
+import os
 
 import numpy as np
 import pyarrow.csv as pacsv
@@ -91,23 +90,22 @@ def test_an_interrupted_training_ends_with_the_same_head(packed, tmp_path, monke
 
 
 @pytest.mark.ray
-def test_two_workers_of_ray_train_by_relative_paths(tmp_path, monkeypatch):
-    """As a user starts it: run folder, faces and result are named from where the command is run; two workers train."""
+def test_two_workers_of_ray_train_by_relative_paths(tmp_path, ray_cluster, cli):
+    """Run folder, faces and result are named from where the command is run; Ray Train moves its workers elsewhere."""
     smoke.make_faces(tmp_path / "faces", n_identities=5, per_identity=4, benchmark=False)
-    smoke.write_job(tmp_path / "job.yaml", "faces", "run", recognizer={"name": "smoke:split"}, benchmarks=[])
-    monkeypatch.chdir(tmp_path)
+    job, faces, run, head = (os.path.relpath(tmp_path / name) for name in ("job.yaml", "faces", "run", "head.pt"))
+    smoke.write_job(tmp_path / "job.yaml", faces, run, recognizer={"name": "smoke:split"}, benchmarks=[])
     parts = ["compute.rows_per_part=12"]  # the second has two people, the first three, of whom one is held out
-    run_job(load_settings("job.yaml", parts), ["pack"])
-    argv = ["job.yaml", "head.pt", "compute.engine=ray", "compute.train_workers=2", *parts, "--steps", "4"]
-    done = subprocess.run(
-        [sys.executable, "-m", "fiqa_ray", "train-pcnet", *argv], cwd=tmp_path, capture_output=True, text=True
+    run_job(load_settings(job, parts), ["pack"])
+    code, _, messages = cli(
+        "train-pcnet", job, head, "compute.engine=ray", "compute.train_workers=2", *parts, "--steps", "4"
     )
-    assert done.returncode == 0, done.stderr
+    assert code == 0, messages
     card = card_of(tmp_path / "head.pt")
     assert card["n_steps"] == 4
     assert np.isfinite(card["validation_loss"])
-    head = torch.load(tmp_path / "head.pt", weights_only=True)
-    assert int(head["layers.2.num_batches_tracked"]) == 4
+    weights = torch.load(tmp_path / "head.pt", weights_only=True)
+    assert int(weights["layers.2.num_batches_tracked"]) == 4
 
 
 def test_a_worker_without_people_stops_all(tmp_path, ray_cluster, monkeypatch):

@@ -60,8 +60,8 @@ def add_repeat(
     rank_sum: np.ndarray,
     n_owned: np.ndarray,
     scale: float,
-    shift: np.ndarray,
-    mean_rank: np.ndarray,
+    shift_sum: np.ndarray,
+    mean_rank_sum: np.ndarray,
     n_owning_repeats: np.ndarray,
     n_owned_pairs: np.ndarray,
 ) -> None:
@@ -69,8 +69,8 @@ def add_repeat(
 
     In numpy, with `owns = n_owned > 0` and `mean = rank_sum[owns] / (2 * n_owned[owns])`:
 
-        shift[owns] += mean * scale - index[owns]
-        mean_rank[owns] += mean
+        shift_sum[owns] += mean * scale - index[owns]
+        mean_rank_sum[owns] += mean
         n_owning_repeats += owns
         n_owned_pairs += n_owned
 
@@ -80,8 +80,8 @@ def add_repeat(
         n = n_owned[i]
         if n > 0:
             mean = rank_sum[i] / (2 * n)
-            shift[i] += mean * scale - index[i]
-            mean_rank[i] += mean
+            shift_sum[i] += mean * scale - index[i]
+            mean_rank_sum[i] += mean
             n_owning_repeats[i] += 1
             n_owned_pairs[i] += n
 

@@ -17,7 +17,7 @@ from fiqa_ray.sources.scores import scores_by_id
 
 
 @dataclass(frozen=True)
-class Scorer:
+class JudgedScore:
     """A quality score that is judged on a benchmark.
 
     Attributes:
