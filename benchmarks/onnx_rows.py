@@ -118,8 +118,7 @@ class Units(TorchFunctionMode):
         if func.__name__ not in self.KINKS:
             return func(*args, **(kwargs or {}))
         x = args[0]
-        if not self.inputs or x is not self.inputs[-1][0]:  # the converter's PReLU takes two functions
-            self.inputs.append((x, self.KINKS[func.__name__]))
+        self.inputs.append((x, self.KINKS[func.__name__]))
         if self.wanted is not None:
             y = self.wanted.inputs[len(self.inputs) - 1][0]
             shift = (y - x).detach()

@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from fiqa_ray.errors import FiqaRayError, UsageError
-from fiqa_ray.models.formats import onnx_network
+from fiqa_ray.models.formats import onnx_gradients, onnx_network
 from fiqa_ray.models.quality import load_scorer
 from fiqa_ray.models.recognition import load_recognizer
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
@@ -179,6 +180,20 @@ def test_settings_count_with_and_without_gradients(tmp_path, faces, case):
         np.testing.assert_allclose(embeddings.detach().numpy(), wanted, rtol=1e-5)
     x = faces.float() + torch.from_numpy(f32(*faces.shape)).sigmoid() / 2  # no two pixels are equally large
     check_gradient(recognizer, lambda y: by_torch(y).mean(dim=(2, 3)), x)
+
+
+def test_the_gradient_of_units_at_0_is_torchs(tmp_path):
+    """Of a black picture all units of a network without biases lie at 0."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.PReLU(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    converted = load_recognizer(stored(tmp_path, exported(network)), **PIXELS).with_gradients("test").backbone
+    x = torch.zeros(1, 3, 112, 112, requires_grad=True)
+    wanted, got = (torch.autograd.grad(f(x).sum(), x)[0] for f in (network, converted))
+    assert wanted.norm() > 0
+    assert (got - wanted).norm() <= 1e-5 * wanted.norm()
+    for shape in ((1,), (4, 1, 1), (1, 4, 1, 1), (5,), (4, 1, 5), (4, 4, 5)):  # of the slope
+        y, slope = torch.from_numpy(f32(2, 4, 4, 5)), torch.from_numpy(f32(*shape))
+        assert torch.equal(onnx_gradients._PRelu()(y, slope), y.clamp(min=0) + y.clamp(max=0) * slope)
 
 
 # --- whole networks ---
