@@ -95,8 +95,9 @@ class _PRelu(nn.Module):
 
     def forward(self, x: Tensor, slope: Tensor) -> Tensor:
         """Return x where it is positive, else x times the slope, which is broadcast as ONNX says."""
-        channels = 1 - x.ndim  # their axis, counted from the last
-        if slope.numel() == 1 or (x.ndim > 1 and x.shape[1:2] == (slope.numel(),) == slope.shape[channels:][:1]):
+        n_axes = x.ndim - 1  # from the channels to the last
+        one_per_channel = slope.ndim >= n_axes > 0 and x.shape[1] == slope.numel() == slope.shape[-n_axes]
+        if slope.numel() == 1 or one_per_channel:
             return functional.prelu(x, slope.flatten())
         return torch.where(x > 0, x, x * slope)
 
