@@ -71,8 +71,8 @@ def read_embeddings(uri: str) -> Column:
         key = next((k for k in EMBEDDING_NAMES if k in names), names[0] if len(names) == 1 else None)
         if key is None:
             raise FiqaRayError(f"{uri}: no array 'embedding' (found: {', '.join(names)}); name it so")
-        texts = [[str(v) for v in arrays[k]] if k in names else None for k in ("image_id", "identity")]
-        return _without_missing(Column(uri, _matrix(uri, arrays[key]), *texts))
+        image_id, identity = ([str(v) for v in arrays[k]] if k in names else None for k in ("image_id", "identity"))
+        return _without_missing(Column(uri, _matrix(uri, arrays[key]), image_id, identity))
     if ending in PARQUET:
         return _parquet_embeddings(uri)
     if ending in PICKLES:
@@ -96,20 +96,20 @@ def _parquet_embeddings(uri: str) -> Column:
         values = embedding_values(table.rename_columns(["embedding" if c == key else c for c in table.column_names]))[0]
     else:
         values = _matrix(uri, table[key].to_pylist())
-    texts = [
+    image_id, identity = (
         [str(v) for v in table[k].to_pylist()] if k in table.column_names else None for k in ("image_id", "identity")
-    ]
-    return Column(uri, values, *texts, n_left_out=n_rows - len(table))
+    )
+    return Column(uri, values, image_id, identity, n_rows - len(table))
 
 
 def _without_missing(column: Column) -> Column:
     """Leave out the rows of NaN that `fiqa-ray embeddings` writes for images without an embedding."""
     present = ~np.isnan(column.values).all(axis=1)
-    texts = [
+    image_id, identity = (
         None if names is None else [v for v, keep in zip(names, present, strict=True) if keep]
         for names in (column.image_id, column.identity)
-    ]
-    return Column(column.uri, column.values[present], *texts, n_left_out=int((~present).sum()))
+    )
+    return Column(column.uri, column.values[present], image_id, identity, int((~present).sum()))
 
 
 def read_identities(uri: str) -> Column:
