@@ -10,6 +10,10 @@ FMR 1e-3, intervals resample people, also those of the ratio of a head's area to
 Always among the sets: the people of `benchmarks/theta_choice.py`, whose scores are the true quality, that with a nuisance,
 and the norm. Their embeddings do not hold the whole quality, so no head can have the area of the score. "best of embedding"
 is what they hold: the mean score of other people's images with a like norm and a like place along the nuisance's direction.
+
+"ridge", "kernel ridge" and "boosted trees" are other maps of the same inputs, embedding and norm, to the score. The
+parameters of the first two are chosen by cross-validation over the training people, by squared error. They show what bounds
+the default head.
 """
 
 from __future__ import annotations
@@ -27,6 +31,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 from scipy.stats import spearmanr
+from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import GroupKFold
 from theta_choice import DIM, people
 
 from fiqa_ray.config import MethodSettings, RecognizerSettings, TrainSettings
@@ -42,6 +50,10 @@ from fiqa_ray.training.loop import RECIPES, Plan, Recipe, Task
 
 CELL = ("paper", 1e-3)
 ROWS_PER_PART = 1000
+RIDGES = tuple({"alpha": share} for share in (0.001, 0.01, 0.03, 0.1, 0.3))
+"""Weights of the squared coefficients, as shares of the images."""
+KERNELS = tuple({"alpha": alpha, "gamma": gamma} for gamma in (0.03, 0.1, 0.3) for alpha in (0.03, 0.1, 0.3, 1.0))
+"""Weights of the squared function, and widths of the Gaussian kernel per input."""
 
 
 @dataclass
@@ -158,6 +170,39 @@ def best_of_embedding(score: np.ndarray, train: np.ndarray, test: np.ndarray) ->
     return (sums / np.maximum(counts, 1))[of_test]
 
 
+def other_maps(data: dict[str, np.ndarray], scores: dict[str, np.ndarray]) -> dict[tuple[str, str, str], np.ndarray]:
+    """Return the scores of the test images by other maps of embedding and norm, by score and kind."""
+    inputs = [
+        np.hstack([e, np.linalg.norm(e, axis=1, keepdims=True)])
+        for e in (data["train_embedding"], data["test_embedding"])
+    ]
+    centre, deviation = inputs[0].mean(axis=0), np.maximum(inputs[0].std(axis=0), 1e-12)
+    x, z = ((values.astype(np.float64) - centre) / deviation for values in inputs)
+    y = np.stack([(s - s.mean()) / s.std() for s in scores.values()], axis=1)
+    folds = list(GroupKFold(3).split(x, groups=data["train_identity"]))
+
+    def ridge(n_images: int, alpha: float) -> Ridge:
+        return Ridge(alpha=alpha * n_images)
+
+    def kernel(_: int, alpha: float, gamma: float) -> KernelRidge:
+        return KernelRidge(kernel="rbf", alpha=alpha, gamma=gamma / x.shape[1])
+
+    rated = {}
+    for kind, make, grid in (("ridge", ridge, RIDGES), ("kernel ridge", kernel, KERNELS)):
+        errors = np.zeros((len(grid), y.shape[1]))  # by squared error on people left out
+        for i, parameters in enumerate(grid):
+            for train_rows, other in folds:
+                model = make(len(train_rows), **parameters).fit(x[train_rows], y[train_rows])
+                errors[i] += ((model.predict(x[other]).reshape(y[other].shape) - y[other]) ** 2).sum(axis=0)
+        for k, name in enumerate(scores):
+            model = make(len(x), **grid[errors[:, k].argmin()]).fit(x, y[:, k])
+            rated[name, kind, "mean"] = model.predict(z)
+    for k, name in enumerate(scores):
+        trees = HistGradientBoostingRegressor(learning_rate=0.05, max_iter=300, max_leaf_nodes=8, random_state=0)
+        rated[name, "boosted trees", "mean"] = trees.fit(x, y[:, k]).predict(z)
+    return rated
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -184,6 +229,7 @@ def compare(faces: str, data: dict[str, np.ndarray], n_seeds: int, n_draws: int)
         for name in names:
             best = best_of_embedding(scores[name], data["train_embedding"], data["test_embedding"])
             rated[name, "best of embedding", "mean"] = best
+    rated |= other_maps(data, scores)
     seconds, agreement = {}, {}
     for kind in ("linear", "norm"):
         started = time.process_time()
@@ -209,6 +255,9 @@ def compare(faces: str, data: dict[str, np.ndarray], n_seeds: int, n_draws: int)
         if kind != "the score itself":
             ratios = areas.draws[scorer, CELL, limit] / areas.draws[imitated, CELL, limit]
             row["of the ratio"] = "{:.2f} to {:.2f}".format(*np.nanquantile(ratios, [0.025, 0.975]))
+            row["rho with the score"] = round(
+                float(spearmanr(rated[name, kind, "mean"], data[f"test_score_{name}"])[0]), 3
+            )
         if (name, kind) in agreement:
             of_seeds = [1e3 * seeds.curves[f"{name}|{kind}|{s}", CELL].auc() for s in range(n_seeds)]
             row["SD over seeds"] = round(float(np.std(of_seeds, ddof=1)), 2)

@@ -46,7 +46,7 @@ DRAWS_VERSION = 7
 """Raise it when the same seed gives other clusters, mates, similarities or random scores, or when parts of pairs are cut or
 ordered otherwise."""
 
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
 """Raise it when a table of results or its meaning changes, but cells do not: they are judged again."""
 
 EdiffDataset = Literal["ediff_threshold", "ediff_distances", "ediff_labels"]

@@ -34,8 +34,8 @@ def run(
     finished_job = run_job(settings, stage_names, new_settings=new_settings)
     if "report" not in stage_names:
         return
-    if settings.benchmarks:
-        print("\n".join(open_run(settings.run_uri).answer()))
+    opened = open_run(settings.run_uri)
+    print("".join(f"{line}\n" for line in [*(opened.answer() if settings.benchmarks else []), *opened.signs()]), end="")
     print(public_text(f"report: {finished_job.report().at('report.html')}"))
     if settings.source is not None:
         print(public_text(f"labels: fiqa-ray labels {settings.run_uri} -o labels.csv"))
@@ -111,10 +111,10 @@ def status(
     follow: Annotated[bool, typer.Option("--follow", help="show it again every 5 s while a run is at work")] = False,
     by_dataset: Annotated[bool, typer.Option("--datasets", help="a line per dataset, not per stage")] = False,
 ) -> None:
-    """Show the progress of a run, from storage alone. Exit code 3 while something that was started is unfinished."""
+    """Show the progress of a run, from storage alone. Exit code 3 while its last settings lack something."""
     from rich.text import Text
 
-    from fiqa_ray.tools.show import datasets_table, run_lines, stages_table
+    from fiqa_ray.tools.show import datasets_table, earlier_lines, run_lines, stages_table
     from fiqa_ray.tools.status import run_now, run_status
 
     while True:
@@ -123,11 +123,11 @@ def status(
             print(json.dumps({"run": now, "datasets": records}, indent=None if follow else 1), flush=True)
         else:
             console.print(datasets_table(records) if by_dataset else stages_table(records))
-            console.print(Text("\n".join(run_lines(now))), soft_wrap=True)
+            console.print(Text("\n".join([*earlier_lines(records), *run_lines(now)])), soft_wrap=True)
         if not (follow and now["is_at_work"]):
             break
         time.sleep(5.0)
-    if not all(r["finished"] for r in records):
+    if not all(r["finished"] or r["is_earlier"] for r in records):
         raise typer.Exit(3)
 
 

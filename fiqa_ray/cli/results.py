@@ -69,7 +69,11 @@ def labels(
         typer.Option(help=".csv of image_id and score, .npy, .txt or .pkl; repeat it for several methods"),
     ] = None,
     theta: Annotated[
-        list[str] | None, typer.Option(metavar="THETA...", help="weights of the update, such as 0.01 0.1")
+        list[str] | None,
+        typer.Option(
+            metavar="THETA...",
+            help="weights of the update, such as 0.01 0.1; of a run: only these of its thetas, such as heldout",
+        ),
     ] = None,
     n_clusters: Annotated[int, typer.Option(min=1, help="clusters of a person's images")] = 20,
     n_repeats: Annotated[int, typer.Option(min=1, help="repeats of the pair draw")] = 10,
@@ -92,13 +96,16 @@ def labels(
     check_ending(output, (".parquet", ".csv"))
     words = run_or_thetas or []
     if embeddings is None:
-        if len(words) != 1 or identities or scores or theta:
+        if not words or (len(words) > 1 and not theta) or identities or scores:
             raise UsageError(
                 "give the run_uri of one job, or --embeddings, --scores and --theta for labels without images"
             )
         from fiqa_ray.tools.open_run import open_run
 
-        tables = open_run(words[0]).label_tables()
+        of_run = [*(theta or []), *words[1:]]
+        tables = open_run(words[0]).label_tables(
+            [t for text in of_run for t in ([text] if text == "heldout" else _numbers([text]))]
+        )
     else:
         from fiqa_ray.tools.labels import labels_of_files
 

@@ -33,7 +33,8 @@ def demo(
     note(f"demo: synthetic faces and a recogniser for them in {folder}")
     job_file = write_demo(folder)
     finished_job = run_job(load_settings(str(job_file), overrides or []))
-    print("\n".join(open_run(finished_job.settings.run_uri).answer()))
+    opened = open_run(finished_job.settings.run_uri)
+    print("\n".join([*opened.answer(), *opened.signs()]))
     print(public_text(f"report: {finished_job.report().at('report.html')}"))
     print(f"job: {job_file}; change it and run it again with fiqa-ray run {job_file} --new-settings")
 

@@ -17,7 +17,17 @@ from numpy.typing import ArrayLike
 from fiqa_ray.core.conventions import Cell, Convention, cells_of, convention_of
 from fiqa_ray.core.edc import EDC, line_weights, pair_curve, step_weights
 from fiqa_ray.core.floor import RANDOM, expected_curve, flat_order
-from fiqa_ray.core.intervals import Errors, Interval, IntervalSettings, area_interval, difference_interval
+from fiqa_ray.core.intervals import (
+    IDENTITIES,
+    INTERVAL,
+    NONE,
+    TOO_WIDE,
+    Errors,
+    Interval,
+    IntervalSettings,
+    area_interval,
+    difference_interval,
+)
 from fiqa_ray.core.kernels.discard import step_areas
 from fiqa_ray.core.levels import Levels, Numbers, Units, fixed_levels, fixed_threshold, moving_levels, upper_wrong
 from fiqa_ray.core.orders import PairOrder, Qualities, QualityOrder
@@ -88,7 +98,19 @@ class AreaDraws:
         limit = self.common_limit(scorer_a, scorer_b, cell) if limit is None else limit
         value = self._curve(scorer_a, cell).auc(limit) - self._curve(scorer_b, cell).auc(limit)
         draws = self._draws(scorer_a, cell, limit) - self._draws(scorer_b, cell, limit)
-        return difference_interval(value, draws, self.errors[cell], self._settings(cell))
+        interval = difference_interval(value, draws, self.errors[cell], self._settings(cell))
+        if interval.kind == INTERVAL and limit < self.common_limit(scorer_a, scorer_b, cell) and self._is_wide(cell):
+            interval = replace(interval, low=np.nan, high=np.nan, kind=NONE, reason=TOO_WIDE, p_value=np.nan)
+        return interval
+
+    def _is_wide(self, cell: Cell) -> bool:
+        """Say whether intervals of partial differences are too wide; see `intervals.TOO_WIDE`."""
+        convention, settings = (
+            next(c.convention for (_, other), c in self.curves.items() if other == cell),
+            self.settings,
+        )
+        is_few = cell[1] is not None and is_smoothed(cell[1], settings.n_nonmated)
+        return is_few and settings.unit == IDENTITIES and convention.threshold == "recomputed"
 
     def leaders(self, scorers: Sequence[str], cell: Cell, limit: float) -> list[str]:
         """Return the scorer with the smallest area up to `limit` and those that cannot be told apart from it.
@@ -220,7 +242,7 @@ def bootstrap_cells(
     n_units = {cell: np.unique(unit[_counted_rows(pairs, c)]).size for cell, c in cells.items()}
     settings = IntervalSettings(
         level=level,
-        unit="pairs" if persons is None else "identities",
+        unit="pairs" if persons is None else IDENTITIES,
         n_units=np.unique(unit[pairs.mated_rows]).size,
         n_nonmated=pairs.nonmated_rows.size,
         n_draws=n_draws,

@@ -4,7 +4,8 @@ An area depends on two things that vary: which pairs are wrong, and where the th
 makes most of the variation, percentiles of the draws have the right coverage, since a monotone map of the area maps them
 too. For a sum of errors they lie too low, which the accelerated interval (BCa, Efron 1987) corrects by the skewness.
 `SKEWNESS_SHARE` and `SKEWNESS_LIMIT` stand between the two. The docs' page of recorded runs has the coverage that
-`benchmarks/coverage.py` finds. Cells that are known to miss 92 to 98 % have no interval: `reason_for_none` is the list.
+`benchmarks/coverage.py` finds. Cells that are known to miss 92 to 98 % have no interval: `reason_for_none` is the list, with
+`TOO_WIDE`, which needs to know the convention.
 """
 
 from __future__ import annotations
@@ -29,6 +30,14 @@ MAX_UNDEFINED = 0.05
 NOT_RESAMPLED = (
     "no draw has a value: all pairs of a large set are not resampled, and other pairs ran out before the limit"
 )
+IDENTITIES = "identities"
+"""The unit of draws of people."""
+TOO_WIDE = (
+    "few false matches are allowed and people are drawn: intervals of differences up to a limit before the curve's end are "
+    "too wide, in simulation 99 % of them hold the truth"
+)
+"""For thresholds that each level sets anew. A higher threshold makes such a difference and its spread larger alike, so the
+intervals are the widest where they err the most."""
 SKEWNESS_SHARE = 0.5
 SKEWNESS_LIMIT = 0.5
 
@@ -137,14 +146,14 @@ def few_errors(errors: Errors) -> str:
 
 def reason_for_none(value: float, draws: FloatArray, errors: Errors, settings: IntervalSettings) -> str:
     """Say why there is neither an interval nor a limit that would cover; empty if there is."""
-    if settings.n_draws == 0:
-        return "no draws were asked for"
     if math.isnan(value):
         return "the curve is undefined within the limit"
     if errors.fmr is not None and exact_fmr(errors.fmr) * settings.n_nonmated < 1:
         return f"FMR {errors.fmr:g} allows no false match among {settings.n_nonmated} non-mated pairs"
     if settings.n_units < MIN_UNITS:
         return f"{settings.n_units} {settings.unit} are too few for an interval: {MIN_UNITS} are needed"
+    if settings.n_draws == 0:
+        return "no draws were asked for"
     n_undefined = int(np.isnan(draws).sum())
     if n_undefined == settings.n_draws:
         return NOT_RESAMPLED

@@ -211,6 +211,26 @@ def sign_advice(method: str, facts: Mapping[str, float]) -> Iterator[str]:
         )
 
 
+def sign_doubt(method: str, facts: Mapping[str, float]) -> str:
+    """Return a line where the similarities do not show that a method's larger scores mean better images; else an empty text.
+
+    Arguments as in `sign_advice`.
+    """
+    n_owners, rho = int(facts["n_owners"]), facts["score_rho"]
+    doubts = list(sign_advice(method, facts))
+    if doubts or (n_owners >= MIN_OWNERS and rho > max(LEAST_RHO, SIGN_ERRORS / math.sqrt(n_owners - 1))):
+        return "".join(doubts)
+    why = (
+        f"Spearman {rho:+.2f}, {n_owners:,} images"
+        if n_owners >= MIN_OWNERS
+        else f"{n_owners} images with pairs are too few"
+    )
+    return (
+        f"{method}: sign not told: the similarities of mated pairs do not show that larger scores mean better images "
+        f"({why}); `fiqa-ray doctor` also looks at damaged copies"
+    )
+
+
 def advice(
     images_of_people: NDArray[np.int64],
     n_clusters: int,

@@ -92,19 +92,28 @@ class ThetaCurve:
         at = self.theta.index(self.chosen)
         if self.chosen == 0:
             best = min(range(1, len(self.theta)), key=lambda i: self.gain[i])
-            change = f"{_permille(self.gain[best])} [{_permille(self.low[best])}, {_permille(self.high[best])}]"
+            change = self._change(best)
             if self.gain[best] >= 0:
                 why = f"on {people} no theta is better than 0; {self.theta[best]:g} changes the area x 1000 by {change}"
             else:
                 seen = 1e3 * (self.gain[best] - self.low[best])
                 why = f"on {people} the best theta, {self.theta[best]:g}, changes the area x 1000 by {change}, and a gain "
                 why += f"below {seen:.1f} cannot be told from none there"
+                surest = min(range(1, len(self.theta)), key=self._evidence)
+                if surest != best:
+                    why += f"; the surest change is that of theta {self.theta[surest]:g}, {self._change(surest)}"
             return f"{method} does not gain measurably: {why}; the labels are left as they are."
         return (
             f"{method} gains at theta {self.chosen:g}: on {people} the area x 1000 falls from {1e3 * self.area[0]:.1f} to "
-            f"{1e3 * self.area[at]:.1f} ({_permille(self.gain[at])} [{_permille(self.low[at])}, "
-            f"{_permille(self.high[at])}])."
+            f"{1e3 * self.area[at]:.1f} ({self._change(at)})."
         )
+
+    def _change(self, i: int) -> str:
+        return f"{_permille(self.gain[i])} [{_permille(self.low[i])}, {_permille(self.high[i])}]"
+
+    def _evidence(self, i: int) -> float:
+        """Return the gain of a candidate as a share of its interval's half width: the lower, the surer is a gain."""
+        return self.gain[i] / max(self.gain[i] - self.low[i], 1e-12)
 
 
 def _permille(value: float) -> str:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from fiqa_ray.core.bootstrap import AreaDraws
 from fiqa_ray.core.conventions import Cell, Convention
 from fiqa_ray.core.edc import EDC
-from fiqa_ray.core.intervals import Errors
+from fiqa_ray.core.intervals import MIN_UNITS, Errors
 from fiqa_ray.core.verification import FloatArray
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.datasets.results import EdcLine
@@ -94,10 +94,13 @@ def read_cell(dataset: Dataset, cell: Cell, convention: Convention) -> StoredCel
     table = dataset.read(part)
     levels = {name: table[name].to_numpy() for name in EdcLine.LEVELS}
     fmr, facts = cell[1], part.stats
+    draws = _by_limit(dataset.read(part, suffix=".draws.parquet"))
+    if facts["n_units"] < MIN_UNITS:  # no interval: other cells may hold no draws, and all must have as many
+        draws = {limit: np.empty(0) for limit in draws}
     has_seeds = any(name.endswith(".seeds.parquet") for name in part.files)
     return StoredCell(
         curve=EDC(convention=convention, fmr=fmr, n_tied=facts["n_tied"], **levels),
-        draws=_by_limit(dataset.read(part, suffix=".draws.parquet")),
+        draws=draws,
         errors=Errors(fmr, facts["n_wrong"]),
         n_units=facts["n_units"],
         n_nonmated=facts["n_nonmated"],

@@ -2,7 +2,7 @@
 
 The highest `_lock/NNNNNN.json` holds; taking over means creating the next number, which only one can do. The holder renews
 `NNNNNN.beat` and writes `NNNNNN.released` at its end. The beats also carry the state of the run, for `fiqa-ray status`.
-Beside these, only the state of a training and `_results.json` are written more than once.
+Beside these, only the state of a training, `_results.json` and the records of `_asked/` are written more than once.
 """
 
 from __future__ import annotations

@@ -29,6 +29,13 @@ def note(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {public_text(text)}", file=sys.stderr, flush=True)
 
 
+def rate_text(rate: float, unit: str) -> str:
+    """Write rows per second; slow ones per minute."""
+    if 0 < rate < 0.1:
+        return f"{60 * rate:.1f} {unit}/min"
+    return f"{rate:,.{0 if rate >= 10 else 1}f} {unit}/s"
+
+
 class StepProgress:
     """Counts the rows of the steps that run side by side, in the unit of the largest.
 
@@ -88,7 +95,7 @@ class StepProgress:
                     if rate > 0
                     else "the first part is under way"
                 )
-                self._line(waits_for or f"{rate:,.{0 if rate >= 10 else 1}f} {self.unit}/s, {left}")
+                self._line(waits_for or f"{rate_text(rate, self.unit)}, {left}")
             if self._is_run and os.environ.get(JSON_LOG):
                 print(json.dumps({"time_s": round(time.time(), 1), **run_state.as_dict()}), file=sys.stderr, flush=True)
 
@@ -110,7 +117,7 @@ class StepProgress:
         """Add finished rows."""
         self.done += n_rows
         if self._bar:
-            self._bar.update(self._task, completed=self.done, rate=f"{self.rate:,.0f} {self.unit}/s")
+            self._bar.update(self._task, completed=self.done, rate=rate_text(self.rate, self.unit))
 
     def _line(self, text: str) -> None:
         share = f"{self.done:,} of {self.total:,} {self.unit}"

@@ -110,7 +110,7 @@ class RunState:
                 "unit": step.unit,
                 "done": step.done,
                 "total": step.total,
-                "rows_per_s": round(rate, 2),
+                "rows_per_s": round(rate, 4),
                 "left_s": left_s,
             }
         return state

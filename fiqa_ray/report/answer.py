@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from fiqa_ray.datasets.results import BASELINE, EDIFF, AucRow, DifferenceRow
+from fiqa_ray.datasets.results import BASELINE, EDIFF, RANDOM, AucRow, DifferenceRow
 
 
 def answer_lines(areas: Sequence[AucRow], differences: Sequence[DifferenceRow]) -> Iterator[str]:
@@ -40,6 +40,27 @@ def answer_lines(areas: Sequence[AucRow], differences: Sequence[DifferenceRow]) 
         f"Areas under the error-versus-discard curve x 1000 on {first.benchmark} under {' and '.join(recognizers)}, lower "
         f"is better ({rate}convention {first.convention}){brackets}."
     )
+
+
+def sign_lines(doubts: Mapping[str, str], areas: Sequence[AucRow]) -> Iterator[str]:
+    """Yield a line per method whose scores may have the wrong sign, with its area beside that of random numbers.
+
+    Args:
+        doubts: what the similarities of the training pairs say against each method's sign; empty where they confirm it.
+        areas: those of the benchmarks; the first benchmark, convention, rate and recogniser count.
+    """
+    cell = [r for r in areas if r.is_own_limit and _cell(r) == _cell(areas[0])]
+    random = next((r for r in cell if r.scorer == RANDOM), None)
+    for method, doubt in doubts.items():
+        row = next((r for r in cell if r.scorer == method), None)
+        beside = ""
+        if row is not None and random is not None:
+            areas_of_both = f"{1000 * row.auc:.1f}, that of random numbers {1000 * random.auc:.1f}"
+            beside = f"on {row.benchmark} its area x 1000 is {areas_of_both}"
+            if row.auc_low > random.auc and not doubt:  # NaN where there is no interval
+                doubt = f"{method}: random numbers sort better: is a larger score better quality? Negate an uncertainty"
+        if doubt:
+            yield f"{doubt}; {beside}." if beside else f"{doubt}."
 
 
 def other_results(areas: Sequence[AucRow]) -> str:

@@ -170,6 +170,7 @@ class ReportData:
         labels: Label optimization, per method and theta.
         ediff: Labels by eDifFIQA's rule, per method, where the job makes them.
         thetas: What each candidate theta is worth on held-out people, where theta was chosen so.
+        signs: Sentences on methods whose scores may have the wrong sign.
         edc: Error-versus-discard curves.
         conventions: What the conventions of the curves mean.
         auc: Areas under them.
@@ -193,6 +194,7 @@ class ReportData:
     labels: Sequence[LabelSummary] = ()
     ediff: Sequence[EdiffSummary] = ()
     thetas: Sequence[ThetaRow] = ()
+    signs: Sequence[str] = ()
     edc: Sequence[EdcLine] = ()
     conventions: Sequence[ConventionRow] = ()
     auc: Sequence[AucRow] = ()

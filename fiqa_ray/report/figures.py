@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from fiqa_ray.core.conventions import DISCARDED
-from fiqa_ray.datasets.results import ConventionRow, EdcLine
+from fiqa_ray.datasets.results import VARIANTS, ConventionRow, EdcLine
 from fiqa_ray.report.data import LabelSummary, SimilarityHistogram
 
 BLUE, ORANGE, INK, GREY = "#0072B2", "#D55E00", "#222222", "#767676"
@@ -73,6 +73,8 @@ CYCLE = (
     LineStyle("#2F86B5", (9, 2), "P"),
     LineStyle("#5A4FA2", (5, 1.4, 1.4, 1.4, 1.4, 1.4), "X"),
 )
+GLYPHS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖"}
+"""The markers as signs of the page's legend."""
 RANDOM_STYLE = LineStyle(GREY, (2, 2), "")
 ORACLE_STYLE = LineStyle("#111111", (1.2, 1.6), "")
 
@@ -89,6 +91,24 @@ def line_styles(scorers: Sequence[str]) -> dict[str, LineStyle]:
         else:
             styles[scorer] = CYCLE[n_cycled % len(CYCLE)]
             n_cycled += 1
+    return styles
+
+
+def curve_styles(lines: Sequence[EdcLine]) -> dict[str, LineStyle]:
+    """Return one style per scorer: colour and marker by its method, dashes by its variant and theta.
+
+    Where no method has more than one score, `line_styles` chooses. Up to 49 methods and 7 variants are told apart.
+    """
+    styles = line_styles([line.scorer for line in lines])
+    judged = {line.scorer: line for line in lines if styles[line.scorer] not in (RANDOM_STYLE, ORACLE_STYLE)}
+    methods = list(dict.fromkeys(line.method for line in judged.values()))
+    if len(methods) == len(judged):
+        return styles
+    variants = list(dict.fromkeys((VARIANTS.index(line.variant), repr(line.theta)) for line in judged.values()))
+    for scorer, line in judged.items():
+        i, n = methods.index(line.method), len(CYCLE)
+        dashes = CYCLE[sorted(variants).index((VARIANTS.index(line.variant), repr(line.theta))) % n].dashes
+        styles[scorer] = LineStyle(CYCLE[i % n].colour, dashes, CYCLE[(i + i // n) % n].marker)
     return styles
 
 

@@ -50,7 +50,7 @@ def render_report(data: ReportData) -> str:
     Raises:
         FiqaRayError: a face is neither PNG nor JPEG.
     """
-    styles = figures.line_styles([line.scorer for line in data.edc])
+    styles = figures.curve_styles(data.edc)
     points = operating_points(data, styles)
     script = "\n" + (FOLDER / "page.js").read_text(encoding="utf-8")
     return _template().render(
@@ -59,6 +59,7 @@ def render_report(data: ReportData) -> str:
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         findings=findings(data),
+        glyphs=figures.GLYPHS,
         settings=flat_settings(data.settings),
         label_figures=[(labels, figures.label_figure(labels)) for labels in data.labels],
         similarity_figures=[(row, figures.similarity_figure(row)) for row in data.similarities],
@@ -186,8 +187,24 @@ def how_made(rows: Sequence[AucRow | DifferenceRow]) -> str:
     if undefined:
         text.append(f"Up to {count(max(undefined))} draws had no value and were left out.")
     reasons = [r.reason or (why_untold(r) if isinstance(r, DifferenceRow) else "") for r in rows]
-    text += [f"{reason[0].upper()}{reason[1:]}." for reason in dict.fromkeys(reasons) if reason]
+    text += [f"{reason[0].upper()}{reason[1:]}." for reason in merged([reason for reason in reasons if reason])]
     return " ".join(text)
+
+
+def merged(reasons: Iterable[str]) -> list[str]:
+    """Return every reason once; those that differ in the number that they begin with become one, with its range."""
+    numbers: dict[str, list[int]] = {}
+    for reason in reasons:
+        number, _, rest = reason.partition(" ")
+        if number.isdecimal():
+            numbers.setdefault(rest, []).append(int(number))
+        else:
+            numbers.setdefault(reason, [])
+    texts = []
+    for rest, values in numbers.items():
+        ends = dict.fromkeys(count(value) for value in (min(values), max(values))) if values else {}
+        texts.append(" ".join(filter(None, [" to ".join(ends), rest])))
+    return texts
 
 
 def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -203,16 +220,32 @@ def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[s
     return rows
 
 
-def findings(data: ReportData) -> list[str]:
-    """Return what the benchmarks say of optimized labels, and what went wrong, in a few sentences."""
+def findings(data: ReportData) -> list[tuple[str, list[str]]]:
+    """Return what the benchmarks say of optimized labels, and what went wrong: sentences, each with its details."""
     if any(row.family in (BASELINE, UNOPTIMIZED) for row in data.differences):
-        sentences = [line.strip() for line in answer_lines(data.auc, data.differences)]
+        sentences = nested(answer_lines(data.auc, data.differences))
     else:
-        sentences = leaders(data.auc)
-    sentences += dict.fromkeys(row.summary for row in data.thetas)
+        sentences = [(line, []) for line in leaders(data.auc)]
+    summaries = [*dict.fromkeys(row.summary for row in data.thetas), *data.signs]
+    sentences += [(summary, []) for summary in summaries]
     n_failed = sum(stage.n_failed for stage in data.stages)
     if n_failed:
-        sentences.append(f"{count(n_failed)} row{'s' if n_failed != 1 else ''} failed; “Flow” says where and why.")
+        text = f"{count(n_failed)} row{'s' if n_failed != 1 else ''} failed; “Flow” says where and why."
+        sentences.append((text, []))
+    return sentences
+
+
+def nested(lines: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """Return sentences with their details from lines that are indented by 0, 2 or 4; the last continue their detail."""
+    sentences: list[tuple[str, list[str]]] = []
+    for line in lines:
+        text = line.strip()
+        if not line.startswith(" "):
+            sentences.append((text, []))
+        elif not line.startswith("    "):
+            sentences[-1][1].append(text)
+        else:
+            sentences[-1][1][-1] += f"; {text}"
     return sentences
 
 
@@ -264,7 +297,7 @@ def operating_points(data: ReportData, styles: Mapping[str, figures.LineStyle]) 
                 "fmr": fmr,
                 "table": next((t for t in tables if not t["partial"]), None),
                 "partial_tables": [t for t in tables if t["partial"]],
-                "differences": difference_groups(differences.get(key, [])),
+                "differences": difference_table(differences.get(key, [])),
                 "limits": limits,
                 "legend": [(name, styles[name]) for name in dict.fromkeys(line.scorer for line in lines)],
                 "figures": [
@@ -357,18 +390,14 @@ def csv_uri(rows: Sequence[AucRow]) -> str:
     return "data:text/csv;base64," + base64.b64encode(text.getvalue().encode()).decode()
 
 
-def difference_groups(rows: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
-    """Return, per (scorer a, scorer b), benchmarks with their verdicts."""
-    return [
-        {
-            "a": a,
-            "b": b,
-            "how_made": how_made(members),
-            "is_trained": any(row.n_seeds > 1 for row in members),
-            "rows": [{"row": row, "verdict": verdict(row)} for row in members],
-        }
-        for (a, b), members in grouped(rows, lambda r: (r.scorer_a, r.scorer_b)).items()
-    ]
+def difference_table(rows: Sequence[DifferenceRow]) -> dict[str, Any]:
+    """Return all differences of an operating point with their verdicts, those of the same two scores together."""
+    members = [row for group in grouped(rows, lambda r: (r.scorer_a, r.scorer_b)).values() for row in group]
+    return {
+        "how_made": how_made(members),
+        "is_trained": any(row.n_seeds > 1 for row in members),
+        "rows": [{"row": row, "verdict": verdict(row)} for row in members],
+    }
 
 
 def correlation_tables(rows: Sequence[CorrelationRow]) -> list[dict[str, Any]]:

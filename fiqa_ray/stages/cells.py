@@ -8,7 +8,7 @@ they depend on the pairs and the seed alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -22,6 +22,7 @@ from fiqa_ray.core.bootstrap import AreaDraws, bootstrap_cells, curves_of
 from fiqa_ray.core.conventions import Cell, Convention, stored_limits
 from fiqa_ray.core.edc import EDC
 from fiqa_ray.core.floor import n_random_orders, random_qualities
+from fiqa_ray.core.intervals import MIN_UNITS
 from fiqa_ray.core.verification import FloatArray, IntArray
 from fiqa_ray.datasets import columns
 from fiqa_ray.datasets.cells import write_cell, write_empty_cell
@@ -80,7 +81,8 @@ def cell_steps(job: Job) -> Iterator[list[Step]]:
                     )
                     steps.append(_step(shard))
     if n_missing:
-        note(f"evaluate: {n_missing:,} of {n_cells:,} cells to make")
+        n_scores = sum(not step.dataset.finished_parts() for step in steps)
+        note(f"evaluate: {n_missing:,} of {n_cells:,} cells to make, those of a score together: {n_scores:,} scores")
     if steps:
         yield steps
 
@@ -109,6 +111,7 @@ def run_shard(shard: CellShard) -> Part:
         parts = [write_empty_cell(dataset) for _, _, dataset in shard.cells]
         return parts[0]
     name, cells = shard.scorer.key.scorer, {cell: convention for cell, convention, _ in shard.cells}
+    identities = _identities(shard, units, pairs)
     areas = bootstrap_cells(
         pairs.similarity,
         pairs.mated,
@@ -116,9 +119,9 @@ def run_shard(shard: CellShard) -> Part:
         cells,
         random_orders=judged.orders,
         limits=sorted({limit for c in cells.values() for limit in stored_limits(c, shard.settings.limits)}),
-        identities=_identities(shard, units, pairs),
+        identities=identities,
         images=(pairs.row_a, pairs.row_b),
-        n_draws=shard.settings.draws,
+        n_draws=shard.settings.draws if _has_intervals(cells.values(), pairs, identities) else 0,
         seed=shard.seed,
     )
     images = pairs.row_a, pairs.row_b
@@ -277,6 +280,15 @@ def _ranked_last(score: FloatArray, is_used: np.ndarray, name: str) -> tuple[Flo
     if not is_scored[is_used].any():
         raise FiqaRayError(f"{name}: none of the images in the pairs has a score")
     return np.where(is_scored, score, score[is_scored].min() - 1), int((~is_scored[is_used]).sum())
+
+
+def _has_intervals(
+    conventions: Collection[Convention], pairs: _Pairs, identities: tuple[np.ndarray, np.ndarray] | None
+) -> bool:
+    """Return whether there are enough pairs, or persons of pairs, for any interval: draws for none would be in vain."""
+    units = np.arange(len(pairs.mated)) if identities is None else identities[0]
+    counted = [~pairs.mated if error == "fmr" else pairs.mated for error in {c.error for c in conventions}]
+    return any(len(np.unique(units[rows])) >= MIN_UNITS for rows in counted)
 
 
 def _identities(shard: CellShard, units: Units, pairs: _Pairs) -> tuple[np.ndarray, np.ndarray] | None:

@@ -14,7 +14,7 @@ from fiqa_ray.config import EDIFF, BenchmarkSettings, MethodSettings, Recognizer
 from fiqa_ray.content_ids import model_id
 from fiqa_ray.core.candidates import HELDOUT
 from fiqa_ray.core.kernels.draws import counter_draws
-from fiqa_ray.core.label_result import LARGEST_RAW_THETA, LEAST_MOVE, move_advice, raw_scale_advice
+from fiqa_ray.core.label_result import LARGEST_RAW_THETA, LEAST_MOVE, move_advice, raw_scale_advice, sign_doubt
 from fiqa_ray.core.verification import threshold_at_fmr
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.datasets.pictures import read_pictures
@@ -37,6 +37,7 @@ from fiqa_ray.job import Job
 from fiqa_ray.models.method_table import METHODS
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
 from fiqa_ray.public_uri import public_uri
+from fiqa_ray.report.answer import sign_lines
 from fiqa_ray.report.data import (
     EdiffSummary,
     Face,
@@ -80,6 +81,7 @@ def collect(job: Job) -> ReportData:
         labels=[_labels(job, m, t) for m in s.methods for t in s.optimize.thetas] if job.with_training else [],
         ediff=_ediff_labels(job),
         thetas=_thetas(job),
+        signs=list(sign_lines(_sign_doubts(job), _rows(job, AucRow))),
         edc=edc_lines(_results(job, EdcLine.TABLE)) if s.benchmarks else [],
         conventions=_rows(job, ConventionRow),
         auc=_rows(job, AucRow),
@@ -301,6 +303,15 @@ def _thetas(job: Job) -> list[ThetaRow]:
     if not job.with_training or HELDOUT not in job.settings.optimize.thetas:
         return []
     return [row for m in job.settings.methods for row in rows_of(ThetaRow, job.theta_choice(m).read_all())]
+
+
+def _sign_doubts(job: Job) -> dict[str, str]:
+    """Return what the similarities say against the sign of each method, by the facts of its first optimized labels."""
+    if not job.with_training or not job.settings.optimize.thetas:
+        return {}
+    theta = job.settings.optimize.thetas[0]
+    stats = {m.label: job.optimized_labels(m, theta).require().stats for m in job.settings.methods}
+    return {method: sign_doubt(method, facts) for method, facts in stats.items() if "score_rho" in facts}
 
 
 def _theta_notes(job: Job) -> Iterator[str]:

@@ -11,6 +11,7 @@ suffice to tell, the finding says so and is "open"; all people given are then lo
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -95,9 +96,10 @@ def examine(
         return [Finding("file", "fault", f"{error}{hint}")]
     first = check_landmarks(trial)
     if isinstance(loaded, Recognizer):
-        first.append(check_file(loaded, RECOGNIZERS.get(model.name)))
+        first.append(check_file(loaded, RECOGNIZERS.get(model.name), model.weights))
     elif loaded.network is not None:
-        first.append(check_file(loaded.network, METHODS[model.name].network if model.name in METHODS else None))
+        row = METHODS[model.name].network if model.name in METHODS else None
+        first.append(check_file(loaded.network, row, model.recognizer_weights))
     findings = _check(loaded, trial, judge)
     if images is not None and n_people < MAX_PEOPLE and _open_inputs(findings):
         everybody = load_trial_faces(images, MAX_PEOPLE, landmarks, landmark_order)
@@ -125,19 +127,25 @@ def check_landmarks(trial: TrialFaces) -> list[Finding]:
     return [Finding("landmarks", state, str(trial.landmarks))]
 
 
-def check_file(network: Recognizer, row: NetworkRow | None) -> Finding:
+def check_file(network: Recognizer, row: NetworkRow | None, weights: str | None = None) -> Finding:
     """Compare the hash of the loaded weights with that of the released file, if one is published.
 
     Entries need no check: a file of which one entry does not fit is not loaded at all.
+
+    Args:
+        network: the loaded network.
+        row: its row in the table of networks, if it has one.
+        weights: location of its weights; a user's own code loads them itself.
     """
     if network.is_random:
         return Finding("file", "open", "random weights, which mean nothing: there is no file to check")
     if ModelRef.parse(network.name).kind == "onnx":
         return Finding("file", "ok", f"onnxruntime loads it; SHA-256 {network.weights_sha256}")
     if not network.backbone.state_dict():
-        return Finding(
-            "file", "ok", "a function of your own, which holds its weights itself: there is no file to check"
+        own = (
+            f"your code got weights={weights}, which only it reads" if weights else "your code holds its weights itself"
         )
+        return Finding("file", "ok", f"{own}: there is no file to check")
     message = f"every entry fits; SHA-256 {network.weights_sha256}"
     if row is None or row.sha256 is None:
         return Finding("file", "ok", f"{message} (none is published to compare with)")
@@ -249,10 +257,12 @@ def _batches(run: Callable[[NDArray[np.int64]], NDArray[Any]], n_images: int, ou
     """Check that a face's output is the same alone, in batches of seven and with all faces together."""
     check = "batches" if output == "embedding" else "score's batches"
     n = min(n_images, BATCH)
-    alone, sevens, together = (
-        np.concatenate([run(np.arange(at, min(at + size, n))) for at in range(0, n, size)]).astype(np.float64)
-        for size in (1, 7, n)
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # such as torch's of a standard deviation of one face: the finding tells it
+        alone, sevens, together = (
+            np.concatenate([run(np.arange(at, min(at + size, n))) for at in range(0, n, size)]).astype(np.float64)
+            for size in (1, 7, n)
+        )
     spread = float(np.std(alone, axis=0).mean()) or 1.0
     if not all(np.isfinite(values).all() for values in (alone, sevens, together)):
         message = f"a face's {output} is NaN or infinite in batches of 1, 7 or {n}: it depends on the other faces"
@@ -284,6 +294,8 @@ def _half_precision(recognizer: Recognizer, faces: torch.Tensor, embeddings: NDA
                 network = copy.deepcopy(recognizer).to(dtype)
                 half = features(network, faces.to(device_of(recognizer))).float().cpu().numpy()
         except Exception as error:  # a network or a device may not support the dtype, and may raise anything then
+            if ModelRef.parse(recognizer.name).kind == "function":
+                continue  # nobody asks a user's own code for half precision
             findings.append(Finding(name, "open", f"cannot run in {name}: {str(error).splitlines()[0][:120]}"))
             continue
         cosine = np.einsum("ij,ij->i", unit_vectors(embeddings), unit_vectors(half))

@@ -153,6 +153,8 @@ def _labels(run: Run) -> dict[str, dict[str, tuple[FloatArray, FloatArray]]]:
     by_rule: dict[str, dict[str, tuple[FloatArray, FloatArray]]] = {}
     for table in run.label_tables():
         method, variant, theta = (table[name][0].as_py() for name in ("method", "variant", "theta"))
+        if theta == 0:  # these labels are the scores
+            continue
         rule = variant if theta is None else f"theta-{theta_name(theta)}"
         table = table.select(["prior", "label"]).drop_null()
         prior, label = table["prior"].to_numpy(), table["label"].to_numpy().astype(np.float64)

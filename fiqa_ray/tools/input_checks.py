@@ -86,7 +86,7 @@ def _compare_inputs(
     separate: Callable[[torch.Tensor], NDArray[np.float64]],
 ) -> list[Finding]:
     colour, mean, scale = (getattr(recognizer.preprocessing, name) for name in ("colour", "mean", "scale"))
-    source = recognizer.scaling_source
+    source, is_own_code = recognizer.scaling_source, ModelRef.parse(recognizer.name).kind == "function"
     step = 1 if colour == "RGB" else -1  # the network's preprocessing turns the order of its input if it is BGR
     orders = {
         f"{order} instead": separate(faces[:, ["RGB".index(letter) for letter in order[::step]]])
@@ -94,7 +94,9 @@ def _compare_inputs(
         if order != colour
     }
     scalings = {
-        f"{formula} (mean={m:g}, scale={s:g})": separate((((255 * faces - m) / s) * scale + mean) / 255)
+        (f"{formula} in its place" if is_own_code else f"{formula} (mean={m:g}, scale={s:g})"): separate(
+            (((255 * faces - m) / s) * scale + mean) / 255
+        )
         for formula, (m, s) in SCALINGS.items()
         if (m, s) != (mean, scale)
     }
@@ -109,11 +111,14 @@ def _compare_inputs(
         ),
         _compare(
             "scaling",
-            f"pixels go in as (v - {mean:g}) / {scale:g}{f' ({source})' if source else ''}",
+            f"your code gets v / {scale:g}"
+            if is_own_code
+            else f"pixels go in as (v - {mean:g}) / {scale:g}{f' ({source})' if source else ''}",
             base,
             scalings,
-            "your code gets faces in [0, 1]: scale them so there"
-            if ModelRef.parse(recognizer.name).kind == "function"
+            "the scaling in your code is wrong; if it has none, that is the one to add, else mend it first, for these "
+            "numbers are of both scalings together"
+            if is_own_code
             else "set mean and scale to those",
         ),
         _compare(

@@ -5,26 +5,24 @@ A run keeps in `_results.json` where the datasets of its last settings lie, rela
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from functools import cached_property, partial
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 
 from fiqa_ray.config import PairSettings, theta_name
-from fiqa_ray.core.candidates import HELDOUT
+from fiqa_ray.core.label_result import sign_doubt
 from fiqa_ray.datasets.columns import embedding_lists
 from fiqa_ray.datasets.dataset import MADE_BY, Dataset
 from fiqa_ray.datasets.pictures import read_pictures
 from fiqa_ray.datasets.results import EDIFF, OPTIMIZED, AucRow, DifferenceRow, Row, rows_of
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
-from fiqa_ray.documents import read_document, write_document
 from fiqa_ray.errors import FiqaRayError, UsageError
-from fiqa_ray.job import Job
 from fiqa_ray.models.reference import ModelRef
-from fiqa_ray.report.answer import answer_lines, other_results
+from fiqa_ray.report.answer import answer_lines, other_results, sign_lines
 from fiqa_ray.storage import exists, join, list_files
+from fiqa_ray.tools.results_record import RESULTS, read_results_record
 
 LABELS = pa.schema(
     [
@@ -52,9 +50,6 @@ SCORES = pa.schema(
 VARIANT_OF = {"optimized_labels": OPTIMIZED, "ediff_labels": EDIFF}
 """Variant of the labels of a dataset."""
 
-RESULTS = "_results.json"
-"""Note of a run's datasets, from which `open_run` finds them."""
-
 
 def open_run(run_uri: str) -> Run:
     """Open the results of a job, finished or under way, from any machine.
@@ -66,68 +61,6 @@ def open_run(run_uri: str) -> Run:
         FiqaRayError: there is no run, or another version of fiqa_ray made it.
     """
     return Run(run_uri)
-
-
-def record_results(job: Job) -> None:
-    """Write where the job's datasets lie; those that cannot be named, such as for a missing score file, are left out."""
-    s = job.settings
-    sets, benchmarks = list(job.face_sets), s.benchmarks
-    scored = [(f, m) for f in sets for m in s.methods if job.has_scores(f, m)]
-    wanted: list[tuple[dict[str, Any], Callable[[], Dataset]]] = [
-        *(({"set": f}, partial(job.faces, f)) for f in sets),
-        *(({"set": f}, partial(job.embeddings, f)) for f in sets),
-        *(({"set": f, "method": m.label}, partial(job.prior_scores, f, m)) for f, m in scored),
-        *(
-            ({"set": b.name, "method": job.scorer_name(t)}, partial(job.regressor_scores, b.name, t))
-            for b in benchmarks
-            for t in job.label_sets()
-        ),
-        *(
-            ({"method": m.label, "theta": t}, partial(job.optimized_labels, m, t))
-            for m in (s.methods if job.with_training else ())
-            for t in s.optimize.thetas
-        ),
-        *(
-            ({"method": m.label}, partial(job.ediff, "ediff_labels", m))
-            for m in (s.methods if job.with_training and EDIFF in s.optimize.mode else ())
-        ),
-        *(
-            ({"method": m.label}, partial(job.theta_choice, m))
-            for m in (s.methods if job.with_training and HELDOUT in s.optimize.thetas else ())
-        ),
-        *([({}, job.results)] if benchmarks else []),
-        *(({"set": b.name}, partial(job.evaluation, b)) for b in benchmarks),
-        *(
-            ({"set": b.name, "recognizer": r.label}, partial(job.comparisons, b, r))
-            for b in benchmarks
-            for r in job.judges
-        ),
-        *(({"method": job.scorer_name(t)}, partial(job.regressor, t)) for t in job.label_sets()),
-        *([({}, job.pairs)] if job.with_training and s.needs_pairs else []),
-        ({}, job.report),
-    ]
-    record: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "name": s.name, "datasets": []}
-    record |= {"pair": s.pair.model_dump(mode="json"), "seed": s.seed}
-    for keys, find in wanted:
-        with suppress(FiqaRayError):
-            dataset = find()
-            place = dataset.uri.removeprefix(s.run_uri.rstrip("/") + "/")
-            record["datasets"].append({"dataset": dataset.name, **keys, "place": place})
-    try:
-        stored = read_results_record(s.run_uri)
-    except FiqaRayError:  # damaged: it follows from the settings, and is written again
-        stored = None
-    if stored is not None and not job.with_training:  # labels and regressors of the run stay
-        named = [{k: v for k, v in e.items() if k != "place"} for e in record["datasets"]]
-        others = [e for e in stored.get("datasets", []) if {k: v for k, v in e.items() if k != "place"} not in named]
-        record["datasets"] += others
-    if stored != record:
-        write_document(join(s.run_uri, RESULTS), record, RESULTS)
-
-
-def read_results_record(run_uri: str) -> dict[str, Any] | None:
-    """Return what a run notes of its datasets, or None; raise `FiqaRayError` if the file is damaged."""
-    return read_document(join(run_uri, RESULTS), "remove this file and run the job again: it is written again", RESULTS)
 
 
 def find_regressor(name: str) -> str:
@@ -189,8 +122,11 @@ class Run:
         """The face sets: `train` and the benchmarks."""
         return [e["set"] for e in self._of("faces")]
 
-    def labels(self) -> pa.Table:
+    def labels(self, theta: Sequence[float | str] = ()) -> pa.Table:
         """Return the labels of all methods and thetas, and those by eDifFIQA's rule.
+
+        Args:
+            theta: only these of the job's thetas: numbers, or "heldout" for the chosen one of each method.
 
         Returns:
             One row per image, method and theta: `image_id`, `identity`, `method`, `variant` ("optimized", or "ediff" by
@@ -198,25 +134,32 @@ class Run:
             and label are null where an image has no score; eDifFIQA's label too where a person has too few good images.
 
         Raises:
+            UsageError: the job has no such theta.
             FiqaRayError: the run has no labels yet.
         """
-        return pa.concat_tables(self.label_tables())
+        return pa.concat_tables(self.label_tables(theta))
 
-    def label_tables(self) -> Iterator[pa.Table]:
-        """Yield the labels one method and theta at a time, as tables like that of `labels`."""
+    def label_tables(self, theta: Sequence[float | str] = ()) -> Iterator[pa.Table]:
+        """Yield the labels one method and theta at a time, as tables like that of `labels`; arguments as there."""
         asked = [name for name in VARIANT_OF if self._of(name)] or list(VARIANT_OF)
-        entries = [(e, self._dataset(e)) for name in asked for e in self._of(name)]
+        known = [t for e in self._of("optimized_labels") if (t := e["theta"]) is not None]
+        if unknown := [t for t in theta if t not in known]:
+            names = ", ".join(dict.fromkeys(map(theta_name, known))) or "none"
+            raise UsageError(f"{self.uri} has no labels of theta {unknown[0]}; choose from {names}")
+        entries = [
+            (e, self._dataset(e)) for name in asked for e in self._of(name) if not theta or e.get("theta") in theta
+        ]
         finished = [(e, d) for e, d in entries if d.manifest() is not None]
         for e, dataset in finished or self._finished(asked[0]):  # which raises the error
             table = dataset.read_all(["image_id", "prior_score", "label"])
             n = len(table)
-            theta = float(dataset.require().stats["theta"]) if "theta" in e else None
+            of_labels = float(dataset.require().stats["theta"]) if "theta" in e else None
             columns = [
                 table["image_id"],
                 self._names("train")["identity"],
                 pa.repeat(e["method"], n),
                 pa.repeat(VARIANT_OF[dataset.name], n),
-                pa.repeat(pa.scalar(theta, pa.float64()), n),
+                pa.repeat(pa.scalar(of_labels, pa.float64()), n),
                 table["prior_score"],
                 table["label"],
             ]
@@ -347,9 +290,17 @@ class Run:
         """Return one kind of results of all benchmarks, by the `TABLE` of its row class in `fiqa_ray.datasets.results`.
 
         Raises:
+            UsageError: an unknown name.
             FiqaRayError: the run has no results yet, or the job has no benchmarks.
         """
-        return pa.concat_tables(d.read_all(suffix=f".{name}.parquet") for _, d in self._finished("results"))
+        datasets = [dataset for _, dataset in self._finished("results")]
+        files = {file for dataset in datasets for part in dataset.require().parts for file in part.files}
+        names = sorted({file.split(".")[-2] for file in files if file.endswith(".parquet") and file.count(".") > 1})
+        if name not in names:
+            raise UsageError(
+                f"result_table({name!r}): the results have no such table; choose one of {', '.join(names)}"
+            )
+        return pa.concat_tables(dataset.read_all(suffix=f".{name}.parquet") for dataset in datasets)
 
     def comparisons(self, benchmark: str, recognizer: str) -> pa.Table:
         """Return the pairs of a benchmark and their similarities under one recogniser.
@@ -390,14 +341,27 @@ class Run:
         Raises:
             FiqaRayError: the run has no results yet.
         """
+        areas = self._rows(AucRow)
+        return [*answer_lines(areas, self._rows(DifferenceRow)), *filter(None, [other_results(areas)])]
+
+    def signs(self) -> list[str]:
+        """Return a sentence per method whose scores may have the wrong sign, by the similarities of pairs; else nothing."""
+        return list(sign_lines(self._sign_doubts(), self._rows(AucRow)))
+
+    def _rows(self, row_class: type[Row]) -> list[Row]:
+        """Return the rows of all benchmarks; none where the job has no benchmarks."""
         finished = self._finished("results") if self._of("results") else []
+        suffix = f".{row_class.TABLE}.parquet"
+        return [row for _, d in finished for row in rows_of(row_class, d.read_all(suffix=suffix))]
 
-        def rows(row_class: type[Row]) -> list[Row]:
-            suffix = f".{row_class.TABLE}.parquet"
-            return [row for _, d in finished for row in rows_of(row_class, d.read_all(suffix=suffix))]
-
-        areas = rows(AucRow)
-        return [*answer_lines(areas, rows(DifferenceRow)), *filter(None, [other_results(areas)])]
+    def _sign_doubts(self) -> dict[str, str]:
+        """Return what the similarities say against the sign of each method, by the facts of its first finished labels."""
+        doubts: dict[str, str] = {}
+        for entry in self._of("optimized_labels"):
+            manifest = self._dataset(entry).manifest()
+            if manifest is not None and "score_rho" in manifest.stats:
+                doubts.setdefault(entry["method"], sign_doubt(entry["method"], manifest.stats))
+        return doubts
 
     def _of(self, name: str) -> list[dict[str, Any]]:
         return [e for e in self._entries if e["dataset"] == name]

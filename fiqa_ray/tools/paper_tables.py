@@ -212,6 +212,9 @@ def tables_of(
     if any(r.variant == UNOPTIMIZED for r in rows):
         regressor = f". Optimized: by a regressor on optimized labels{ediff}; "
         regressor += "table-3 has the part that is due to the regressor alone"
+    all_variants = [r for r in rows if r.variant in (*shown, UNOPTIMIZED)]
+    with_prior = _without_repeats(all_variants)
+    same_at_0 = "; with theta 0 the two are the same and stand there once" if with_prior != all_variants else ""
     chosen = {
         "table-1": (
             [r for r in same if r.variant in shown],
@@ -222,8 +225,8 @@ def tables_of(
             f"judged by recognisers that the labels do not come from{regressor}",
         ),
         "table-3": (
-            [r for r in rows if r.variant in (*shown, UNOPTIMIZED)] if labelled else [],
-            f"with regressors on prior labels (unoptimized) and on optimized labels{ediff}",
+            with_prior if labelled else [],
+            f"with regressors on prior labels (unoptimized) and on optimized labels{ediff}{same_at_0}",
         ),
     }
     return {
@@ -231,6 +234,20 @@ def tables_of(
         for name, (table_rows, what) in chosen.items()
         if table_rows
     }
+
+
+def _without_repeats(rows: Sequence[AucRow]) -> list[AucRow]:
+    """Return rows without those of theta 0 whose regressor is the one on prior labels: their labels are the same."""
+    prior = {(r.method, r.benchmark, r.recognizer, r.discard_limit, r.auc) for r in rows if r.variant == UNOPTIMIZED}
+    return [
+        r
+        for r in rows
+        if not (
+            r.variant == OPTIMIZED
+            and r.theta == 0
+            and (r.method, r.benchmark, r.recognizer, r.discard_limit, r.auc) in prior
+        )
+    ]
 
 
 def _recognizers_of_labels(rows: Sequence[AucRow]) -> set[str]:

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from fiqa_ray.config import Settings
+from fiqa_ray.core.candidates import HELDOUT
+from fiqa_ray.core.intervals import MIN_UNITS
 from fiqa_ray.core.label_result import LARGEST_RAW_THETA, LEAST_MOVE, expected_move, move_advice, raw_scale_advice
 from fiqa_ray.engine.progress import note
 from fiqa_ray.errors import FiqaRayError
@@ -51,7 +54,8 @@ def plan_job(job: Job, n_workers: int = 1, bandwidth: float | None = None) -> li
     faces = {face_set: _list_faces(job, face_set) for face_set in job.face_sets}
     match_inputs(job, STAGES, lambda face_set: faces[face_set].table)
     workload = _workload(job, faces)
-    for line in theta_notes(job, workload.scale):
+    people = {face_set: listed.n_people for face_set, listed in faces.items()}
+    for line in (*theta_notes(job, workload.scale), *interval_notes(job.settings, people)):
         note(line)
     rows = []
     for cost in (cost for stage in STAGES for cost in stage_costs(stage, job, workload)):
@@ -107,6 +111,24 @@ def theta_notes(job: Job, scale: Scale) -> Iterator[str]:
             yield f"warning: {move_advice(theta, high, *size, index_scale)}"
         if index_scale == "raw" and theta > LARGEST_RAW_THETA:
             yield f"warning: {raw_scale_advice(theta)}"
+
+
+def interval_notes(settings: Settings, people: Mapping[str, int]) -> Iterator[str]:
+    """Yield which benchmarks have too few people for intervals; a flat folder names no people.
+
+    Args:
+        settings: the job.
+        people: people of each face set.
+    """
+    if settings.evaluate.resample == "pairs" or not settings.evaluate.draws:
+        return
+    for benchmark in settings.benchmarks:
+        if 1 < people[benchmark.name] < MIN_UNITS:
+            heldout = " (that of theta heldout is on training people, and wider where these are few)"
+            yield (
+                f"{benchmark.name}: {people[benchmark.name]} people are too few for intervals of areas and differences: "
+                f"{MIN_UNITS} are needed{heldout if HELDOUT in settings.optimize.thetas else ''}"
+            )
 
 
 def _workload(job: Job, faces: Mapping[str, _Faces]) -> Any:

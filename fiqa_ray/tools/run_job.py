@@ -24,8 +24,9 @@ from fiqa_ray.stages import STAGES, stage_steps
 from fiqa_ray.stages.pack import listed_faces
 from fiqa_ray.storage import fingerprint, join, list_files
 from fiqa_ray.storage.patience import set_patience
+from fiqa_ray.tools.asked_datasets import AskedDatasets
 from fiqa_ray.tools.inputs import match_inputs, read_inputs
-from fiqa_ray.tools.open_run import record_results
+from fiqa_ray.tools.results_record import record_results
 from fiqa_ray.tools.status import read_settings_record
 
 
@@ -58,7 +59,7 @@ def run_stages(job: Job, stages: Iterable[str], *, new_settings: bool = False) -
     with _pauses(), RunLock(settings.run_uri, run_state.as_dict) as lock, session as mapper:
         _check_settings(settings, new_settings)
         read_inputs(job, wanted)
-        is_recorded = False
+        is_recorded, asked = False, AskedDatasets(settings)
         for stage in wanted:
             for steps in stage_steps(stage, job):
                 if stage == "pack":  # its faces are listed now
@@ -67,7 +68,11 @@ def run_stages(job: Job, stages: Iterable[str], *, new_settings: bool = False) -
                     _record_settings(settings)
                     record_results(job)
                     is_recorded = True
+                if not lock.is_read_only:
+                    asked.add(stage, steps)
                 run_steps(steps, mapper, settings.max_bad_fraction)
+            if not lock.is_read_only:
+                asked.end(stage)
     return job
 
 

@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 from fiqa_ray.core.intervals import UPPER_LIMIT
+from fiqa_ray.engine.progress import rate_text
 from fiqa_ray.models.method_table import METHODS, MethodRow
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
 
@@ -58,7 +59,9 @@ def stages_table(records: Sequence[dict[str, Any]]) -> Table:
     """Return the table of `fiqa-ray status`: one line per stage, the sums of its datasets that were begun."""
     table = Table("stage", "datasets", "parts", "rows", "failed", "size", "work")
     for stage in dict.fromkeys(r["stage"] for r in records):
-        of_stage = [r for r in records if r["stage"] == stage]
+        of_stage = [r for r in records if r["stage"] == stage and (r["finished"] or not r["is_earlier"])]
+        if not of_stage:
+            continue
         work_s = [r["work_s"] for r in of_stage if r["work_s"] is not None]
         table.add_row(
             stage,
@@ -87,6 +90,16 @@ def _failed_text(failed: Mapping[str, int]) -> str:
     return ", ".join(f"{k} {v:,}" for k, v in failed.items()) or "0"
 
 
+def _state_text(record: Mapping[str, Any]) -> str:
+    return " ok" if record["finished"] else " of earlier settings" if record["is_earlier"] else ""
+
+
+def earlier_lines(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a line on unfinished datasets that the run's settings do not ask for, if there are some."""
+    n = sum(r["is_earlier"] and not r["finished"] for r in records)
+    return [f"{n} dataset(s) of earlier settings are unfinished; the last settings do not need them"] if n else []
+
+
 def datasets_table(records: Sequence[dict[str, Any]]) -> Table:
     """Return the table of `fiqa-ray status --datasets`: one line per dataset."""
     table = Table("stage", "dataset", "parts", "rows", "failed", "size", "work", "rows/s of a worker")
@@ -94,7 +107,7 @@ def datasets_table(records: Sequence[dict[str, Any]]) -> Table:
         table.add_row(
             r["stage"],
             r["dataset"].rsplit("/v=", 1)[0],
-            f"{r['n_parts_done']}/{r['n_parts']}" + (" ok" if r["finished"] else ""),
+            f"{r['n_parts_done']}/{r['n_parts']}{_state_text(r)}",
             f"{r['n_rows_done']:,}/{r['n_rows']:,} {r['unit']}",
             _failed_text(r["failed"]),
             format_bytes(r["n_bytes"]),
@@ -118,7 +131,7 @@ def run_lines(now: dict[str, Any]) -> list[str]:
     if step:
         left = "" if step["left_s"] is None else f", {format_seconds(step['left_s'])} left"
         share = f"{step['done']:,} of {step['total']:,} {step['unit']}"
-        lines.append(f"{step['name']}: {share}, {step['rows_per_s']:,.1f} {step['unit']}/s{left}")
+        lines.append(f"{step['name']}: {share}, {rate_text(step['rows_per_s'], step['unit'])}{left}")
     if now.get("waits_for"):
         lines.append(now["waits_for"])
     if now["machine_s"]:

@@ -16,6 +16,7 @@ from fiqa_ray.engine.lock import STALE_S, holder_lives, newest_lock, read_holder
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.stages import STAGES
 from fiqa_ray.storage import filesystem, join, read_bytes, read_json
+from fiqa_ray.tools.asked_datasets import stage_of_asked
 
 REJECTS = pa.schema([(n, pa.string()) for n in ("dataset", "image_id", "identity", "status", "error")])
 VERIFIED = "_verified.json"
@@ -29,7 +30,8 @@ def run_status(run_uri: str) -> list[dict[str, Any]]:
     """Return one record per dataset of a run, in the order of the stages: parts and rows done, failures, bytes, seconds.
 
     Reads the plan and the manifest of each dataset, and the records of an unfinished one; works from any machine, also
-    during the run.
+    during the run. `is_earlier` says that the run's last settings do not ask for a dataset. One that they ask for and that
+    is not there has no parts.
 
     Raises:
         FiqaRayError: There is no run.
@@ -40,6 +42,11 @@ def run_status(run_uri: str) -> list[dict[str, Any]]:
     records = [record for record in statuses if record is not None]
     if not records:
         raise FiqaRayError(f"{run_uri} holds no run; give the run_uri of a job that was started")
+    asked = stage_of_asked(run_uri)
+    for record in records:
+        record["is_earlier"] = asked is not None and record["dataset"] not in asked
+    there = {record["dataset"] for record in records}
+    records += [_missing_dataset(folder, stage) for folder, stage in (asked or {}).items() if folder not in there]
     order = {name: i for i, name in enumerate(STAGES)}
     return sorted(records, key=lambda r: (order.get(r["stage"], 99), r["started_s"]))
 
@@ -77,6 +84,14 @@ def _dataset_status(run_uri: str, folder: str) -> dict[str, Any] | None:
         "finished": manifest is not None,
         "started_s": plan.get("created_s", 0.0),
     }
+
+
+def _missing_dataset(folder: str, stage: str) -> dict[str, Any]:
+    """Return the record of a dataset that is asked for and was not begun, or was lost."""
+    counts = dict.fromkeys(("n_parts_done", "n_parts", "n_rows_done", "n_rows", "storage_retries", "n_bytes"), 0)
+    flags = dict.fromkeys(("is_estimate", "finished", "is_earlier"), False)
+    texts = {"stage": stage, "dataset": folder, "unit": "rows"}
+    return {**texts, **counts, **flags, "failed": {}, "work_s": None, "started_s": 0.0}
 
 
 def run_now(run_uri: str) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from fiqa_ray.documents import read_document, read_sealed, write_document
 from fiqa_ray.engine.lock import RunLock
 from fiqa_ray.errors import FiqaRayError, StorageError, UsageError
 from fiqa_ray.storage import join, list_files, read_bytes, remove_file
-from fiqa_ray.tools.open_run import RESULTS, read_results_record
+from fiqa_ray.tools.asked_datasets import ASKED, read_asked
+from fiqa_ray.tools.results_record import RESULTS, read_results_record
 from fiqa_ray.tools.status import VERIFIED, read_settings_record
 
 SOURCE_LIST = "_source.parquet"
@@ -101,6 +102,8 @@ def _faults_beside(run_uri: str, names: dict[str, int]) -> Iterator[tuple[str, s
         call: Callable[[], Any] | None = None
         if name.startswith("_settings/") and name.endswith(".json"):
             call = partial(read_settings_record, run_uri, file)
+        elif name.startswith(f"{ASKED}/"):
+            call = partial(read_asked, run_uri, file)
         elif name == RESULTS:
             call = partial(read_results_record, run_uri)
         elif name.startswith("_training/") and file.endswith(".pt"):

@@ -113,6 +113,37 @@ def test_paired_difference_is_tighter_than_the_single_intervals() -> None:
     assert difference.p_value == pytest.approx(2 / 301)  # no draw on the other side of zero
 
 
+def test_a_partial_difference_of_people_with_few_false_matches_has_no_interval() -> None:
+    """The cell that simulation finds at 99 %; the next ones, each of which differs from it in one choice, have one."""
+    rng = np.random.default_rng(3)
+    n = 2000
+    mated, person = np.arange(2 * n) < n, rng.integers(100, size=2 * n)
+    people = person, np.where(mated, person, (person + 1) % 100)
+    quality = rng.uniform(size=2 * n)
+    similarity = np.where(mated, 0.6 * quality, 0) + 0.1 * rng.normal(size=2 * n)
+    given = {"a": (quality, quality), "b": (rng.uniform(size=2 * n),) * 2}
+
+    def kind(cell: tuple[str, float], limit: float | None, identities: tuple | None = people) -> str:
+        areas = bootstrap_areas(
+            similarity,
+            mated,
+            given,
+            fmrs=[cell[1]],
+            conventions=[cell[0]],
+            limits=[0.3],
+            identities=identities,
+            n_draws=20,
+        )
+        assert areas.interval("a", cell, limit).kind == "interval"
+        return areas.difference("a", "b", cell, limit).kind
+
+    assert kind(("paper", 0.01), 0.3) == "none"  # 19 false matches are allowed
+    assert kind(("paper", 0.01), None) == "interval"
+    assert kind(("paper", 0.02), 0.3) == "interval"
+    assert kind(("dasec", 0.01), 0.3) == "interval"
+    assert kind(("paper", 0.01), 0.3, None) == "interval"
+
+
 # --- persons ----------------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy.stats import rankdata, spearmanr
 
-from fiqa_ray.core.label_result import expected_move, move_advice
+from fiqa_ray.core.label_result import expected_move, move_advice, sign_doubt
 from fiqa_ray.core.labels import optimize_labels
 from fiqa_ray.errors import UsageError
 
@@ -117,6 +117,24 @@ def test_scores_of_the_wrong_sign_or_without_order_are_doubted():
     assert any("1 embeddings are zero" in text for text in warned(embeddings, people, -noise))
     with pytest.raises(UsageError, match="choose_theta"):
         optimize_labels(embeddings, people, -noise, theta="heldout")
+
+
+def test_a_sign_is_not_told_below_four_standard_errors():
+    """The standard error of Spearman's rho of 101 images without relation is 0.1."""
+    for n_owners, rho, text in (
+        (101, 0.41, ""),
+        (101, 0.39, "a: sign not told: .* \\(Spearman \\+0.39, 101 images\\); .*doctor"),
+        (
+            10_001,
+            0.07,
+            "a: sign not told: .* \\(Spearman \\+0.07, 10,001 images\\); .*doctor",
+        ),  # 7 errors, and next to nothing
+        (101, -0.39, "a: sign not told: .* \\(Spearman -0.39"),
+        (101, -0.41, "a: images with larger scores have less similar pairs .*Negate an uncertainty"),
+        (49, 0.0, "a: sign not told: .*49 images with pairs are too few"),
+    ):
+        doubt = sign_doubt("a", {"n_owners": n_owners, "score_rho": rho})
+        assert re.fullmatch(f"{text}.*" if text else "", doubt), doubt
 
 
 @pytest.mark.parametrize("n_clusters", [5, 10, 20])

@@ -1,11 +1,13 @@
 """Theta on held-out people: folds, pairs and heads against direct computations, and the choice where the answer is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fiqa_ray.core import theta as module
 from fiqa_ray.core.labels import optimize_labels, scale_to_unit
-from fiqa_ray.core.theta import CANDIDATES, HeldoutPairs, choose_theta, compare_thetas, heldout_scores
+from fiqa_ray.core.theta import CANDIDATES, HeldoutPairs, ThetaCurve, choose_theta, compare_thetas, heldout_scores
 from fiqa_ray.errors import UsageError
 
 
@@ -87,6 +89,19 @@ def test_no_pair_of_a_person_with_many_images_is_drawn_twice():
     pairs = HeldoutPairs.draw(person, np.random.default_rng(0))
     both = np.sort(np.stack([pairs.row_a, pairs.row_b]), axis=0).T[pairs.mated]
     assert len(np.unique(both, axis=0)) == len(both)
+
+
+def test_the_sentence_names_the_surest_candidate_beside_the_best():
+    theta, nan = (0.0, 0.3, 1.0), float("nan")
+    curve = ThetaCurve(
+        theta, (0.1, 0.0875, 0.0698), (0.0, -0.0125, -0.0302), (nan, -0.0277, -0.1103), (nan, 0.0027, 0.0499), 0.0, "", 15,
+        210, 900, 20_000, 0.001, 0.2,
+    )  # fmt: skip
+    text = curve.sentence("sharpness")
+    assert "the best theta, 1, changes the area x 1000 by -30.2 [-110.3, +49.9]" in text
+    assert "the surest change is that of theta 0.3, -12.5 [-27.7, +2.7]; the labels are left" in text
+    alone = replace(curve, low=(nan, -0.0677, -0.0400), high=(nan, 0.0427, 0.0001))
+    assert "surest" not in alone.sentence("sharpness")
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,13 @@ def test_a_cluster_without_what_a_step_needs(monkeypatch, resources, device, ste
     assert reason == "" if not lacks else f"has {lacks}, and 3 parts wait" in reason
 
 
+@pytest.mark.parametrize(
+    ("rate", "text"), [(0.05, "3.0 scores/min"), (0.5, "0.5 scores/s"), (1234.5, "1,234 scores/s")]
+)
+def test_slow_rates_are_per_minute(rate, text):
+    assert progress.rate_text(rate, "scores") == text
+
+
 def _read_until(capsys, is_enough):
     """Return what was printed once there is enough of it."""
     text, until = "", time.monotonic() + 300

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from fiqa_ray.datasets.results import AucRow, DifferenceRow
-from fiqa_ray.report.answer import answer_lines, other_results, why_untold
+from fiqa_ray.report.answer import answer_lines, other_results, sign_lines, why_untold
 
 WEAK, STRONG = "weak, regressor on optimized labels", "strong, regressor on optimized labels"
 
@@ -123,3 +123,16 @@ def test_harm_is_said():
 
 def test_a_job_without_benchmarks_does_not_tell():
     assert "does not tell" in lines([], [])[0]
+
+
+def test_a_sign_that_nothing_shows_is_told_beside_the_floor():
+    areas = [
+        auc("weak", 0.150), auc("strong", 0.097), auc("wrong", 0.200, auc_low=0.170), auc("random", 0.160),
+        auc("weak", 0.9, convention="other"), auc("strong", 0.170, auc_low=0.165, recognizer="other"),
+    ]  # fmt: skip
+    beside = "on b its area x 1000 is 150.0, that of random numbers 160.0."
+    assert list(sign_lines({"weak": "weak: sign not told", "strong": ""}, areas)) == [f"weak: sign not told; {beside}"]
+    (line,) = sign_lines({"strong": "", "wrong": ""}, areas)  # its interval lies above the floor
+    assert line.startswith("wrong: random numbers sort better: is a larger score better quality?")
+    assert line.endswith("is 200.0, that of random numbers 160.0.")
+    assert list(sign_lines({"weak": "weak: sign not told"}, [])) == ["weak: sign not told."]

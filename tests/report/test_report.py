@@ -18,6 +18,7 @@ from fiqa_ray.datasets.results import (
     CorrelationRow,
     DifferenceRow,
     EdcLine,
+    ScorerKey,
     ThetaRow,
     VerificationRow,
 )
@@ -34,7 +35,8 @@ from fiqa_ray.report.data import (
     SimilarityHistogram,
     StageRow,
 )
-from fiqa_ray.report.render import render_report
+from fiqa_ray.report.figures import curve_styles
+from fiqa_ray.report.render import merged, render_report
 
 BENCHMARKS = ("LFW", "CFP-FP", "CPLFW", "CALFW", "XQLFW")
 PRIOR, OLD, NEW = "CR-FIQA prior", "regressor on prior labels", "regressor on optimized labels"
@@ -316,6 +318,30 @@ def test_figures_carry_their_labels(html: str) -> None:
     assert all(len(svg) < 200_000 for svg in svgs(html))
 
 
+def test_curves_of_many_methods_are_told_apart() -> None:
+    """Colour and marker say the method, dashes the labels: no two of 20 methods x 4 variants look alike."""
+    level = np.zeros(2)
+    variants = (("baseline", np.nan), ("unoptimized", np.nan), ("optimized", 0.1), ("optimized", 0.3))
+    lines = [
+        EdcLine(
+            **dict.fromkeys(EdcLine.LEVELS, level),
+            **vars(ScorerKey(f"m{k} {variant} {theta}", "fr", f"m{k}", variant, theta, np.nan)),
+            benchmark="LFW", recognizer="fr", convention="paper", fmr=0.1,
+        )
+        for k in range(20)
+        for variant, theta in variants
+    ]  # fmt: skip
+    styles = curve_styles(lines)
+    assert len(set(styles.values())) == 80
+    assert len({(styles[line.scorer].colour, styles[line.scorer].marker) for line in lines}) == 20
+    assert len({styles[line.scorer].dashes for line in lines}) == 4
+
+
+def test_reasons_that_differ_in_a_number_are_told_once() -> None:
+    reasons = ["647 of 800 draws have no value", "5 of 800 draws have no value", "no draws", "no draws", "9 errors"]
+    assert merged(reasons) == ["5 to 647 of 800 draws have no value", "no draws", "9 errors"]
+
+
 def marked_scorers(rows: list[AucRow], mark: str) -> list[str]:
     html = render_report(ReportData("t", "v", auc=rows))
     return [
@@ -464,6 +490,10 @@ def test_labels_by_another_rule_have_their_own_answer_and_table() -> None:
     assert lines[2] == "    against the regressor on labels by eDifFIQA's rule, 25.0: -5.0 [-7.0, -3.0], a clear gain"
     assert lines[3] == "Do labels by eDifFIQA's rule help? They harm a."
     assert next(iter(answer_lines(rows, [loss]))) == lines[3]
+    page = render_report(ReportData("t", "v", auc=rows, differences=[gain, loss, against]))
+    assert (
+        "-10.0 [-12.0, -8.0], a clear gain; against the regressor on labels by eDifFIQA" in page
+    )  # details in one line
     data = ReportData("t", "v", auc=rows, ediff=[EdiffSummary("a", 0.75, 1000, 201, 950, 0.625)])
     assert re.search(r"a\s+0\.75\s+1,000\s+201\s+950 \(95\.00 %\)\s+0\.625", Page(render_report(data)).text)
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from fiqa_ray.config import EvaluateSettings
-from fiqa_ray.core.bootstrap import bootstrap_areas
+from fiqa_ray.core.bootstrap import bootstrap_areas, bootstrap_cells
 from fiqa_ray.core.conventions import cells_of
 from fiqa_ray.core.edc import edc_curve
 from fiqa_ray.core.intervals import Errors
@@ -89,6 +89,23 @@ def test_the_order_of_images_changes_nothing() -> None:
     assert len(areas) == 3 * 3 * 4  # conventions, limits, scorers
     assert len(differences) == 3 * 3
     assert {row.unit for row in areas} == {"identities"}
+
+
+def test_no_draws_are_made_for_intervals_that_have_too_few_people(monkeypatch) -> None:
+    n_draws = []
+
+    def bootstrap(*arrays, **options):
+        n_draws.append(options["n_draws"])
+        return bootstrap_cells(*arrays, **options)
+
+    monkeypatch.setattr("fiqa_ray.stages.cells.bootstrap_cells", bootstrap)
+    for module in ("core.intervals", "stages.cells", "datasets.cells"):
+        monkeypatch.setattr(f"fiqa_ray.{module}.MIN_UNITS", N_PERSONS + 1)
+    areas, differences = rows_of_benchmark(np.arange(N_PERSONS * N_EACH))
+    assert set(n_draws) == {0}
+    reason = f"{N_PERSONS} identities are too few for an interval: {N_PERSONS + 1} are needed"
+    assert {row.reason for row in (*areas, *differences)} == {reason}
+    assert np.isfinite([row.auc for row in areas]).all()
 
 
 def test_references_never_lead() -> None:

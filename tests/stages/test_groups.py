@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
+from fiqa_ray.errors import UsageError
 from fiqa_ray.synthetic.layouts import write_layouts
 from fiqa_ray.tools.open_run import open_run
 
@@ -94,6 +95,8 @@ def test_a_group_equals_a_job_on_its_pairs_alone(root, cli) -> None:
         assert rate["fmr"] == np.mean(similarity[of_group & ~mated] > threshold)
         assert rate["fmr_low"] <= rate["fmr"] <= rate["fmr_high"]
     # a run of all pairs is the same with and without groups
+    with pytest.raises(UsageError, match=r"the results have no such table; choose one of .*auc.*group_rates"):
+        runs["by_faces"].result_table("thetas")
     whole = runs["by_faces"].result_table("auc").to_pylist()
     assert {r["benchmark"] for r in whole} == {"lfw"}
     assert {r["n_mated"] for r in whole} == {36}

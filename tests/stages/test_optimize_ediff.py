@@ -11,7 +11,8 @@ from fiqa_ray.engine.cost import Scale, Units, Workload
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
 from fiqa_ray.stages import stage_costs
-from fiqa_ray.tools.open_run import open_run, record_results
+from fiqa_ray.tools.open_run import open_run
+from fiqa_ray.tools.results_record import record_results
 from label_inputs import SHARDS, SIZES, data, run_stages, settings, write_inputs
 
 RULE = {"epsilon": 0.7, "best": 0.4, "least": 3}

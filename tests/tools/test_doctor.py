@@ -16,6 +16,7 @@ from fiqa_ray.models.preprocessing import UNIT_PIXELS
 from fiqa_ray.models.quality import METHODS, load_scorer
 from fiqa_ray.models.recognizer import Recognizer
 from fiqa_ray.models.scorer import Scorer
+from fiqa_ray.models.user_code import FunctionNetwork
 from fiqa_ray.synthetic.compact import build
 from fiqa_ray.synthetic.dataset import aligned_faces
 from fiqa_ray.synthetic.recognizer import train_recognizer
@@ -85,16 +86,23 @@ def test_a_sound_recognizer_and_method_pass(network, trial):
             lambda x: x * 0.5 + 0.5,
             r"mean=127.5, scale=127.5\): .* which is better",
         ),  # wants -1..1, gets 0..1
-        ("scaling", lambda x: x / 255, r"mean=0, scale=1\): .* which is better .*: your code gets faces in \[0, 1\]"),
+        (
+            "scaling",
+            lambda x: x / 255 if x.dtype == torch.float32 else None,
+            r"your code gets v / 255: .* v, 0..255 in its place: .* which is better .* the scaling in your code is wrong",
+        ),
         ("crop", lambda x: torch.roll(x, 8, 3), "moved 8 px left: .* which is better.*align them to the template"),
     ],
 )
 def test_seeded_faults_of_feeding(network, trial, check, step, words):
     fed = recognizer(network, step)
     fed.name = "my_network.py:build" if "your code" in words else fed.name
-    found = faults(check_recognizer(fed, trial))
+    checks = check_recognizer(fed, trial)
+    found = faults(checks)
     assert list(found) == [check]
     assert re.search(words, found[check])
+    is_own_code = "your code" in words  # which may fail in half precision without a word, since nobody asked
+    assert ("float16" in states(checks)) != is_own_code
 
 
 def test_what_the_mirror_image_and_the_length_of_embeddings_say(network, trial):
@@ -184,6 +192,9 @@ def test_the_files_hash(network):
     assert "that of the released 32572backbone.pth" in check_file(released, row).message
     assert check_file(recognizer(network), row).state == "open"
     assert "none is published" in check_file(recognizer(network), None).message
+    own_code = Recognizer("f", FunctionNetwork(len), UNIT_PIXELS, 128, "0" * 64)
+    assert "your code holds its weights itself" in check_file(own_code, None).message
+    assert "your code got weights=w.pt, which only it reads" in check_file(own_code, None, "w.pt").message
 
 
 def swapped(weights=None):

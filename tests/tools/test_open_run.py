@@ -71,6 +71,9 @@ def test_labels_name_their_images(run):
         expected = (prior - prior[0]) / (prior[-1] - prior[0])
         np.testing.assert_allclose(np.sort([r["label"] for r in good]), expected, rtol=1e-6)
     assert len(labels) == 2 * 2 * 20
+    assert set(open_run(str(run / "run")).labels([THETAS[1]])["theta"].to_pylist()) == {THETAS[1]}
+    with pytest.raises(UsageError, match=r"has no labels of theta heldout; choose from 0.05, 0.3"):
+        open_run(str(run / "run")).labels(["heldout"])
 
 
 def test_pairs_are_those_of_the_arrays(run):

@@ -78,6 +78,20 @@ def test_rows_columns_and_marks(results):
     assert [key[2] for key in tables["table-3"][0].index] == 2 * rows  # under both recognisers, as in the paper
 
 
+def test_what_theta_0_repeats_is_shown_once(results):
+    at_0 = area("fast", "optimized", 0.019, theta=0.0)  # the area of unoptimized
+    results.areas.append(at_0)
+    third, caption = tables_of(results, choose_point(results, None, None, None))["table-3"]
+    assert [key[1:] for key in third.index if key[0] == "r18"][:3] == [
+        ("fast", "baseline"), ("fast", "unoptimized"), ("fast", "optimized"),
+    ]  # fmt: skip
+    assert "with theta 0 the two are the same" in caption
+    results.areas[-1] = replace(at_0, auc=0.018)
+    third, caption = tables_of(results, choose_point(results, None, None, None))["table-3"]
+    assert ("r18", "fast", "optimized, theta 0") in third.index
+    assert "with theta 0" not in caption
+
+
 def test_published_numbers_stand_beside(results):
     record = {"method": "Fast", "variant": "optimized", "fr_model": "R-18", "benchmark": "LFW", "auc_x1000": 9.7}
     first, _ = tables_of(results, choose_point(results, "paper", 1e-3, None), [record])["table-1"]

@@ -1,6 +1,7 @@
 """What a run does now, told from storage alone: alive, ended or dead, its step, its failures, its machines' time."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -64,7 +65,7 @@ def test_a_run_is_seen_at_work_and_seen_dead(tmp_path):
         text = "\n".join(run_lines(now))
         assert f"a run is at work: process {holder.pid}" in text
         assert "4 machine(s)" in text
-        assert "100 of 300 images, 50.0 images/s, 4.0 s left" in text
+        assert "100 of 300 images, 50 images/s, 4.0 s left" in text
         assert "part-00003 of embeddings train, try 2 (system): StorageError: away" in text
     finally:
         holder.kill()
@@ -114,6 +115,37 @@ def test_the_last_verification_is_shown(tmp_path):
         assert now["verified"]["n_damaged"] == n_damaged
         assert f"{n_damaged or 'no'} damaged file(s)" in "\n".join(run_lines(now))
         write_atomic(dataset.at("part-00000.parquet"), b"damaged")
+
+
+def test_what_earlier_settings_left_unfinished_does_not_count_and_what_is_lost_does(tmp_path, cli):
+    faces, run = smoke.make_faces(tmp_path / "faces", n_identities=2, per_identity=2, benchmark=False), tmp_path / "run"
+    first, second = (
+        smoke.settings(
+            tmp_path, faces, str(run), benchmarks=[], source={"kind": "folder", "uri": str(faces / "train"), **x}
+        )
+        for x in ({}, {"exif": "ignore"})
+    )
+    run_job(first, ["pack"])
+    (old,) = run.glob("faces/*/v=*")
+    (old / "_manifest.json").rename(tmp_path / "manifest")  # as if Ctrl-C had stopped it
+    assert cli("status", run)[0] == 3
+    run_job(second, ["pack"], new_settings=True)
+    (new,) = set(run.glob("faces/*/v=*")) - {old}
+    code, shown, _ = cli("status", run)
+    assert code == 0
+    assert "1 dataset(s) of earlier settings are unfinished" in shown
+    assert "all 1" in shown
+    for damage in (lambda: (new / "_manifest.json").unlink(), lambda: shutil.rmtree(new)):
+        damage()
+        assert cli("status", run)[0] == 3
+    lost = next(r for r in run_status(str(run)) if r["dataset"] == str(new.relative_to(run)))
+    assert (lost["finished"], lost["n_parts"], lost["is_earlier"]) == (False, 0, False)
+    run_job(first, ["pack"])  # back: now the second ones are the earlier settings
+    assert cli("status", run)[0] == 0
+    (run / "_results.json").unlink()  # nothing says which settings were the last: everything counts
+    shutil.rmtree(run / "_asked")
+    (old / "_manifest.json").unlink()
+    assert cli("status", run)[0] == 3
 
 
 def test_many_records_are_not_read(root, monkeypatch):

@@ -1,10 +1,10 @@
-"""What plan says of thetas before anything is computed."""
+"""What plan says of thetas and intervals before anything is computed."""
 
 from types import SimpleNamespace
 
 from fiqa_ray.config import OptimizeSettings
 from fiqa_ray.engine.cost import Scale
-from fiqa_ray.tools.plan import theta_notes
+from fiqa_ray.tools.plan import interval_notes, theta_notes
 
 
 def notes(theta, index_scale):
@@ -31,3 +31,18 @@ def test_other_thetas_pass():
     heldout, expected = notes(("heldout", 0.3), "normalized")
     assert heldout == "theta heldout: chosen for each method on held-out people; 0 where nothing is gained"
     assert expected.startswith("theta 0.3 (normalized) is expected to move an image by 1.8 to 6 % of the ranks")
+
+
+def test_too_few_people_for_intervals_are_told():
+    def lines(n_people, **evaluate):
+        values = {"resample": "auto", "draws": 2000, **evaluate}
+        settings = SimpleNamespace(
+            evaluate=SimpleNamespace(**values), optimize=SimpleNamespace(thetas=("heldout",)),
+            benchmarks=[SimpleNamespace(name="bench")],
+        )  # fmt: skip
+        return list(interval_notes(settings, {"train": 10, "bench": n_people}))
+
+    assert lines(49)[0].startswith(
+        "bench: 49 people are too few for intervals of areas and differences: 50 are needed (that of"
+    )
+    assert lines(50) == lines(1) == lines(49, resample="pairs") == lines(49, draws=0) == []
