@@ -11,7 +11,7 @@ from fiqa_ray.models.reference import ModelRef
 from fiqa_ray.public_uri import public_values
 from fiqa_ray.storage import content_hash, exists
 
-ONNX_VERSION = 2
+ONNX_VERSION = 3
 """Raise it when embeddings or scores of ONNX networks are computed in another way. 2: by onnxruntime."""
 
 

@@ -434,6 +434,8 @@ def test_every_wrong_setting_at_once(cli, faces, tmp_path):
         ("-1e-3", ["greater than or equal to 0 (found -0.001)"]),
         (".nan", ["(found nan)"]),
         ("small", ["valid number", "(found 'small')"]),
+        ("true", ["true is no number"]),
+        ("[0.1, true]", ["true] is no number"]),
         ("[]", ["at least 1 item"]),
         ("[0.1, 0.10]", ["0.1 is given twice", "give each theta once"]),
     ],

@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike
 from fiqa_ray.core.conventions import Convention, convention_of
 from fiqa_ray.core.levels import Numbers, Units, fixed_levels, fixed_threshold, moving_levels, upper_wrong
 from fiqa_ray.core.orders import PairOrder, Qualities, QualityOrder
-from fiqa_ray.core.verification import FloatArray, IntArray, exact_fmr
+from fiqa_ray.core.verification import FloatArray, IntArray, allowed_false_matches, exact_fmr
 from fiqa_ray.errors import UsageError
 
 if TYPE_CHECKING:
@@ -198,13 +198,22 @@ def edc_curve(
             images.
 
     Raises:
-        UsageError: unknown convention, `fmr` outside (0, 1), or no images where they are needed.
+        UsageError: unknown convention, `fmr` outside (0, 1), masked or complex arrays, or no images where they are needed.
         FiqaRayError: arrays of different lengths, values that are not finite, or no pair of one kind.
+
+    Warns:
+        UserWarning: all qualities are equal, or the rate allows no false match among so few non-mated pairs.
     """
     choice = convention_of(convention)
     if choice.starting_fnmr is None:
         exact_fmr(1e-3 if fmr is None else fmr)
     pairs = PairOrder.of(similarity, mated)
+    n_others = int((~pairs.mated).sum())
+    if choice.starting_fnmr is None and allowed_false_matches(1e-3 if fmr is None else fmr, n_others) == 0:
+        warnings.warn(
+            f"fmr={fmr} allows none of the {n_others:,} non-mated pairs: the largest of them alone sets the threshold",
+            stacklevel=2,
+        )
     scorer = Qualities.of(pairs, quality_a, quality_b, images)
     quality = scorer.order("all").quality
     if quality[0] == quality[-1]:

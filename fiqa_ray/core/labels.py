@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fiqa_ray.core.candidates import PAPER_THETA, default_scale
+from fiqa_ray.core.given_arrays import moderate_rows, real_array
 from fiqa_ray.core.kernels.owners import add_repeat, assign_sorted_scores, sum_ranks_by_owner
 from fiqa_ray.core.kernels.sorting import stable_order
 from fiqa_ray.core.kernels.threads import available_threads, one_thread
@@ -375,9 +376,7 @@ def check_theta(theta: float, index_scale: str) -> None:
 
 def checked_scores(prior_scores: ArrayLike) -> NDArray[np.float64]:
     """Return the prior scores `(I,)` as float64; `UsageError` names the first that is not finite."""
-    if np.iscomplexobj(prior_scores):
-        raise UsageError("prior scores are complex numbers; give real ones")
-    prior = np.asarray(prior_scores, np.float64)
+    prior = real_array("prior scores", prior_scores, np.float64)
     if prior.ndim != 1:
         raise UsageError(f"prior scores must be of shape (n_images,), got {prior.shape}")
     bad = np.flatnonzero(~np.isfinite(prior))
@@ -387,27 +386,26 @@ def checked_scores(prior_scores: ArrayLike) -> NDArray[np.float64]:
 
 
 def _checked_prior(name: str, scores: ArrayLike, n_images: int) -> NDArray[np.float64]:
-    values = np.asarray(scores)
+    values = checked_scores(scores)
     if len(values) != n_images:
         of = f" of {name}" if name else ""
         raise UsageError(f"{len(values)} prior scores{of} for {n_images} embeddings: one score per image")
-    return checked_scores(values)
+    return values
 
 
 def _checked_embeddings(embeddings: ArrayLike, n_named: int) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
-        values = np.asarray(embeddings, np.float32)
+    values = real_array("embeddings", embeddings, np.float32)
     if values.ndim != 2 or values.shape[1] == 0 or not np.isfinite(values).all():
         raise UsageError(f"embeddings must be finite and of shape (n_images, dim), got {values.shape}")
-    if np.iscomplexobj(embeddings):
-        raise UsageError("embeddings are complex numbers; give real ones")
     if n_named != len(values):
         raise UsageError(f"{len(values)} embeddings but {n_named} identities: one identity per embedding")
-    return values
+    return moderate_rows(values)
 
 
 def _identity_rows(identities: Sequence[Any] | NDArray[Any]) -> tuple[NDArray[np.int64], int]:
     """Return the identity row `(I,)` of each image, in order of first appearance, and their number K."""
+    if hasattr(identities, "__array__"):  # torch tensors and Arrow arrays would give objects of their own
+        identities = np.asarray(identities)
     if isinstance(identities, np.ndarray) and identities.dtype != object and len(identities):
         unlike, first, inverse = np.unique(identities, return_index=True, return_inverse=True)
         _refuse_nobody(unlike.tolist())

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Real
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fiqa_ray.core.given_arrays import real_array
 from fiqa_ray.errors import FiqaRayError, UsageError
 
 FloatArray = NDArray[np.float64]
@@ -73,7 +75,7 @@ def exact_fmr(fmr: float) -> Fraction:
     Raises:
         UsageError: the rate is not inside (0, 1).
     """
-    if not 0 < fmr < 1:
+    if not isinstance(fmr, Real) or not 0 < fmr < 1:
         raise UsageError(f"fmr={fmr} is not a usable false match rate: give a value inside (0, 1), such as 0.001")
     return Fraction(repr(float(fmr))).limit_denominator(10**9)  # whole numbers of 64 bits hold its product with pairs
 
@@ -102,7 +104,7 @@ def check_pairs(similarity: ArrayLike, mated: ArrayLike) -> tuple[FloatArray, Bo
 
 def check_finite(name: str, values: ArrayLike) -> FloatArray:
     """Return values as an `(L,) float64` array; `FiqaRayError` names the first that is not finite."""
-    array = np.asarray(values, dtype=np.float64)
+    array = real_array(f"values of {name}", values, np.float64)
     if array.ndim != 1:
         raise FiqaRayError(f"{name} has shape {array.shape}: give a one-dimensional array, one value per pair")
     bad = np.flatnonzero(~np.isfinite(array))

@@ -215,9 +215,10 @@ def load_onnx(
     probe = preprocessing(probe_faces())
     network = one_output(model, name, probe.numpy(), quality=quality, output=options.get("output"))
     backbone = _Column(network) if quality else network
-    together, alone = (_call_network(name, backbone, x) for x in (probe, probe[:1]))
+    together = _call_network(name, backbone, probe)
     check_embeddings(together, 1 if quality else None, name, n_images=len(probe))
-    if not torch.allclose(together[:1], alone, rtol=1e-3, atol=1e-4 * float(alone.abs().max())):
+    alone = torch.cat([_call_network(name, backbone, face) for face in probe.split(1)])
+    if not torch.allclose(together, alone, rtol=1e-3, atol=1e-4 * float(alone.abs().max())):
         raise FiqaRayError(f"{name}: one face's output depends on the others in its batch; export it for inference")
     return Recognizer(name, backbone, preprocessing, together.shape[1], sha256, options=options, scaling_source=source)
 

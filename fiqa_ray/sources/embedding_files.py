@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from fiqa_ray.config.section import repeated
 from fiqa_ray.datasets.columns import embedding_values
 from fiqa_ray.errors import FiqaRayError, UsageError
+from fiqa_ray.sources.protocols import list_lines
 from fiqa_ray.sources.read_table import TEXT, read_table
 from fiqa_ray.sources.vector_pickle import read_pickle
 from fiqa_ray.storage import read_bytes
@@ -34,12 +36,24 @@ class Column:
         values: `(I, ...)`.
         image_id: `(I,)` names of the images; None: the file holds the values alone, in the order of the embeddings.
         identity: `(I,)` names of the people where a file of embeddings has them.
+        n_left_out: images of the file that have no embedding.
+
+    Raises:
+        FiqaRayError: an image stands in the file more than once.
     """
 
     uri: str
     values: NDArray[Any]
     image_id: list[str] | None = None
     identity: list[str] | None = None
+    n_left_out: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse an image that stands twice: its rows may differ."""
+        if twice := repeated(self.image_id or ()):
+            raise FiqaRayError(
+                f"{self.uri}: {len(twice):,} image_id(s) stand more than once, such as {twice[0]!r}; keep one row"
+            )
 
 
 def read_embeddings(uri: str) -> Column:
@@ -57,8 +71,8 @@ def read_embeddings(uri: str) -> Column:
         key = next((k for k in EMBEDDING_NAMES if k in names), names[0] if len(names) == 1 else None)
         if key is None:
             raise FiqaRayError(f"{uri}: no array 'embedding' (found: {', '.join(names)}); name it so")
-        texts = [[str(v) for v in arrays[k]] if k in names else None for k in ("image_id", "identity")]
-        return _without_missing(Column(uri, _matrix(uri, arrays[key]), *texts))
+        image_id, identity = ([str(v) for v in arrays[k]] if k in names else None for k in ("image_id", "identity"))
+        return _without_missing(Column(uri, _matrix(uri, arrays[key]), image_id, identity))
     if ending in PARQUET:
         return _parquet_embeddings(uri)
     if ending in PICKLES:
@@ -77,25 +91,25 @@ def _parquet_embeddings(uri: str) -> Column:
     key = next((k for k in EMBEDDING_NAMES if k in table.column_names), None)
     if key is None:
         raise FiqaRayError(f"{uri}: no column 'embedding' (found: {', '.join(table.column_names)}); name it so")
-    table = table.filter(table[key].is_valid())
+    n_rows, table = len(table), table.filter(table[key].is_valid())
     if pa.types.is_fixed_size_binary(table[key].type):  # as a run stores them
         values = embedding_values(table.rename_columns(["embedding" if c == key else c for c in table.column_names]))[0]
     else:
         values = _matrix(uri, table[key].to_pylist())
-    texts = [
+    image_id, identity = (
         [str(v) for v in table[k].to_pylist()] if k in table.column_names else None for k in ("image_id", "identity")
-    ]
-    return Column(uri, values, *texts)
+    )
+    return Column(uri, values, image_id, identity, n_rows - len(table))
 
 
 def _without_missing(column: Column) -> Column:
     """Leave out the rows of NaN that `fiqa-ray embeddings` writes for images without an embedding."""
     present = ~np.isnan(column.values).all(axis=1)
-    texts = [
+    image_id, identity = (
         None if names is None else [v for v, keep in zip(names, present, strict=True) if keep]
         for names in (column.image_id, column.identity)
-    ]
-    return Column(column.uri, column.values[present], *texts)
+    )
+    return Column(column.uri, column.values[present], image_id, identity, int((~present).sum()))
 
 
 def read_identities(uri: str) -> Column:
@@ -106,8 +120,8 @@ def read_identities(uri: str) -> Column:
     """
     ending = ending_of(uri)
     if ending == ".txt":
-        lines = [line.strip() for line in read_bytes(uri).decode("utf-8-sig", "replace").splitlines()]
-        return Column(uri, np.array([line for line in lines if line], dtype=object))
+        lines = [line.strip() for _, line in list_lines(uri, "one name a line")]
+        return Column(uri, np.array(lines, dtype=object))
     if ending == ".npy":
         return Column(uri, np.array(_names(uri, load_numpy(uri)), dtype=object))
     if ending in PICKLES:

@@ -278,7 +278,7 @@ def _count(text: str) -> int:
 # --- helpers ----------------------------------------------------------------------------------------------------------
 
 
-def list_lines(uri: str) -> list[tuple[int, str]]:
+def list_lines(uri: str, what: str = "a list of pairs") -> list[tuple[int, str]]:
     """Return the lines of a list that are not blank, with their numbers from 1; `FiqaRayError` if there is none."""
     data = read_bytes(uri)
     refuse_foreign(uri, data)
@@ -288,7 +288,7 @@ def list_lines(uri: str) -> list[tuple[int, str]]:
         raise FiqaRayError(f"{uri}: not a UTF-8 text file ({exc.reason} at byte {exc.start})") from exc
     lines = [(number, line) for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1) if line.strip()]
     if not lines:
-        raise FiqaRayError(f"{uri}: the file is empty; a list of pairs was expected")
+        raise FiqaRayError(f"{uri}: the file is empty; {what} was expected")
     return lines
 
 

@@ -10,13 +10,14 @@ from collections.abc import Callable, Collection
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fiqa_ray.config import BenchmarkSettings, EvaluateSettings, ScoresSettings
 from fiqa_ray.content_ids import model_id
 from fiqa_ray.engine.progress import note
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
-from fiqa_ray.sources.comparisons import match_pairs, read_pairs
+from fiqa_ray.sources.comparisons import Comparisons, match_pairs, read_pairs
 from fiqa_ray.sources.degradations import read_degradations
 from fiqa_ray.sources.groups import groups_of_images, read_groups
 from fiqa_ray.sources.ijb import TemplatePairs
@@ -142,13 +143,14 @@ def match_inputs(job: Job, stages: Collection[str], listed: Callable[[str], pa.T
     if not {"score", "evaluate"} & set(stages):
         return
     for benchmark in job.settings.benchmarks:
-        image_id = listed(benchmark.name)["image_id"].combine_chunks()
+        faces = listed(benchmark.name)
+        image_id = faces["image_id"].combine_chunks()
         if job.with_training:
             _note_training_people(job, benchmark, listed)
         for label, file in benchmark.scores.items():
             _match_scores(f"benchmarks: {benchmark.name}: {label}", image_id, file, benchmark.source.limit is not None)
         try:
-            _match_benchmark(benchmark, image_id)
+            _match_benchmark(benchmark, image_id, faces["identity"].combine_chunks())
         except FiqaRayError as exc:
             raise type(exc)(f"benchmarks: {benchmark.name}: {exc}") from exc
 
@@ -169,7 +171,7 @@ def _note_training_people(job: Job, benchmark: BenchmarkSettings, listed: Callab
         )
 
 
-def _match_benchmark(benchmark: BenchmarkSettings, image_id: pa.Array) -> None:
+def _match_benchmark(benchmark: BenchmarkSettings, image_id: pa.Array, identity: pa.Array) -> None:
     source_uri = benchmark.source.uri
     if benchmark.pairs.kind != "all_pairs":
         pairs = match_pairs(benchmark, image_id)
@@ -179,6 +181,8 @@ def _match_benchmark(benchmark: BenchmarkSettings, image_id: pa.Array) -> None:
                 f"benchmark {benchmark.name}: {n_absent:,} of {len(pairs.mated):,} pairs are left out, because {source_uri} "
                 "lacks their images; the figures are not those of the whole set"
             )
+        if pairs.templates is None:
+            _note_odd_answers(benchmark.name, pairs, image_id, identity)
     if benchmark.groups is not None:
         groups_of_images(benchmark.groups, image_id)
     if benchmark.degradations is not None:
@@ -188,6 +192,31 @@ def _match_benchmark(benchmark: BenchmarkSettings, image_id: pa.Array) -> None:
                 f"{benchmark.degradations}: none of its images is in {source_uri}: it has {keys[0]}, the images are like "
                 f"{image_id[0]}{remedy_of(keys, image_id, (), '')}"
             )
+
+
+def _note_odd_answers(name: str, pairs: Comparisons, image_id: pa.Array, identity: pa.Array) -> None:
+    """Say how many pairs a list names again or with both answers, or calls non-mated though the source names one person."""
+    are_there = np.minimum(pairs.row_a, pairs.row_b) >= 0
+    a, b, mated = pairs.row_a[are_there], pairs.row_b[are_there], pairs.mated[are_there]
+    pair = np.minimum(a, b) * len(image_id) + np.maximum(a, b)
+    n_again = len(pair) - len(np.unique(pair))
+    if n_again:
+        note(f"benchmark {name}: {n_again:,} of {len(pair):,} pairs repeat a pair of the list; each counts")
+    with_both = np.intersect1d(pair[mated], pair[~mated])
+    if len(with_both):
+        example = " and ".join(image_id[int(row)].as_py() for row in divmod(with_both[0], len(image_id)))
+        note(
+            f"warning: benchmark {name}: {len(with_both):,} pair(s) stand in the list as mated and as non-mated, such as "
+            f"{example}; one of the two is wrong, and both count"
+        )
+    person = pc.dictionary_encode(identity).indices.to_numpy(zero_copy_only=False)
+    denied = np.flatnonzero(~mated & (person[a] == person[b]) & (a != b))
+    if len(denied) and person.any():
+        example = " and ".join(image_id[int(row)].as_py() for row in (a[denied[0]], b[denied[0]]))
+        note(
+            f"warning: benchmark {name}: {len(denied):,} of {int((~mated).sum()):,} non-mated pairs show one person by the "
+            f"source's identities, such as {example}; a list says 1 (mated) where two images show one person"
+        )
 
 
 def _match_scores(where: str, image_id: pa.Array, file: ScoresSettings, allow_others: bool) -> None:

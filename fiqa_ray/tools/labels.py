@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -75,6 +76,10 @@ def labels_of_files(
     people = read_identities(identities_uri) if identities_uri else None
     names = next((c.image_id for c in (embeddings, people, *others.values()) if c is not None and c.image_id), None)
     n = len(embeddings.values)
+    if embeddings.n_left_out:
+        warnings.warn(
+            f"{embeddings_uri}: {embeddings.n_left_out:,} images have no embedding, and get no label", stacklevel=2
+        )
     if people is not None:
         identity = [str(v) for v in _in_order(people, names, n, embeddings.uri)]
     else:

@@ -44,7 +44,7 @@ def score(
     Args:
         images: paths (files, folders, globs, tars, URLs), PIL images, or arrays and tensors: one image or a batch,
             `(h, w, 3)` or `(3, h, w)` RGB, uint8 or float in [0, 1]. Without a detector they are aligned
-            crops of 112x112 px.
+            crops of 112x112 px. Files and PIL images are turned upright as their EXIF orientation says.
         model: a regressor's folder, a run with one regressor, a method as `load_scorer` names it, a loaded scorer, or a
             function that maps faces `(N, 3, 112, 112)`, float32 in [0, 1], to `(N,)` scores.
         detector: YuNet's .onnx file: images are raw, and the largest face of each is aligned and scored.
@@ -131,7 +131,9 @@ def _is_pil(image: Any) -> bool:
 def _rgb(image: Any, number: int) -> list[NDArray[np.uint8]]:
     """Return the images `(h, w, 3) uint8` of one entry, which may be a batch."""
     if _is_pil(image):
-        image = image.convert("RGB")
+        image = _upright_rgb(image, number)
+    elif np.ma.is_masked(image):
+        raise UsageError(f"image {number} is a masked array; fill it")
     elif isinstance(image, torch.Tensor):
         image = image.detach().cpu().numpy()
     try:
@@ -151,9 +153,22 @@ def _rgb(image: Any, number: int) -> list[NDArray[np.uint8]]:
     return [np.ascontiguousarray(face) for face in batch]
 
 
+def _upright_rgb(image: Any, number: int) -> Any:
+    """Return a PIL image in RGB, turned as a file's would be; PIL would cut 16 bits a channel at 255."""
+    from PIL import ImageOps
+
+    if image.mode[0] in "IF":
+        raise UsageError(
+            f"image {number} is a PIL image of mode {image.mode}; give one of 8 bits a channel, or its file"
+        )
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
 def _uint8(array: NDArray[Any], number: int) -> NDArray[np.uint8]:
     """Return pixels as uint8: floats from [0, 1] are scaled, whole numbers from 0 to 255 stay."""
-    if array.dtype == np.uint8 or array.size == 0:
+    if array.size == 0 or array.dtype.kind not in "biuf":
+        raise UsageError(f"image {number} is {array.dtype} of shape {array.shape}; give uint8, or floats in [0, 1]")
+    if array.dtype == np.uint8:
         return array.astype(np.uint8)
     low, high = array.min(), array.max()
     if np.issubdtype(array.dtype, np.floating):

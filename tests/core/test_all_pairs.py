@@ -15,6 +15,7 @@ FIELDS = (
     "discard_fraction", "fnmr", "threshold", "n_mated", "n_nonmated", "n_false_nonmatches", "n_false_matches", "n_allowed",
 )  # fmt: skip
 FINE = changed("fine", "paper", step=0.02, count="at_most")
+pytestmark = pytest.mark.filterwarnings("ignore:fmr=.* allows none of the:UserWarning")
 
 
 def listed(embeddings: np.ndarray, person: np.ndarray, quality: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -13,7 +13,7 @@ from fiqa_ray.errors import UsageError
 
 PAUC = json.loads((Path(__file__).parents[1] / "golden" / "pauc_checks.json").read_text())
 
-pytestmark = pytest.mark.filterwarnings("ignore:all .* pairs have quality")
+pytestmark = pytest.mark.filterwarnings("ignore:all .* pairs have quality", "ignore:fmr=.* allows none of the")
 
 
 def curve(name: str, fmr: float, convention: Convention) -> EDC:

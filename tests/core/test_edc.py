@@ -14,6 +14,8 @@ from fiqa_ray.core.edc import EDC, edc_curve, theoretical_best
 from fiqa_ray.core.verification import threshold_at_fmr
 from fiqa_ray.errors import FiqaRayError, UsageError
 
+pytestmark = pytest.mark.filterwarnings("ignore:fmr=.* allows none of the:UserWarning")
+
 
 def curve_of(name: str, fmr: str, convention: str) -> EDC:
     case = CASES[name]["inputs"]
@@ -264,7 +266,8 @@ def test_unknown_convention_and_limits_are_refused() -> None:
 
 
 def test_too_few_nonmated_pairs_for_the_rate_gives_rate_zero() -> None:
-    edc = edc_curve(*GOOD, fmr=1e-3, convention="dasec")
+    with pytest.warns(UserWarning, match=r"fmr=0\.001 allows none of the 2 non-mated pairs"):
+        edc = edc_curve(*GOOD, fmr=1e-3, convention="dasec")
     assert edc.fmr_achieved == 0
     assert edc.fnmr.tolist() == [0, 0, 0]
 

@@ -5,7 +5,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import rankdata
@@ -283,6 +285,11 @@ def test_normalized_scale_is_n_over_l():
         ({"identities": ["a", "a"]}, "3 embeddings but 2 identities"),
         ({"embeddings": np.full((3, 4), np.inf, np.float32)}, "finite"),
         ({"embeddings": np.full((3, 4), 1e39)}, "finite"),
+        ({"embeddings": np.ma.masked_greater(np.eye(3, 4), 0.5)}, "3 embeddings are masked"),
+        ({"embeddings": torch.eye(3, 4).requires_grad_()}, "embeddings cannot be read as numbers"),
+        ({"prior_scores": np.ma.masked_array([1.0, 2, 3], [0, 1, 0])}, "1 prior scores are masked"),
+        ({"prior_scores": ["good", "fair", "bad"]}, "prior scores cannot be read as numbers"),
+        ({"identities": pa.array(["a", "a", None])}, "identity None"),
         ({"embeddings": np.empty((3, 0))}, r"shape \(n_images, dim\), got \(3, 0\)"),
         ({"theta": 2.0}, "theta=2.0 is outside"),
         ({"index_scale": "row"}, "index_scale='row'"),
@@ -292,6 +299,20 @@ def test_bad_input_is_named(change, words):
     good = {"embeddings": np.eye(3, 4, dtype=np.float32), "identities": list("aab"), "prior_scores": np.arange(3.0)}
     with pytest.raises(UsageError, match=words):
         optimize_labels(**{**good, **change})
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+def test_the_length_of_embeddings_and_the_kind_of_array_do_not_matter(factor):
+    """The squares of such embeddings are 0 or infinite in float32."""
+    rng = np.random.default_rng(0)
+    person, scores = np.repeat(np.arange(8), 5), rng.normal(size=40)
+    embeddings = (np.repeat(rng.normal(size=(8, 16)), 5, axis=0) + rng.normal(size=(40, 16))).astype(np.float32)
+    options = {"n_clusters": 3, "n_repeats": 3, "theta": 0.1, "index_scale": "normalized"}
+    wanted = optimize_labels(embeddings, person, scores, **options)
+    embeddings[::3] *= np.float32(factor)
+    got = optimize_labels(torch.from_numpy(embeddings), torch.from_numpy(person), torch.from_numpy(scores), **options)
+    np.testing.assert_allclose(got.mean_similarity_rank, wanted.mean_similarity_rank, atol=2)
+    np.testing.assert_allclose(got.label, wanted.label, atol=0.02)
 
 
 def test_progress_rises_to_one():

@@ -124,8 +124,13 @@ def test_allowed_false_matches_are_counted_in_decimal() -> None:
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(UsageError, match="fmr=1"):
-        threshold_at_fmr([0, 1], [0, 1], 1)
+    for fmr in (1, "0.1"):
+        with pytest.raises(UsageError, match=f"fmr={fmr}"):
+            threshold_at_fmr([0, 1], [0, 1], fmr)
+    with pytest.raises(UsageError, match="1 values of similarity are masked"):
+        roc_curve(np.ma.masked_array([0, 1], [False, True]), [0, 1])
+    with pytest.raises(UsageError, match="values of similarity are complex"):
+        roc_curve([0, 1j], [0, 1])
     with pytest.raises(FiqaRayError, match="no mated pair"):
         roc_curve([0, 1], [0, 0])
     with pytest.raises(FiqaRayError, match=r"cosine\[1\] is 12"):

@@ -110,20 +110,26 @@ def test_constant_scores_and_pairs_of_one_image_are_said(tmp_path, faces, capsys
     with open(faces / "scores.csv", newline="") as f:
         ids = [r["image_id"] for r in csv.DictReader(f)]
     constant = table(tmp_path / "constant.csv", "image_id,score\n" + "".join(f"{i},0.5\n" for i in ids))
-    pairs = table(tmp_path / "self.csv", PAIRS + SAME + OTHERS)
+    again = "Name_1/Name_1_0002.jpg,Name_0/Name_0_0001.jpg,0\nName_0/Name_0_0001.jpg,Name_0/Name_0_0002.jpg,0\n"
+    pairs = table(tmp_path / "self.csv", PAIRS + SAME + OTHERS + again)
     settings = job(
         tmp_path, faces, pairs={"kind": "table", "uri": pairs}, methods=[{"name": "mine", "scores": constant}]
     )
     run_job(settings, ["pack", "score"])
     text = capsys.readouterr().err
-    assert "benchmark bench: 1 of 4 pairs compare an image with itself" in text
+    assert "benchmark bench: 1 of 6 pairs compare an image with itself" in text
+    assert "benchmark bench: 2 of 6 pairs repeat a pair of the list; each counts" in text
+    example = "such as Name_0/Name_0_0001.jpg and Name_0/Name_0_0002.jpg"
+    assert f"benchmark bench: 1 pair(s) stand in the list as mated and as non-mated, {example}" in text
+    assert f"benchmark bench: 1 of 4 non-mated pairs show one person by the source's identities, {example}" in text
     assert "methods: mine: all 12 scores in" in text
     assert "are 0.5, so they tell no image from another" in text
     run_job(settings, ["embed", "pair", "rank"])
     assert "methods: mine: all 12 prior scores are equal" in capsys.readouterr().err
     usual = job(tmp_path, faces, methods=[{"name": "mine", "scores": str(faces / "scores.csv")}])
     run_job(usual.model_copy(update={"run_uri": str(tmp_path / "usual")}), ["pack", "embed", "score", "pair", "rank"])
-    assert "are equal" not in capsys.readouterr().err
+    text = capsys.readouterr().err
+    assert not any(words in text for words in ("are equal", "as mated and as non-mated", "show one person"))
 
 
 @pytest.mark.slow

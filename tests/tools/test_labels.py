@@ -106,9 +106,13 @@ def test_other_forms_of_the_command(cli, data, tmp_path):
 
 def test_labels_of_theta_0_are_said_to_be_the_scores(cli, data, tmp_path):
     folder = data[0]
-    files = ["--embeddings", folder / "e.npz", "--scores", folder / "q.csv", "-o", tmp_path / "l.csv"]
+    arrays = dict(np.load(folder / "e.npz"))
+    arrays["embedding"][0] = np.nan
+    np.savez(tmp_path / "e.npz", **arrays)
+    files = ["--embeddings", tmp_path / "e.npz", "--scores", folder / "q.csv", "-o", tmp_path / "l.csv"]
     _, _, err = cli("labels", *files, "--theta", "0", "0.3", "--n-clusters", "5")
     assert err.count("its labels with theta 0 are its own scores") == 1
+    assert "e.npz: 1 images have no embedding, and get no label" in err
     assert "q: its labels with theta 0" in err
     assert "labels with theta 0" not in cli("labels", *files, "--theta", "0.3", "--n-clusters", "5")[2]
 
@@ -119,6 +123,10 @@ def test_faults_are_said(cli, data, tmp_path):
     (tmp_path / "few.csv").write_text("image_id,score\n" + "".join(f"{n},1\n" for n in names[1:]))
     (tmp_path / "prefix.csv").write_text("image_id,score\n" + "".join(f"x/{n},{i}\n" for i, n in enumerate(names)))
     (tmp_path / "few.txt").write_text("1\n2\n")
+    people = "image_id,identity\n" + "".join(f"{n},{n.split('/')[0]}\n" for n in names)
+    (tmp_path / "twice.csv").write_text(f"{people}{names[0]},another\n")
+    (tmp_path / "latin.txt").write_bytes("Ren\xe9\nRen\xe8\n".encode("latin-1") * 30)  # one name, if decoded anyhow
+    np.savez(tmp_path / "twice.npz", embedding=np.eye(2), image_id=["a/0.jpg", "a/0.jpg"])
     good = ["--scores", folder / "q.csv", "--theta", "0.1"]
     cases = [
         (["labels"], 2, "give the run_uri of one job, or --embeddings"),
@@ -132,6 +140,9 @@ def test_faults_are_said(cli, data, tmp_path):
         ),
         ([*embeddings, "--scores", tmp_path / "prefix.csv", "--theta", 1], 2, "they would meet if the folders"),
         ([*embeddings, "--scores", tmp_path / "few.txt", "--theta", 1], 2, "has 2 rows and"),
+        ([*embeddings, *good, "--identities", tmp_path / "twice.csv"], 1, "more than once, such as 'p0/00.jpg'"),
+        ([*embeddings, *good, "--identities", tmp_path / "latin.txt"], 1, "not a UTF-8 text file"),
+        (["labels", "--embeddings", tmp_path / "twice.npz", *good], 1, "more than once, such as 'a/0.jpg'"),
         (["labels", "--embeddings", folder / "q.csv", *good], 2, "must end in .npy, .npz, .parquet or .pkl"),
         ([*embeddings, "--scores", folder / "q.csv", "--theta", 3], 2, "theta=3.0 is outside [0, 1]"),
     ]

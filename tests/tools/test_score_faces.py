@@ -57,6 +57,17 @@ def test_images_in_every_form_have_the_same_scores(faces):
     assert fiqa_ray.score(crops[3], redness)["score"].to_pylist() == pytest.approx(wanted[3:4].tolist(), rel=1e-3)
 
 
+def test_a_picture_with_an_orientation_is_turned_upright_in_every_form(faces, tmp_path):
+    crop, exif = PIL.Image.fromarray(faces[0][3]), PIL.Image.Exif()
+    exif[0x0112] = 6  # turn by a quarter, clockwise
+    crop.rotate(90).save(tmp_path / "turned.png", exif=exif)
+    scores = [
+        fiqa_ray.score(image, lambda faces: faces[:, 0, :50, :30].mean(dim=(1, 2)))["score"][0].as_py()
+        for image in (crop, tmp_path / "turned.png", PIL.Image.open(tmp_path / "turned.png"))
+    ]
+    assert scores[1:] == scores[:1] * 2
+
+
 def test_models_are_named_loaded_or_functions(faces):
     crops, folder = faces
     recognizer = fiqa_ray.load_recognizer("smoke:tiny")
@@ -82,6 +93,10 @@ def test_models_are_named_loaded_or_functions(faces):
         (np.full((112, 112, 3), 255.0), r"floats from 255 to 255; floats must lie in \[0, 1\]"),
         (np.full((112, 112, 3), np.nan), "floats from nan"),
         (np.full((112, 112, 3), -1), "int64 from -1 to -1"),
+        (np.zeros((0, 112, 112, 3)), r"float64 of shape \(0, 112, 112, 3\)"),
+        ([b"\xff\xd8"], r"is \|S2 of shape"),
+        (np.ma.masked_equal(np.zeros((112, 112, 3)), 0), "masked array"),
+        (PIL.Image.fromarray(np.full((112, 112), 40000, np.uint16)), "PIL image of mode I;16"),
         (["a.jpg", np.zeros((112, 112, 3), np.uint8)], "both paths and arrays"),
         ("no/such/folder", "no/such/folder"),
     ],

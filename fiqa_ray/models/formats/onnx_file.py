@@ -233,7 +233,7 @@ def constants_of(graph: GraphProto) -> dict[str, TensorProto]:
 def fixed_batch(model: ModelProto) -> int | None:
     """Return the batch size that the file fixes; None if it is free."""
     dims = model.graph.input[0].type.tensor_type.shape.dim
-    return (int(dims[0].dim_value) or None) if dims else None
+    return int(dims[0].dim_value) if dims and dims[0].dim_value > 0 else None  # 0: a name or nothing; -1: some write it
 
 
 def keep_output(model: ModelProto, output: str) -> None:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, TensorProto
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.models.formats.onnx_file import constants_of, parse_onnx
@@ -89,6 +90,18 @@ class ConvertedNetwork(nn.Module):
         return self
 
 
+class _PRelu(nn.Module):
+    """ONNX's PRelu with torch's gradient at 0, the slope: the converter's own is 1 more, as it adds the two sides."""
+
+    def forward(self, x: Tensor, slope: Tensor) -> Tensor:
+        """Return x where it is positive, else x times the slope, which is broadcast as ONNX says."""
+        n_axes = x.ndim - 1  # from the channels to the last
+        one_per_channel = slope.ndim >= n_axes > 0 and x.shape[1] == slope.numel() == slope.shape[-n_axes]
+        if slope.numel() == 1 or one_per_channel:
+            return functional.prelu(x, slope.flatten())
+        return torch.where(x > 0, x, x * slope)
+
+
 def _convert(model: ModelProto) -> nn.Module:
     """Return a network as a torch module whose weights are parameters, in the order in which the graph uses them."""
     _simplify(model)
@@ -97,6 +110,9 @@ def _convert(model: ModelProto) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about settings that do not matter to inference
         converted: Any = library.ConvertModel(model, enable_pruning=False)
+    for name, module in converted.named_children():
+        if type(module).__name__ == "PRelu":
+            setattr(converted, name, _PRelu())
     layers = library.constants.STANDARD_LAYERS
     used: set[str] = set()
     for node in model.graph.node:

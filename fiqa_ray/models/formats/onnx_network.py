@@ -62,7 +62,7 @@ class OnnxNetwork(nn.Module):
 
     def _run(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
         session = self._find_session()
-        size = session.get_inputs()[0].shape[0]
+        size = next(iter(session.get_inputs()[0].shape), None)  # None: the file gives its input no shape
         if not isinstance(size, int) or size < 1 or size == len(pixels):
             return run_session(session, pixels, self.name)[0]
         n_missing = -len(pixels) % size  # a file that fixes its batch size gets pieces of that size

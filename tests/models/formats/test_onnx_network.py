@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from fiqa_ray.errors import FiqaRayError, UsageError
-from fiqa_ray.models.formats import onnx_network
+from fiqa_ray.models.formats import onnx_gradients, onnx_network
 from fiqa_ray.models.quality import load_scorer
 from fiqa_ray.models.recognition import load_recognizer
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
@@ -181,6 +182,20 @@ def test_settings_count_with_and_without_gradients(tmp_path, faces, case):
     check_gradient(recognizer, lambda y: by_torch(y).mean(dim=(2, 3)), x)
 
 
+def test_the_gradient_of_units_at_0_is_torchs(tmp_path):
+    """Of a black picture all units of a network without biases lie at 0."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.PReLU(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    converted = load_recognizer(stored(tmp_path, exported(network)), **PIXELS).with_gradients("test").backbone
+    x = torch.zeros(1, 3, 112, 112, requires_grad=True)
+    wanted, got = (torch.autograd.grad(f(x).sum(), x)[0] for f in (network, converted))
+    assert wanted.norm() > 0
+    assert (got - wanted).norm() <= 1e-5 * wanted.norm()
+    for shape in ((1,), (4, 1, 1), (1, 4, 1, 1), (4,), (4, 1, 4), (4, 4, 4)):  # of the slope
+        y, slope = torch.from_numpy(f32(2, 4, 4, 4)), torch.from_numpy(f32(*shape))
+        assert torch.equal(onnx_gradients._PRelu()(y, slope), y.clamp(min=0) + y.clamp(max=0) * slope)
+
+
 # --- whole networks ---
 
 EXPORTS = [
@@ -227,7 +242,7 @@ def test_an_exported_network_has_the_networks_embeddings_and_gradients(tmp_path,
 
 def small_net(batch="b", *, opset=17, dtype=np.float32, image="x"):
     """A recogniser with 4 values, whose Reshape names the file's own batch size."""
-    number = batch if isinstance(batch, int) else 0
+    number = batch if batch in (1, 2) else 0
     weights = {"w": f32(4, 3, 16, 16), "slope": f32(4, 1, 1), "half": np.array(0.5, np.float32)}
     nodes = [
         node("Conv", image, "w", out="c", strides=[16, 16]),
@@ -241,12 +256,15 @@ def small_net(batch="b", *, opset=17, dtype=np.float32, image="x"):
     return graph(nodes, weights, batch=batch, opset=opset, image=image, dtype=kind)
 
 
-@pytest.mark.parametrize("batch", [1, 2, "b"])
+@pytest.mark.parametrize("batch", [1, 2, "b", -1, "no shape"])
 def test_fixed_and_free_batch_sizes_take_any_number_of_faces(tmp_path, faces, batch):
-    data = small_net(batch).SerializeToString()
+    model = small_net(batch)
+    if batch == "no shape":
+        model.graph.input[0].type.tensor_type.ClearField("shape")
+    data = model.SerializeToString()
     recognizer = load_recognizer(stored(tmp_path, data), mean=0, scale=255.0, colour="BGR")
     x = (faces.flip(1).float() / 255).numpy()[:4]
-    step = batch if isinstance(batch, int) else 4
+    step = batch if batch in (1, 2) else 4
     wanted = np.concatenate([by_onnxruntime(data, x[i : i + step]) for i in range(0, 4, step)])
     for n in (1, 2, 3, 4):
         np.testing.assert_allclose(recognizer(faces[:n]).numpy(), wanted[:n], rtol=1e-5, atol=1e-6)
@@ -298,7 +316,15 @@ def test_a_network_that_mixes_faces_is_refused(tmp_path):
         onnx.helper.make_node("BatchNormalization", ["x", "a", "b", "m", "v"], ["n", "rm", "rv"], training_mode=1),
         *tail("n"),
     ]
-    for model in (graph(centred), graph([*training], norm)):
+    first = {"from": i64(0), "to": i64(1), "axis": i64(0)}  # all faces get what belongs to the first
+    as_first = [
+        node("GlobalAveragePool", "x", out="all"),
+        node("Slice", "all", "from", "to", "axis", out="one"),
+        node("Shape", "all", out="size"),
+        node("Expand", "one", "size", out="g"),
+        node("Flatten", "g"),
+    ]
+    for model in (graph(centred), graph([*training], norm), graph(as_first, first)):
         with pytest.raises(FiqaRayError, match="depends on the others in its batch"):
             load_recognizer(stored(tmp_path, model), **PIXELS)
 
