@@ -74,7 +74,10 @@ def reads_bad_input(item):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Give whole files to processes in the order above; all files with Ray go to one process, which starts one cluster."""
+    """Give whole files to processes in the order above; all files with Ray go to one process.
+
+    They share one cluster there, and no two clusters start at once: on two cores each would take ten times as long.
+    """
     from xdist.scheduler import LoadFileScheduling
 
     class RayTogether(LoadFileScheduling):
@@ -89,7 +92,8 @@ def pytest_xdist_make_scheduler(config, log):
 @cache
 def starts_ray(path):
     """Return whether a file of tests starts Ray."""
-    return "ray_cluster" in path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
+    return "ray_cluster" in text or "pytest.mark.ray" in text
 
 
 @pytest.fixture(scope="session", autouse=True)
