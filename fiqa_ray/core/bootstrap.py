@@ -105,12 +105,9 @@ class AreaDraws:
 
     def _is_wide(self, cell: Cell) -> bool:
         """Say whether intervals of partial differences are too wide; see `intervals.TOO_WIDE`."""
-        convention, settings = (
-            next(c.convention for (_, other), c in self.curves.items() if other == cell),
-            self.settings,
-        )
-        is_few = cell[1] is not None and is_smoothed(cell[1], settings.n_nonmated)
-        return is_few and settings.unit == IDENTITIES and convention.threshold == "recomputed"
+        convention = next(c.convention for (_, other), c in self.curves.items() if other == cell)
+        is_few = cell[1] is not None and is_smoothed(cell[1], self.settings.n_nonmated)
+        return is_few and self.settings.unit == IDENTITIES and convention.threshold == "recomputed"
 
     def leaders(self, scorers: Sequence[str], cell: Cell, limit: float) -> list[str]:
         """Return the scorer with the smallest area up to `limit` and those that cannot be told apart from it.

@@ -21,9 +21,8 @@ def real_array(name: str, values: ArrayLike, dtype: DTypeLike) -> NDArray[Any]:
     Raises:
         UsageError: values are masked, complex or no numbers.
     """
-    mask: Any = getattr(values, "mask", None)
-    if isinstance(values, np.ma.MaskedArray) and np.any(mask):
-        raise UsageError(f"{np.sum(mask):,} {name} are masked; leave their images or pairs out of all arrays")
+    if isinstance(values, np.ma.MaskedArray) and np.any(values.mask):
+        raise UsageError(f"{np.sum(values.mask):,} {name} are masked; leave their images or pairs out of all arrays")
     try:
         array = np.asarray(values)
         if np.iscomplexobj(array):

@@ -77,9 +77,8 @@ class StepProgress:
             )
             self._task = self._bar.add_task(self.name, total=self.total, completed=self.done, rate="")
             self._bar.start()
-        threading.Thread(
-            target=self._log, daemon=True
-        ).start()  # by the clock: a part may take longer than the interval
+        # by the clock, as a part may take longer than the interval
+        threading.Thread(target=self._log, daemon=True).start()
         return self
 
     def _log(self) -> None:
