@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from fiqa_ray.core.bootstrap import AreaDraws, bootstrap_areas
 from fiqa_ray.core.candidates import CANDIDATES, N_FOLDS
 from fiqa_ray.core.conventions import CONVENTIONS, Cell, changed
 from fiqa_ray.core.kernels.gram import unit_vectors
+from fiqa_ray.core.label_result import sign_advice, sign_facts
 from fiqa_ray.core.labels import optimize_labels
 from fiqa_ray.core.verification import threshold_at_fmr
 from fiqa_ray.errors import UsageError
@@ -68,6 +69,7 @@ class ThetaCurve:
         n_people, n_images, n_mated, n_nonmated: what the areas stand on.
         fmr: false match rate of the threshold; NaN where the threshold was set by the FNMR of `AT_FNMR`.
         fnmr: false non-match rate before anything is discarded.
+        sign: what the similarities of pairs say against the sign of the prior, by `sign_advice`; empty if nothing.
     """
 
     theta: tuple[float, ...]
@@ -83,6 +85,7 @@ class ThetaCurve:
     n_nonmated: int
     fmr: float
     fnmr: float
+    sign: str = ""
 
     def sentence(self, method: str = "This prior") -> str:
         """Return in one sentence whether the prior gains, and by how much."""
@@ -105,7 +108,7 @@ class ThetaCurve:
             return f"{method} does not gain measurably: {why}; the labels are left as they are."
         return (
             f"{method} gains at theta {self.chosen:g}: on {people} the area x 1000 falls from {1e3 * self.area[0]:.1f} to "
-            f"{1e3 * self.area[at]:.1f} ({self._change(at)})."
+            f"{1e3 * self.area[at]:.1f} ({self._change(at)})." + (f" But {self.sign}." if self.sign else "")
         )
 
     def _change(self, i: int) -> str:
@@ -155,7 +158,9 @@ def choose_theta(
         )
     _, person = np.unique(np.asarray(identities), return_inverse=True)
     targets = {theta: result.label for theta, result in labels.items()}
-    return compare_thetas(np.asarray(embeddings, np.float32), person, targets, fmr=fmr, seed=seed)
+    curve = compare_thetas(np.asarray(embeddings, np.float32), person, targets, fmr=fmr, seed=seed)
+    facts = sign_facts(labels[0.0].quality_index, labels[0.0].mean_similarity_rank)
+    return replace(curve, sign="".join(sign_advice("", facts)))
 
 
 def compare_thetas(

@@ -47,6 +47,11 @@ def test_a_prior_that_is_the_truth_is_left_alone_and_one_that_is_half_nuisance_g
     assert f"half gains at theta {half.chosen:g}: on 80 held-out people the area x 1000 falls from" in half.sentence(
         "half"
     )
+    assert truth.sign == half.sign == ""
+    with pytest.warns(UserWarning, match="less similar pairs"):
+        wrong = choose_theta(embeddings, person, -quality, n_clusters=6, n_repeats=5)
+    assert wrong.chosen > 0  # another order than the wrong one helps, which is no reason to trust it
+    assert "). But images with larger scores have less similar pairs (Spearman -" in wrong.sentence("wrong")
     assert half.gain[at] < (truth.area[0] - half.area[0]) / 3 < 0  # a third of the way to the prior that is the truth
 
 
