@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
 from fiqa_ray.core.bootstrap import AreaDraws, bootstrap_areas
-from fiqa_ray.core.candidates import CANDIDATES, N_FOLDS
+from fiqa_ray.core.candidates import CANDIDATES, MIN_SEPARATION, N_FOLDS
 from fiqa_ray.core.conventions import CONVENTIONS, Cell, changed
 from fiqa_ray.core.kernels.gram import unit_vectors
 from fiqa_ray.core.label_result import sign_advice, sign_facts
@@ -199,10 +199,16 @@ def compare_thetas(
         reason = f"{n_nonmated} non-mated pairs are too few"
     areas: AreaDraws | None = None
     rate = fnmr = np.nan
+    similarity = _similarities(embeddings, pairs)
+    if not reason and (separation := _separation(similarity, pairs.mated)) < MIN_SEPARATION:
+        reason = (
+            f"the recogniser barely tells them apart: mated similarities lie {separation:.2f} standard deviations above "
+            f"non-mated ones, {MIN_SEPARATION:g} are needed; `fiqa-ray doctor` looks for the cause"
+        )
     if not reason:
         scores = heldout_scores(embeddings, fold, np.stack([targets[t] for t in thetas], axis=1))
         by_theta = dict(zip(thetas, scores.T, strict=True))
-        areas, cell = _areas(embeddings, person, pairs, by_theta, max(fmr, MIN_ERRORS / n_nonmated), seed)
+        areas, cell = _areas(similarity, person, pairs, by_theta, max(fmr, MIN_ERRORS / n_nonmated), seed)
         rate = np.nan if cell[1] is None else cell[1]
         fnmr = float(areas.curves[_name(0.0), cell].fnmr[0])
         n_errors = round(fnmr * n_mated)
@@ -292,8 +298,21 @@ def _name(theta: float) -> str:
     return f"{theta:g}"
 
 
+def _similarities(embeddings: NDArray[np.float32], pairs: HeldoutPairs) -> NDArray[np.float64]:
+    """Return the cosine of each pair `(L,)`."""
+    units = unit_vectors(embeddings)
+    cosine: NDArray[np.float64] = np.einsum("ij,ij->i", units[pairs.row_a], units[pairs.row_b], dtype=np.float64)
+    return np.clip(cosine, -1, 1)
+
+
+def _separation(similarity: NDArray[np.float64], mated: NDArray[np.bool_]) -> float:
+    """Return d': the difference of the means of both kinds of pairs, by the root of their mean variance."""
+    a, b = similarity[mated], similarity[~mated]
+    return float((a.mean() - b.mean()) / max(np.sqrt((a.var() + b.var()) / 2), 1e-12))
+
+
 def _areas(
-    embeddings: NDArray[np.float32],
+    similarity: NDArray[np.float64],
     person: NDArray[np.int64],
     pairs: HeldoutPairs,
     scores: Mapping[float, NDArray[np.float64]],
@@ -301,9 +320,7 @@ def _areas(
     seed: int,
 ) -> tuple[AreaDraws, Cell]:
     """Return the areas of all candidates, and the convention and rate that they have."""
-    units = unit_vectors(embeddings)
     a, b = pairs.row_a, pairs.row_b
-    similarity = np.einsum("ij,ij->i", units[a], units[b], dtype=np.float64).clip(-1, 1)
     fnmr = np.mean(similarity[pairs.mated] <= threshold_at_fmr(similarity, pairs.mated, fmr))
     convention, cell = (AT_FNMR, (AT_FNMR.name, None)) if fnmr < MIN_FNMR else (AT_FMR, (AT_FMR.name, fmr))
     areas = bootstrap_areas(

@@ -96,6 +96,17 @@ def test_no_pair_of_a_person_with_many_images_is_drawn_twice():
     assert len(np.unique(both, axis=0)) == len(both)
 
 
+def test_a_recogniser_that_cannot_tell_people_apart_gives_no_choice():
+    rng = np.random.default_rng(3)
+    person, noise = np.repeat(np.arange(40), 5), rng.normal(size=(200, 64)).astype(np.float32)
+    targets = {t: rng.random(200) for t in (0.0, 0.3)}
+    curve = compare_thetas(noise, person, targets)
+    assert curve.chosen == 0
+    assert "the recogniser barely tells them apart" in curve.sentence()
+    people = rng.normal(size=(40, 64)).astype(np.float32)[person]
+    assert "barely" not in compare_thetas(noise + 0.5 * people, person, targets).sentence()  # d' is about 1.6
+
+
 def test_the_sentence_names_the_surest_candidate_beside_the_best():
     theta, nan = (0.0, 0.3, 1.0), float("nan")
     curve = ThetaCurve(

@@ -89,7 +89,7 @@ def test_a_sound_recognizer_and_method_pass(network, trial):
         (
             "scaling",
             lambda x: x / 255 if x.dtype == torch.float32 else None,
-            r"your code gets v / 255: .* v, 0..255 in its place: .* which is better .* your code scales its input wrongly, or not at all",
+            r"your code gets v / 255: .* v, 0..255 in its place: .* which is better .* your code scales its input wrongly",
         ),
         ("crop", lambda x: torch.roll(x, 8, 3), "moved 8 px left: .* which is better.*align them to the template"),
     ],
