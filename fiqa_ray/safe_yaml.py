@@ -35,7 +35,8 @@ _YAML_1_2 = {
 }
 """Values without quotes that are no text, by kind, as chapter 10.3.2 of the specification lists them. Octal numbers and
 those with leading zeros are left out: version 1.1 reads them as other numbers, or as text."""
-_LEADING_ZERO = re.compile("[-+]?0o?[0-9]+")
+_LEADING_ZERO = re.compile("[-+]?0o?[0-9]+$")
+_EXPONENT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
 
 
 class _Loader(yaml.SafeLoader):
@@ -70,11 +71,21 @@ class _Loader(yaml.SafeLoader):
         super().flatten_mapping(node)
 
 
+class _Dumper(yaml.SafeDumper):
+    """YAML's safe dumper; quotes texts that the loader would refuse without quotes."""
+
+
 # YAML 1.1 takes 1e-3 for text, which nobody means; and a lone equals sign has a kind of its own there.
-_Loader.add_implicit_resolver(
-    f"{_TAG}float", re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), [*"-+.0123456789"]
-)
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(f"{_TAG}float", _EXPONENT, [*"-+.0123456789"])
 _Loader.add_constructor(f"{_TAG}value", lambda _, node: str(node.value))
+_Dumper.add_implicit_resolver(f"{_TAG}int", _LEADING_ZERO, [*"-+0"])
+
+
+def yaml_text(values: Any) -> str:
+    """Return nested dicts and lists as YAML that `parse_yaml` reads back."""
+    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def parse_yaml(text: str, name: str) -> Any:

@@ -9,7 +9,7 @@ import pytest
 from fiqa_ray.config import load_settings
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.job import Job
-from fiqa_ray.safe_yaml import parse_options, parse_yaml
+from fiqa_ray.safe_yaml import parse_options, parse_yaml, yaml_text
 
 GOOD = """
 name: t
@@ -347,6 +347,8 @@ def test_values_on_which_versions_of_yaml_differ_are_refused(text):
         with pytest.raises(UsageError, match=words):
             parse_yaml(f"a: 1\n{line}", "job.yaml")
     assert parse_yaml(f"k: '{text}'", "job.yaml") == {"k": text}
+    values = {"k": text, "list": [text, "1e-3", 1e-3, 1e300, 0.1, 10, None, True, "=", "é"]}
+    assert parse_yaml(yaml_text(values), "job.yaml") == values
 
 
 @pytest.mark.parametrize(
