@@ -21,8 +21,9 @@ from fiqa_ray.datasets.schemas import SCHEMA_VERSION
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.models.reference import ModelRef
 from fiqa_ray.report.answer import answer_lines, other_results, sign_lines
-from fiqa_ray.storage import exists, join, list_files
+from fiqa_ray.storage import exists, join
 from fiqa_ray.tools.results_record import RESULTS, read_results_record
+from fiqa_ray.tools.settings_record import read_settings_records
 
 LABELS = pa.schema(
     [
@@ -94,11 +95,8 @@ class Run:
         self.uri = uri
         record = read_results_record(uri)
         if record is None:
-            if list_files(join(uri, "_settings")):
-                raise FiqaRayError(
-                    f"{uri} was made by an earlier version of fiqa_ray, or its run ended before the first stage; run the "
-                    "job again"
-                )
+            if read_settings_records(uri):  # refuses those of another version
+                raise FiqaRayError(f"the run in {uri} ended before its first stage; run the job again")
             raise FiqaRayError(f"{uri} holds no run; give the run_uri of a job that was started")
         if record.get("schema_version") != SCHEMA_VERSION:
             raise FiqaRayError(

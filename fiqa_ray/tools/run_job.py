@@ -22,12 +22,12 @@ from fiqa_ray.errors import IncompleteError, StorageError, UsageError
 from fiqa_ray.job import Job
 from fiqa_ray.stages import STAGES, stage_steps
 from fiqa_ray.stages.pack import listed_faces
-from fiqa_ray.storage import fingerprint, join, list_files
+from fiqa_ray.storage import fingerprint, join
 from fiqa_ray.storage.patience import set_patience
 from fiqa_ray.tools.asked_datasets import AskedDatasets
 from fiqa_ray.tools.inputs import match_inputs, read_inputs
 from fiqa_ray.tools.results_record import record_results
-from fiqa_ray.tools.status import read_settings_record
+from fiqa_ray.tools.settings_record import SETTINGS, read_settings_records
 
 
 def run_job(settings: Settings, stages: Iterable[str] = tuple(STAGES), *, new_settings: bool = False) -> Job:
@@ -98,8 +98,8 @@ def _checked(stages: Iterable[str]) -> list[str]:
 
 def _check_settings(settings: Settings, new_settings: bool) -> None:
     """Raise `UsageError` if the run has other settings or another schema version."""
-    identity, folder, name = _record_of(settings)
-    records = {n: read_settings_record(settings.run_uri, n) for n in list_files(folder) if n.endswith(".json")}
+    identity, _, name = _record_of(settings)
+    records = read_settings_records(settings.run_uri)
     if records and name not in records and not new_settings:
         before = max(records.values(), key=lambda r: r.get("created_s", 0.0))
         changes = "; ".join(_differences(before.get("settings", {}), identity))
@@ -112,7 +112,7 @@ def _check_settings(settings: Settings, new_settings: bool) -> None:
 def _record_of(settings: Settings) -> tuple[dict[str, Any], str, str]:
     """Return what a run records of its settings, the folder of the records, and the record's name."""
     identity = settings.identity()
-    return identity, join(settings.run_uri, "_settings"), f"{fingerprint(identity)}.json"
+    return identity, join(settings.run_uri, SETTINGS), f"{fingerprint(identity)}.json"
 
 
 def _record_settings(settings: Settings) -> None:

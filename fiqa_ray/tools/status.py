@@ -10,13 +10,13 @@ import pyarrow.compute as pc
 
 from fiqa_ray.datasets.dataset import Dataset, add_stats
 from fiqa_ray.datasets.folders import find_folders, in_parallel, record_names
-from fiqa_ray.datasets.schemas import SCHEMA_VERSION
-from fiqa_ray.documents import SUM_KEY, parse_document, parse_object, read_document
+from fiqa_ray.documents import read_document
 from fiqa_ray.engine.lock import STALE_S, holder_lives, newest_lock, read_holder
-from fiqa_ray.errors import FiqaRayError, UsageError
+from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.stages import STAGES
-from fiqa_ray.storage import filesystem, join, read_bytes, read_json
+from fiqa_ray.storage import filesystem, join, read_json
 from fiqa_ray.tools.asked_datasets import stage_of_asked
+from fiqa_ray.tools.settings_record import read_settings_records
 
 REJECTS = pa.schema([(n, pa.string()) for n in ("dataset", "image_id", "identity", "status", "error")])
 VERIFIED = "_verified.json"
@@ -34,8 +34,10 @@ def run_status(run_uri: str) -> list[dict[str, Any]]:
     is not there has no parts.
 
     Raises:
-        FiqaRayError: There is no run.
+        UsageError: Another version of fiqa_ray made the run.
+        FiqaRayError: There is no run, or a settings record is damaged.
     """
+    read_settings_records(run_uri)  # refuses those of another version
     fs, _ = filesystem(run_uri)
     folders = find_folders(run_uri)
     statuses = in_parallel(lambda folder: _dataset_status(run_uri, folder), folders, fs)
@@ -171,31 +173,3 @@ def rejected_images(run_uri: str) -> pa.Table:
                 rows = rows.filter(pc.is_valid(rows["error"]))
                 tables.append(rows.add_column(0, "dataset", pa.repeat(folder, len(rows))).cast(REJECTS))
     return pa.concat_tables(tables)
-
-
-def read_settings_record(run_uri: str, name: str) -> dict[str, Any]:
-    """Return a settings record of a run.
-
-    Raises:
-        UsageError: Another version of fiqa_ray made the run.
-        FiqaRayError: The record is damaged.
-    """
-    uri = join(run_uri, "_settings", name)
-    remedy = "remove this file and run again with the settings that the run was made with: it is written again"
-    content = read_bytes(uri)
-    record = parse_object(content, uri, remedy)
-    if SUM_KEY in record or record.get("schema_version") == SCHEMA_VERSION:
-        record = parse_document(content, uri, remedy, name)
-    if record.get("schema_version") != SCHEMA_VERSION:
-        raise UsageError(f"{run_uri} was {made_by_another_version(record)}")
-    return record
-
-
-def made_by_another_version(record: dict[str, Any]) -> str:
-    """Return the words that say which version made a run and what to do; `record` is the run's settings record."""
-    version = record.get("schema_version")
-    return (
-        f"made by {'a newer' if isinstance(version, int) and version > SCHEMA_VERSION else 'an earlier'} version of "
-        f"fiqa_ray ({record.get('code_version', 'unknown')}, schema {version or 'before 3'}; this one has schema "
-        f"{SCHEMA_VERSION}) and cannot be read; choose another run_uri"
-    )

@@ -17,7 +17,8 @@ from fiqa_ray.errors import FiqaRayError, StorageError, UsageError
 from fiqa_ray.storage import join, list_files, read_bytes, remove_file
 from fiqa_ray.tools.asked_datasets import ASKED, read_asked
 from fiqa_ray.tools.results_record import RESULTS, read_results_record
-from fiqa_ray.tools.status import VERIFIED, read_settings_record
+from fiqa_ray.tools.settings_record import SETTINGS, read_settings_record
+from fiqa_ray.tools.status import VERIFIED
 
 SOURCE_LIST = "_source.parquet"
 
@@ -100,7 +101,7 @@ def _faults_beside(run_uri: str, names: dict[str, int]) -> Iterator[tuple[str, s
         file = name.rpartition("/")[2]
         uri = join(run_uri, name)
         call: Callable[[], Any] | None = None
-        if name.startswith("_settings/") and name.endswith(".json"):
+        if name.startswith(f"{SETTINGS}/") and name.endswith(".json"):
             call = partial(read_settings_record, run_uri, file)
         elif name.startswith(f"{ASKED}/"):
             call = partial(read_asked, run_uri, file)
