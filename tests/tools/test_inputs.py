@@ -223,7 +223,8 @@ def test_few_draws_and_training_people_in_a_benchmark_are_said(tmp_path, faces, 
 
 
 def test_an_unknown_scorer_to_compare_is_told_before_anything_is_made(tmp_path, faces):
-    settings = job(tmp_path, faces, pairs={"kind": "table", "uri": f"{faces}/pairs_of_train.csv"})
+    (tmp_path / "pairs.csv").write_text(PAIRS + "p00/000.jpg,p00/001.jpg,1\np00/000.jpg,p01/001.jpg,0\n")
+    settings = job(tmp_path, faces, pairs={"kind": "table", "uri": f"{tmp_path}/pairs.csv"})
     unknown = settings.evaluate.model_copy(update={"compare_scorers": (("embedding_norm", "truth"),)})
     with pytest.raises(UsageError, match=r"compare_scorers: there is no scorer 'truth'; choose from .*embedding_norm"):
         read_inputs(Job(settings.model_copy(update={"evaluate": unknown})), STAGES)
