@@ -29,7 +29,7 @@ from fiqa_ray.core.intervals import (
     difference_interval,
 )
 from fiqa_ray.core.kernels.discard import step_areas
-from fiqa_ray.core.levels import Levels, Numbers, Units, fixed_levels, fixed_threshold, moving_levels, upper_wrong
+from fiqa_ray.core.levels import Copies, Levels, Units, fixed_levels, fixed_threshold, moving_levels, upper_wrong
 from fiqa_ray.core.orders import PairOrder, Qualities, QualityOrder
 from fiqa_ray.core.resampling import (
     NonmatedUnits,
@@ -381,7 +381,7 @@ class _Scorer:
         """Fill the rows of a sample: the rates at each level, or the areas of a curve that has a level at each quality."""
         if not sample.counts.any():
             return
-        numbers: dict[int, Numbers] = {}  # of the copies, which all rates share
+        copies: dict[int, _OrderedCopies] = {}  # of each order, which all conventions and rates share
         for (convention, fmr), (row, limits) in wanted.items():
             if convention.step is None:
                 order = self._orders(sample.pairs, convention)[0]
@@ -390,23 +390,37 @@ class _Scorer:
             orders = self._orders(sample.pairs, convention)
             n = min(ORDERS_PER_DRAW, len(orders))
             chosen = [orders[(draw * n + i) % len(orders)] for i in range(n)]
-            row[:] = np.mean([_rates(sample, order, fmr, convention, numbers) for order in chosen], axis=0)
+            for order in chosen:
+                copies.setdefault(id(order), _OrderedCopies(Copies(sample.pairs, order, sample.counts), {}))
+            rates = [_rates(copies[id(order)], sample.units[fmr], fmr, convention) for order in chosen]
+            row[:] = np.mean(rates, axis=0)
+
+
+@dataclass(frozen=True)
+class _OrderedCopies:
+    """A sample in the order of a score, and its non-mated copies by the `id` of the units that they come from."""
+
+    copies: Copies
+    units: dict[int, Units]
+
+    def numbered(self, units: NonmatedUnits) -> Units:
+        """Return the units with the numbers that their last copies have in the order."""
+        if id(units) not in self.units:
+            self.units[id(units)] = self.copies.last[units.rows] - units.back, units.count, units.similarity
+        return self.units[id(units)]
 
 
 def _rates(
-    sample: _Sample, order: QualityOrder, fmr: float | None, convention: Convention, numbers: dict[int, Numbers]
+    ordered: _OrderedCopies, units: tuple[NonmatedUnits, NonmatedUnits], fmr: float | None, convention: Convention
 ) -> FloatArray:
     """Return a sample's rates at each level, (n_levels,)."""
-    early, late = sample.units[fmr]
+    early, late = units
+    levels: Levels
     if convention.threshold == "fixed":
-        units = early.count, early.count, early.similarity
-        levels: Levels = fixed_levels(sample.pairs, order, sample.counts, fmr, convention, units)
-        return levels.rate(convention)
-    if id(order) not in numbers:
-        numbers[id(order)] = Numbers.of(sample.pairs, order, sample.counts)
-    n = numbers[id(order)]
-    both: list[Units] = [(n.last[u.rows] - u.back, u.count, u.similarity) for u in (early, late)]
-    return moving_levels(sample.pairs, order, n, fmr, convention, (both[0], both[1])).rate(convention)
+        levels = fixed_levels(ordered.copies, fmr, convention, (early.count, early.count, early.similarity))
+    else:
+        levels = moving_levels(ordered.copies, fmr, convention, (ordered.numbered(early), ordered.numbered(late)))
+    return levels.rate(convention)
 
 
 def _step_areas(

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fiqa_ray.core.conventions import Convention, convention_of
-from fiqa_ray.core.levels import Numbers, Units, fixed_levels, fixed_threshold, moving_levels, upper_wrong
+from fiqa_ray.core.levels import Copies, Units, fixed_levels, fixed_threshold, moving_levels, upper_wrong
 from fiqa_ray.core.orders import PairOrder, Qualities, QualityOrder
 from fiqa_ray.core.verification import FloatArray, IntArray, allowed_false_matches, exact_fmr
 from fiqa_ray.errors import UsageError
@@ -230,12 +230,12 @@ def pair_curve(pairs: PairOrder, scorer: QualityOrder, fmr: float | None, conven
     plain = np.zeros_like(rows), counts[rows], pairs.similarity[rows]
     if convention.step is None:
         return _step_curve(pairs, scorer, fmr, convention, plain)
+    copies = Copies(pairs, scorer, counts)
     if convention.threshold == "fixed":
-        levels = fixed_levels(pairs, scorer, counts, fmr, convention, plain)
+        levels = fixed_levels(copies, fmr, convention, plain)
     else:
-        numbers = Numbers.of(pairs, scorer, counts)
-        units = numbers.last[rows], counts[rows], pairs.similarity[rows]
-        levels = moving_levels(pairs, scorer, numbers, fmr, convention, (units, units))
+        units = copies.last[rows], counts[rows], pairs.similarity[rows]
+        levels = moving_levels(copies, fmr, convention, (units, units))
     return EDC(
         convention=convention,
         fmr=fmr if convention.starting_fnmr is None else None,

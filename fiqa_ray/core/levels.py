@@ -5,7 +5,8 @@ A sample holds pair i `counts[i]` times; the benchmark itself is the sample with
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from fiqa_ray.core.kernels.discard import (
     threshold_nearest,
 )
 from fiqa_ray.core.orders import PairOrder, QualityOrder
-from fiqa_ray.core.verification import FloatArray, IntArray, exact_fmr
+from fiqa_ray.core.verification import BoolArray, FloatArray, IntArray, exact_fmr
 
 Units = tuple[IntArray, IntArray, FloatArray]
 """Non-mated pairs of a sample by falling similarity: number of the last copy, copies, similarity."""
@@ -94,81 +95,87 @@ class Levels:
         return np.where(np.isnan(self.threshold) | (left == 0), np.nan, wrong / np.maximum(left, 1))
 
 
-def fixed_levels(
-    pairs: PairOrder,
-    scorer: QualityOrder,
-    counts: IntArray,
-    fmr: float | None,
-    convention: Convention,
-    units: Units,
-) -> Levels:
+@dataclass(frozen=True)
+class Copies:
+    """The copies of a sample in the order of a score, and what conventions and rates share of them.
+
+    Attributes:
+        pairs: the benchmark.
+        scorer: its pairs by quality.
+        counts: (n_pairs,) int64 copies of each pair.
+    """
+
+    pairs: PairOrder
+    scorer: QualityOrder
+    counts: IntArray
+    _left: dict[tuple[str, int], tuple[IntArray, IntArray, IntArray]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def last(self) -> IntArray:
+        """The number of the last copy of each pair, (n_pairs,), where all copies are numbered by rising quality."""
+        last = np.empty(self.pairs.mated.size, dtype=np.int64)
+        number_copies(self.scorer.order, self.counts, last)
+        return last
+
+    def left(self, convention: Convention) -> tuple[IntArray, IntArray, IntArray]:
+        """Return how many copies each level discards, and the mated and non-mated ones that it leaves, (n_levels,) each."""
+        key = convention.ties, convention.n_levels
+        if key not in self._left:
+            cuts = self.scorer.cuts(self.counts, convention)
+            self._left[key] = cuts, self.count(self.scorer.mated, cuts), self.count(~self.scorer.mated, cuts)
+        return self._left[key]
+
+    def count(self, is_counted: BoolArray, cuts: IntArray) -> IntArray:
+        """Return how many copies of some pairs, in the order of the score, lie behind each cut."""
+        left = np.empty(cuts.size, dtype=np.int64)
+        count_left(self.scorer.order, is_counted, self.counts, cuts, left)
+        return left
+
+
+def fixed_levels(copies: Copies, fmr: float | None, convention: Convention, units: Units) -> Levels:
     """Return a sample's levels under one threshold."""
+    pairs, scorer, counts = copies.pairs, copies.scorer, copies.counts
     threshold, allowed = fixed_threshold(convention, fmr, pairs, counts, units)
-    cuts = scorer.cuts(counts, convention)
+    cuts, n_mated, n_nonmated = copies.left(convention)
     highest = upper_wrong(convention, threshold)
     accepted = pairs.similarity[scorer.order] > highest
-    kinds = (scorer.mated, ~scorer.mated, scorer.mated & ~accepted, ~scorer.mated & accepted)
-    left = np.empty((4, cuts.size), dtype=np.int64)
-    for row, is_counted in zip(left, kinds, strict=True):
-        count_left(scorer.order, is_counted, counts, cuts, row)
+    n_false_nonmatches = copies.count(scorer.mated & ~accepted, cuts)
+    n_false_matches = copies.count(~scorer.mated & accepted, cuts)
     if convention.pool == "mated":  # non-mated pairs stay
-        left[1], left[3] = units[1].sum(), units[1][units[2] > highest].sum()
+        n_nonmated = np.full(cuts.size, units[1].sum())
+        n_false_matches = np.full(cuts.size, units[1][units[2] > highest].sum())
     elif convention.pool == "nonmated":
         rows = pairs.mated_rows
-        left[0] = counts[rows].sum()
-        left[2] = counts[rows][pairs.similarity[rows] <= highest].sum()
-    left[2:, (left[0] == 0) | (left[1] == 0)] = 0
-    thresholds = np.where((left[0] == 0) | (left[1] == 0), np.nan, threshold)
-    return Levels(thresholds, left[0], left[1], left[2], left[3], np.full(cuts.size, allowed))
+        n_mated = np.full(cuts.size, counts[rows].sum())
+        n_false_nonmatches = np.full(cuts.size, counts[rows][pairs.similarity[rows] <= highest].sum())
+    is_empty = (n_mated == 0) | (n_nonmated == 0)
+    n_false_nonmatches[is_empty] = n_false_matches[is_empty] = 0
+    thresholds = np.where(is_empty, np.nan, threshold)
+    return Levels(thresholds, n_mated, n_nonmated, n_false_nonmatches, n_false_matches, np.full(cuts.size, allowed))
 
 
-@dataclass(frozen=True)
-class Numbers:
-    """The copies of a sample, numbered by rising quality: `counts` of each pair and the number of its `last` one."""
-
-    counts: IntArray
-    last: IntArray
-
-    @classmethod
-    def of(cls, pairs: PairOrder, scorer: QualityOrder, counts: IntArray) -> Numbers:
-        """Give the copies of all pairs their numbers."""
-        last = np.empty(pairs.mated.size, dtype=np.int64)
-        number_copies(scorer.order, counts, last)
-        return cls(counts, last)
-
-
-def moving_levels(
-    pairs: PairOrder,
-    scorer: QualityOrder,
-    numbers: Numbers,
-    fmr: float | None,
-    convention: Convention,
-    units: tuple[Units, Units],
-) -> Levels:
+def moving_levels(copies: Copies, fmr: float | None, convention: Convention, units: tuple[Units, Units]) -> Levels:
     """Return a sample's levels under thresholds that differ from level to level.
 
     Args:
-        pairs: the benchmark.
-        scorer: its pairs by quality, of a pool with both kinds.
-        numbers: of the sample.
+        copies: the sample, of a pool with both kinds of pairs.
         fmr: target false match rate; None: 0.001.
         convention: says how.
         units: the non-mated pairs by falling similarity, twice: for levels that leave more than half of all pairs, and,
             without those that are discarded by then, for the others.
     """
-    counts, cuts = numbers.counts, scorer.cuts(numbers.counts, convention)
-    n_mated, n_nonmated, n_false_nonmatches, n_false_matches = np.empty((4, cuts.size), dtype=np.int64)
-    count_left(scorer.order, scorer.mated, counts, cuts, n_mated)
-    count_left(scorer.order, ~scorer.mated, counts, cuts, n_nonmated)
+    pairs, counts, last = copies.pairs, copies.counts, copies.last
+    cuts, n_mated, n_nonmated = copies.left(convention)
     rows, threshold = pairs.mated_rows, np.empty(cuts.size)
-    mated_pairs = numbers.last[rows], counts[rows], pairs.similarity[rows]
+    n_false_nonmatches, n_false_matches = np.empty((2, cuts.size), dtype=np.int64)
+    mated_pairs = last[rows], counts[rows], pairs.similarity[rows]
     rate = 1e-3 if fmr is None else fmr
     target, allowed = exact_fmr(rate), n_allowed(convention, rate, n_nonmated)
     if convention.threshold == "recomputed":
         recomputed_thresholds(
             *units,
             mated_pairs,
-            int(numbers.last[scorer.order[-1]]),
+            int(last[copies.scorer.order[-1]]),
             cuts,
             n_mated,
             n_nonmated,
