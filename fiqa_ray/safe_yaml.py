@@ -1,7 +1,12 @@
-"""YAML of bounded size: a few lines can stand for more values than there is memory, and long ones take long to parse."""
+"""YAML of bounded size, whose values mean the same in each version of YAML.
+
+A few lines can stand for more values than there is memory, and long ones take long to parse. YAML 1.1, which PyYAML reads,
+takes 010 for 8, 1:30 for 90 and no for false; YAML 1.2 takes them for 10 and two texts. Such values are refused.
+"""
 
 from __future__ import annotations
 
+import re
 from itertools import accumulate
 from typing import Any
 
@@ -18,9 +23,40 @@ MAX_BYTES = 200_000
 MAX_BITS = 64
 """Of a whole number."""
 
+_TAG = "tag:yaml.org,2002:"
+_YAML_1_2 = {
+    "null": re.compile("~|null|Null|NULL|"),
+    "bool": re.compile("true|True|TRUE|false|False|FALSE"),
+    "int": re.compile("[-+]?(0|[1-9][0-9]*)|0x[0-9a-fA-F]+"),
+    "float": re.compile(
+        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+|\.[0-9]+[eE][-+]?[0-9]+|\.(inf|Inf|INF))"
+        r"|\.(nan|NaN|NAN)"
+    ),
+}
+"""Values without quotes that are no text, by kind, as chapter 10.3.2 of the specification lists them. Octal numbers and
+those with leading zeros are left out: version 1.1 reads them as other numbers, or as text."""
+_LEADING_ZERO = re.compile("[-+]?0o?[0-9]+$")
+_EXPONENT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML's safe loader, which refuses a key that stands twice: the last one would win without a word."""
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which refuses what it would read otherwise than most people mean, without a word.
+
+    These are a key that stands twice, of which the last one would win, and values that the versions of YAML read otherwise.
+    """
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        """Refuse a value without quotes that is of another kind, or another number, in YAML 1.2."""
+        is_plain = self.peek_event().implicit[0]  # neither quotes nor a kind of its own, such as !!str
+        node: yaml.ScalarNode = super().compose_scalar_node(anchor)
+        if is_plain and node.tag not in (f"{_TAG}merge", f"{_TAG}value"):
+            kind = next((kind for kind, text in _YAML_1_2.items() if text.fullmatch(node.value)), "str")
+            if node.tag != _TAG + kind or _LEADING_ZERO.fullmatch(node.value):
+                raise yaml.YAMLError(
+                    f"versions of YAML do not agree on {_shown(node.value)} (line {node.start_mark.line + 1}); write a "
+                    "number in plain decimals, true or false in full, and a text or date in quotes"
+                )
+        return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Refuse repeated keys before merges (`<<`) add those that the mapping may override."""
@@ -35,6 +71,23 @@ class _UniqueKeys(yaml.SafeLoader):
         super().flatten_mapping(node)
 
 
+class _Dumper(yaml.SafeDumper):
+    """YAML's safe dumper; quotes texts that the loader would refuse without quotes."""
+
+
+# YAML 1.1 takes 1e-3 for text, which nobody means; and a lone equals sign has a kind of its own there.
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(f"{_TAG}float", _EXPONENT, [*"-+.0123456789"])
+_Loader.add_constructor(f"{_TAG}value", lambda _, node: str(node.value))
+_Dumper.add_implicit_resolver(f"{_TAG}int", _LEADING_ZERO, [*"-+0"])
+
+
+def yaml_text(values: Any) -> str:
+    """Return nested dicts and lists as YAML that `parse_yaml` reads back."""
+    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
+
+
 def parse_yaml(text: str, name: str) -> Any:
     """Parse YAML of at most `MAX_BYTES` and `MAX_YAML_VALUES` values, with those that its aliases stand for.
 
@@ -47,7 +100,7 @@ def parse_yaml(text: str, name: str) -> Any:
     if max(accumulate(steps), default=0) > MAX_DEPTH:  # which the parser would take long for
         raise UsageError(f"{name} is not valid YAML: it is nested too deeply for settings; remove brackets")
     try:
-        values = yaml.load(text, _UniqueKeys)
+        values = yaml.load(text, _Loader)
         n_values = _count_values(values, {})
     except (yaml.YAMLError, ValueError) as exc:  # ValueError: a date that does not exist, a number of too many digits
         raise UsageError(f"{name} is not valid YAML: {exc}") from exc
@@ -65,6 +118,10 @@ def _count_values(value: Any, counts: dict[int, int]) -> int:
     """Return the values below a value; each object is looked at once, however many aliases lead to it."""
     if isinstance(value, int) and value.bit_length() > MAX_BITS:
         raise ValueError(f"a whole number has {value.bit_length():,} bits; {MAX_BITS} are allowed")
+    if not isinstance(value, dict | list | str | int | float | None):
+        raise ValueError(
+            f"it holds {value!r}, of the kind {type(value).__name__}; settings are texts, numbers and lists"
+        )
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in counts:
@@ -92,11 +149,6 @@ def override(values: dict[str, Any], assignment: str) -> None:
     if not equals or not key:
         raise UsageError(f"{_shown(assignment)} is not of the form key=value, such as optimize.theta=0.01")
     value = parse_yaml(text, f"{_shown(assignment)}: the value")
-    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        try:
-            value = float(value)
-        except ValueError:
-            value = str(value)
     *path, last = key.split(".")
     section: Any = values
     for i, step in enumerate(path):
@@ -114,5 +166,5 @@ def override(values: dict[str, Any], assignment: str) -> None:
         raise UsageError(f"{_shown(assignment)}: {'.'.join(path)} has no key {last!r}")
 
 
-def _shown(assignment: str) -> str:
-    return repr(assignment if len(assignment) <= 100 else assignment[:100] + "...")
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 100 else text[:100] + "...")

@@ -44,7 +44,23 @@ COVERED = ("core", "models", "training")
 """Folders of tests during which the coverage of core and models is measured: to trace the others is slow and adds little."""
 
 
-BAD_INPUT = ("test_bad_input.py", "test_damage.py", "test_images.py", "test_config.py", "models/formats", "sources")
+BAD_INPUT = (
+    *(
+        "test_bad_input.py",
+        "test_damage.py",
+        "test_images.py",
+        "test_config.py",
+        "test_packed_faces.py",
+        "test_secrets.py",
+    ),
+    *("models/formats", "models/test_detector.py", "models/test_regressor.py", "sources", "stages/test_given.py"),
+    *(
+        "stages/test_infer_parts_decoding.py",
+        "stages/test_pack_sources.py",
+        "tools/test_inputs.py",
+        "tools/test_verify.py",
+    ),
+)
 """Files and folders of tests that read what is wrong or damaged."""
 BAD_INPUT_CPU_S, BAD_INPUT_S, BAD_INPUT_BYTES = 60, 300, 2 << 30
 """What a test of bad input may take: seconds of CPU; of the clock, on a shared machine; memory beyond that held before."""

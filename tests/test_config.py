@@ -1,3 +1,4 @@
+import math
 import re
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import pytest
 from fiqa_ray.config import load_settings
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.job import Job
-from fiqa_ray.safe_yaml import parse_options, parse_yaml
+from fiqa_ray.safe_yaml import parse_options, parse_yaml, yaml_text
 
 GOOD = """
 name: t
@@ -38,8 +39,8 @@ def job(tmp_path, text=GOOD):
         ("name: " + "x" * 50_000_000, "characters; settings may have"),
         ("seed: " + "9" * 5_000, "not valid YAML"),
         ("seed: 0x" + "f" * 5_000, r"a whole number has 20,000 bits"),
-        ("seed: " + ":".join(["59"] * 5_000), r"a whole number has 29,53\d bits"),
-        ("name: 2026-13-01", "month must be in 1..12"),
+        ("seed: " + ":".join(["59"] * 5_000), "versions of YAML do not agree"),
+        ("name: 2026-13-01", "versions of YAML do not agree"),
     ],
     ids=[
         "alias bomb",
@@ -299,6 +300,65 @@ def test_a_key_that_stands_twice_is_refused(text, line):
         UsageError, match=rf"job\.yaml is not valid YAML: the key '\w+' stands twice \(line {line}\); keep one"
     ):
         parse_yaml(text, "job.yaml")
+
+
+VERSIONS_AGREE = [
+    ("10", 10), ("-3", -3), ("+5", 5), ("0", 0), ("0x1F", 31), ("0.1", 0.1), (".5", 0.5), ("1.", 1.0), ("00.5", 0.5),
+    ("1e-3", 0.001), ("1E+3", 1000.0), ("2.5e6", 2.5e6), (".5e1", 5.0), ("-.inf", -math.inf), ("true", True),
+    ("False", False), ("null", None), ("~", None), ("'010'", "010"), ("!!str 010", "010"), ("'no'", "no"), ("=", "="),
+    ("nobody", "nobody"), ("10.0.0.1:80", "10.0.0.1:80"), ("a:1", "a:1"), ("0abc", "0abc"), ("NaN", "NaN"), ("1e", "1e"),
+    ("b/0010", "b/0010"),
+]  # fmt: skip
+"""Plain values and what YAML 1.2 (chapter 10.3) says of them; of 1e-3, YAML 1.1 says text, which nobody means."""
+
+
+@pytest.mark.parametrize(("text", "value"), VERSIONS_AGREE)
+def test_plain_values_are_those_of_yaml_1_2(text, value):
+    got = parse_yaml(f"k: {text}", "job.yaml")["k"]
+    assert got == value
+    assert type(got) is type(value)
+    assert parse_options([f"k={text}"])["k"] == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    # octal, thousands, minutes, binary, yes and no, dates, and a leading zero, which one version takes for a number only
+    [
+        "010",
+        "-010",
+        "0_1",
+        "1_000",
+        "1.0_0",
+        "1:30",
+        "1:30:00.5",
+        "0b11",
+        "0o17",
+        "08",
+        "yes",
+        "No",
+        "ON",
+        "off",
+        "2020-01-01",
+    ],
+)
+def test_values_on_which_versions_of_yaml_differ_are_refused(text):
+    words = rf"job\.yaml is not valid YAML: versions of YAML do not agree on '{text}' \(line 2\); write a number"
+    for line in (f"k: {text}", f"k: [1, {text}]", f"{text}: 1"):
+        with pytest.raises(UsageError, match=words):
+            parse_yaml(f"a: 1\n{line}", "job.yaml")
+    assert parse_yaml(f"k: '{text}'", "job.yaml") == {"k": text}
+    values = {"k": text, "list": [text, "1e-3", 1e-3, 1e300, 0.1, 10, None, True, "=", "é"]}
+    assert parse_yaml(yaml_text(values), "job.yaml") == values
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"), [("!!set {a, b}", "set"), ("!!binary aGk=", "bytes"), ("!!omap [a: 1]", "tuple")]
+)
+def test_values_that_are_no_settings_are_refused(text, kind):
+    with pytest.raises(
+        UsageError, match=rf"job\.yaml is not valid YAML: it holds .* of the kind {kind}; settings are texts"
+    ):
+        parse_yaml(f"k: {text}", "job.yaml")
 
 
 def test_a_merge_may_be_overridden():

@@ -30,6 +30,7 @@ def settings_page() -> str:
     sections = Settings.model_json_schema()["$defs"]
     text = "# Settings\n\nA job is a YAML file. Any key can be changed on the command line: `fiqa-ray run JOB.yaml "
     text += "optimize.theta=0.1`.\nNumbers in brackets are limits. A key without default must be given.\n"
+    text += "Refused is what versions of YAML read differently: `010`, `1_000`, `1:30`, `yes`, dates without quotes.\n"
     for name, (places, keys) in _sections(Settings.model_json_schema(), sections).items():
         title = ", ".join(f"`{place}`" for place in places) if name else "Top level"
         text += f"\n## {title}\n\n{_first_paragraph(sections[name]) if name else ''}\n\n"

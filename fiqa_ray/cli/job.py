@@ -169,16 +169,15 @@ def submit(
     ] = False,
 ) -> None:
     """Submit `fiqa-ray run` as a Ray job and print its id. Submit it again to follow it, or to continue it."""
-    import yaml
-
     from fiqa_ray.config import load_settings, settings_values
     from fiqa_ray.engine.submit import Submission, submit_job
+    from fiqa_ray.safe_yaml import yaml_text
 
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS", "")
     if not address:
         raise UsageError("no cluster: give --address http://HEAD:8265 or set RAY_API_SERVER_ADDRESS")
     run_uri = load_settings(job, overrides or []).run_uri  # mistakes show here, not on the cluster
-    text = yaml.safe_dump(settings_values(job, overrides or []), sort_keys=False, allow_unicode=True)
+    text = yaml_text(settings_values(job, overrides or []))
     submission = Submission(text, run_uri, working_dir, with_dependencies)
     code = submit_job(address, submission, wait=wait, say=lambda line: print(line, end="", flush=True))
     if code:

@@ -33,13 +33,3 @@ def real_array(name: str, values: ArrayLike, dtype: DTypeLike) -> NDArray[Any]:
         raise
     except (TypeError, ValueError, RuntimeError) as exc:  # torch raises RuntimeError for a tensor with a gradient
         raise UsageError(f"{name} cannot be read as numbers: {exc}; give a numpy array") from exc
-
-
-def moderate_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return vectors `(I, D)`, those scaled whose squares float32 cannot hold: their cosines would be 0."""
-    largest = np.maximum(vectors.max(axis=1), -vectors.min(axis=1))
-    is_extreme = (largest > 0) & ((largest < 1e-15) | (largest > 1e15))
-    if not is_extreme.any():
-        return vectors
-    scale = np.where(is_extreme, largest, np.float32(1))
-    return np.asarray(vectors / scale[:, None], np.float32)

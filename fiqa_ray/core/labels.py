@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fiqa_ray.core.candidates import PAPER_THETA, default_scale
-from fiqa_ray.core.given_arrays import moderate_rows, real_array
+from fiqa_ray.core.given_arrays import real_array
 from fiqa_ray.core.kernels.owners import add_repeat, assign_sorted_scores, sum_ranks_by_owner
 from fiqa_ray.core.kernels.sorting import stable_order
 from fiqa_ray.core.kernels.threads import available_threads, one_thread
@@ -399,7 +399,13 @@ def _checked_embeddings(embeddings: ArrayLike, n_named: int) -> NDArray[np.float
         raise UsageError(f"embeddings must be finite and of shape (n_images, dim), got {values.shape}")
     if n_named != len(values):
         raise UsageError(f"{len(values)} embeddings but {n_named} identities: one identity per embedding")
-    return moderate_rows(values)
+    without = np.flatnonzero(~values.any(axis=1))
+    if len(without):
+        raise UsageError(
+            f"the embedding of image {without[0]} is all zeros ({len(without)} such): it has no direction, and so no "
+            "similarity; leave such images out"
+        )
+    return values
 
 
 def _identity_rows(identities: Sequence[Any] | NDArray[Any]) -> tuple[NDArray[np.int64], int]:

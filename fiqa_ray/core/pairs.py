@@ -87,7 +87,7 @@ def mated_pairs(
     """Cluster every identity and draw the pairs of all repeats.
 
     Args:
-        embeddings: `(I, D) float32`; one without direction (length 0 or beyond float32) has similarity 0 to all.
+        embeddings: `(I, D) float32`; one without direction (length 0, infinity or NaN) has similarity 0 to all.
         bounds: `(K + 1,)`; identity k holds images bounds[k]:bounds[k+1].
         identity_rows: `(K,)` numbers of the identities, which decide their draws.
         n_clusters: C.

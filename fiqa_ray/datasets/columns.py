@@ -6,6 +6,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+NO_DIRECTION = "the embedding is zeros alone: it has no direction, and so no similarity to another"
+"""The error of images with the status "no_direction"."""
+
 
 def embedding_column(values: NDArray[np.float32], rows: NDArray[np.int64], n_rows: int) -> pa.Array:
     """Return embeddings as a column of fixed-size binaries; rows without an embedding are null.

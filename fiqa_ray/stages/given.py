@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from fiqa_ray.datasets import schemas
-from fiqa_ray.datasets.columns import embedding_column
+from fiqa_ray.datasets.columns import NO_DIRECTION, embedding_column
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.datasets.source_list import read_list
 from fiqa_ray.engine.step import Step, stateless_worker
@@ -45,7 +45,7 @@ def given_steps(job: Job) -> Iterator[list[Step]]:
 
 
 def copy_shard(dataset: Dataset, faces: Dataset, source_uri: str, shard: GivenShard) -> Part:
-    """Write a part of embeddings; one that is missing, NaN or infinite has the status "non_finite".
+    """Write a part of embeddings; one that is missing, NaN or infinite, or zeros alone, has a status that says so.
 
     Memory: the part's embeddings, and the row groups that hold them.
     """
@@ -54,14 +54,16 @@ def copy_shard(dataset: Dataset, faces: Dataset, source_uri: str, shard: GivenSh
     values = read_stored_embeddings(source_uri, shard.listed)
     n = len(names)
     is_finite = np.asarray(np.isfinite(values).all(axis=1))
-    status = np.where(is_finite, "ok", "non_finite").tolist()
+    has_direction = is_finite & np.asarray(values.any(axis=1))
+    status = np.where(has_direction, "ok", np.where(is_finite, "no_direction", "non_finite")).tolist()
+    reasons = {"non_finite": "the embedding is missing, NaN or infinite", "no_direction": NO_DIRECTION}
     table = pa.table(
         {
             "image_row": names["image_row"],
             "identity_row": names["identity_row"],
-            "embedding": embedding_column(values[is_finite], np.flatnonzero(is_finite), n),
+            "embedding": embedding_column(values[has_direction], np.flatnonzero(has_direction), n),
             "status": status,
-            "error": [None if good else "the embedding is missing, NaN or infinite" for good in is_finite.tolist()],
+            "error": [reasons.get(s) for s in status],
         },
         schema=schemas.embeddings(values.shape[1]),
     )

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fiqa_ray.config import RecognizerSettings, default_batch_size
 from fiqa_ray.datasets import schemas
-from fiqa_ray.datasets.columns import embedding_column, seed_score_column
+from fiqa_ray.datasets.columns import NO_DIRECTION, embedding_column, seed_score_column
 from fiqa_ray.datasets.dataset import Dataset, Part
 from fiqa_ray.engine.step import PipelinedWorker
 from fiqa_ray.models.batch_check import check_function
@@ -257,7 +257,8 @@ def write_part(
 ) -> Part:
     """Write one part of embeddings or scores.
 
-    Rows of bad faces keep their status; rows where the model gave NaN or infinity get the status "non_finite".
+    Rows of bad faces keep their status; rows where the model gave NaN or infinity get the status "non_finite", and
+    embeddings of zeros alone "no_direction".
 
     Args:
         dataset: where the part goes.
@@ -271,12 +272,16 @@ def write_part(
     n = len(table)
     values = values if values.ndim == 2 else values[:, None]
     finite = np.isfinite(values).all(axis=1)
-    usable = np.zeros(n, bool)
-    usable[good[finite]] = True
     status = np.array(table["status"].to_pylist(), dtype=object)
     error = np.array(table["error"].to_pylist(), dtype=object)
     status[good[~finite]] = "non_finite"
     error[good[~finite]] = "the model returned NaN or infinity for this face"
+    if kind == "embedding":
+        zeros = ~values.any(axis=1)
+        status[good[zeros]], error[good[zeros]] = "no_direction", NO_DIRECTION
+        finite &= ~zeros
+    usable = np.zeros(n, bool)
+    usable[good[finite]] = True
     columns = {"image_row": table["image_row"], "status": status.tolist(), "error": error.tolist()}
     if kind == "embedding":
         schema = schemas.embeddings(values.shape[1])

@@ -19,6 +19,7 @@ from fiqa_ray.core.kernels.draws import counter_draws
 from fiqa_ray.core.kernels.gram import cosine_keys, unit_vectors
 from fiqa_ray.core.kernels.kmeans import lloyd
 from fiqa_ray.core.pairs import mated_pairs, redraw_mates
+from fiqa_ray.core.templates import pair_similarities
 from fiqa_ray.errors import UsageError
 
 
@@ -235,7 +236,7 @@ def test_vectors_of_any_length_and_none():
     x, bounds = shard(np.random.default_rng(4), [60])
     x[7] = 0
     pairs = []
-    for scale in (1.0, 2.0**-20, 2.0**20):
+    for scale in (1.0, 2.0**-20, 2.0**20, 2.0**-100, 2.0**100):  # of the last two, float32 does not hold the squares
         pairs += mated_pairs(x * np.float32(scale), bounds, np.arange(1), n_clusters=6, n_repeats=1)
     for p in pairs[1:]:
         assert np.array_equal(p.mate, pairs[0].mate)
@@ -245,8 +246,24 @@ def test_vectors_of_any_length_and_none():
     assert pairs[0].similarity[~with_zero].all()
 
 
-@pytest.mark.parametrize("bad", [1e20, np.inf, np.nan])
-def test_vectors_beyond_float32_resemble_nothing(bad):
+@pytest.mark.parametrize("length", [1e-38, 1e-30, 1e-18, 1e18, 1e30])
+def test_the_length_of_one_vector_does_not_matter(length):
+    """Its cosines in float64, by Gram matrix, by unit vectors and for all pairs."""
+    rng = np.random.default_rng(6)
+    x, bounds = shard(rng, [40, 30])
+    x[[3, 50]] *= np.float32(length)
+    exact = x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
+    for p in mated_pairs(x, bounds, np.arange(2), n_clusters=6, n_repeats=2):
+        wanted = np.einsum("ij,ij->i", exact[p.image], exact[p.mate])
+        np.testing.assert_allclose(p.similarity, wanted, atol=3e-7)
+    a, b = rng.integers(70, size=(2, 500))
+    a[:2] = 3, 50
+    wanted = np.einsum("ij,ij->i", exact[a], exact[b])
+    np.testing.assert_allclose(pair_similarities(x, a, b), wanted, atol=3e-7)
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_vectors_of_infinity_resemble_nothing(bad):
     """Their products overflow; nothing of it may reach the clusters."""
     x, bounds = shard(np.random.default_rng(6), [40, 30])
     x[3] *= np.float32(bad)

@@ -174,16 +174,24 @@ def split(weights=None):
     return Split()
 
 
-class SometimesNan(Tiny):
-    """NaN for faces that are dark at the top left."""
+class Sometimes(Tiny):
+    """A value of its own, such as NaN, for faces that are dark at the top left."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
 
     def forward(self, x):
         dark = x[:, :, :40, :40].mean(dim=(1, 2, 3)) < 0.45
-        return torch.where(dark[:, None], torch.nan, super().forward(x))
+        return torch.where(dark[:, None], self.value, super().forward(x))
 
 
 def sometimes_nan(weights=None):
-    return SometimesNan()
+    return Sometimes(torch.nan)
+
+
+def sometimes_zero(weights=None):
+    return Sometimes(0.0)
 
 
 class Mortal(Tiny):

@@ -116,3 +116,16 @@ def test_files_that_are_no_embeddings_are_named(tmp_path):
         read_stored_embeddings(str(tmp_path / "x.parquet"), listed)
     listed = list_of(image_id=["a", "b"], identity=["p", "p"], embedding=[[1.0], None])
     np.testing.assert_array_equal(read_stored_embeddings(str(tmp_path / "x.parquet"), listed), [[1.0], [np.nan]])
+
+
+def test_embeddings_without_direction_are_marked(tmp_path):
+    """Missing, not finite, or zeros alone; a short one has a direction."""
+    values = [[1.0, 2.0], None, [np.inf, 0.0], [0.0, -0.0], [1e-30, 0.0]]
+    table = {"image_id": list("abcde"), "identity": ["p"] * 5, "embedding": values}
+    (tmp_path / "parts").mkdir()
+    pq.write_table(pa.table(table), tmp_path / "parts" / "x.parquet")
+    changed = settings(tmp_path, methods=[{"name": "embedding_norm"}], max_bad_fraction=1.0)
+    run_job(changed, ["pack", "embed"])
+    rows = Job(changed).embeddings("train").read_all(["status", "embedding"]).to_pylist()
+    assert [r["status"] for r in rows] == ["ok", "non_finite", "non_finite", "no_direction", "ok"]
+    assert [r["embedding"] is not None for r in rows] == [True, False, False, False, True]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.models.formats.onnx_file import constants_of, parse_onnx
+from fiqa_ray.models.formats.onnx_file import constants_of, fixed_batch, parse_onnx
 from fiqa_ray.models.formats.onnx_network import FILE_ENTRY, OnnxNetwork, differ_by, first_line
 
 TOLERANCE = 1e-4
@@ -47,6 +47,7 @@ class ConvertedNetwork(nn.Module):
         self.register_buffer(FILE_ENTRY, network.onnx_file.cpu().clone())
         model = parse_onnx(network.onnx_file.cpu().numpy().tobytes(), network.name)
         operators = ", ".join(sorted({node.op_type for node in model.graph.node}))
+        self.batch = fixed_batch(model)
         try:
             self.converted = _convert(model)
             output, gradient = self._try(torch.from_numpy(faces))
@@ -81,7 +82,11 @@ class ConvertedNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(N, 3, 112, 112)` pixels, scaled as the file wants them, to the network's output."""
-        return self.converted(x)
+        if self.batch is None or self.batch == len(x):
+            return self.converted(x)
+        n_missing = -len(x) % self.batch  # a file that fixes its batch size gets pieces of that size
+        padded = torch.cat([x, x.new_zeros(n_missing, *x.shape[1:])])
+        return torch.cat([self.converted(piece) for piece in padded.split(self.batch)])[: len(x)]
 
     def train(self, mode: bool = True) -> ConvertedNetwork:
         """Set the mode of this module, and keep the network in evaluation mode."""

@@ -144,7 +144,7 @@ class FaceViT(nn.Module):
         """Map normalised faces `(N, 3, 112, 112)` to the tokens that the first block gets, `(N, P, dim)`."""
         tokens = self.patch_embed(x)
         if hasattr(self, "qs_token"):
-            tokens = torch.cat([self.qs_token.expand(len(x), -1, -1), tokens], dim=1)
+            tokens = torch.cat([self.qs_token.expand(x.shape[0], -1, -1), tokens], dim=1)
         return tokens + self.pos_embed
 
     def block_outputs(self, x: Tensor, n_blocks: int | None = None) -> Iterator[Tensor]:

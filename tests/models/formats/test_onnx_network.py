@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.models.formats import onnx_gradients, onnx_network
+from fiqa_ray.models.networks.vit import FaceViT
 from fiqa_ray.models.quality import load_scorer
 from fiqa_ray.models.recognition import load_recognizer
 from fiqa_ray.models.recognizer_table import RECOGNIZERS
@@ -286,6 +287,26 @@ def test_a_batch_size_that_cannot_be_freed_is_kept(tmp_path, faces):
     recognizer = load_recognizer(stored(tmp_path, data), **PIXELS)
     wanted = np.concatenate([by_onnxruntime(data, faces[i : i + 2].float().numpy()) for i in (0, 2)])
     np.testing.assert_array_equal(recognizer(faces[:3]).numpy(), wanted[:3])
+    converted = recognizer.with_gradients("test")
+    np.testing.assert_allclose(converted(faces[:3]).numpy(), wanted[:3], rtol=1e-4)
+
+    def by_hand(x):
+        planes = functional.conv2d(x, torch.from_numpy(weights["w"]).double(), stride=16)
+        return (planes.reshape(-1, 196) @ torch.from_numpy(weights["m"]).double()).reshape(-1, 5)
+
+    gradients = []
+    for network in (converted.backbone.double(), by_hand):
+        x = faces[:3].double().requires_grad_()
+        gradients.append(torch.autograd.grad(network(x).square().sum(), x)[0])
+    assert (gradients[0] - gradients[1]).norm() <= 1e-6 * gradients[1].norm()
+
+
+def test_a_network_with_a_quality_token_is_exported_for_any_number_of_faces(faces):
+    network = fill(FaceViT(28, 16, depth=1, n_heads=2, mlp_ratio=2, quality_token=True, n_feature_tokens=17)).eval()
+    x = faces.float() / 255
+    with torch.no_grad():
+        wanted = network(x).numpy()
+    np.testing.assert_allclose(by_onnxruntime(exported(network), x.numpy()), wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
