@@ -235,6 +235,7 @@ def ray_session(compute: ComputeSettings) -> Iterator[None]:
     import ray
 
     logging.getLogger("ray.data._internal").setLevel(logging.ERROR)
+    logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)  # tracebacks of what is raised as well
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

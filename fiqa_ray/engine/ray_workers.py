@@ -32,6 +32,10 @@ def lost_process(exc: Exception) -> Exception:
     if isinstance(exc, ray.exceptions.OutOfMemoryError):
         cause = "its machine ran out of memory; run fewer workers (compute.n_workers) or smaller parts (rows_per_part)"
         return LostProcessError(cause)
+    if isinstance(exc, ray.exceptions.ActorUnschedulableError) and "doesn't exist any more" in text:
+        # what Ray Data keeps beside this process is gone with its node
+        cause = "Ray has given up the machine of this command, which did not answer for too long, as overloaded ones do"
+        return LostProcessError(cause, is_machine=True)
     is_node = isinstance(exc, ray.exceptions.NodeDiedError) or re.search(
         r"node .{0,80}(died|dead|terminated|failed)", text
     )

@@ -159,10 +159,10 @@ def _run_items(items: list[Item], mapper: Mapper, advance: Callable[[Step, int],
     _, part = _names_of(item)
     line = "".join(f" ({note})" for note in getattr(first, "__notes__", []))
     text = f"the first, {part}, with" if part else "the first with"
+    remedy = "" if is_system_failure(first) else "mend the cause if it is in your model or data, and "
     raise IncompleteError(
         f"{step.stage}: {len(failures.items)} shard(s) of {step.dataset.uri} failed, {text} "
-        f"{type(first).__name__}: {first}{line}; mend the cause if it is in your model or data, and run the same "
-        "command again to continue"
+        f"{type(first).__name__}: {first}{line}; {remedy}run the same command again to continue"
     ) from first
 
 

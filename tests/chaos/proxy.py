@@ -14,7 +14,7 @@ FAULTS.json is read again whenever it changes. Its entries are shares of request
     away            true: no answer at all
     first           whole number: only so many requests are spoilt, the rest pass
 
-Counts of requests and faults are written to FAULTS.json.counts each second.
+Counts of requests and faults since the last change of FAULTS.json are written to FAULTS.json.counts each second.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ import pytest
 from fiqa_ray.datasets.dataset import Dataset
 from fiqa_ray.engine import run_steps as module
 from fiqa_ray.engine.mapper import LostProcessError
+from fiqa_ray.engine.ray_workers import lost_process
 from fiqa_ray.engine.run_state import run_state
-from fiqa_ray.engine.run_steps import run_steps
+from fiqa_ray.engine.run_steps import is_system_failure, run_steps
 from fiqa_ray.engine.step import Step
 from fiqa_ray.errors import IncompleteError, StorageError
 
@@ -60,6 +61,21 @@ def test_the_budget_of_code_failures_grows_with_the_step(tmp_path, n_shards, n_a
         with pytest.raises(IncompleteError, match=r"the first, part-00000, with ValueError: a bug"):
             run_steps([step], mapper)
         assert len(step.dataset.finished_parts()) == n_made
+
+
+def test_a_command_whose_machine_ray_has_given_up_says_so(tmp_path):
+    """A busy machine that answers no health check is dead to Ray; Ray Data then misses a helper of its own there."""
+    import ray
+
+    fault = lost_process(
+        ray.exceptions.ActorUnschedulableError(
+            "The node specified via NodeAffinitySchedulingStrategy doesn't exist any more or is infeasible, and soft=False "
+            "was specified."
+        )
+    )
+    assert is_system_failure(fault)
+    with pytest.raises(IncompleteError, match=r"given up the machine of this command.*; run the same command again"):
+        run_steps([step_of(tmp_path, 9)], Mapper({0: [fault] * 3}))
 
 
 def test_storage_that_will_not_pass_ends_at_once(tmp_path):
