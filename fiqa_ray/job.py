@@ -29,7 +29,7 @@ from fiqa_ray.config import (
 )
 from fiqa_ray.config.label_set import LabelSet as LabelSet
 from fiqa_ray.content_ids import model_id, optional_hash, pair_list_id, scores_id
-from fiqa_ray.core.candidates import CANDIDATES, HELDOUT, N_FOLDS
+from fiqa_ray.core.candidates import CANDIDATES, HELDOUT, MIN_SEPARATION, N_FOLDS
 from fiqa_ray.core.conventions import Cell, Convention, cells_of, further_limits
 from fiqa_ray.core.jitter import JITTER_VERSION
 from fiqa_ray.datasets.dataset import Dataset
@@ -236,6 +236,7 @@ class Job:
         config = {
             "candidates": list(CANDIDATES),
             "n_folds": N_FOLDS,
+            "min_separation": MIN_SEPARATION,
             "index_scale": self.settings.optimize.index_scale,
             "seed": self.settings.seed,
         }

@@ -10,6 +10,7 @@ import yaml
 from fiqa_ray.config import make_settings
 from fiqa_ray.job import Job
 from fiqa_ray.stages import STAGES, cells
+from fiqa_ray.stages.evaluate import scorer_names
 from fiqa_ray.storage import read_bytes
 from fiqa_ray.synthetic.layouts import SETS, write_layouts
 from fiqa_ray.tools.evaluate import evaluate_job
@@ -74,6 +75,9 @@ def test_a_killed_matrix_makes_only_what_lacks(tmp_path, monkeypatch, cli):
     everything = made(tmp_path, "cells", "optimized_labels", "regressor", "comparisons", "quality_scores")
     assert len(made(tmp_path, "cells")) == n_cells
     assert {k: everything[k] for k in first} == first  # none of them was written again
+
+    for benchmark in job.settings.benchmarks:  # known before there are results
+        assert scorer_names(job, benchmark) == {s.key.scorer for s in job.scorers(benchmark)}
 
     rows = job.results().read_all(suffix=".auc.parquet").to_pylist()
     keys = {(r["benchmark"], r["recognizer"], r["scorer"], r["convention"], r["fmr"]) for r in rows}

@@ -89,7 +89,7 @@ def labels(
 ) -> None:
     """Write a run's labels with file names, or make labels from stored embeddings, names of people and scores.
 
-    Columns: image_id, identity, method, variant, theta, prior, label.
+    Columns: image_id, identity, method, variant, theta, chosen (on held-out people), prior, label.
     """
     from fiqa_ray.tools.table_files import check_ending, write_tables
 
@@ -102,10 +102,9 @@ def labels(
             )
         from fiqa_ray.tools.open_run import open_run
 
-        of_run = [*(theta or []), *words[1:]]
-        tables = open_run(words[0]).label_tables(
-            [t for text in of_run for t in ([text] if text == "heldout" else _numbers([text]))]
-        )
+        run, of_run = open_run(words[0]), [*(theta or []), *words[1:]]
+        tables = run.label_tables([t for text in of_run for t in ([text] if text == "heldout" else _numbers([text]))])
+        print("".join(f"{line}\n" for line in run.signs()), end="", file=sys.stderr)
     else:
         from fiqa_ray.tools.labels import labels_of_files
 

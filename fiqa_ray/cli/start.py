@@ -70,7 +70,12 @@ def init(
     def say(text: str) -> None:
         print(public_text(text), file=sys.stderr)
 
-    _write(init_job(faces, recognizer, weights, options, detector=detector, run_uri=run_uri, say=say), output)
+    text, faults = init_job(faces, recognizer, weights, options, detector=detector, run_uri=run_uri, say=say)
+    _write(text, output)
+    if faults:
+        say(f"mend the recogniser first: {', '.join(faults)} (see FAULT above); labels of this one are worth nothing")
+    elif output:
+        say(f"now: fiqa-ray run {output}")
 
 
 def jobs(
@@ -83,8 +88,10 @@ def jobs(
     if name is None:
         for job in job_names():
             print(f"{job:<16} {job_summary(job)}")
-    else:
-        _write(job_text(name), output)
+        return
+    _write(job_text(name), output)
+    if output:
+        print(f"now: fiqa-ray run {output}", file=sys.stderr)
 
 
 def _write(text: str, output: str | None) -> None:
@@ -95,4 +102,4 @@ def _write(text: str, output: str | None) -> None:
     from fiqa_ray.storage import write_atomic
 
     write_atomic(output, text.encode())
-    print(f"written to {output}; now: fiqa-ray run {output}", file=sys.stderr)
+    print(f"written to {output}", file=sys.stderr)

@@ -13,6 +13,7 @@ from fiqa_ray.core.conventions import Convention
 from fiqa_ray.core.kernels.discard import (
     count_errors,
     count_left,
+    count_matches,
     left_thresholds,
     number_copies,
     recomputed_thresholds,
@@ -180,9 +181,7 @@ def moving_levels(
     else:
         fixed, at_start = fixed_threshold(convention, rate, pairs, counts, units[0])
         left_thresholds(units[0], mated_pairs, cuts, fixed, threshold)
-        last, count, similarity = units[0]
-        above = similarity > np.asarray(upper_wrong(convention, threshold))[:, None]
-        n_false_matches = (np.clip(last - cuts[:, None], 0, count) * above).sum(axis=1)
+        count_matches(units[0], cuts, np.asarray(upper_wrong(convention, threshold)), n_false_matches)
         allowed = np.full(cuts.size, at_start)
     count_errors(mated_pairs, cuts, np.asarray(upper_wrong(convention, threshold)), n_false_nonmatches)
     return Levels(threshold, n_mated, n_nonmated, n_false_nonmatches, n_false_matches, allowed)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
 from fiqa_ray.core.bootstrap import AreaDraws, bootstrap_areas
-from fiqa_ray.core.candidates import CANDIDATES, N_FOLDS
+from fiqa_ray.core.candidates import CANDIDATES, MIN_SEPARATION, N_FOLDS
 from fiqa_ray.core.conventions import CONVENTIONS, Cell, changed
 from fiqa_ray.core.kernels.gram import unit_vectors
+from fiqa_ray.core.label_result import sign_advice, sign_facts
 from fiqa_ray.core.labels import optimize_labels
 from fiqa_ray.core.verification import threshold_at_fmr
 from fiqa_ray.errors import UsageError
@@ -68,6 +69,7 @@ class ThetaCurve:
         n_people, n_images, n_mated, n_nonmated: what the areas stand on.
         fmr: false match rate of the threshold; NaN where the threshold was set by the FNMR of `AT_FNMR`.
         fnmr: false non-match rate before anything is discarded.
+        sign: what the similarities of pairs say against the sign of the prior, by `sign_advice`; empty if nothing.
     """
 
     theta: tuple[float, ...]
@@ -83,6 +85,7 @@ class ThetaCurve:
     n_nonmated: int
     fmr: float
     fnmr: float
+    sign: str = ""
 
     def sentence(self, method: str = "This prior") -> str:
         """Return in one sentence whether the prior gains, and by how much."""
@@ -105,7 +108,7 @@ class ThetaCurve:
             return f"{method} does not gain measurably: {why}; the labels are left as they are."
         return (
             f"{method} gains at theta {self.chosen:g}: on {people} the area x 1000 falls from {1e3 * self.area[0]:.1f} to "
-            f"{1e3 * self.area[at]:.1f} ({self._change(at)})."
+            f"{1e3 * self.area[at]:.1f} ({self._change(at)})." + (f" But {self.sign}." if self.sign else "")
         )
 
     def _change(self, i: int) -> str:
@@ -155,7 +158,9 @@ def choose_theta(
         )
     _, person = np.unique(np.asarray(identities), return_inverse=True)
     targets = {theta: result.label for theta, result in labels.items()}
-    return compare_thetas(np.asarray(embeddings, np.float32), person, targets, fmr=fmr, seed=seed)
+    curve = compare_thetas(np.asarray(embeddings, np.float32), person, targets, fmr=fmr, seed=seed)
+    facts = sign_facts(labels[0.0].quality_index, labels[0.0].mean_similarity_rank)
+    return replace(curve, sign="".join(sign_advice("", facts)))
 
 
 def compare_thetas(
@@ -194,10 +199,16 @@ def compare_thetas(
         reason = f"{n_nonmated} non-mated pairs are too few"
     areas: AreaDraws | None = None
     rate = fnmr = np.nan
+    similarity = _similarities(embeddings, pairs)
+    if not reason and (separation := _separation(similarity, pairs.mated)) < MIN_SEPARATION:
+        reason = (
+            f"the recogniser barely tells them apart: mated similarities lie {separation:.2f} standard deviations above "
+            f"non-mated ones, {MIN_SEPARATION:g} are needed; `fiqa-ray doctor` looks for the cause"
+        )
     if not reason:
         scores = heldout_scores(embeddings, fold, np.stack([targets[t] for t in thetas], axis=1))
         by_theta = dict(zip(thetas, scores.T, strict=True))
-        areas, cell = _areas(embeddings, person, pairs, by_theta, max(fmr, MIN_ERRORS / n_nonmated), seed)
+        areas, cell = _areas(similarity, person, pairs, by_theta, max(fmr, MIN_ERRORS / n_nonmated), seed)
         rate = np.nan if cell[1] is None else cell[1]
         fnmr = float(areas.curves[_name(0.0), cell].fnmr[0])
         n_errors = round(fnmr * n_mated)
@@ -287,8 +298,21 @@ def _name(theta: float) -> str:
     return f"{theta:g}"
 
 
+def _similarities(embeddings: NDArray[np.float32], pairs: HeldoutPairs) -> NDArray[np.float64]:
+    """Return the cosine of each pair `(L,)`."""
+    units = unit_vectors(embeddings)
+    cosine: NDArray[np.float64] = np.einsum("ij,ij->i", units[pairs.row_a], units[pairs.row_b], dtype=np.float64)
+    return np.clip(cosine, -1, 1)
+
+
+def _separation(similarity: NDArray[np.float64], mated: NDArray[np.bool_]) -> float:
+    """Return d': the difference of the means of both kinds of pairs, by the root of their mean variance."""
+    a, b = similarity[mated], similarity[~mated]
+    return float((a.mean() - b.mean()) / max(np.sqrt((a.var() + b.var()) / 2), 1e-12))
+
+
 def _areas(
-    embeddings: NDArray[np.float32],
+    similarity: NDArray[np.float64],
     person: NDArray[np.int64],
     pairs: HeldoutPairs,
     scores: Mapping[float, NDArray[np.float64]],
@@ -296,9 +320,7 @@ def _areas(
     seed: int,
 ) -> tuple[AreaDraws, Cell]:
     """Return the areas of all candidates, and the convention and rate that they have."""
-    units = unit_vectors(embeddings)
     a, b = pairs.row_a, pairs.row_b
-    similarity = np.einsum("ij,ij->i", units[a], units[b], dtype=np.float64).clip(-1, 1)
     fnmr = np.mean(similarity[pairs.mated] <= threshold_at_fmr(similarity, pairs.mated, fmr))
     convention, cell = (AT_FNMR, (AT_FNMR.name, None)) if fnmr < MIN_FNMR else (AT_FMR, (AT_FMR.name, fmr))
     areas = bootstrap_areas(

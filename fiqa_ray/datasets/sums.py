@@ -17,11 +17,13 @@ import pyarrow.parquet as pq
 from isal.isal_zlib import crc32
 
 from fiqa_ray.documents import damaged
-from fiqa_ray.storage import filesystem, is_local, regular, storage_errors
+from fiqa_ray.storage import at_once, filesystem, is_local, regular, storage_errors
 from fiqa_ray.storage.patience import shown
 
 SMALL_BYTES = 1 << 20
 """A smaller file is read and checked as a whole."""
+_LARGE_BYTES = 1 << 25
+"""A larger remote file is fetched in pieces side by side, which takes one request more."""
 _GAP_BYTES = 1 << 16
 """Ranges of a remote file that lie nearer than this are fetched by one request."""
 
@@ -49,7 +51,7 @@ def file_sums(name: str, data: bytes | pa.Buffer) -> dict[str, Any]:
 def fault_of_file(uri: str, sums: Sums) -> str:
     """Return what is wrong with a stored file as a whole, or an empty text. Memory: a remote file."""
     try:
-        with _Source(uri) as source:
+        with _Source(uri, sums["n_bytes"]) as source:
             return source.fault_of_whole(sums)
     except FileNotFoundError:
         return "it is missing"
@@ -68,7 +70,7 @@ def read_table(uri: str, sums: Sums, columns: list[str] | None = None, choose: C
         FiqaRayError: The file is missing or damaged.
     """
     try:
-        with _Source(uri) as source:
+        with _Source(uri, sums["n_bytes"]) as source:
             if source.is_whole_read(sums, choose is not None):
                 fault, content = source.fault_of_whole(sums), source.whole
             else:
@@ -88,8 +90,8 @@ def read_table(uri: str, sums: Sums, columns: list[str] | None = None, choose: C
 class _Source:
     """The bytes of a file: mapped into memory if it is local, else fetched by range."""
 
-    def __init__(self, uri: str) -> None:
-        self.uri, self._open = uri, ExitStack()
+    def __init__(self, uri: str, n_bytes: int) -> None:
+        self.uri, self._open, self._is_large = uri, ExitStack(), n_bytes > _LARGE_BYTES
         with storage_errors(uri):
             self.fs, self.path = filesystem(uri)
         self.is_local = is_local(self.fs)
@@ -123,8 +125,13 @@ class _Source:
         return self._fetched
 
     def _fetch(self, start: int | None, end: int | None) -> bytes:
+        def fetch() -> bytes:
+            if start is None and end is None and not self._is_large:
+                return at_once(self.fs, self.path)
+            return bytes(self.fs.cat_file(self.path, start=start, end=end))
+
         try:
-            return bytes(shown(lambda: self.fs.cat_file(self.path, start=start, end=end), self.fs))
+            return shown(fetch, self.fs)
         except FileNotFoundError:
             raise
         except Exception as exc:

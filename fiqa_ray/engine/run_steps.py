@@ -168,8 +168,8 @@ def _run_items(items: list[Item], mapper: Mapper, advance: Callable[[Step, int],
 
 def _n_rejected(step: Step, n_of_status: Mapping[str, int]) -> int:
     """Return the images that a part rejects: embed and score carry the statuses of pack on, and add two of their own."""
-    own = ("non_finite", "no_direction")
-    return sum(n for s, n in n_of_status.items() if s != "ok" and (step.stage == "pack" or s in own))
+    of_embed = ("non_finite", "no_direction")
+    return sum(n for s, n in n_of_status.items() if s != "ok" and (step.stage == "pack" or s in of_embed))
 
 
 def _names_of(item: Item | None) -> tuple[str, str]:

@@ -31,9 +31,9 @@ def answer_lines(areas: Sequence[AucRow], differences: Sequence[DifferenceRow]) 
         ):
             if of_labels or (not gains and labels == "optimized labels"):
                 yield _answer(labels, of_labels, f" under {recognizer}" if len(recognizers) > 1 else "")
-            for row in of_labels:
-                yield f"  {_gain(row, labels, area_of)}"
-                yield from _further(row, same_cell, area_of)
+            blocks = [(f"  {_gain(row, labels, area_of)}", *_further(row, same_cell, area_of)) for row in of_labels]
+            for block in dict.fromkeys(blocks):  # a theta that is both given and chosen says the same twice
+                yield from block
     rate = "" if first.fmr is None or math.isnan(first.fmr) else f"FMR {first.fmr:g}, "
     brackets = f"; in brackets a {levels.pop()} interval" if levels else ""
     yield (

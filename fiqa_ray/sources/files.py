@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.sources.containers import Content, Fault
-from fiqa_ray.storage import filesystem, split_chain, storage_errors
+from fiqa_ray.storage import at_once, filesystem, split_chain, storage_errors
 
 _READ_AT_ONCE = 256
 
@@ -46,7 +46,7 @@ def read_face_bytes(uris: Sequence[str], n_threads: int = 16) -> list[bytes | No
     def read(uri: str, fs: fsspec.AbstractFileSystem, path: str) -> bytes | None:
         try:
             with storage_errors(uri):
-                return fs.cat_file(path)
+                return at_once(fs, path)
         except FiqaRayError as exc:
             cause = exc.__cause__
             if isinstance(cause, FileNotFoundError) and "bucket does not exist" not in str(cause):

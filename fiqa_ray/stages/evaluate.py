@@ -8,7 +8,7 @@ has its own limit: where the pairs of one score run out before the end, the othe
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -80,11 +80,9 @@ class EvaluateShard:
 def evaluate_steps(job: Job) -> Iterator[list[Step]]:
     """Yield one step per benchmark and recogniser, then the one that puts their results together."""
     steps = []
-    scorers_of = {benchmark.name: job.scorers(benchmark) for benchmark in job.settings.benchmarks}
-    known = {scorer.key.scorer for scorers in scorers_of.values() for scorer in scorers}
     for benchmark in job.settings.benchmarks:
-        scorers = scorers_of[benchmark.name]
-        compare = comparisons_of(job, [s.key.scorer for s in scorers], known)
+        scorers = job.scorers(benchmark)
+        compare = comparisons_of(job, [s.key.scorer for s in scorers])
         for recognizer in job.judges:
             cells = {
                 group: {
@@ -119,16 +117,32 @@ def evaluate_steps(job: Job) -> Iterator[list[Step]]:
         yield [Step("evaluate", results, [parts], worker, 1, unit="runs")]
 
 
-def comparisons_of(job: Job, scorers: list[str], known: Collection[str]) -> dict[str, list[tuple[str, str]]]:
+def check_comparisons(job: Job) -> None:
+    """Raise `UsageError` if `evaluate.compare_scorers` names what no benchmark has; needs no result of the job."""
+    known = {name for benchmark in job.settings.benchmarks for name in scorer_names(job, benchmark)}
+    for name in dict.fromkeys(name for pair in job.settings.evaluate.compare_scorers for name in pair):
+        if name not in known:
+            raise UsageError(
+                f"evaluate.compare_scorers: there is no scorer {name!r}; choose from {', '.join(sorted(known))}"
+            )
+
+
+def scorer_names(job: Job, benchmark: BenchmarkSettings) -> set[str]:
+    """Return the names of `Job.scorers`, which itself needs the theta that the job may have to choose first."""
+    methods = {m.label for m in job.settings.methods}
+    scored = {m.label for m in job.settings.methods if job.has_scores(benchmark.name, m)}
+    files = set(benchmark.scores) - methods
+    trained = {job.scorer_name(t) for t in job.label_sets() if t.method.label not in benchmark.exclude}
+    references = {RANDOM, *({ORACLE} if benchmark.degradations is not None else ())}
+    return (scored | files) - set(benchmark.exclude) | trained | references
+
+
+def comparisons_of(job: Job, scorers: list[str]) -> dict[str, list[tuple[str, str]]]:
     """Return the pairs of scorers whose areas are compared, by family; those that a benchmark lacks are left out.
 
     Args:
         job: The job.
         scorers: Those of the benchmark.
-        known: Those of any benchmark.
-
-    Raises:
-        UsageError: A comparison names an unknown scorer.
     """
     scored = [name for name in scorers if name not in REFERENCES]
     settings = job.settings.evaluate
@@ -142,11 +156,6 @@ def comparisons_of(job: Job, scorers: list[str], known: Collection[str]) -> dict
         ],
         "random": [(name, RANDOM) for name in scored],
     }
-    for name in dict.fromkeys(name for pair in settings.compare_scorers for name in pair):
-        if name not in known:
-            raise UsageError(
-                f"evaluate.compare_scorers: there is no scorer {name!r}; choose from {', '.join(sorted(known))}"
-            )
     chosen: dict[str, list[tuple[str, str]]] = {family: families[family] for family in dict.fromkeys(settings.compare)}
     by_rule = {t.method.label: job.scorer_name(t) for t in changed if t.kind == EDIFF}
     both = [t for t in changed if t.kind == "optimized" and t.method.label in by_rule]

@@ -243,7 +243,7 @@ def deal_scores(data: LabelData, sort_range: SortRange) -> Part:
     started = time.monotonic()
     s = data
     first, (optimized, index, row) = s.runs.read(sort_range, ["optimized_index", "quality_index", "image_row"])
-    order = stable_order(optimized, index)
+    order = stable_order(optimized, index, in_runs=True)
     del optimized
     last = first + len(order)
     move = int(np.abs(np.arange(first, last) - index[order]).sum())

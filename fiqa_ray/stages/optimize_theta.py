@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from fiqa_ray.core.candidates import CANDIDATES, HELDOUT, MAX_IMAGES
 from fiqa_ray.core.kernels.threads import one_thread
+from fiqa_ray.core.label_result import sign_advice, sign_facts
 from fiqa_ray.core.labels import quality_index, reassign_scores
 from fiqa_ray.datasets.columns import embedding_values
 from fiqa_ray.datasets.dataset import Dataset, Manifest, Part
-from fiqa_ray.datasets.image_rows import PartRange, image_columns, read_image_rows
+from fiqa_ray.datasets.image_rows import PartRange, read_image_rows
 from fiqa_ray.datasets.pairs import pair_part_sizes
 from fiqa_ray.datasets.results import ThetaRow, table_of
 from fiqa_ray.datasets.schemas import index_suffix
@@ -112,17 +113,21 @@ def choose_shard(dataset: Dataset, embeddings: Dataset, updates: Dataset, seed: 
     started = time.monotonic()
     sample = _sample(embeddings, shard.quality_index, seed)
     index, parts = quality_index(sample.prior), PartRange.of(updates.require())
-    targets = {}
-    for theta in CANDIDATES:
-        optimized = []
+
+    def of_sample(column: str, theta: float) -> NDArray[np.float64]:
+        """Return a column of the optimized indices `(I,)`; NaN where it has no value."""
+        values = []
         for span, rows in sample.rows.items():
-            held = parts.between(*span).parts
-            suffix = index_suffix(shard.method, theta)
-            row, values = image_columns(updates, held, *span, ["optimized_index"], suffix)
-            optimized.append(values[np.searchsorted(row, rows)])
-        targets[theta] = reassign_scores(sample.prior, index, np.concatenate(optimized))[1]
+            held, suffix = parts.between(*span).parts, index_suffix(shard.method, theta)
+            table = read_image_rows(updates, held, *span, [column], suffix)
+            values.append(table[column].to_numpy()[np.searchsorted(table["image_row"].to_numpy(), rows)])
+        return np.concatenate(values)
+
+    targets = {t: reassign_scores(sample.prior, index, of_sample("optimized_index", t))[1] for t in CANDIDATES}
+    facts = sign_facts(index, of_sample("mean_similarity_rank", CANDIDATES[0]))
     with one_thread():
         curve = compare_thetas(sample.values, sample.person, targets, seed=seed)
+    curve = replace(curve, sign="".join(sign_advice("", facts)))
     return dataset.write_part(
         0,
         {".parquet": table_of(ThetaRow, _rows(shard.method, curve))},

@@ -180,7 +180,7 @@ def merge_scores(dataset: Dataset, runs: SortedRuns, sort_range: SortRange) -> P
     """Write a range of scores by place, and the places by image. Memory: `SORT_BYTES` per row of the range."""
     started = time.monotonic()
     first, (score, row) = runs.read(sort_range, ["score", "image_row"])
-    order = stable_order(score)  # equal scores stand by image row, as they do in the runs
+    order = stable_order(score, in_runs=True)  # equal scores stand by image row, as they do in the runs
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(first, first + len(order))
     by_place = table_bytes(

@@ -9,6 +9,7 @@ again.
 from fiqa_ray.public_uri import public_uri
 from fiqa_ray.storage.files import (
     SLASH,
+    at_once,
     content_hash,
     exists,
     filesystem,
@@ -32,6 +33,7 @@ from fiqa_ray.storage.local import is_local, is_special, regular, whole_file
 
 __all__ = [
     "SLASH",
+    "at_once",
     "content_hash",
     "exists",
     "filesystem",

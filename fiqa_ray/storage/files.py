@@ -130,7 +130,7 @@ def read_if_there(uri: str) -> bytes | None:
     with storage_errors(uri):
         fs, path = filesystem(uri)
         try:
-            return fs.cat_file(path)
+            return at_once(fs, path)
         except FileNotFoundError:
             return None
 
@@ -140,10 +140,16 @@ def read_shown(uri: str) -> bytes | None:
     with storage_errors(uri):
         fs, path = filesystem(uri)
         try:
-            content: bytes = shown(lambda: fs.cat_file(path), fs)
-            return content
+            return shown(lambda: at_once(fs, path), fs)
         except FileNotFoundError:
             return None
+
+
+def at_once(fs: Any, path: str) -> bytes:
+    """Return the content of a file by one request; by itself s3fs asks for the size first, to fetch large files in parts."""
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    content: bytes = fs.cat_file(path, max_concurrency=1) if "s3" in protocols else fs.cat_file(path)
+    return content
 
 
 def exists(uri: str) -> bool:

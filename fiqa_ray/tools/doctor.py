@@ -243,7 +243,7 @@ def _sign(
     message = f"{'; '.join(messages)} ({trial.source})"
     if min(evidence) < -STANDARD_ERRORS and max(evidence) < STANDARD_ERRORS:
         return Finding("sign", "fault", f"{message}: larger scores mean worse images. Negate the score")
-    if max(evidence) > STANDARD_ERRORS and min(evidence) > -STANDARD_ERRORS:
+    if max(evidence) > STANDARD_ERRORS and min(evidence) > -STANDARD_ERRORS and share >= 0.5:
         return Finding("sign", "ok", message)
     if share < 0.5:
         return Finding(

@@ -77,8 +77,8 @@ def init_job(
     detector: str | None = None,
     run_uri: str | None = None,
     say: Callable[[str], None] = lambda _: None,
-) -> str:
-    """Return the YAML of a job for a set of faces, with what was found as comments.
+) -> tuple[str, list[str]]:
+    """Return the YAML of a job for a set of faces, with what was found as comments, and the checks that found a fault.
 
     Args:
         uri: folder of images, or another source; see `find_source`.
@@ -108,7 +108,7 @@ def init_job(
     model |= {"options": dict(network.options)} if network.options else {}
     text = job_text(layout, model, input_text, findings, name, run_uri or f"runs/{name}")
     make_settings(parse_yaml(text, name))  # what is written can be run
-    return text
+    return text, [finding.check for finding in findings if finding.state == "fault"]
 
 
 def find_layout(uri: str, detector: str | None = None) -> Layout:

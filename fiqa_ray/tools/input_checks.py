@@ -116,8 +116,8 @@ def _compare_inputs(
             else f"pixels go in as (v - {mean:g}) / {scale:g}{f' ({source})' if source else ''}",
             base,
             scalings,
-            "the scaling in your code is wrong; if it has none, that is the one to add, else mend it first, for these "
-            "numbers are of both scalings together"
+            "your code scales its input wrongly, or not at all. If it has no scaling, add this one. If it has one, try "
+            "without it: here both were applied, one after the other"
             if is_own_code
             else "set mean and scale to those",
         ),

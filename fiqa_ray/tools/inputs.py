@@ -25,6 +25,7 @@ from fiqa_ray.sources.keys import remedy_of, rows_of_keys
 from fiqa_ray.sources.protocols import VerificationPairs
 from fiqa_ray.sources.scores import read_scores, scores_by_id
 from fiqa_ray.stages.compare import check_rates
+from fiqa_ray.stages.evaluate import check_comparisons
 
 LEVEL = 0.95
 """Of the intervals of an evaluation."""
@@ -34,6 +35,7 @@ def read_inputs(job: Job, stages: Collection[str]) -> None:
     """Read and parse every score file, pair list and degradation file that the stages need.
 
     Raises:
+        UsageError: `evaluate.compare_scorers` names an unknown scorer.
         FiqaRayError: a file is missing or faulty, or a model's weights cannot be read; the message names the setting.
     """
     face_set = next(iter(job.face_sets), None)
@@ -62,6 +64,7 @@ def read_inputs(job: Job, stages: Collection[str]) -> None:
         except FiqaRayError as exc:
             raise type(exc)(f"benchmarks: {benchmark.name}: {exc}") from exc
     if "evaluate" in stages and job.settings.benchmarks:
+        check_comparisons(job)
         _note_few_draws(job)
 
 

@@ -90,7 +90,7 @@ def labels_of_files(
     if epsilon is not None:
         for method, prior in priors.items():
             label = ediff_labels(embeddings.values, identity, prior, epsilon=epsilon, least=least).astype(np.float32)
-            rule = [pa.repeat(EDIFF, n), pa.nulls(n, pa.float64())]
+            rule = [pa.repeat(EDIFF, n), pa.nulls(n, pa.float64()), pa.repeat(False, n)]
             columns = [image_id, people_column, pa.repeat(method, n), *rule, prior]
             columns.append(pa.array(label, mask=np.isnan(label)))
             yield pa.table([pa.array(c) for c in columns], schema=LABELS)
@@ -107,7 +107,7 @@ def labels_of_files(
     )
     for method, by_theta in results.items():
         for theta, result in by_theta.items():
-            rule = [pa.repeat(OPTIMIZED, n), pa.repeat(theta, n)]
+            rule = [pa.repeat(OPTIMIZED, n), pa.repeat(theta, n), pa.repeat(False, n)]
             columns = [image_id, people_column, pa.repeat(method, n), *rule, priors[method], result.label]
             yield pa.table([pa.array(c) for c in columns], schema=LABELS)
 

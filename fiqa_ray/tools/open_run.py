@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from fiqa_ray.config import PairSettings, theta_name
+from fiqa_ray.core.candidates import HELDOUT
 from fiqa_ray.core.label_result import sign_doubt
 from fiqa_ray.datasets.columns import embedding_lists
 from fiqa_ray.datasets.dataset import MADE_BY, Dataset
@@ -32,6 +33,7 @@ LABELS = pa.schema(
         ("method", pa.string()),
         ("variant", pa.string()),  # "optimized" by ranks, or "ediff" by eDifFIQA's rule
         ("theta", pa.float64()),  # null for "ediff"
+        ("chosen", pa.bool_()),  # whether theta was chosen on held-out people
         ("prior", pa.float64()),  # the method's score; null for an image without one
         ("label", pa.float32()),  # in [0, 1]; null like the prior
     ]
@@ -128,8 +130,9 @@ class Run:
 
         Returns:
             One row per image, method and theta: `image_id`, `identity`, `method`, `variant` ("optimized", or "ediff" by
-            eDifFIQA's rule), `theta` (null for "ediff"), `prior` (the method's score), `label` (float32 in [0, 1]). Prior
-            and label are null where an image has no score; eDifFIQA's label too where a person has too few good images.
+            eDifFIQA's rule), `theta` (null for "ediff"), `chosen` (whether theta was chosen on held-out people), `prior`
+            (the method's score), `label` (float32 in [0, 1]). Prior and label are null where an image has no score;
+            eDifFIQA's label too where a person has too few good images.
 
         Raises:
             UsageError: the job has no such theta.
@@ -144,20 +147,24 @@ class Run:
         if unknown := [t for t in theta if t not in known]:
             names = ", ".join(dict.fromkeys(map(theta_name, known))) or "none"
             raise UsageError(f"{self.uri} has no labels of theta {unknown[0]}; choose from {names}")
-        entries = [
-            (e, self._dataset(e)) for name in asked for e in self._of(name) if not theta or e.get("theta") in theta
-        ]
-        finished = [(e, d) for e, d in entries if d.manifest() is not None]
-        for e, dataset in finished or self._finished(asked[0]):  # which raises the error
+        entries = [(e, self._dataset(e)) for name in asked for e in self._of(name)]
+        finished = [(e, d) for e, d in entries if d.manifest() is not None] or self._finished(asked[0])  # the error
+        chosen = {(e["method"], _theta_of(d)) for e, d in finished if e.get("theta") == HELDOUT}
+        yielded = set()
+        for e, dataset in finished:
+            key = e["method"], _theta_of(dataset)
+            if (theta and e.get("theta") not in theta) or (dataset.name, key) in yielded:
+                continue  # a theta that is given and chosen too has one set of labels
+            yielded.add((dataset.name, key))
             table = dataset.read_all(["image_id", "prior_score", "label"])
             n = len(table)
-            of_labels = float(dataset.require().stats["theta"]) if "theta" in e else None
             columns = [
                 table["image_id"],
                 self._names("train")["identity"],
                 pa.repeat(e["method"], n),
                 pa.repeat(VARIANT_OF[dataset.name], n),
-                pa.repeat(pa.scalar(of_labels, pa.float64()), n),
+                pa.repeat(pa.scalar(_theta_of(dataset), pa.float64()), n),
+                pa.repeat(pa.scalar(key in chosen), n),
                 table["prior_score"],
                 table["label"],
             ]
@@ -391,3 +398,8 @@ class Run:
     @cached_property
     def _name_tables(self) -> dict[str, pa.Table]:
         return {}
+
+
+def _theta_of(labels: Dataset) -> float | None:
+    """Return the theta of finished labels, also where it was chosen; None for eDifFIQA's rule."""
+    return float(labels.require().stats["theta"]) if labels.name == "optimized_labels" else None

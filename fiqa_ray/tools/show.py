@@ -63,13 +63,15 @@ def stages_table(records: Sequence[dict[str, Any]]) -> Table:
         if not of_stage:
             continue
         work_s = [r["work_s"] for r in of_stage if r["work_s"] is not None]
+        begun = [r for r in of_stage if r["n_parts"] or r["finished"]]
+        share = _share if len(begun) == len(of_stage) else _so_far  # how much the others hold is not known yet
         table.add_row(
             stage,
             _share(sum(r["finished"] for r in of_stage), len(of_stage)),
-            _share(sum(r["n_parts_done"] for r in of_stage), sum(r["n_parts"] for r in of_stage)),
+            share(sum(r["n_parts_done"] for r in begun), sum(r["n_parts"] for r in begun)) if begun else "",
             ", ".join(
-                _share(_sum_of(of_stage, unit, "n_rows_done"), _sum_of(of_stage, unit, "n_rows")) + f" {unit}"
-                for unit in dict.fromkeys(r["unit"] for r in of_stage)
+                share(_sum_of(begun, unit, "n_rows_done"), _sum_of(begun, unit, "n_rows"), f" {unit}")
+                for unit in dict.fromkeys(r["unit"] for r in begun)
             ),
             _failed_text(sum((Counter(r["failed"]) for r in of_stage), Counter())),
             format_bytes(sum(r["n_bytes"] for r in of_stage)),
@@ -82,8 +84,12 @@ def _sum_of(records: Sequence[dict[str, Any]], unit: str, key: str) -> int:
     return sum(r[key] for r in records if r["unit"] == unit)
 
 
-def _share(n_done: int, n: int) -> str:
-    return f"{n_done:,} of {n:,}" if n_done != n else f"all {n:,}"
+def _share(n_done: int, n: int, unit: str = "") -> str:
+    return f"{n_done:,} of {n:,}{unit}" if n_done != n else f"all {n:,}{unit}"
+
+
+def _so_far(n_done: int, n: int, unit: str = "") -> str:
+    return f"{n_done:,} of {n:,}{unit} so far"
 
 
 def _failed_text(failed: Mapping[str, int]) -> str:

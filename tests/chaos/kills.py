@@ -3,8 +3,9 @@
 python tests/chaos/kills.py FOLDER [--seed 1] [--trials 20] [--only driver,node]
 
 Each trial draws a victim (driver, sigterm, worker, node, head, trainer, store), a place (disk or bucket) and a number of
-finished parts after which it strikes. A driver works in one process, or with a Ray of its own, by turns. A line of JSON per
-trial; exit code 1 if any trial failed. It ends processes by their ids, and only those that the trial started.
+finished parts after which it strikes. A driver works in one process, or with a Ray of its own, by turns. A trial whose run
+was over before the strike is no kill: it is made again, and strikes earlier. A line of JSON per trial; exit code 1 if any
+trial failed or struck nothing. It ends processes by their ids, and only those that the trial started.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -36,6 +37,8 @@ VICTIMS = ("driver", "sigterm", "worker", "node", "head", "trainer", "store")
 STAGES = "pack,embed,score,pair,rank,optimize,train"
 HANG_S = 300.0
 """A run that finishes no part for so long hangs. Counted in looks a second apart: a stopped machine is no hang."""
+N_AIMS = 4
+"""Times that a trial is made until it strikes."""
 KEPT = (".parquet", ".pt", "card.json")
 
 
@@ -51,6 +54,7 @@ class Trial:
     folder: Path
     faces: Path
     has_own_ray: bool = False
+    aim: int = 1
 
     @property
     def on_cluster(self) -> bool:
@@ -60,7 +64,12 @@ class Trial:
     @property
     def run_uri(self) -> str:
         """Where the run lies."""
-        return f"s3://chaos/run{self.number}" if self.is_s3 else str(self.folder / "run")
+        return f"s3://chaos/run{self.number}-{self.aim}" if self.is_s3 else str(self.run_folder / "run")
+
+    @property
+    def run_folder(self) -> Path:
+        """The folder of job, log and, on disk, run."""
+        return self.folder / str(self.aim)
 
 
 def environment(ray_folder: str) -> dict[str, str]:
@@ -229,14 +238,16 @@ def strike(
     cluster: subprocess.Popen[str] | None,
     store: Store | None,
 ) -> bool:
-    """Kill the victim; return whether it was there."""
+    """Kill the victim; return whether it was there, in a run still at work."""
+    if run.poll() is not None:
+        return False
     if trial.victim in ("driver", "sigterm"):
         run.send_signal(signal.SIGKILL if trial.victim == "driver" else signal.SIGTERM)
         return True
     if trial.victim == "store":
         assert store is not None
         store.away(8.0)
-        return True
+        return run.poll() is None
     if trial.victim in ("node", "head"):
         assert cluster is not None
         assert cluster.stdin is not None
@@ -257,8 +268,8 @@ def strike(
 
 def run_trial(trial: Trial, reference: dict[str, str], store: Store | None, env: dict[str, str]) -> dict[str, object]:
     """Run, kill, run again, and compare."""
-    trial.folder.mkdir(parents=True)
-    job, log = write_job(trial.folder, trial.faces, trial.run_uri), trial.folder / "log"
+    trial.run_folder.mkdir(parents=True)
+    job, log = write_job(trial.run_folder, trial.faces, trial.run_uri), trial.run_folder / "log"
     with ExitStack() as stack:
         overrides, cluster = ["compute.engine=ray"] if trial.has_own_ray else [], None
         if trial.on_cluster:
@@ -278,13 +289,13 @@ def run_trial(trial: Trial, reference: dict[str, str], store: Store | None, env:
     left = left_after(15.0, env, store)
     temporary = [name for name in files(trial, store) if name.endswith(".tmp")]
     is_same = digest(trial, store) == reference
-    is_good = is_same and again == 0 and code != "hang" and not temporary and n_twice <= 2 and not left
+    is_good = is_struck and is_same and again == 0 and code != "hang" and not temporary and n_twice <= 2 and not left
     names = [" ".join(p.info["cmdline"] or [])[:80] for p in left]
     for process in left:
         process.kill()
     return {
         "trial": trial.number, "victim": trial.victim, "place": "s3" if trial.is_s3 else "disk",
-        "own_ray": trial.has_own_ray, "struck": is_struck,
+        "own_ray": trial.has_own_ray, "aim": trial.aim, "struck": is_struck,
         "after": trial.after, "parts_before": len(before), "exit": code, "again": again, "parts_twice": n_twice,
         "same_bytes": is_same, "left_processes": names, "left_files": temporary, "good": is_good,
     }  # fmt: skip
@@ -303,9 +314,9 @@ def left_after(seconds: float, env: dict[str, str], store: Store | None) -> list
 def undisturbed(folder: Path, faces: Path, env: dict[str, str]) -> dict[str, str]:
     """Return the digest of a run that nothing disturbs."""
     trial = Trial(0, "none", False, 0, 0.0, folder / "reference", faces)
-    trial.folder.mkdir(parents=True)
-    process = start(write_job(trial.folder, faces, trial.run_uri), env, trial.folder / "log")
-    assert wait(process, trial, None) == 0, (trial.folder / "log").read_text()[-2000:]
+    trial.run_folder.mkdir(parents=True)
+    process = start(write_job(trial.run_folder, faces, trial.run_uri), env, trial.run_folder / "log")
+    assert wait(process, trial, None) == 0, (trial.run_folder / "log").read_text()[-2000:]
     return digest(trial, None)
 
 
@@ -331,9 +342,13 @@ def main() -> None:
                 folder = arguments.folder / f"{number:03d}"
                 has_own_ray = victim in ("driver", "sigterm") and number % 2 == 0
                 trial = Trial(number, victim, is_s3 or victim == "store", after, delay_s, folder, faces, has_own_ray)
-                result = run_trial(trial, reference, store, env)
+                for _ in range(N_AIMS):
+                    result = run_trial(trial, reference, store, env)
+                    print(json.dumps(result), flush=True)
+                    if result["struck"]:
+                        break
+                    trial = replace(trial, aim=trial.aim + 1, after=trial.after // 2, delay_s=0.0)
                 n_bad += not result["good"]
-                print(json.dumps(result), flush=True)
         finally:
             store.close()
     print(f"{arguments.trials - n_bad} of {arguments.trials} trials ended with the undisturbed bytes")

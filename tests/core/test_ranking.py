@@ -157,9 +157,10 @@ def test_what_is_no_similarity_is_refused(bad, n_before):
     n=st.integers(0, 400),
     kind=st.sampled_from(["doubles", "floats", "close", "places", "few", "wide", "one", "zeros"]),
     seed=st.integers(0, 2**32),
+    n_runs=st.integers(0, 5),
 )
-def test_stable_order(n, kind, seed):
-    """Also where values differ in bits that find no room beside the row, or not at all."""
+def test_stable_order(n, kind, seed, n_runs):
+    """Also where values differ in bits that find no room beside the row, or not at all; and of sorted runs."""
     rng = np.random.default_rng(seed)
     values = {
         "doubles": rng.standard_normal(n),
@@ -173,7 +174,9 @@ def test_stable_order(n, kind, seed):
     }[kind]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sorting, "_FEW_VALUES", 2)
-        found, ties = stable_order(values), rng.permutation(n)
-        found_by_ties = stable_order(values, ties)
+        if n_runs:
+            values = np.concatenate([np.sort(run) for run in np.array_split(values, n_runs)])
+        found, ties = stable_order(values, in_runs=n_runs > 0), rng.permutation(n)
+        found_by_ties = stable_order(values, ties, in_runs=n_runs > 0)
     assert found.tolist() == sorted(range(n), key=lambda row: values[row])
     assert found_by_ties.tolist() == sorted(range(n), key=lambda row: (values[row], ties[row]))

@@ -47,6 +47,11 @@ def test_a_prior_that_is_the_truth_is_left_alone_and_one_that_is_half_nuisance_g
     assert f"half gains at theta {half.chosen:g}: on 80 held-out people the area x 1000 falls from" in half.sentence(
         "half"
     )
+    assert truth.sign == half.sign == ""
+    with pytest.warns(UserWarning, match="less similar pairs"):
+        wrong = choose_theta(embeddings, person, -quality, n_clusters=6, n_repeats=5)
+    assert wrong.chosen > 0  # another order than the wrong one helps, which is no reason to trust it
+    assert "). But images with larger scores have less similar pairs (Spearman -" in wrong.sentence("wrong")
     assert half.gain[at] < (truth.area[0] - half.area[0]) / 3 < 0  # a third of the way to the prior that is the truth
 
 
@@ -89,6 +94,17 @@ def test_no_pair_of_a_person_with_many_images_is_drawn_twice():
     pairs = HeldoutPairs.draw(person, np.random.default_rng(0))
     both = np.sort(np.stack([pairs.row_a, pairs.row_b]), axis=0).T[pairs.mated]
     assert len(np.unique(both, axis=0)) == len(both)
+
+
+def test_a_recogniser_that_cannot_tell_people_apart_gives_no_choice():
+    rng = np.random.default_rng(3)
+    person, noise = np.repeat(np.arange(40), 5), rng.normal(size=(200, 64)).astype(np.float32)
+    targets = {t: rng.random(200) for t in (0.0, 0.3)}
+    curve = compare_thetas(noise, person, targets)
+    assert curve.chosen == 0
+    assert "the recogniser barely tells them apart" in curve.sentence()
+    people = rng.normal(size=(40, 64)).astype(np.float32)[person]
+    assert "barely" not in compare_thetas(noise + 0.5 * people, person, targets).sentence()  # d' is about 1.6
 
 
 def test_the_sentence_names_the_surest_candidate_beside_the_best():

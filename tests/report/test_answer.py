@@ -72,6 +72,13 @@ def test_a_weak_method_gains_and_a_strong_one_does_not():
     assert other_results(areas[:-2]) == ""
 
 
+def test_a_theta_that_is_given_and_chosen_is_told_once():
+    prior, chosen = "weak, regressor on prior labels", "weak, regressor on optimized labels (held out)"
+    areas = [auc("weak", 0.150), auc(prior, 0.151), auc(WEAK, 0.120), auc(chosen, 0.120)]
+    rows = [difference(scorer, prior, -0.031, -0.055, -0.009, 0.01, "unoptimized") for scorer in (WEAK, chosen)]
+    assert len([line for line in lines(areas, rows) if line.startswith("  weak (theta 0.3)")]) == 1
+
+
 def test_each_recogniser_gives_its_answer():
     prior = "weak, regressor on prior labels"
     areas = [

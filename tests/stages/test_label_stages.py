@@ -18,6 +18,8 @@ from fiqa_ray.job import Job
 from fiqa_ray.stages import optimize, rank
 from fiqa_ray.stages import optimize_labels as optimize_labels_stage
 from fiqa_ray.storage import read_bytes
+from fiqa_ray.tools.open_run import open_run
+from fiqa_ray.tools.results_record import record_results
 from label_inputs import ONE_SHARD, SHARDS, SIZES, data, run_stages, settings, write_inputs
 
 
@@ -97,7 +99,7 @@ def test_heldout_theta_gives_the_labels_of_the_chosen_candidate(tmp_path, monkey
 
     monkeypatch.setattr(core_theta, "compare_thetas", choose)
     monkeypatch.setattr(ThetaCurve, "sentence", lambda self, method: f"{method} gains")
-    job = Job(settings(str(tmp_path), optimize={"theta": ["heldout", 0.2]}, methods=[{"name": "one"}]))
+    job = Job(settings(str(tmp_path), optimize={"theta": ["heldout", 0.2, 0.3]}, methods=[{"name": "one"}]))
     assert job.settings.optimize.index_scale == "normalized"
     write_inputs(job, identity, embeddings, scores, SHARDS)
     run_stages(job)
@@ -116,6 +118,9 @@ def test_heldout_theta_gives_the_labels_of_the_chosen_candidate(tmp_path, monkey
         dataset = job.optimized_labels(method, theta)
         assert dataset.read_all()["label"].to_numpy().tolist() == expected[number].label.tolist()
         assert dataset.require().stats["theta"] == number
+    record_results(job)
+    told = open_run(job.settings.run_uri).labels().to_pandas().groupby(["theta", "chosen"]).size().to_dict()
+    assert told == {(0.2, False): len(identity), (0.3, True): len(identity)}  # 0.3 is given too: one set of labels
     rows = np.lexsort((np.arange(len(seen["person"])), seen["person"]))  # parts come in a random order
     assert seen["person"][rows].tolist() == identity.tolist()
     assert seen["values"][rows].tolist() == embeddings.tolist()
@@ -125,7 +130,7 @@ def test_heldout_theta_gives_the_labels_of_the_chosen_candidate(tmp_path, monkey
     table = job.theta_choice(method).read_all().to_pylist()
     assert [r["theta"] for r in table if r["is_chosen"]] == [0.3]
     assert {r["summary"] for r in table} == {"one gains"}
-    assert [job.theta_of(s) for s in job.label_sets()[1:]] == [0.3, 0.2]
+    assert [job.theta_of(s) for s in job.label_sets()[1:]] == [0.3, 0.2, 0.3]
 
 
 @pytest.mark.slow

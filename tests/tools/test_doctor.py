@@ -20,7 +20,7 @@ from fiqa_ray.models.user_code import FunctionNetwork
 from fiqa_ray.synthetic.compact import build
 from fiqa_ray.synthetic.dataset import aligned_faces
 from fiqa_ray.synthetic.recognizer import train_recognizer
-from fiqa_ray.tools.doctor import check_file, check_landmarks, check_recognizer, check_scorer
+from fiqa_ray.tools.doctor import _sign, check_file, check_landmarks, check_recognizer, check_scorer
 from fiqa_ray.tools.trial_faces import load_trial_faces
 
 pytestmark = pytest.mark.slow  # its first test trains a small recogniser
@@ -89,7 +89,7 @@ def test_a_sound_recognizer_and_method_pass(network, trial):
         (
             "scaling",
             lambda x: x / 255 if x.dtype == torch.float32 else None,
-            r"your code gets v / 255: .* v, 0..255 in its place: .* which is better .* the scaling in your code is wrong",
+            r"your code gets v / 255: .* v, 0..255 in its place: .* which is better .* your code scales its input wrongly",
         ),
         ("crop", lambda x: torch.roll(x, 8, 3), "moved 8 px left: .* which is better.*align them to the template"),
     ],
@@ -143,6 +143,16 @@ def test_a_negated_score(network, trial):
     assert list(faults(check_scorer(alone, trial))) == ["sign"]
     judged = {f.check: f.message for f in check_scorer(alone, trial, recognizer(network))}
     assert "similarity of mated pairs against the lower score: Spearman -" in judged["sign"]
+
+
+def test_a_sign_against_which_most_damaged_copies_speak_stays_open(network, trial):
+    clean = np.ones(len(trial.person))
+    damaged = clean + 1e-6
+    damaged[np.unique(trial.person, return_index=True)[1]] = 0.0  # one copy of each person is much worse
+    for judge in (None, recognizer(network)):  # whose similarities rise with these scores a little
+        finding = _sign(judge, trial, clean, damaged)
+        assert finding.state == "open"
+        assert "the sign may be wrong" in finding.message
 
 
 def test_outputs_that_depend_on_the_batch_or_say_nothing(network, trial):

@@ -8,7 +8,7 @@ import pytest
 
 import smoke
 from fiqa_ray.config import EvaluateSettings
-from fiqa_ray.errors import FiqaRayError
+from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.job import Job
 from fiqa_ray.stages import STAGES
 from fiqa_ray.stages.pack import list_faces
@@ -220,3 +220,11 @@ def test_few_draws_and_training_people_in_a_benchmark_are_said(tmp_path, faces, 
     text = capsys.readouterr().err
     assert "too few" not in text
     assert "training" not in text
+
+
+def test_an_unknown_scorer_to_compare_is_told_before_anything_is_made(tmp_path, faces):
+    (tmp_path / "pairs.csv").write_text(PAIRS + "p00/000.jpg,p00/001.jpg,1\np00/000.jpg,p01/001.jpg,0\n")
+    settings = job(tmp_path, faces, pairs={"kind": "table", "uri": f"{tmp_path}/pairs.csv"})
+    unknown = settings.evaluate.model_copy(update={"compare_scorers": (("embedding_norm", "truth"),)})
+    with pytest.raises(UsageError, match=r"compare_scorers: there is no scorer 'truth'; choose from .*embedding_norm"):
+        read_inputs(Job(settings.model_copy(update={"evaluate": unknown})), STAGES)

@@ -75,7 +75,7 @@ def test_every_format_gives_the_same_labels(cli, data, tmp_path, embeddings, ide
     )  # fmt: skip
     assert (code, out, err) == (0, f"120 labels written to {output}\n", "")
     labels = pd.read_csv(output, dtype={"image_id": str})
-    assert labels.columns.tolist() == ["image_id", "identity", "method", "variant", "theta", "prior", "label"]
+    assert labels.columns.tolist() == ["image_id", "identity", "method", "variant", "theta", "chosen", "prior", "label"]
     has_names = embeddings != "e.npy" or scores == "q.csv"
     for theta in (0.1, 0.3):
         rows = labels[labels["theta"] == theta]

@@ -55,7 +55,7 @@ def test_labels_name_their_images(run):
     (run / "truth.csv").rename(run / "elsewhere.csv")  # what a run was made from need not be there
     labels = open_run(str(run / "run")).labels()
     (run / "elsewhere.csv").rename(run / "truth.csv")
-    assert labels.column_names == ["image_id", "identity", "method", "variant", "theta", "prior", "label"]
+    assert labels.column_names == ["image_id", "identity", "method", "variant", "theta", "chosen", "prior", "label"]
     names = sorted(str(p.relative_to(run / "faces" / "train")) for p in (run / "faces" / "train").rglob("*.jpg"))
     with open(run / "truth.csv", newline="") as file:
         truth = {row["image_id"]: float(row["score"]) for row in csv.DictReader(file)}

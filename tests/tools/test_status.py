@@ -20,7 +20,7 @@ from fiqa_ray.storage import join, list_files, write_atomic
 from fiqa_ray.tools import status
 from fiqa_ray.tools.run_job import run_job
 from fiqa_ray.tools.score import score_images
-from fiqa_ray.tools.show import run_lines
+from fiqa_ray.tools.show import run_lines, stages_table
 from fiqa_ray.tools.status import rejected_images, run_now, run_status
 from fiqa_ray.tools.verify import verify_run
 
@@ -138,6 +138,9 @@ def test_what_earlier_settings_left_unfinished_does_not_count_and_what_is_lost_d
     for damage in (lambda: (new / "_manifest.json").unlink(), lambda: shutil.rmtree(new)):
         damage()
         assert cli("status", run)[0] == 3
+    text = cli("status", run)[1]
+    assert "0 of 1" in text  # datasets; nobody knows its parts
+    assert "0 of 0" not in text
     lost = next(r for r in run_status(str(run)) if r["dataset"] == str(new.relative_to(run)))
     assert (lost["finished"], lost["n_parts"], lost["is_earlier"]) == (False, 0, False)
     run_job(first, ["pack"])  # back: now the second ones are the earlier settings
@@ -192,3 +195,15 @@ def test_an_image_that_libjpeg_complains_of_is_used_and_named(tmp_path, capfd):
     crops = [ImageFile(str(crop))]
     assert score_images(crops, lambda faces, rows: np.ones(len(faces)))["status"].to_pylist() == ["ok"]
     assert f"{crop}: scored, though libjpeg says: Corrupt JPEG data" in capfd.readouterr().err
+
+
+def test_the_parts_of_a_dataset_that_is_not_begun_are_not_known():
+    done = {"stage": "pack", "finished": True, "is_earlier": False, "unit": "images", "failed": {}, "work_s": 1.0,
+            "n_parts_done": 2, "n_parts": 2, "n_rows_done": 910, "n_rows": 910, "n_bytes": 5}  # fmt: skip
+    missing = (
+        done
+        | {"finished": False, "unit": "rows", "work_s": None}
+        | dict.fromkeys(("n_parts_done", "n_parts", "n_rows_done", "n_rows", "n_bytes"), 0)
+    )
+    cells = [list(column.cells) for column in stages_table([done, missing]).columns]
+    assert cells[1:4] == [["1 of 2"], ["2 of 2 so far"], ["910 of 910 images so far"]]

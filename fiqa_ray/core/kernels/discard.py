@@ -265,6 +265,35 @@ def count_errors(
 
 
 @compiled
+def count_matches(
+    units: tuple[np.ndarray, np.ndarray, np.ndarray], cuts: np.ndarray, highest: np.ndarray, n_matches: np.ndarray
+) -> None:
+    """Count the non-mated copies left at each level whose similarity is above `highest[k]`.
+
+    Args:
+        units: last, count, similarity of the non-mated pairs by falling similarity.
+        cuts: `(K,) int64`, rising: copies that each level discards.
+        highest: `(K,) float64`; NaN: none is counted.
+        n_matches: `(K,) int64`, filled.
+    """
+    last, count, similarity = units
+    n_matches[:] = 0
+    end = np.inf
+    for k in range(len(cuts)):
+        if highest[k] < end:
+            end = highest[k]
+    for m in range(len(last)):
+        if similarity[m] <= end:
+            break
+        for k in range(len(cuts)):
+            left = copies_left(last[m], count[m], cuts[k])
+            if left == 0:
+                break
+            if similarity[m] > highest[k]:
+                n_matches[k] += left
+
+
+@compiled
 def step_areas(
     quality: np.ndarray, is_wrong: np.ndarray, count: np.ndarray, limits: np.ndarray, area: np.ndarray
 ) -> None:
