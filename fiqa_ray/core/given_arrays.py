@@ -33,3 +33,27 @@ def real_array(name: str, values: ArrayLike, dtype: DTypeLike) -> NDArray[Any]:
         raise
     except (TypeError, ValueError, RuntimeError) as exc:  # torch raises RuntimeError for a tensor with a gradient
         raise UsageError(f"{name} cannot be read as numbers: {exc}; give a numpy array") from exc
+
+
+def checked_embeddings(embeddings: ArrayLike, n_named: int) -> NDArray[np.float32]:
+    """Return embeddings `(I, D)` as float32.
+
+    Args:
+        embeddings: what the user gives.
+        n_named: number of images that have a name of a person.
+
+    Raises:
+        UsageError: they are no finite matrix of one row per name, or a row has no direction.
+    """
+    values = real_array("embeddings", embeddings, np.float32)
+    if values.ndim != 2 or values.shape[1] == 0 or not np.isfinite(values).all():
+        raise UsageError(f"embeddings must be finite and of shape (n_images, dim), got {values.shape}")
+    if n_named != len(values):
+        raise UsageError(f"{len(values)} embeddings but {n_named} identities: one identity per embedding")
+    without = np.flatnonzero(~values.any(axis=1))
+    if len(without):
+        raise UsageError(
+            f"the embedding of image {without[0]} is all zeros ({len(without)} such): it has no direction, and so no "
+            "similarity; leave such images out"
+        )
+    return values

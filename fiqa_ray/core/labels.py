@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fiqa_ray.core.candidates import PAPER_THETA, default_scale
-from fiqa_ray.core.given_arrays import real_array
+from fiqa_ray.core.given_arrays import checked_embeddings, real_array
 from fiqa_ray.core.kernels.owners import add_repeat, assign_sorted_scores, sum_ranks_by_owner
 from fiqa_ray.core.kernels.sorting import stable_order
 from fiqa_ray.core.kernels.threads import available_threads, one_thread
@@ -87,7 +87,7 @@ def optimize_labels(
         - in each thread, 40 bytes per pair of one repeat;
         - where the images of an identity are not neighbours, a copy of the embeddings.
     """
-    embeddings = _checked_embeddings(embeddings, len(identities))
+    embeddings = checked_embeddings(embeddings, len(identities))
     if n_clusters < 1 or n_repeats < 1:
         raise UsageError(f"n_clusters={n_clusters} and n_repeats={n_repeats} must be at least 1")
     if init not in ("random", "k-means++"):
@@ -390,21 +390,6 @@ def _checked_prior(name: str, scores: ArrayLike, n_images: int) -> NDArray[np.fl
     if len(values) != n_images:
         of = f" of {name}" if name else ""
         raise UsageError(f"{len(values)} prior scores{of} for {n_images} embeddings: one score per image")
-    return values
-
-
-def _checked_embeddings(embeddings: ArrayLike, n_named: int) -> NDArray[np.float32]:
-    values = real_array("embeddings", embeddings, np.float32)
-    if values.ndim != 2 or values.shape[1] == 0 or not np.isfinite(values).all():
-        raise UsageError(f"embeddings must be finite and of shape (n_images, dim), got {values.shape}")
-    if n_named != len(values):
-        raise UsageError(f"{len(values)} embeddings but {n_named} identities: one identity per embedding")
-    without = np.flatnonzero(~values.any(axis=1))
-    if len(without):
-        raise UsageError(
-            f"the embedding of image {without[0]} is all zeros ({len(without)} such): it has no direction, and so no "
-            "similarity; leave such images out"
-        )
     return values
 
 

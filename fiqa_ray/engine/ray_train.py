@@ -59,13 +59,20 @@ def fit_with_ray(loop: TrainLoop, plan: Any, n_workers: int, device: str) -> Non
     # Ray Train would move its workers to a folder of its own, where relative paths lead nowhere
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from fiqa_ray.engine.training_group import WithoutGroup
 
     use_gpu = wants_gpus(device, n_workers)
     trainer = TorchTrainer(
         _loop_in_ray,  # type: ignore[arg-type]  # what it returns is the result's return_value
-        train_loop_config={"loop": loop, "plan": plan, "patience_s": patience_s()},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        train_loop_config={
+            "loop": loop,
+            "plan": plan,
+            "patience_s": patience_s(),
+            "backend": "nccl" if use_gpu else "gloo",
+        },
+        torch_config=WithoutGroup(),
         scaling_config=ScalingConfig(
             num_workers=n_workers, use_gpu=use_gpu, resources_per_worker=None if use_gpu else {"CPU": 1}
         ),
@@ -88,14 +95,18 @@ def _loop_in_ray(config: dict[str, Any]) -> str | None:
     """Run the loop inside a worker; return the message of a fault that trying again cannot mend."""
     from ray.train import get_context, report
 
+    from fiqa_ray.engine.training_group import training_group
+
     context = get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
     try:
         set_patience(config["patience_s"], has_answered=True)
         host = TrainHost(report, _is_machine_leaving)
-        config["loop"](config["plan"], context.get_world_rank(), context.get_world_size(), host)
+        with training_group(rank, world, config["backend"]):
+            config["loop"](config["plan"], rank, world, host)
     except FiqaRayError as exc:
         may_pass = isinstance(exc, StorageError) and exc.may_pass
-        if may_pass or context.get_world_size() > 1:  # the others may wait for this one: only a failure stops them
+        if may_pass or world > 1:  # the others may wait for this one: only a failure stops them
             raise
         return str(exc)
     return None
