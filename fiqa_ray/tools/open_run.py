@@ -149,7 +149,7 @@ class Run:
             raise UsageError(f"{self.uri} has no labels of theta {unknown[0]}; choose from {names}")
         entries = [(e, self._dataset(e)) for name in asked for e in self._of(name)]
         finished = [(e, d) for e, d in entries if d.manifest() is not None] or self._finished(asked[0])  # the error
-        chosen = {(e["method"], _theta_of(d)) for e, d in finished if e.get("theta") == HELDOUT}
+        chosen = self.chosen_thetas()
         yielded = set()
         for e, dataset in finished:
             key = e["method"], _theta_of(dataset)
@@ -169,6 +169,11 @@ class Run:
                 table["label"],
             ]
             yield pa.table(columns, schema=LABELS)
+
+    def chosen_thetas(self) -> set[tuple[str, float | None]]:
+        """Return the methods whose theta was chosen on held-out people, each with it; those with finished labels."""
+        entries = [(e, self._dataset(e)) for e in self._of("optimized_labels") if e["theta"] == HELDOUT]
+        return {(e["method"], _theta_of(d)) for e, d in entries if d.manifest() is not None}
 
     def thetas(self) -> pa.Table:
         """Return what each candidate theta is worth on held-out people, where the job chose theta so.

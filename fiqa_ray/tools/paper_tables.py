@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fiqa_ray.core.intervals import UPPER_LIMIT
@@ -30,15 +30,12 @@ from fiqa_ray.datasets.results import (
     rows_of,
 )
 from fiqa_ray.errors import UsageError
-from fiqa_ray.report.answer import why_untold
 from fiqa_ray.storage import read_bytes
 from fiqa_ray.tools.open_run import open_run
+from fiqa_ray.tools.table_captions import SIGNIFICANT, caption
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SIGNIFICANT = 0.05
-"""Level of the arrows: a difference with a p-value below it, after Holm's correction."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +69,21 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class Results:
-    """The rows of one run or several."""
+    """The rows of one run or several.
+
+    Attributes:
+        areas: Areas of all scores.
+        differences: Their differences.
+        exclusions: What the jobs leave out.
+        conventions: Conventions by name.
+        chosen: Methods with the thetas that were chosen for them on held-out people.
+    """
 
     areas: list[AucRow]
     differences: list[DifferenceRow]
     exclusions: list[ExclusionRow]
     conventions: dict[str, ConventionRow]
+    chosen: set[tuple[str, float | None]] = field(default_factory=set)
 
     def at(self, point: OperatingPoint) -> list[AucRow]:
         """Return the areas at an operating point."""
@@ -143,6 +149,7 @@ def read_results(run_uris: Sequence[str], *, of_groups: bool = False) -> Results
     results = Results([], [], [], {})
     for uri in run_uris:
         run, prefix = open_run(uri), "group_" if of_groups else ""
+        results.chosen.update(run.chosen_thetas())
         results.areas.extend(rows_of(AucRow, run.result_table(f"{prefix}{AucRow.TABLE}")))
         results.differences.extend(rows_of(DifferenceRow, run.result_table(f"{prefix}{DifferenceRow.TABLE}")))
         results.exclusions.extend(rows_of(ExclusionRow, run.result_table(ExclusionRow.TABLE)))
@@ -208,10 +215,7 @@ def tables_of(
     cross = [r for r in rows if labelled and r.recognizer not in labelled]
     shown = (BASELINE, GIVEN, OPTIMIZED, EDIFF)
     ediff = " (ediff: by eDifFIQA's rule)" if any(r.variant == EDIFF for r in rows) else ""
-    regressor = ediff
-    if any(r.variant == UNOPTIMIZED for r in rows):
-        regressor = f". Optimized: by a regressor on optimized labels{ediff}; "
-        regressor += "table-3 has the part that is due to the regressor alone"
+    regressor = f"; optimized: by a regressor on optimized labels{ediff}" if labelled else ""
     all_variants = [r for r in rows if r.variant in (*shown, UNOPTIMIZED)]
     with_prior = _without_repeats(all_variants)
     same_at_0 = "; with theta 0 the two are the same and stand there once" if with_prior != all_variants else ""
@@ -229,11 +233,12 @@ def tables_of(
             f"with regressors on prior labels (unoptimized) and on optimized labels{ediff}{same_at_0}",
         ),
     }
-    return {
-        name: (_table(results, point, table_rows, published), _caption(results, point, table_rows, what))
-        for name, (table_rows, what) in chosen.items()
-        if table_rows
-    }
+    tables = {}
+    for name, (table_rows, what) in chosen.items():
+        if table_rows:
+            table = _table(results, point, table_rows, published)
+            tables[name] = table, caption(results, point, table_rows, what, table)
+    return tables
 
 
 def _without_repeats(rows: Sequence[AucRow]) -> list[AucRow]:
@@ -273,7 +278,7 @@ def why_missing(results: Results, point: OperatingPoint) -> dict[str, str]:
 def _table(
     results: Results, point: OperatingPoint, rows: list[AucRow], published: Sequence[Mapping[str, Any]]
 ) -> pd.DataFrame:
-    """Return a table with a row per recogniser, method and variant, a column per benchmark, and the mean rank."""
+    """Return a table with a row per recogniser, method and variant, a column per benchmark; the mean rank over several."""
     import pandas as pd
 
     arrows = _arrows(results, point)
@@ -285,7 +290,7 @@ def _table(
     excluded = {(e.benchmark, e.method) for e in results.exclusions}
     cells: dict[tuple[str, str, str], dict[str, CellText]] = {}
     for r in sorted(rows, key=lambda r: VARIANTS.index(r.variant)):
-        line = cells.setdefault((r.recognizer, r.method, _variant_name(r, rows)), {})
+        line = cells.setdefault((r.recognizer, r.method, _variant_name(r, results.chosen)), {})
         line[r.benchmark] = CellText(
             value=1000 * r.auc,
             low=math.nan if r.interval == UPPER_LIMIT else 1000 * r.auc_low,
@@ -302,8 +307,9 @@ def _table(
         ]
         if published:
             frame[f"{b} (published)"] = [CellText(value=_published(published, k, b)) for k in keys]
-    ranks = _mean_ranks(cells, benchmarks)
-    frame["mean rank"] = [CellText(text=f"{ranks[k]:.1f}" if k in ranks else "") for k in keys]
+    if len(benchmarks) > 1:
+        ranks = _mean_ranks(cells, benchmarks)
+        frame["mean rank"] = [CellText(text=f"{ranks[k]:.1f}" if k in ranks else "") for k in keys]
     index = pd.MultiIndex.from_tuples(keys, names=["recogniser", "method", "variant"])
     return pd.DataFrame(frame, index=index)
 
@@ -313,10 +319,11 @@ def _column(row: AucRow) -> tuple[str, str, float]:
     return row.benchmark, row.recognizer, row.discard_limit
 
 
-def _variant_name(row: AucRow, rows: list[AucRow]) -> str:
-    """Return the variant, with theta where a method has several."""
-    thetas = {r.theta for r in rows if r.method == row.method and r.variant == OPTIMIZED}
-    return f"{row.variant}, theta {row.theta:g}" if row.variant == OPTIMIZED and len(thetas) > 1 else row.variant
+def _variant_name(row: AucRow, chosen: Collection[tuple[str, float | None]]) -> str:
+    """Return the variant; of optimized labels with theta, and whether it was chosen on held-out people."""
+    if row.variant != OPTIMIZED:
+        return row.variant
+    return f"{row.variant}, theta {row.theta:g}" + (" (chosen)" if (row.method, row.theta) in chosen else "")
 
 
 def _row_order(rows: list[AucRow]) -> Any:
@@ -352,35 +359,6 @@ def _mean_ranks(
         rows = {k: line for k, line in cells.items() if k[0] == recognizer}
         ranks |= mean_ranks([{k: line[b].value for k, line in rows.items() if b in line} for b in benchmarks])
     return ranks
-
-
-def _caption(results: Results, point: OperatingPoint, rows: list[AucRow], what: str) -> str:
-    """Return the operating point, the sizes of the benchmarks and what the marks mean."""
-    convention = results.conventions.get(point.convention)
-    end = "the end of each curve" if point.limit is None else f"{point.limit:g} discarded"
-    sizes = {r.benchmark: f"{r.benchmark} {r.n_mated:,} + {r.n_nonmated:,}" for r in rows}
-    draws = sorted({r.n_draws for r in rows})
-    units = sorted({r.unit for r in rows})
-    arrows = [d for d in results.differences if d.family == BASELINE and point.holds(d)]
-    untold = list(dict.fromkeys(why for d in arrows if (why := why_untold(d)) and not d.reason))
-    choices = ""
-    if convention is not None:
-        choices = f" ({convention.pool} discarded, threshold {convention.threshold}, count {convention.count})"
-    brackets = (
-        f"Brackets: {100 * rows[0].level:g} % intervals of {' or '.join(map(str, draws))} bootstrap draws of "
-        f"{' or '.join(units)}. "
-    )
-    reasons = list(dict.fromkeys(r.reason for r in rows if r.reason))
-    if all(r.interval == "none" for r in rows):
-        brackets = "No intervals, so no score is told apart from another. "
-    brackets += "".join(f"{reason[0].upper()}{reason[1:]}. " for reason in (*reasons, *untold))
-    return (
-        f"Area under the error-versus-discard curve times 1000, {what}; smaller is better. Convention {point.convention}"
-        f"{choices}, {point.rate_text}, up to {end}. Mated + non-mated pairs: {'; '.join(sizes.values())}. "
-        f"{brackets}Bold: no other score is as good; †: among the best, which cannot be told apart; ↓ ↑: "
-        f"smaller or larger than the method's own score (p < {SIGNIFICANT:g} after Holm's correction); /: left out by "
-        "the user."
-    )
 
 
 def difference_table(results: Results, point: OperatingPoint) -> pd.DataFrame:

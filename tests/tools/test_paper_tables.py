@@ -25,6 +25,9 @@ def area(method, variant, auc, *, benchmark="LFW", judge="r18", leading=False, l
     return AucRow(**{**values, **changes})
 
 
+AT_01 = "optimized, theta 0.1"
+
+
 @pytest.fixture
 def results():
     """Two methods on two benchmarks under the recogniser of the labels and another; `slow` is excluded from one."""
@@ -61,9 +64,9 @@ def test_rows_columns_and_marks(results):
     assert list(first.columns) == ["LFW", "X_LFW", "mean rank"]
     assert shown == {
         ("r18", "fast", "baseline"): ["20.0 [19.0, 21.0]", "5.0† [4.0, 6.0]", "1.5"],
-        ("r18", "fast", "optimized"): ["**10.0**↓ [9.0, 11.0]", "6.0† [5.0, 7.0]", "1.5"],
+        ("r18", "fast", AT_01): ["**10.0**↓ [9.0, 11.0]", "6.0† [5.0, 7.0]", "1.5"],
         ("r18", "slow", "baseline"): ["30.0 [≤ 31.0]", "/", ""],
-        ("r18", "slow", "optimized"): ["31.0 [30.0, 32.0]", "/", ""],
+        ("r18", "slow", AT_01): ["31.0 [30.0, 32.0]", "/", ""],
     }
     for part in (
         "FMR 0.001",
@@ -71,11 +74,29 @@ def test_rows_columns_and_marks(results):
         "end of each curve",
         "LFW 3,000 + 2,000",
         "500 bootstrap draws of pairs",
+        "bold: ",
+        "†: ",
+        "↓: smaller than",
+        "/: left out",
     ):
         assert part in caption
+    assert "chosen" not in caption.lower()
     assert {key[0] for key in tables["table-2"][0].index} == {"other_r"}
-    rows = ["baseline", "unoptimized", "optimized", "baseline", "optimized"]
+    rows = ["baseline", "unoptimized", AT_01, "baseline", AT_01]
     assert [key[2] for key in tables["table-3"][0].index] == 2 * rows  # under both recognisers, as in the paper
+
+
+def test_a_chosen_theta_and_one_benchmark(results):
+    """One row for a theta that is chosen and given, no mean rank of one benchmark, no sign explained that is not there."""
+    areas = [r for r in results.areas if r.recognizer == "r18" and r.method == "slow"]
+    twice = replace(areas[1], scorer="slow, regressor on optimized labels (theta heldout)")
+    alone = Results([*areas, twice], [], [], results.conventions, {("slow", 0.1)})
+    table, caption = tables_of(alone, choose_point(alone, None, None, None))["table-1"]
+    assert [key[1:] for key in table.index] == [("slow", "baseline"), ("slow", "optimized, theta 0.1 (chosen)")]
+    assert list(table.columns) == ["LFW"]
+    assert "theta was chosen on held-out training people" in caption
+    assert not any(sign in caption for sign in "†↓↑/")
+    assert "bold" not in caption
 
 
 def test_what_theta_0_repeats_is_shown_once(results):
@@ -83,7 +104,7 @@ def test_what_theta_0_repeats_is_shown_once(results):
     results.areas.append(at_0)
     third, caption = tables_of(results, choose_point(results, None, None, None))["table-3"]
     assert [key[1:] for key in third.index if key[0] == "r18"][:3] == [
-        ("fast", "baseline"), ("fast", "unoptimized"), ("fast", "optimized"),
+        ("fast", "baseline"), ("fast", "unoptimized"), ("fast", AT_01),
     ]  # fmt: skip
     assert "with theta 0 the two are the same" in caption
     results.areas[-1] = replace(at_0, auc=0.018)
@@ -96,8 +117,8 @@ def test_published_numbers_stand_beside(results):
     record = {"method": "Fast", "variant": "optimized", "fr_model": "R-18", "benchmark": "LFW", "auc_x1000": 9.7}
     first, _ = tables_of(results, choose_point(results, "paper", 1e-3, None), [record])["table-1"]
     cells = {key: cell.plain() for key, cell in first["LFW (published)"].items()}
-    assert cells["r18", "fast", "optimized"] == "9.7"
-    assert cells["r18", "fast", "baseline"] == cells["r18", "slow", "optimized"] == ""
+    assert cells["r18", "fast", AT_01] == "9.7"
+    assert cells["r18", "fast", "baseline"] == cells["r18", "slow", AT_01] == ""
     third, _ = tables_of(
         results, choose_point(results, "paper", 1e-3, None), [{**record, "variant": "unoptimized-labels"}]
     )["table-3"]
@@ -125,7 +146,7 @@ def test_files(results, tmp_path):
     assert "3.00 ± 0.50" in (tmp_path / "table-4.md").read_text()
     numbers = pd.read_csv(tmp_path / "table-1.csv")
     assert numbers.loc[1, ["method", "variant", "LFW", "LFW low", "LFW high", "LFW mark"]].tolist() == [
-        "fast", "optimized", pytest.approx(10), pytest.approx(9), pytest.approx(11), "best ↓",
+        "fast", AT_01, pytest.approx(10), pytest.approx(9), pytest.approx(11), "best ↓",
     ]  # fmt: skip
     latex = (tmp_path / "differences.tex").read_text()
     assert latex.startswith("% needs \\usepackage{booktabs,longtable}\n")
