@@ -131,8 +131,6 @@ def optimize_labels(
             texts.append(f"{of}all {len(first.score):,} scores are equal, so they order nothing")
         else:
             texts += sign_advice(name, sign_facts(first.quality_index, first.mean_similarity_rank))
-    if n_zero := int((~embeddings.any(axis=1)).sum()):
-        texts.append(f"{n_zero:,} embeddings are zero, as of faces that failed; leave these images out")
     for text in texts:
         warnings.warn(text, stacklevel=2)
     has_one_theta, has_one_method = np.ndim(theta) == 0, not isinstance(prior_scores, Mapping)
