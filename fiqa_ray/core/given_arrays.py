@@ -53,7 +53,7 @@ def checked_embeddings(embeddings: ArrayLike, n_named: int) -> NDArray[np.float3
     without = np.flatnonzero(~values.any(axis=1))
     if len(without):
         raise UsageError(
-            f"{len(without):,} embeddings are all zeros, as of faces that failed; the first is that of image {without[0]}. They "
-            "have no direction, and so no similarity: leave these images out (`embeddings.any(axis=1)` tells the others)"
+            f"{len(without):,} embeddings are all zeros, as of faces that failed; the first is that of image {without[0]}. "
+            "They have no direction, and so no similarity: leave these images out (`embeddings.any(axis=1)` tells the others)"
         )
     return values

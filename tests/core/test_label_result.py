@@ -116,7 +116,7 @@ def test_scores_of_the_wrong_sign_or_without_order_are_doubted():
     with pytest.raises(UsageError, match="choose_theta"):
         optimize_labels(embeddings, people, -noise, theta="heldout")
     embeddings[7] = 0
-    with pytest.raises(UsageError, match="1 embeddings are all zeros.*the first is that of image 7"):
+    with pytest.raises(UsageError, match=r"1 embeddings are all zeros.*the first is that of image 7"):
         optimize_labels(embeddings, people, -noise)
 
 
