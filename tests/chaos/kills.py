@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,6 +37,8 @@ VICTIMS = ("driver", "sigterm", "worker", "node", "head", "trainer", "store")
 STAGES = "pack,embed,score,pair,rank,optimize,train"
 HANG_S = 300.0
 """A run that finishes no part for so long hangs. Counted in looks a second apart: a stopped machine is no hang."""
+LEAVE_S = 60.0
+"""A process that is there so long after the last run has ended is left behind."""
 N_AIMS = 4
 """Times that a trial is made until it strikes."""
 KEPT = (".parquet", ".pt", "card.json")
@@ -259,9 +261,10 @@ def strike(
     )
     until = time.monotonic() + 900  # training comes last
     while run.poll() is None and time.monotonic() < until:
-        if found := processes_of(env["RAY_TMPDIR"], title):
-            found[0].kill()
-            return True
+        for process in processes_of(env["RAY_TMPDIR"], title)[:1]:
+            with suppress(psutil.NoSuchProcess):  # it has ended since: look again
+                process.kill()
+                return True
         time.sleep(0.05)
     return False
 
@@ -286,13 +289,14 @@ def run_trial(trial: Trial, reference: dict[str, str], store: Store | None, env:
     again = wait(start(job, env, log), trial, store)
     final = records(trial, store)
     n_twice = sum(final.get(name) != t for name, t in after_first.items())
-    left = left_after(15.0, env, store)
+    left = left_after(LEAVE_S, env, store)
     temporary = [name for name in files(trial, store) if name.endswith(".tmp")]
     is_same = digest(trial, store) == reference
     is_good = is_struck and is_same and again == 0 and code != "hang" and not temporary and n_twice <= 2 and not left
     names = [" ".join(p.info["cmdline"] or [])[:80] for p in left]
     for process in left:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     return {
         "trial": trial.number, "victim": trial.victim, "place": "s3" if trial.is_s3 else "disk",
         "own_ray": trial.has_own_ray, "aim": trial.aim, "struck": is_struck,
