@@ -54,6 +54,6 @@ def checked_embeddings(embeddings: ArrayLike, n_named: int) -> NDArray[np.float3
     if len(without):
         raise UsageError(
             f"{len(without):,} embeddings are all zeros, as of faces that failed; the first is that of image {without[0]}. "
-            "They have no direction, and so no similarity: leave these images out (`embeddings.any(axis=1)` tells the others)"
+            "They have no direction, and so no similarity: leave these images out (`embeddings.any(axis=1)` tells the rest)"
         )
     return values
