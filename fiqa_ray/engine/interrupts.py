@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+LOOK_AGAIN_S = 0.1
+"""Seconds after which a signal that came during an import is sent again."""
+
 
 @contextmanager
 def sigterm_as_ctrl_c() -> Iterator[None]:
@@ -30,8 +33,24 @@ def catch_sigterm() -> None:
         signal.signal(signal.SIGTERM, _interrupt)
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise `KeyboardInterrupt`; during an import, once it has ended: C++ that is loaded, as torch's, would abort."""
+    if not _imports(frame):
+        raise KeyboardInterrupt
+    timer = threading.Timer(LOOK_AGAIN_S, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Return whether the innermost function of this package, or of a program without one, imports a module."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        if frame.f_globals.get("__name__", "").startswith("fiqa_ray.") and frame.f_code.co_name != "<module>":
+            return False
+        frame = frame.f_back
+    return False
 
 
 def interrupt_main_thread() -> None:

@@ -68,6 +68,33 @@ def test_sigterm_releases_the_lock(tmp_path):
         assert (tmp_path / "_lock" / "000002.json").exists()
 
 
+IMPORT = """
+import sys, time
+from fiqa_ray.engine.interrupts import sigterm_as_ctrl_c
+with sigterm_as_ctrl_c():
+    try:
+        import long_import
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("long_import" in sys.modules)
+"""
+LONG_IMPORT = """
+import os, signal, time
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(0.05)
+"""
+
+
+def test_sigterm_waits_for_the_end_of_an_import(tmp_path):
+    """An exception in the middle of torch's import ends the process with SIGABRT, which leaves the lock."""
+    (tmp_path / "long_import.py").write_text(LONG_IMPORT)
+    run = subprocess.run(
+        [sys.executable, "-c", IMPORT], check=True, capture_output=True, text=True, timeout=50,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+    )  # fmt: skip
+    assert run.stdout == "True\n"
+
+
 def test_a_stray_file_is_named_and_leftovers_are_removed(tmp_path):
     folder = tmp_path / "_lock"
     folder.mkdir()
