@@ -225,9 +225,10 @@ def sign_doubt(method: str, facts: Mapping[str, float]) -> str:
         if n_owners >= MIN_OWNERS
         else f"{n_owners} images with pairs are too few"
     )
+    of = f"{method}: " if method else ""
     return (
-        f"{method}: sign not told: the similarities of mated pairs do not show that larger scores mean better images "
-        f"({why}); `fiqa-ray doctor` also looks at damaged copies"
+        f"{of}sign not told: the similarities of mated pairs do not show that larger scores mean better images ({why}); "
+        "`fiqa-ray doctor` also looks at damaged copies"
     )
 
 

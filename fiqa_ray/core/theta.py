@@ -24,7 +24,7 @@ from fiqa_ray.core.bootstrap import AreaDraws, bootstrap_areas
 from fiqa_ray.core.candidates import CANDIDATES, MIN_SEPARATION, N_FOLDS
 from fiqa_ray.core.conventions import CONVENTIONS, Cell, changed
 from fiqa_ray.core.kernels.gram import unit_vectors
-from fiqa_ray.core.label_result import sign_advice, sign_facts
+from fiqa_ray.core.label_result import sign_doubt, sign_facts
 from fiqa_ray.core.labels import optimize_labels
 from fiqa_ray.core.verification import threshold_at_fmr
 from fiqa_ray.errors import UsageError
@@ -69,7 +69,7 @@ class ThetaCurve:
         n_people, n_images, n_mated, n_nonmated: what the areas stand on.
         fmr: false match rate of the threshold; NaN where the threshold was set by the FNMR of `AT_FNMR`.
         fnmr: false non-match rate before anything is discarded.
-        sign: what the similarities of pairs say against the sign of the prior, by `sign_advice`; empty if nothing.
+        sign: what the similarities of pairs say against the sign of the prior, by `sign_doubt`; empty if they confirm it.
     """
 
     theta: tuple[float, ...]
@@ -106,10 +106,16 @@ class ThetaCurve:
                 if surest != best:
                     why += f"; the surest change is that of theta {self.theta[surest]:g}, {self._change(surest)}"
             return f"{method} does not gain measurably: {why}; the labels are left as they are."
-        return (
-            f"{method} gains at theta {self.chosen:g}: on {people} the area x 1000 falls from {1e3 * self.area[0]:.1f} to "
-            f"{1e3 * self.area[at]:.1f} ({self._change(at)})." + (f" But {self.sign}." if self.sign else "")
+        change = (
+            f"on {people} the area x 1000 falls from {1e3 * self.area[0]:.1f} to {1e3 * self.area[at]:.1f} "
+            f"({self._change(at)})."
         )
+        if self.chosen == 1:
+            change += " At theta 1, the last candidate, the similarities alone order the images that have pairs."
+        if self.sign:
+            doubt = f"{self.sign[0].upper()}{self.sign[1:]}"
+            return f"{method}, whose sign is in doubt, has theta {self.chosen:g}: {change} {doubt}."
+        return f"{method} gains at theta {self.chosen:g}: {change}"
 
     def _change(self, i: int) -> str:
         return f"{_permille(self.gain[i])} [{_permille(self.low[i])}, {_permille(self.high[i])}]"
@@ -160,7 +166,7 @@ def choose_theta(
     targets = {theta: result.label for theta, result in labels.items()}
     curve = compare_thetas(np.asarray(embeddings, np.float32), person, targets, fmr=fmr, seed=seed)
     facts = sign_facts(labels[0.0].quality_index, labels[0.0].mean_similarity_rank)
-    return replace(curve, sign="".join(sign_advice("", facts)))
+    return replace(curve, sign=sign_doubt("", facts))
 
 
 def compare_thetas(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fiqa_ray.core.candidates import CANDIDATES, HELDOUT, MAX_IMAGES
 from fiqa_ray.core.kernels.threads import one_thread
-from fiqa_ray.core.label_result import sign_advice, sign_facts
+from fiqa_ray.core.label_result import sign_doubt, sign_facts
 from fiqa_ray.core.labels import quality_index, reassign_scores
 from fiqa_ray.datasets.columns import embedding_values
 from fiqa_ray.datasets.dataset import Dataset, Manifest, Part
@@ -127,7 +127,7 @@ def choose_shard(dataset: Dataset, embeddings: Dataset, updates: Dataset, seed: 
     facts = sign_facts(index, of_sample("mean_similarity_rank", CANDIDATES[0]))
     with one_thread():
         curve = compare_thetas(sample.values, sample.person, targets, seed=seed)
-    curve = replace(curve, sign="".join(sign_advice("", facts)))
+    curve = replace(curve, sign=sign_doubt("", facts))
     return dataset.write_part(
         0,
         {".parquet": table_of(ThetaRow, _rows(shard.method, curve))},
