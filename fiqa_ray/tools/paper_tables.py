@@ -76,14 +76,14 @@ class Results:
         differences: Their differences.
         exclusions: What the jobs leave out.
         conventions: Conventions by name.
-        chosen: Methods with the thetas that were chosen for them on held-out people.
+        chosen: Recognisers of labels, methods and thetas that were chosen for these on held-out people.
     """
 
     areas: list[AucRow]
     differences: list[DifferenceRow]
     exclusions: list[ExclusionRow]
     conventions: dict[str, ConventionRow]
-    chosen: set[tuple[str, float | None]] = field(default_factory=set)
+    chosen: set[tuple[str, str, float]] = field(default_factory=set)
 
     def at(self, point: OperatingPoint) -> list[AucRow]:
         """Return the areas at an operating point."""
@@ -149,8 +149,9 @@ def read_results(run_uris: Sequence[str], *, of_groups: bool = False) -> Results
     results = Results([], [], [], {})
     for uri in run_uris:
         run, prefix = open_run(uri), "group_" if of_groups else ""
-        results.chosen.update(run.chosen_thetas())
-        results.areas.extend(rows_of(AucRow, run.result_table(f"{prefix}{AucRow.TABLE}")))
+        areas, chosen = rows_of(AucRow, run.result_table(f"{prefix}{AucRow.TABLE}")), run.chosen_thetas()
+        results.areas.extend(areas)
+        results.chosen.update((r.quality_model, r.method, r.theta) for r in areas if (r.method, r.theta) in chosen)
         results.differences.extend(rows_of(DifferenceRow, run.result_table(f"{prefix}{DifferenceRow.TABLE}")))
         results.exclusions.extend(rows_of(ExclusionRow, run.result_table(ExclusionRow.TABLE)))
         for convention in rows_of(ConventionRow, run.result_table(ConventionRow.TABLE)):
@@ -282,20 +283,20 @@ def _table(
     import pandas as pd
 
     arrows = _arrows(results, point)
-    best = {
-        column: [r.scorer for r in results.at(point) if r.is_leading and _column(r) == column]
+    best = {  # a theta that is given and chosen too is one line
+        column: {_line(r, results.chosen) for r in results.at(point) if r.is_leading and _column(r) == column}
         for column in {_column(r) for r in rows}
     }
     benchmarks = list(dict.fromkeys(r.benchmark for r in rows))
     excluded = {(e.benchmark, e.method) for e in results.exclusions}
     cells: dict[tuple[str, str, str], dict[str, CellText]] = {}
     for r in sorted(rows, key=lambda r: VARIANTS.index(r.variant)):
-        line = cells.setdefault((r.recognizer, r.method, _variant_name(r, results.chosen)), {})
+        line = cells.setdefault((r.recognizer, *_line(r, results.chosen)), {})
         line[r.benchmark] = CellText(
             value=1000 * r.auc,
             low=math.nan if r.interval == UPPER_LIMIT else 1000 * r.auc_low,
             high=1000 * r.auc_high,
-            is_best=best[_column(r)] == [r.scorer],
+            is_best=best[_column(r)] == {_line(r, results.chosen)},
             is_tied=len(best[_column(r)]) > 1 and r.is_leading and r.interval != "none",
             change=arrows.get((r.benchmark, r.recognizer, r.scorer), ""),
         )
@@ -319,11 +320,18 @@ def _column(row: AucRow) -> tuple[str, str, float]:
     return row.benchmark, row.recognizer, row.discard_limit
 
 
-def _variant_name(row: AucRow, chosen: Collection[tuple[str, float | None]]) -> str:
+def _line(row: AucRow, chosen: Collection[tuple[str, str, float]]) -> tuple[str, str]:
+    """Return method and variant, which a line of a table has."""
+    return row.method, _variant_name(row, chosen)
+
+
+def _variant_name(row: AucRow, chosen: Collection[tuple[str, str, float]]) -> str:
     """Return the variant; of optimized labels with theta, and whether it was chosen on held-out people."""
     if row.variant != OPTIMIZED:
         return row.variant
-    return f"{row.variant}, theta {row.theta:g}" + (" (chosen)" if (row.method, row.theta) in chosen else "")
+    return f"{row.variant}, theta {row.theta:g}" + (
+        " (chosen)" if (row.quality_model, row.method, row.theta) in chosen else ""
+    )
 
 
 def _row_order(rows: list[AucRow]) -> Any:

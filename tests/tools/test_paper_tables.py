@@ -90,13 +90,17 @@ def test_a_chosen_theta_and_one_benchmark(results):
     """One row for a theta that is chosen and given, no mean rank of one benchmark, no sign explained that is not there."""
     areas = [r for r in results.areas if r.recognizer == "r18" and r.method == "slow"]
     twice = replace(areas[1], scorer="slow, regressor on optimized labels (theta heldout)")
-    alone = Results([*areas, twice], [], [], results.conventions, {("slow", 0.1)})
+    alone = Results([*areas, twice], [], [], results.conventions, {("r18", "slow", 0.1)})
     table, caption = tables_of(alone, choose_point(alone, None, None, None))["table-1"]
     assert [key[1:] for key in table.index] == [("slow", "baseline"), ("slow", "optimized, theta 0.1 (chosen)")]
     assert list(table.columns) == ["LFW"]
     assert "theta was chosen on held-out training people" in caption
     assert not any(sign in caption for sign in "†↓↑/")
     assert "bold" not in caption
+    both = [replace(r, is_leading=True) for r in (areas[1], twice)]  # leads alone, under two names
+    alone = Results([areas[0], *both], [], [], results.conventions, {("other_r", "slow", 0.1)})
+    table = tables_of(alone, choose_point(alone, None, None, None))["table-1"][0]
+    assert table.loc[("r18", "slow", AT_01), "LFW"].plain() == "**31.0** [30.0, 32.0]"  # chosen for other labels alone
 
 
 def test_what_theta_0_repeats_is_shown_once(results):
