@@ -20,10 +20,10 @@ N_FOLDS = 10
 """Folds of the people, each of which is held out once."""
 
 
+MIN_SEPARATION = 1.0
+"""Distance d' of mated from non-mated similarities, in standard deviations, below which nothing is chosen."""
+
+
 def default_scale(thetas: Sequence[float | str]) -> str:
     """Return the index scale where none is given: the published one for the paper's theta alone."""
     return "raw" if list(thetas) == [PAPER_THETA] else "normalized"
-
-
-MIN_SEPARATION = 1.0
-"""Distance d' of mated from non-mated similarities, in standard deviations, below which nothing is chosen."""
