@@ -80,7 +80,7 @@ def read_table(uri: str, sums: Sums, columns: list[str] | None = None, choose: C
             with pq.ParquetFile(content()) as file:
                 if choose is None:
                     return file.read(columns, use_threads=False)
-                return file.read_row_groups(choose(file.metadata), columns=columns)
+                return file.read_row_groups(choose(file.metadata), columns=columns, use_threads=False)
     except FileNotFoundError as exc:
         raise damaged(uri, "it is missing", "run again: its part is then computed again") from exc
     except (pa.ArrowException, OSError, UnicodeDecodeError, KeyError) as exc:

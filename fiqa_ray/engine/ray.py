@@ -99,7 +99,7 @@ def _ray_tasks(
 
     # a lost machine is Ray's to retry; what the code raises comes back as a result
     task = ray.remote(num_cpus=1, max_retries=5)(run_shard)
-    width = compute.n_workers or 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    width = _tasks_at_once(compute.n_workers, int(ray.cluster_resources().get("CPU", 1)))
     waiting = iter(enumerate(items))
     running: dict[Any, int] = {}
     while True:
@@ -123,6 +123,16 @@ def _ray_tasks(
         except ray.exceptions.RayError as exc:
             outcome = lost_process(exc)
         yield number, outcome
+
+
+def _tasks_at_once(n_workers: int | None, n_cpus: int) -> int:
+    """Return how many tasks Ray gets at a time: twice what the processors run, so that none waits for the driver.
+
+    Where a run may use fewer workers than the cluster has processors, or waits for more of them, it is that many.
+    """
+    if n_workers and n_workers != n_cpus:
+        return n_workers
+    return 2 * max(1, n_cpus)
 
 
 def _grantable(memory_bytes: int) -> int:
