@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,13 +27,13 @@ class Board:
         self._last: dict[str, int] = {}
         self._changed = time.monotonic()
 
-    def begin(self, group: int, number: int, node: str, actor: str | None = None) -> None:
-        """Note that a shard of a group of steps begins; one that begins again, on another node, replaces its entry."""
+    def begin(self, group: int, number: int, node: str, actor: str | None = None, age_s: float = 0.0) -> None:
+        """Note that a shard of a group of steps began `age_s` ago; one that began again elsewhere replaces its entry."""
         if group > self._group:
             self._group, self._running, self._last = group, {}, {}
         if group == self._group:
             self._changed = time.monotonic()
-            self._running[number] = (self._changed, node)
+            self._running[number] = (self._changed - age_s, node)
             if actor is not None:
                 self._last[actor] = number
 
@@ -76,13 +77,30 @@ class Announcer:
         yield
         self.board.end.remote(self.group, number)
 
-    def begin(self, number: int) -> None:
+    @contextmanager
+    def after(self, seconds: float, number: int) -> Iterator[None]:
+        """Announce a shard for the rest of a block that takes longer than some seconds; a short one costs no message."""
+        is_over = threading.Event()
+
+        def announce() -> None:
+            if not is_over.wait(seconds):
+                self.begin(number, seconds)
+                is_over.wait()
+                self.board.end.remote(self.group, number)
+
+        threading.Thread(target=announce, daemon=True).start()
+        try:
+            yield
+        finally:
+            is_over.set()
+
+    def begin(self, number: int, age_s: float = 0.0) -> None:
         """Announce that a shard begins, or begins its work on the model: it is then the actor's last."""
         import ray
 
         node = ray.get_runtime_context().get_node_id()[:8]
         place = f"{socket.gethostname()} ({ray.util.get_node_ip_address()}, Ray node {node})"
-        self.board.begin.remote(self.group, number, place, ray.get_runtime_context().get_actor_id())
+        self.board.begin.remote(self.group, number, place, ray.get_runtime_context().get_actor_id(), age_s)
 
     def in_hand(self, exc: Exception) -> int | None:
         """Return the shard that a dead actor had begun last, if Ray's error names the actor."""

@@ -39,7 +39,7 @@ class LateShards:
         self._items, self._announcer, self._late_after_s, self._waits_for = items, announcer, late_after_s, waits_for
         self._seconds: dict[int, list[float]] = {}
         self._next_line: dict[int, float] = {}
-        self._started = time.monotonic()
+        self._last_finish = time.monotonic()
         self._next_idle_line = late_after_s
         self._ended = threading.Event()
 
@@ -51,7 +51,8 @@ class LateShards:
         self._ended.set()
 
     def finish(self, number: int, outcome: Outcome) -> None:
-        """Note how long a shard took."""
+        """Note that a shard came back, and how long it took."""
+        self._last_finish = time.monotonic()
         if isinstance(outcome, Part):
             self._seconds.setdefault(id(self._items[number][0]), []).append(outcome.duration_s)
 
@@ -64,7 +65,7 @@ class LateShards:
                 running, unchanged_s = ray.get(look, timeout=LONGEST_LOOK_S)
             except ray.exceptions.RayError:
                 continue  # the board is a help; without it the run goes on as well
-            idle_s = min(unchanged_s, time.monotonic() - self._started)
+            idle_s = min(unchanged_s, time.monotonic() - self._last_finish)
             text = self.late_line(running) if running else self.idle_line(idle_s)
             if text and not self._ended.is_set():
                 note(text)

@@ -31,6 +31,8 @@ from fiqa_ray.storage.patience import set_patience
 
 N_STARTS = 3
 """Times that a Ray of our own is started before the run gives up."""
+ANNOUNCE_AFTER_S = 2.0
+"""A task that runs longer is announced; a message of a short one would cost 11 ms of processor time."""
 LARGE_BYTES = 1 << 27
 """A process returns the memory of larger shards to the system; that of smaller ones serves its next shard."""
 
@@ -91,7 +93,7 @@ def _ray_tasks(
 
         set_patience(patience_s, has_answered=True)
         reuse_memory()
-        with announce(number), one_thread():
+        with announce.after(announce_after_s, number), one_thread():
             outcome = call_and_catch(lambda: make_worker()(shard))
         if is_large:  # another process may get the next one
             give_back_memory()
@@ -99,6 +101,7 @@ def _ray_tasks(
 
     # a lost machine is Ray's to retry; what the code raises comes back as a result
     task = ray.remote(num_cpus=1, max_retries=5)(run_shard)
+    announce_after_s = min(ANNOUNCE_AFTER_S, compute.late_after_s / 4)
     width = _tasks_at_once(compute.n_workers, int(ray.cluster_resources().get("CPU", 1)))
     waiting = iter(enumerate(items))
     running: dict[Any, int] = {}
