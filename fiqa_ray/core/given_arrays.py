@@ -46,14 +46,23 @@ def checked_embeddings(embeddings: ArrayLike, n_named: int) -> NDArray[np.float3
         UsageError: they are no finite matrix of one row per name, or a row has no direction.
     """
     values = real_array("embeddings", embeddings, np.float32)
-    if values.ndim != 2 or values.shape[1] == 0 or not np.isfinite(values).all():
+    is_matrix = values.ndim == 2 and values.shape[1] > 0
+    odd = _rows_of_odd_length(values) if is_matrix else np.zeros(0, np.int64)
+    if not is_matrix or not np.isfinite(values[odd]).all():
         raise UsageError(f"embeddings must be finite and of shape (n_images, dim), got {values.shape}")
     if n_named != len(values):
         raise UsageError(f"{len(values)} embeddings but {n_named} identities: one identity per embedding")
-    without = np.flatnonzero(~values.any(axis=1))
+    without = odd[~values[odd].any(axis=1)]
     if len(without):
         raise UsageError(
             f"{len(without):,} embeddings are all zeros, as of faces that failed; the first is that of image {without[0]}. "
             "They have no direction, and so no similarity: leave these images out (`embeddings.any(axis=1)` tells the rest)"
         )
     return values
+
+
+def _rows_of_odd_length(values: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return the rows of `(I, D)` whose squared length is 0 or not finite: one pass, and a look at these rows is enough."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        length2 = np.einsum("ij,ij->i", values, values)  # (I,)
+    return np.flatnonzero(~(np.isfinite(length2) & (length2 > 0)))
