@@ -5,8 +5,8 @@ python benchmarks/full_size.py WORK_DIR [--shape vggface2|webface42m] [--share 1
 WORK_DIR takes 2 kB per image for the embeddings, made up once and kept, and 1.5 kB per image for the pairs. The floor,
 measured in the same run on the same cores before and after the job, is the bare Gram products of all identities and one
 vectorised sort of all keys: of the bare keys, and, as the packed floor, of keys that carry their pair's number, without
-which a rank finds no pair. The start of Ray, of its workers and of this process (start_s) is not part of the total; at its end the
-inputs are read once, so that they come from memory and not from the disk.
+which a rank finds no pair. The start of Ray, of its workers and of this process (start_s) is not part of the total; at
+its end the inputs are read once, so that they come from memory and not from the disk.
 """
 
 from __future__ import annotations
