@@ -179,8 +179,11 @@ def test_full_disk_is_one_clear_error(tmp_path):
 
 
 def test_bucket_errors_are_in_words(s3_server, bucket, monkeypatch):
-    with pytest.raises(FiqaRayError, match=r"s3://no-such-bucket-here/x.*bucket does not exist"):
-        write_atomic("s3://no-such-bucket-here/x", b"1")
+    said = "s3://no-such-bucket-here/x/y: the bucket no-such-bucket-here does not exist; create it or correct the name"
+    with pytest.raises(FiqaRayError, match=f"^{re.escape(said)}$"):
+        write_atomic("s3://no-such-bucket-here/x/y", b"1")
+    with pytest.raises(FiqaRayError, match="bucket no-such-bucket-here does not exist"):
+        read_bytes("s3://no-such-bucket-here/x/y")
     with pytest.raises(FiqaRayError, match=r"missing\.json: not found"):
         read_bytes(f"{bucket}/missing.json")
     import s3fs

@@ -35,7 +35,8 @@ def run(
     if "report" not in stage_names:
         return
     opened = open_run(settings.run_uri)
-    print("".join(f"{line}\n" for line in [*(opened.answer() if settings.benchmarks else []), *opened.signs()]), end="")
+    lines = [*(opened.answer() if settings.benchmarks else []), *opened.unchanged(), *opened.signs()]
+    print("".join(f"{line}\n" for line in lines), end="")
     print(public_text(f"report: {finished_job.report().at('report.html')}"))
     if settings.source is not None:
         print(public_text(f"labels: fiqa-ray labels {settings.run_uri} -o labels.csv"))

@@ -34,7 +34,7 @@ def demo(
     job_file = write_demo(folder)
     finished_job = run_job(load_settings(str(job_file), overrides or []))
     opened = open_run(finished_job.settings.run_uri)
-    print("\n".join([*opened.answer(), *opened.signs()]))
+    print("\n".join([*opened.answer(), *opened.unchanged(), *opened.signs()]))
     print(public_text(f"report: {finished_job.report().at('report.html')}"))
     print(f"job: {job_file}; change it and run it again with fiqa-ray run {job_file} --new-settings")
 

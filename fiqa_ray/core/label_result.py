@@ -36,6 +36,10 @@ LEAST_STEP = 0.45
 LEAST_MOVE = 0.005
 """Mean move below which labels are almost the prior scores."""
 _WANTED_MOVE = 0.02
+_ADVISED = (*(digit / 10**places for places in (3, 2, 1) for digit in range(1, 10)), 1.0)
+"""Thetas that are advised: those of one digit."""
+_AGREEING_RHO = 0.9
+"""Rank correlation of scores and similarities above which a move is small because both say the same."""
 MIN_OWNERS, LEAST_RHO, SIGN_ERRORS = 50, 0.08, 4.0
 """The sign of scores is doubted if so many images own pairs and the rank correlation of scores with similarities is below
 -LEAST_RHO and below -SIGN_ERRORS standard errors."""
@@ -153,28 +157,46 @@ def raw_scale_advice(theta: float) -> str:
 
 
 def move_advice(
-    theta: float, move: float, pairs_per_image: float, n_images: int, index_scale: str, rho: float | None = None
+    method: str,
+    theta: float,
+    move: float,
+    n_images: int,
+    index_scale: str,
+    *,
+    share_with_pairs: float = 1.0,
+    rho: float | None = None,
 ) -> str:
-    """Say that a theta moves almost nothing, and which one would move `_WANTED_MOVE`; arguments as in `expected_move`.
+    """Say that a theta moves almost nothing, and which one would move `_WANTED_MOVE` on the scale normalized.
 
     Args:
+        method: its name, or an empty text.
         theta: weight of the update.
         move: its mean move, measured or expected.
-        pairs_per_image: L / I.
         n_images: I.
         index_scale: `raw` or `normalized`.
+        share_with_pairs: share of the images that own a pair; the others do not move.
         rho: as in `expected_move`.
     """
     said = (
-        f"theta={theta:g} moves an image by {100 * move:.2g} % of the ranks on average, so the labels are almost your "
-        "scores"
+        f"{method}{': ' if method else ''}theta={theta:g} moves an image by {100 * move:.2g} % of the ranks on average, so "
+        "the labels are almost your scores"
     )
-    if index_scale == "normalized":
-        wanted = min(1.0, theta * _WANTED_MOVE / move if move else 1.0)
-        return f"{said}; try theta={wanted:.1g}" if wanted > theta else f"{said}, with which the similarities agree"
-    moves = expected_move(1.0, pairs_per_image, n_images, "normalized", rho)
-    wanted = min(1.0, 2 * _WANTED_MOVE / max(sum(moves), _WANTED_MOVE))
-    return f"{said}; try theta={wanted:.1g}, index_scale normalized"
+
+    def moved(other: float, rho: float | None = rho) -> float:
+        return share_with_pairs * sum(expected_move(other, 1.0, n_images, "normalized", rho)) / 2
+
+    wanted = min(_ADVISED, key=lambda t: abs(moved(t) - _WANTED_MOVE))
+    is_larger = index_scale == "raw" or wanted > theta
+    if moved(1.0) >= _WANTED_MOVE and is_larger:
+        scale = ", index_scale normalized" if index_scale == "raw" else ""
+        return f"{said}; try theta={wanted:g}{scale}, which moves about {100 * moved(wanted):.2g} %"
+    end = f"{said}; even theta=1 would move only about {100 * moved(1.0):.2g} %" if is_larger else said
+    if moved(1.0, 0.0) >= _WANTED_MOVE and rho is not None and rho >= _AGREEING_RHO:
+        return f"{end}, since the similarities agree with them (Spearman {rho:+.2f})"
+    return (
+        f"{end}: too few pairs or too few clusters ({100 * share_with_pairs:.2g} % of the images own a pair); take more "
+        "images per person, or more clusters"
+    )
 
 
 def sign_facts(quality_index: NDArray[np.int64], mean_similarity_rank: NDArray[np.float64]) -> dict[str, float]:
@@ -237,7 +259,7 @@ def advice(
     n_clusters: int,
     n_pairs: int,
     index_scale: str,
-    results: Sequence[OptimizedLabels],
+    results: Mapping[str, Mapping[float, OptimizedLabels]],
 ) -> Iterator[str]:
     """Yield what the caller should know before training on the labels.
 
@@ -246,7 +268,7 @@ def advice(
         n_clusters: C.
         n_pairs: L, pairs of a repeat.
         index_scale: `raw` or `normalized`.
-        results: labels of all methods and thetas.
+        results: the labels of each method at each theta.
     """
     n_images, n_people = int(images_of_people.sum()), len(images_of_people)
     alone = images_of_people < 2 if n_clusters > 1 else np.ones(n_people, bool)
@@ -257,7 +279,7 @@ def advice(
             f"have no pair, since {why}: these images keep their quality index"
             + (". Were identities and scores exchanged?" if alone.all() and n_clusters > 1 else "")
         )
-    largest = max((r.theta for r in results), default=0.0)
+    largest = max((theta for by_theta in results.values() for theta in by_theta), default=0.0)
     if index_scale == "raw" and largest > LARGEST_RAW_THETA:
         yield raw_scale_advice(largest)
     few = (images_of_people < n_clusters) & ~alone
@@ -269,8 +291,21 @@ def advice(
         )
     if n_pairs == 0:
         return
-    for theta in sorted({r.theta for r in results if r.theta > 0}):
-        most = max((r for r in results if r.theta == theta), key=lambda r: r.mean_move)
-        if most.mean_move < LEAST_MOVE:
-            rho = sign_facts(most.quality_index, most.mean_similarity_rank)["score_rho"]
-            yield move_advice(theta, most.mean_move, n_pairs / n_images, n_images, index_scale, rho)
+    for method, by_theta in results.items():
+        idle = [r for theta, r in by_theta.items() if theta > 0 and r.mean_move < LEAST_MOVE]
+        if idle:
+            largest_idle = max(idle, key=lambda r: r.theta)
+            yield _measured_advice(method, largest_idle, index_scale)
+
+
+def _measured_advice(method: str, result: OptimizedLabels, index_scale: str) -> str:
+    """Return `move_advice` on labels that move almost nothing."""
+    return move_advice(
+        method,
+        result.theta,
+        result.mean_move,
+        len(result.label),
+        index_scale,
+        share_with_pairs=float((result.n_owned_pairs > 0).mean()),
+        rho=sign_facts(result.quality_index, result.mean_similarity_rank)["score_rho"],
+    )

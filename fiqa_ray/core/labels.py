@@ -122,8 +122,7 @@ def optimize_labels(
         if progress:
             progress(_PAIRS_SHARE + (1 - _PAIRS_SHARE) * n_done / n_repeats)
     labels = {name: {t: _labels(priors[name], u, t) for t in thetas} for name, u in updates.items()}
-    results = [result for by_theta in labels.values() for result in by_theta.values()]
-    texts = list(advice(n_images_of, n_clusters, len(repeats[0].mate), index_scale, results))
+    texts = list(advice(n_images_of, n_clusters, len(repeats[0].mate), index_scale, labels))
     for name, by_theta in labels.items():
         first = by_theta[thetas[0]]
         if len(first.score) > 1 and np.ptp(first.score) == 0:

@@ -91,7 +91,7 @@ class ThetaCurve:
         """Return in one sentence whether the prior gains, and by how much."""
         people = f"{self.n_people:,} held-out people"
         if self.reason:
-            return f"{method}: no theta could be compared on {people} ({self.reason}); the labels are left as they are."
+            return f"{method}: no theta could be compared on {people} ({self.reason}); its labels are its scores unchanged."
         at = self.theta.index(self.chosen)
         if self.chosen == 0:
             best = min(range(1, len(self.theta)), key=lambda i: self.gain[i])
@@ -105,7 +105,7 @@ class ThetaCurve:
                 surest = min(range(1, len(self.theta)), key=self._evidence)
                 if surest != best:
                     why += f"; the surest change is that of theta {self.theta[surest]:g}, {self._change(surest)}"
-            return f"{method} does not gain measurably: {why}; the labels are left as they are."
+            return f"{method} does not gain measurably: {why}; its labels are its scores unchanged."
         change = (
             f"on {people} the area x 1000 falls from {1e3 * self.area[0]:.1f} to {1e3 * self.area[at]:.1f} "
             f"({self._change(at)})."

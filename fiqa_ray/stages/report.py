@@ -326,8 +326,9 @@ def _theta_notes(job: Job) -> Iterator[str]:
         stats = job.labels(label_set).require().stats
         move, n = stats["mean_move_fraction"], max(int(stats["n_scored"]), 1)
         if move < LEAST_MOVE:
-            text = move_advice(theta, move, stats["n_pairs_per_repeat"] / n, n, index_scale, stats.get("score_rho"))
-            yield f"{label_set.method.label}: {text}."
+            with_pairs = 1 - stats["n_without_pairs"] / n
+            name, rho = label_set.method.label, stats.get("score_rho")
+            yield f"{move_advice(name, theta, move, n, index_scale, share_with_pairs=with_pairs, rho=rho)}."
         if index_scale == "raw" and theta > LARGEST_RAW_THETA:
             yield f"{label_set.method.label}: {raw_scale_advice(theta)}."
 

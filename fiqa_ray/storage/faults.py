@@ -148,8 +148,13 @@ def is_refused(exc: BaseException) -> bool:
     )
 
 
-def fault_text(exc: BaseException) -> str | None:
-    """Return what went wrong and the remedy, or None if storage has nothing to do with it."""
+def fault_text(exc: BaseException, uri: str = "") -> str | None:
+    """Return what went wrong and the remedy, or None if storage has nothing to do with it.
+
+    Args:
+        exc: what a file system raised.
+        uri: where; its bucket is named if it does not exist.
+    """
     code, name = answer_code(exc), type(exc).__name__
     if code in _HINTS_BY_CODE:
         return f"{_HINTS_BY_CODE[code]} ({code})"
@@ -169,7 +174,8 @@ def fault_text(exc: BaseException) -> str | None:
     ):
         return f"access denied ({code or exc}); check the credentials and the rights on this location"
     if code == "NoSuchBucket" or "NoSuchBucket" in str(exc) or "bucket does not exist" in str(exc):
-        return "the bucket does not exist; create it or correct the name"
+        bucket = uri.partition("://")[2].partition("/")[0]
+        return f"the bucket {bucket}{' ' if bucket else ''}does not exist; create it or correct the name"
     if may_pass(exc):
         what = "is overloaded" if code or _status(exc) else "cannot be reached"
         return f"{what} ({_one_line(exc)}); check the network and AWS_ENDPOINT_URL, and run the same command again"

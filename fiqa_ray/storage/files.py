@@ -94,7 +94,7 @@ def storage_errors(uri: str) -> Iterator[None]:
     except FiqaRayError:
         raise
     except Exception as exc:
-        text = fault_text(exc)
+        text = fault_text(exc, uri)
         if text is None:
             raise
         for part in private_parts(uri):  # a library may name them without their URI

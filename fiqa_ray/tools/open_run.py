@@ -5,6 +5,7 @@ A run keeps in `_results.json` where the datasets of its last settings lie, rela
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -17,7 +18,7 @@ from fiqa_ray.core.label_result import sign_doubt
 from fiqa_ray.datasets.columns import embedding_lists
 from fiqa_ray.datasets.dataset import MADE_BY, Dataset
 from fiqa_ray.datasets.pictures import read_pictures
-from fiqa_ray.datasets.results import EDIFF, OPTIMIZED, AucRow, DifferenceRow, Row, rows_of
+from fiqa_ray.datasets.results import EDIFF, OPTIMIZED, AucRow, DifferenceRow, Row, ThetaRow, rows_of
 from fiqa_ray.datasets.schemas import SCHEMA_VERSION
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.models.reference import ModelRef
@@ -357,6 +358,17 @@ class Run:
     def signs(self) -> list[str]:
         """Return a sentence per method whose scores may have the wrong sign, by the similarities of pairs; else nothing."""
         return list(sign_lines(self._sign_doubts(), self._rows(AucRow)))
+
+    def unchanged(self) -> list[str]:
+        """Return a sentence per method for which theta 0 was chosen; nothing where the job gives theta."""
+        choices = [self._dataset(e) for e in self._of("theta_choice")]
+        rows = [row for d in choices if d.manifest() is not None for row in rows_of(ThetaRow, d.read_all())]
+        return [
+            f"The labels of {row.method} are its scores unchanged: no candidate theta "
+            f"{'could be compared' if math.isnan(row.gain) else 'did clearly better'} on held-out people."
+            for row in rows
+            if row.is_chosen and row.theta == 0
+        ]
 
     def _rows(self, row_class: type[Row]) -> list[Row]:
         """Return the rows of all benchmarks; none where the job has no benchmarks."""

@@ -108,7 +108,9 @@ def theta_notes(job: Job, scale: Scale) -> Iterator[str]:
             "ranks, the less the more the scores follow the similarities"
         )
         if 0 < high < LEAST_MOVE:
-            yield f"warning: {move_advice(theta, high, *size, index_scale)}"
+            with_pairs = min(1.0, scale.pairs_per_image)
+            advice = move_advice("", theta, high, scale.n_images, index_scale, share_with_pairs=with_pairs)
+            yield f"warning: {advice}"
         if index_scale == "raw" and theta > LARGEST_RAW_THETA:
             yield f"warning: {raw_scale_advice(theta)}"
 

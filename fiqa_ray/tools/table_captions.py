@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -41,8 +42,9 @@ def caption(results: Results, point: OperatingPoint, rows: Sequence[AucRow], wha
     ]
     if any("(chosen)" in key[-1] for key in table.index):
         sentences.append("Chosen: theta was chosen on held-out training people.")
-    signs = list(_signs(table))
-    return " ".join([*sentences, *([f"{'; '.join(signs)}."] if signs else [])])
+    if signs := "; ".join(_signs(table)):
+        sentences.append(f"{re.sub('[a-z]', lambda letter: letter[0].upper(), signs, count=1)}.")
+    return " ".join(sentences)
 
 
 def _intervals(results: Results, point: OperatingPoint, rows: Sequence[AucRow]) -> Iterator[str]:

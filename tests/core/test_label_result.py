@@ -88,7 +88,7 @@ def test_warnings():
     assert "such as 5" in text
     (text,) = warned(embeddings, people, prior, theta=0.001, index_scale=None)
     assert text.startswith("theta=0.001 moves an image by")
-    wanted = re.search(r"try theta=([\d.]+), index_scale normalized$", text)
+    wanted = re.search(r"try theta=([\d.]+), index_scale normalized, which moves about [\d.]+ %$", text)
     moved = run(embeddings, people, prior, theta=float(wanted[1]), index_scale="normalized").mean_move
     assert 0.01 < moved < 0.05  # the advice keeps its word: some 2 % of the ranks
     (text,) = warned(embeddings, people, prior, theta=0.1, index_scale="raw")
@@ -97,10 +97,43 @@ def test_warnings():
     assert warned(embeddings, people, prior, theta=0) == []
 
 
-def test_the_advised_theta_is_larger_than_the_given_one():
-    advice = partial(move_advice, pairs_per_image=8, n_images=9500, index_scale="normalized", rho=0.99)
-    assert advice(0.1, 0.004).endswith("almost your scores; try theta=0.5")  # 2 % of the ranks, in proportion
-    assert advice(1.0, 0.004).endswith("almost your scores, with which the similarities agree")
+def test_a_theta_that_moves_nothing_is_answered_by_one_that_moves_two_percent():
+    """A unit of theta moves 0.19 sqrt(1 - rho^2) of the ranks of images with pairs, once it is far above 0.45 ranks."""
+    said = " % of the ranks on average, so the labels are almost your scores"
+    advice = partial(move_advice, "mine", index_scale="normalized")
+    # 300 images: 0.19 x 0.1 x exp(-(0.45 / (300 x 0.019))^2) = 0.0189; in proportion to the move of 0 it was 1
+    assert advice(0.001, 0.0, n_images=300, rho=0.0) == (
+        f"mine: theta=0.001 moves an image by 0{said}; try theta=0.1, which moves about 1.9 %"
+    )
+    # 0.19 x sqrt(1 - 0.99^2) = 0.0268: 0.7 gives 0.0188, 0.8 gives 0.0214
+    large = partial(advice, n_images=9500)
+    assert large(0.1, 0.004, rho=0.99).endswith(f"by 0.4{said}; try theta=0.7, which moves about 1.9 %")
+    agree = ", since the similarities agree with them (Spearman +0.99)"
+    assert large(1.0, 0.004, rho=0.99).endswith(f"by 0.4{said}{agree}")
+    # 0.19 x sqrt(1 - 0.994^2) = 0.0208, 0.19 x sqrt(1 - 0.9949^2) = 0.0192
+    assert large(0.1, 0.004, rho=0.994).endswith("try theta=1, which moves about 2.1 %")
+    assert large(0.1, 0.004, rho=0.9949).endswith(f"; even theta=1 would move only about 1.9 %{agree}")
+    few = (
+        "; even theta=1 would move only about 0.95 %: too few pairs or too few clusters (5 % of the images own a pair)"
+    )
+    assert large(0.1, 0.004, rho=0.0, share_with_pairs=0.05) == (
+        f"mine: theta=0.1 moves an image by 0.4{said}{few}; take more images per person, or more clusters"
+    )
+    assert move_advice("", 0.001, 0.002, 9500, "raw", rho=0.0) == (
+        f"theta=0.001 moves an image by 0.2{said}; try theta=0.1, index_scale normalized, which moves about 1.9 %"
+    )
+
+
+def test_each_method_that_does_not_move_is_named_once():
+    embeddings, people, prior = faces()
+    texts = warned(embeddings, people, {"a": prior, "b": prior[::-1]}, theta=[0.0001, 0.001, 0.3])
+    assert [text[:15] for text in texts] == ["a: theta=0.001 ", "b: theta=0.001 "]
+    few = np.arange(300)
+    few[:10] = 0  # one person of ten images, 290 of one
+    texts = warned(embeddings, few, prior, theta=0.2)
+    assert re.search(
+        r"theta=0\.2 .* only about 0\.[456]\d? %: too few pairs .* \([23](\.\d)? % of the images", texts[-1]
+    )
 
 
 def test_scores_of_the_wrong_sign_or_without_order_are_doubted():

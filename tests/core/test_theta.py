@@ -134,7 +134,7 @@ def test_where_there_is_too_little_the_labels_are_left_alone(n_people, per_perso
     assert curve.reason.startswith(reason)
     assert np.isnan(curve.gain).all()
     assert np.isnan(curve.fmr)
-    assert "the labels are left as they are" in curve.sentence()
+    assert "its labels are its scores unchanged" in curve.sentence()
 
 
 def test_for_a_recogniser_without_errors_a_tenth_of_the_mated_pairs_fail():

@@ -94,7 +94,7 @@ def test_other_forms_of_the_command(cli, data, tmp_path):
         "--theta", "0.1,0.001", "--n-clusters", 5, "-o", output,
     )  # fmt: skip
     assert code == 0
-    assert "warning: theta=0.001 moves an image by" in err
+    assert all(f"warning: {name}: theta=0.001 moves an image by" in err for name in ("q", "mixed"))
     labels = pq.read_table(output).to_pandas()
     assert labels.groupby(["method", "theta"]).size().to_dict() == {
         (m, t): N for m in ("q", "mixed") for t in (0.1, 0.001)

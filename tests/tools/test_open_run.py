@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import duckdb
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import smoke
 from fiqa_ray.cli import main
 from fiqa_ray.config import load_settings
+from fiqa_ray.datasets.results import ThetaRow, table_of
 from fiqa_ray.documents import write_document
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.job import Job
@@ -22,7 +24,7 @@ from fiqa_ray.models.recognition import load_recognizer
 from fiqa_ray.sources.command_line import list_images
 from fiqa_ray.tools.explain import explain_image
 from fiqa_ray.tools.figures import _labels
-from fiqa_ray.tools.open_run import open_run
+from fiqa_ray.tools.open_run import Run, open_run
 from fiqa_ray.tools.run_job import run_job
 from fiqa_ray.tools.score import read_crops
 
@@ -274,3 +276,25 @@ def test_the_results_are_those_of_the_last_settings(run, tmp_path):
     )
     run_job(load_settings(str(run / "job.yaml"), [f"run_uri={copy}"]), ["report"])
     assert set(open_run(copy).labels()["theta"].to_pylist()) == set(THETAS)
+
+
+def test_a_method_whose_scores_stay_is_told_in_words():
+    """Three choices: theta 0 since nothing was clearly better, 0.1, and none since nothing could be compared."""
+
+    def choice(method, chosen, gain):
+        table = table_of(
+            ThetaRow,
+            [
+                ThetaRow(method, theta, 0.1, gain[i], -0.1, 0.1, theta == chosen, "", 9, 99, 999, 999, 0.01, 0.1)
+                for i, theta in enumerate((0.0, 0.1))
+            ],
+        )
+        return SimpleNamespace(manifest=lambda: True, read_all=lambda: table)
+
+    nan = float("nan")
+    choices = [choice("a", 0.0, (0.0, 0.01)), choice("b", 0.1, (0.0, -0.02)), choice("c", 0.0, (nan, nan))]
+    run = SimpleNamespace(_of=lambda name: choices, _dataset=lambda entry: entry)
+    assert Run.unchanged(run) == [
+        "The labels of a are its scores unchanged: no candidate theta did clearly better on held-out people.",
+        "The labels of c are its scores unchanged: no candidate theta could be compared on held-out people.",
+    ]

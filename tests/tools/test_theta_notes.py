@@ -18,7 +18,7 @@ def test_the_papers_theta_moves_almost_nothing():
     expected, warning = notes((0.001,), "raw")
     assert expected.startswith("theta 0.001 (raw) is expected to move an image by 0.27 to 0.38 % of the ranks")
     assert warning.startswith("warning: theta=0.001 moves an image by 0.38 % of the ranks on average")
-    assert warning.endswith("try theta=0.2, index_scale normalized")
+    assert warning.endswith("try theta=0.2, index_scale normalized, which moves about 2.6 %")
 
 
 def test_a_large_theta_on_the_raw_scale_is_warned_of():
