@@ -167,11 +167,15 @@ def findings_table(findings: Sequence[Finding]) -> Table:
 
 
 def findings_total(findings: Sequence[Finding]) -> str:
-    """Return the last line of `fiqa-ray doctor`: how many checks failed, and how many could not tell."""
-    n_faults = sum(f.state == "fault" for f in findings)
-    n_open = sum(f.state == "open" for f in findings)
-    text = f"{n_faults} fault(s) found" if n_faults else "nothing wrong was found"
-    return text + (f"; {n_open} check(s) could not tell" if n_open else "")
+    """Return the last line of `fiqa-ray doctor`: which checks failed, and which could not tell."""
+    wrong, still_open = ([f.check for f in findings if f.state == state] for state in ("fault", "open"))
+    if not wrong and not still_open:
+        return f"nothing wrong was found in {len(findings)} checks"
+    return f"{_counted(wrong)} wrong, {_counted(still_open)} open, {len(findings) - len(wrong) - len(still_open)} ok"
+
+
+def _counted(checks: Sequence[str]) -> str:
+    return f"{len(checks)} ({', '.join(checks)})" if checks else "0"
 
 
 def recognizers_table() -> Table:

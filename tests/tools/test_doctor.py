@@ -1,5 +1,6 @@
 """Seeded faults are found on synthetic faces, by a recogniser that learned such faces; nothing is found on a sound model."""
 
+import os
 import re
 
 import cv2
@@ -21,6 +22,8 @@ from fiqa_ray.synthetic.compact import build
 from fiqa_ray.synthetic.dataset import aligned_faces
 from fiqa_ray.synthetic.recognizer import train_recognizer
 from fiqa_ray.tools.doctor import _sign, check_file, check_landmarks, check_recognizer, check_scorer
+from fiqa_ray.tools.input_checks import Finding
+from fiqa_ray.tools.show import findings_total
 from fiqa_ray.tools.trial_faces import load_trial_faces
 
 pytestmark = pytest.mark.slow  # its first test trains a small recogniser
@@ -221,13 +224,25 @@ def swapped(weights=None):
             0,
             "nothing wrong was found",
         ),
-        (["--recognizer", "test_doctor:swapped", "--recognizer-weights"], 1, "1 fault(s) found"),
+        (["--recognizer", "test_doctor:swapped", "--recognizer-weights"], 1, ") wrong, "),
     ],
 )
-def test_the_command(weights, capsys, argv, code, words):
+def test_the_command(weights, capsys, monkeypatch, argv, code, words):
+    monkeypatch.syspath_prepend(os.path.dirname(__file__))
     with pytest.raises(SystemExit) as ended:
         main(["doctor", *argv, str(weights)])
-    assert (ended.value.code, words in capsys.readouterr().out) == (code, True)
+    out = capsys.readouterr().out
+    assert (ended.value.code, words in out) == (code, True), out
+
+
+def test_the_last_line_counts_what_is_wrong_and_what_is_open():
+    def total(*states):
+        return findings_total([Finding(check, state, "") for check, state in zip("abcd", states, strict=False)])
+
+    assert total("ok", "ok") == "nothing wrong was found in 2 checks"
+    assert total("ok", "open", "ok") == "0 wrong, 1 (b) open, 2 ok"
+    assert total("fault", "ok") == "1 (a) wrong, 0 open, 1 ok"
+    assert total("fault", "open", "ok", "fault") == "2 (a, d) wrong, 1 (b) open, 1 ok"
 
 
 def raw_faces(folder, order):
