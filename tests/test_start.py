@@ -20,6 +20,7 @@ from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.synthetic import recognizer as demo_parts
 from fiqa_ray.synthetic.dataset import write_synthetic_faces
 from fiqa_ray.synthetic.recognizer import train_recognizer
+from fiqa_ray.tools import plan
 from fiqa_ray.tools.init_job import find_layout, find_source, init_job
 from onnx_files import small_recognizer
 
@@ -48,9 +49,17 @@ def test_init_writes_a_job_that_runs(cli, faces, tmp_path, monkeypatch):
     assert settings["pair"] == {"n_clusters": 3}  # half of six images
     assert {"mean", "scale"} <= set(settings["recognizer"]["options"])  # the file does not show them
     assert "#   ok: batches: " in out
+    assert settings["compute"] == {"engine": "local"}
     (tmp_path / "job.yaml").write_text(out)
-    code, _, err = cli("run", "job.yaml", "compute.engine=local", "--stages", "pack,embed,score")
+    code, _, err = cli("run", "job.yaml", "--stages", "pack,embed,score")
     assert code == 0, err
+
+
+def test_init_leaves_ray_on_where_plan_does_not_advise_against_it(cli, faces, monkeypatch):
+    monkeypatch.setattr(plan, "RAY_START_S", 0.0)
+    code, out, err = cli("init", faces / "train", "--recognizer", faces / "recognizer.onnx")
+    assert code == 0, err
+    assert "compute" not in yaml.safe_load(out)
 
 
 @pytest.mark.parametrize(

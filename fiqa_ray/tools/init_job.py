@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fiqa_ray.config import SourceSettings, make_settings
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.images import PreparedFace, decode_faces, prepare_face
+from fiqa_ray.job import Job
 from fiqa_ray.models.detector import FaceDetector
 from fiqa_ray.models.recognition import load_recognizer
 from fiqa_ray.models.recognizer import Recognizer
@@ -31,6 +32,7 @@ from fiqa_ray.sources.paths import absolute, kind_of, names_below
 from fiqa_ray.stages.pack import list_faces
 from fiqa_ray.tools.doctor import check_recognizer
 from fiqa_ray.tools.input_checks import SCALINGS, Finding
+from fiqa_ray.tools.plan import needs_no_ray
 from fiqa_ray.tools.separation import difference, separations
 from fiqa_ray.tools.trial_faces import TrialFaces
 
@@ -41,6 +43,9 @@ MOST_CLUSTERS = 20
 """The paper's C."""
 _SMALL_SET = 1000
 """Images below which a set is told that its labels vary with the seed."""
+_LOCAL_LINE = (
+    "compute: {engine: local}         # less work than Ray takes to start; leave this line out for more images\n"
+)
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,9 @@ def init_job(
     model |= {"weights": weights} if weights else {}
     model |= {"options": dict(network.options)} if network.options else {}
     text = job_text(layout, model, input_text, findings, name, run_uri or f"runs/{name}")
-    make_settings(parse_yaml(text, name))  # what is written can be run
+    job = Job(make_settings(parse_yaml(text, name)))  # what is written can be run
+    if needs_no_ray(job, len(layout.faces), len(layout.sizes)):
+        text += _LOCAL_LINE
     return text, [finding.check for finding in findings if finding.state == "fault"]
 
 

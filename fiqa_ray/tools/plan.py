@@ -20,7 +20,7 @@ from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
 
 if TYPE_CHECKING:
-    from fiqa_ray.engine.cost import Scale
+    from fiqa_ray.engine.cost import Scale, Workload
 
 RAY_START_S = 15.0
 """Seconds that Ray costs a run on two quiet cores: 4 to 8 for its start, 2 for the first worker, 5 to 8 for the first
@@ -53,7 +53,7 @@ def plan_job(job: Job, n_workers: int = 1, bandwidth: float | None = None) -> li
     read_inputs(job, STAGES)
     faces = {face_set: _list_faces(job, face_set) for face_set in job.face_sets}
     match_inputs(job, STAGES, lambda face_set: faces[face_set].table)
-    workload = _workload(job, faces)
+    workload = _workload(job, {name: len(listed.table) for name, listed in faces.items()}, faces["train"].n_people)
     people = {face_set: listed.n_people for face_set, listed in faces.items()}
     for line in (*theta_notes(job, workload.scale), *interval_notes(job.settings, people)):
         note(line)
@@ -133,17 +133,30 @@ def interval_notes(settings: Settings, people: Mapping[str, int]) -> Iterator[st
             )
 
 
-def _workload(job: Job, faces: Mapping[str, _Faces]) -> Any:
-    """Count the job's faces, and measure its models and this machine."""
+def needs_no_ray(job: Job, n_images: int, n_people: int) -> bool:
+    """Return whether a new run of a job without benchmarks is less work than the start of Ray.
+
+    Args:
+        job: the job.
+        n_images: images of its faces.
+        n_people: people of its faces.
+    """
+    from fiqa_ray.stages import STAGES, stage_costs
+
+    workload = _workload(job, {"train": n_images}, n_people)
+    return sum(cost.work_s for stage in STAGES for cost in stage_costs(stage, job, workload)) < RAY_START_S
+
+
+def _workload(job: Job, n_images: Mapping[str, int], n_people: int) -> Workload:
+    """Return the sizes of the job's face sets, by their names, and what its models and this machine take, as measured."""
     from fiqa_ray.engine.cost import Scale, Workload
     from fiqa_ray.tools.unit_costs import measure_units
 
     settings = job.settings
-    train = faces["train"]
     embed_s, dim, score_s = _measure_models(job)
     scale = Scale(
-        len(train.table),
-        train.n_people,
+        n_images["train"],
+        n_people,
         dim=dim,
         n_clusters=settings.pair.n_clusters,
         n_repeats=settings.pair.n_repeats,
@@ -154,7 +167,7 @@ def _workload(job: Job, faces: Mapping[str, _Faces]) -> Any:
         keep=settings.pair.keep,
         rows_per_part=settings.compute.rows_per_part,
     )
-    return Workload(scale, measure_units(scale), {s: len(f.table) for s, f in faces.items()}, embed_s, score_s)
+    return Workload(scale, measure_units(scale), dict(n_images), embed_s, score_s)
 
 
 @dataclass(frozen=True)

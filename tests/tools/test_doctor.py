@@ -224,7 +224,7 @@ def swapped(weights=None):
             0,
             "nothing wrong was found",
         ),
-        (["--recognizer", "test_doctor:swapped", "--recognizer-weights"], 1, ") wrong, "),
+        (["--recognizer", "test_doctor:swapped", "--recognizer-weights"], 1, "1 (colour order) wrong, "),
     ],
 )
 def test_the_command(weights, capsys, monkeypatch, argv, code, words):
