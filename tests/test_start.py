@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import typer
 import yaml
@@ -60,6 +61,26 @@ def test_init_leaves_ray_on_where_plan_does_not_advise_against_it(cli, faces, mo
     code, out, err = cli("init", faces / "train", "--recognizer", faces / "recognizer.onnx")
     assert code == 0, err
     assert "compute" not in yaml.safe_load(out)
+
+
+def test_the_end_of_a_run_repeats_that_pixels_are_scaled_against_the_file(cli, faces, tmp_path):
+    model = onnx.load_model_from_string(small_recognizer())
+    (old,) = (i.name for i in model.graph.input)
+    model.graph.input[0].name = "input.1"  # as InsightFace's files, which want (v - 127.5) / 127.5
+    for node in model.graph.node:
+        node.input[:] = ["input.1" if name == old else name for name in node.input]
+    path = tmp_path / "r.onnx"
+    onnx.save_model(model, str(path))
+    for scale, n_warnings in ((255.0, 1), (127.5, 0)):
+        changes = {
+            "recognizer": {"name": str(path), "options": {"mean": 127.5, "scale": scale}},
+            "methods": [{"name": "embedding_norm"}],
+            "benchmarks": [],
+        }
+        job = smoke.write_job(tmp_path / "job.yaml", faces, str(tmp_path / f"run{scale}"), **changes)
+        code, out, err = cli("run", job)
+        assert code == 0, err
+        assert out.count("scale=255 as you say, but the file wants mean=127.5 and scale=127.5") == n_warnings
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ def run(
     """Run a job, or the missing parts of it, and print whether labels help, where the report lies, and what to do next."""
     from fiqa_ray.config import load_settings
     from fiqa_ray.stages import STAGES
+    from fiqa_ray.tools.inputs import input_warnings
     from fiqa_ray.tools.open_run import open_run
     from fiqa_ray.tools.run_job import run_job
 
@@ -36,6 +37,7 @@ def run(
         return
     opened = open_run(settings.run_uri)
     lines = [*(opened.answer() if settings.benchmarks else []), *opened.unchanged(), *opened.signs()]
+    lines += input_warnings(settings)  # said at the start as well, hours ago
     print("".join(f"{line}\n" for line in lines), end="")
     print(public_text(f"report: {finished_job.report().at('report.html')}"))
     if settings.source is not None:

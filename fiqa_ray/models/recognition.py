@@ -229,12 +229,9 @@ def _onnx_preprocessing(name: str, model: Any, options: Mapping[str, Any]) -> tu
     scaling = find_scaling(model)
     if "mean" in given and "scale" in given:
         preprocessing = Preprocessing(**given)
-        if scaling is not None and (preprocessing.mean, preprocessing.scale) != (scaling[0].mean, scaling[0].scale):
-            logger.warning(
-                "warning: %s: mean=%g and scale=%g as you say, but the file wants mean=%g and scale=%g (%s); leave both out "
-                "if these numbers are not from its authors",
-                *(name, preprocessing.mean, preprocessing.scale, scaling[0].mean, scaling[0].scale, scaling[1]),
-            )
+        conflict = _conflict(name, preprocessing, scaling)
+        if conflict:
+            logger.warning("%s", conflict)
         return preprocessing, ""
     if scaling is None or "mean" in given or "scale" in given:
         raise UsageError(
@@ -244,6 +241,33 @@ def _onnx_preprocessing(name: str, model: Any, options: Mapping[str, Any]) -> tu
     preprocessing, source = replace(scaling[0], **given), scaling[1]
     logger.warning("%s: %s (%s); if that is wrong, set mean, scale and colour", name, preprocessing, source)
     return preprocessing, source
+
+
+def scaling_conflict(name: str, options: Mapping[str, Any]) -> str:
+    """Return a warning where a user scales an ONNX recogniser's pixels otherwise than its file wants; else an empty text.
+
+    Args:
+        name: a recogniser, as `load_recognizer` names it.
+        options: its options.
+
+    Raises:
+        FiqaRayError: the file cannot be read.
+    """
+    if ModelRef.parse(name).kind != "onnx" or not {"mean", "scale"} <= set(options):
+        return ""
+    preprocessing = Preprocessing(**{key: value for key, value in options.items() if key != "output"})
+    return _conflict(name, preprocessing, find_scaling(read_onnx(name)[0]))
+
+
+def _conflict(name: str, preprocessing: Preprocessing, scaling: tuple[Preprocessing, str] | None) -> str:
+    """Return the words of `scaling_conflict`; `scaling` is what `find_scaling` found."""
+    if scaling is None or (preprocessing.mean, preprocessing.scale) == (scaling[0].mean, scaling[0].scale):
+        return ""
+    return (
+        f"warning: {name}: mean={preprocessing.mean:g} and scale={preprocessing.scale:g} as you say, but the file wants "
+        f"mean={scaling[0].mean:g} and scale={scaling[0].scale:g} ({scaling[1]}); leave both out if these numbers are not "
+        "from its authors"
+    )
 
 
 def _load_function(

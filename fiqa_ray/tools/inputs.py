@@ -12,11 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fiqa_ray.config import BenchmarkSettings, EvaluateSettings, ScoresSettings
+from fiqa_ray.config import BenchmarkSettings, EvaluateSettings, ScoresSettings, Settings
 from fiqa_ray.content_ids import model_id
 from fiqa_ray.engine.progress import note
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.job import Job
+from fiqa_ray.models.recognition import scaling_conflict
 from fiqa_ray.sources.comparisons import Comparisons, match_pairs, read_pairs
 from fiqa_ray.sources.degradations import read_degradations
 from fiqa_ray.sources.groups import groups_of_images, read_groups
@@ -32,7 +33,7 @@ LEVEL = 0.95
 
 
 def read_inputs(job: Job, stages: Collection[str]) -> None:
-    """Read and parse every score file, pair list and degradation file that the stages need.
+    """Read and parse every score file, pair list and degradation file that the stages need; print warnings of the models.
 
     Raises:
         UsageError: `evaluate.compare_scorers` names an unknown scorer.
@@ -56,6 +57,8 @@ def read_inputs(job: Job, stages: Collection[str]) -> None:
                 model_id(recognizer)  # hashes the weights
             except FiqaRayError as exc:
                 raise type(exc)(f"{where}: {exc}") from exc
+        for text in input_warnings(job.settings) if job.settings.compute.engine == "ray" else ():
+            note(text)  # what the workers say of it stays in Ray's logs
     if not {"score", "evaluate"} & set(stages):
         return
     for benchmark in job.settings.benchmarks:
@@ -124,6 +127,13 @@ def _note_folds(name: str, pairs: VerificationPairs) -> None:
             f"benchmark {name}: {len(one_kind)} of {len(folds)} folds hold mated pairs only or non-mated pairs only; the "
             "accuracy by folds says little then, areas are not affected"
         )
+
+
+def input_warnings(settings: Settings) -> list[str]:
+    """Return a warning for each recogniser whose pixels a user scales otherwise than its file wants."""
+    recognizers = [settings.recognizer, *settings.evaluate.recognizers]
+    texts = [scaling_conflict(r.name, r.options) for r in recognizers if r is not None]
+    return [text for text in dict.fromkeys(texts) if text]
 
 
 def match_inputs(job: Job, stages: Collection[str], listed: Callable[[str], pa.Table]) -> None:
