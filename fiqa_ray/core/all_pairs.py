@@ -239,7 +239,7 @@ def _level(counts: _Counts, cut: int, cells: Mapping[Cell, Convention]) -> _Leve
         target = exact_fmr(cell[1] or 1e-3)
         if convention.count == "nearest":
             doubled = 2 * target.numerator * counts.n_nonmated
-            threshold, n_false = threshold_nearest(*units, ones, ones, mated, 0, doubled, target.denominator)
+            threshold, n_false = threshold_nearest(*units, ones, ones, mated, 0, doubled, target.denominator, True)
         else:
             threshold, n_false = threshold_below(
                 *units, 0, int(n_allowed(convention, float(target), np.array(counts.n_nonmated)))

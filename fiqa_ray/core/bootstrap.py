@@ -29,17 +29,16 @@ from fiqa_ray.core.intervals import (
     difference_interval,
 )
 from fiqa_ray.core.kernels.discard import step_areas
-from fiqa_ray.core.levels import Copies, Levels, Units, fixed_levels, fixed_threshold, moving_levels, upper_wrong
+from fiqa_ray.core.levels import fixed_rate, fixed_threshold, moving_levels, upper_wrong
 from fiqa_ray.core.orders import PairOrder, Qualities, QualityOrder
 from fiqa_ray.core.resampling import (
-    NonmatedUnits,
     Persons,
     bandwidth,
     draw_counts,
     is_smoothed,
-    plain_units,
     smoothed_units,
 )
+from fiqa_ray.core.samples import Copies, NonmatedUnits, Sample
 from fiqa_ray.core.verdicts import leading_group
 from fiqa_ray.core.verification import FloatArray, IntArray
 from fiqa_ray.errors import UsageError
@@ -222,12 +221,13 @@ def bootstrap_cells(
         scorers[RANDOM] = _Scorer(orders, is_expectation=True)
     if not scorers:
         raise UsageError("no scorer was given: name at least one pair of quality arrays")
-    curves = {(n, cell): s.curve(pairs, cell[1], c) for n, s in scorers.items() for cell, c in cells.items()}
+    whole = Sample.whole(pairs)
+    curves = {(n, cell): curve for n, s in scorers.items() for cell, curve in s.curves(whole, cells).items()}
     wanted = {cell: _limits(c, limits, [curves[name, cell] for name in scorers]) for cell, c in cells.items()}
     outputs = {key: np.full((n_draws, _width(c, wanted[cell])), np.nan) for key, cell, c in _keys(scorers, cells)}
-    for j, sample in zip(range(n_draws), _samples(pairs, persons, fmrs, seed), strict=False):
+    for j, drawn in zip(range(n_draws), _draws(pairs, persons, fmrs, seed), strict=False):
         for name, scorer in scorers.items():
-            scorer.draw(sample, j, {(c, cell[1]): (outputs[name, cell][j], wanted[cell]) for cell, c in cells.items()})
+            scorer.draw(drawn, j, {(c, cell[1]): (outputs[name, cell][j], wanted[cell]) for cell, c in cells.items()})
     draws = {
         (*key, limit): areas
         for key, cell, c in _keys(scorers, cells)
@@ -258,8 +258,10 @@ def curves_of(
 ) -> dict[Cell, list[EDC]]:
     """Return, per cell, the curve of each quality; arguments as in `bootstrap_areas`."""
     pairs = PairOrder.of(similarity, mated)
+    whole = Sample.whole(pairs)
     scorers = [_Scorer([Qualities.of(pairs, *quality, images)], is_expectation=False) for quality in qualities]
-    return {cell: [s.curve(pairs, cell[1], convention) for s in scorers] for cell, convention in cells.items()}
+    curves = [scorer.curves(whole, cells) for scorer in scorers]
+    return {cell: [of_scorer[cell] for of_scorer in curves] for cell in cells}
 
 
 def _check_numbers(limits: Sequence[float], n_draws: int, level: float) -> None:
@@ -313,18 +315,16 @@ def _errors(pairs: PairOrder, unit: IntArray, curve: EDC) -> Errors:
 
 
 @dataclass(frozen=True)
-class _Sample:
+class _Draw:
     """One draw.
 
     Attributes:
-        pairs: the benchmark.
-        counts: (n_pairs,) int64 copies of each pair.
-        units: the non-mated copies by falling similarity, per rate: for early and for late levels. The two differ where
+        sample: how often it holds each pair.
+        units: its non-mated copies by falling similarity, per rate: for early and for late levels. The two differ where
             few false matches are allowed: there they are smoothed.
     """
 
-    pairs: PairOrder
-    counts: IntArray
+    sample: Sample
     units: Mapping[float | None, tuple[NonmatedUnits, NonmatedUnits]]
 
     @cached_property
@@ -335,25 +335,25 @@ class _Sample:
         """Return the threshold that the whole sample sets; NaN where it lacks a kind of pair."""
         if (convention, fmr) not in self._thresholds:
             early, _ = self.units[fmr]
-            units = early.count, early.count, early.similarity
-            self._thresholds[convention, fmr] = fixed_threshold(convention, fmr, self.pairs, self.counts, units)[0]
+            self._thresholds[convention, fmr] = fixed_threshold(convention, fmr, self.sample, early)
         return self._thresholds[convention, fmr]
 
 
-def _samples(pairs: PairOrder, persons: Persons | None, fmrs: Sequence[float], seed: int) -> Iterator[_Sample]:
+def _draws(pairs: PairOrder, persons: Persons | None, fmrs: Sequence[float], seed: int) -> Iterator[_Draw]:
     """Yield draws without end. The noise of smoothed rates has its own generator: the counts do not depend on it."""
     noise = np.random.default_rng([seed, 1])
-    nonmated = pairs.similarity[pairs.nonmated_rows]
+    nonmated = pairs.nonmated_similarity
     widths = [bandwidth(nonmated, n) for n in (nonmated.size, nonmated.size / 4)]
     smoothed: dict[float | None, bool] = {fmr: is_smoothed(fmr, nonmated.size) for fmr in fmrs}
     smoothed[None] = False
     for counts in draw_counts(np.random.default_rng(seed), pairs, persons):
-        plain = plain_units(pairs, counts)
+        sample = Sample(pairs, counts)
+        plain = NonmatedUnits(sample)
         units = {False: (plain, plain)}
         if any(smoothed.values()):
-            early, late = smoothed_units(noise, pairs, counts, widths)
+            early, late = smoothed_units(noise, sample, widths)
             units[True] = early, late
-        yield _Sample(pairs, counts, {fmr: units[is_smooth] for fmr, is_smooth in smoothed.items()})
+        yield _Draw(sample, {fmr: units[is_smooth] for fmr, is_smooth in smoothed.items()})
 
 
 Wanted = Mapping[tuple[Convention, float | None], tuple[FloatArray, Sequence[float]]]
@@ -367,9 +367,13 @@ class _Scorer:
     qualities: Sequence[Qualities]
     is_expectation: bool
 
-    def curve(self, pairs: PairOrder, fmr: float | None, convention: Convention) -> EDC:
-        """Return the curve of the benchmark itself."""
-        return expected_curve([pair_curve(pairs, o, fmr, convention) for o in self._orders(pairs, convention)])
+    def curves(self, sample: Sample, cells: Mapping[Cell, Convention]) -> dict[Cell, EDC]:
+        """Return the curves of the benchmark itself, given as a sample."""
+        units, copies, curves = NonmatedUnits(sample), _CopiesOf(sample), {}
+        for cell, convention in cells.items():
+            orders = self._orders(sample.pairs, convention)
+            curves[cell] = expected_curve([pair_curve(copies[o], units, cell[1], convention) for o in orders])
+        return curves
 
     def _orders(self, pairs: PairOrder, convention: Convention) -> list[QualityOrder]:
         """Return the orders whose mean is the scorer's curve; random ones are exact where equal qualities stay as one."""
@@ -377,58 +381,45 @@ class _Scorer:
             return [flat_order(pairs, convention.pool)]
         return [quality.order(convention.pool) for quality in self.qualities]
 
-    def draw(self, sample: _Sample, draw: int, wanted: Wanted) -> None:
-        """Fill the rows of a sample: the rates at each level, or the areas of a curve that has a level at each quality."""
-        if not sample.counts.any():
+    def draw(self, drawn: _Draw, j: int, wanted: Wanted) -> None:
+        """Fill the rows of draw `j`: the rates at each level, or the areas of a curve that has a level at each quality."""
+        if drawn.sample.n_mated + drawn.sample.n_nonmated == 0:
             return
-        copies: dict[int, _OrderedCopies] = {}  # of each order, which all conventions and rates share
+        copies = _CopiesOf(drawn.sample)
         for (convention, fmr), (row, limits) in wanted.items():
+            orders = self._orders(drawn.sample.pairs, convention)
             if convention.step is None:
-                order = self._orders(sample.pairs, convention)[0]
-                row[:] = _step_areas(sample, order, fmr, convention, limits)
+                row[:] = _step_areas(drawn, orders[0], fmr, convention, limits)
                 continue
-            orders = self._orders(sample.pairs, convention)
             n = min(ORDERS_PER_DRAW, len(orders))
-            chosen = [orders[(draw * n + i) % len(orders)] for i in range(n)]
-            for order in chosen:
-                copies.setdefault(id(order), _OrderedCopies(Copies(sample.pairs, order, sample.counts), {}))
-            rates = [_rates(copies[id(order)], sample.units[fmr], fmr, convention) for order in chosen]
-            row[:] = np.mean(rates, axis=0)
+            chosen = [orders[(j * n + i) % len(orders)] for i in range(n)]
+            row[:] = np.mean([_rates(drawn, copies[order], fmr, convention) for order in chosen], axis=0)
 
 
-@dataclass(frozen=True)
-class _OrderedCopies:
-    """A sample in the order of a score, and its non-mated copies by the `id` of the units that they come from."""
+class _CopiesOf(dict[QualityOrder, Copies]):
+    """The copies of a sample in each order, which all conventions and rates share."""
 
-    copies: Copies
-    units: dict[int, Units]
+    def __init__(self, sample: Sample) -> None:
+        super().__init__()
+        self._sample = sample
 
-    def numbered(self, units: NonmatedUnits) -> Units:
-        """Return the units with the numbers that their last copies have in the order."""
-        if id(units) not in self.units:
-            self.units[id(units)] = self.copies.last[units.rows] - units.back, units.count, units.similarity
-        return self.units[id(units)]
+    def __missing__(self, order: QualityOrder) -> Copies:
+        return self.setdefault(order, Copies(self._sample, order))
 
 
-def _rates(
-    ordered: _OrderedCopies, units: tuple[NonmatedUnits, NonmatedUnits], fmr: float | None, convention: Convention
-) -> FloatArray:
+def _rates(drawn: _Draw, copies: Copies, fmr: float | None, convention: Convention) -> FloatArray:
     """Return a sample's rates at each level, (n_levels,)."""
-    early, late = units
-    levels: Levels
     if convention.threshold == "fixed":
-        levels = fixed_levels(ordered.copies, fmr, convention, (early.count, early.count, early.similarity))
-    else:
-        levels = moving_levels(ordered.copies, fmr, convention, (ordered.numbered(early), ordered.numbered(late)))
-    return levels.rate(convention)
+        return fixed_rate(copies, convention, drawn.threshold(convention, fmr))
+    return moving_levels(copies, fmr, convention, drawn.units[fmr]).rate(convention)
 
 
 def _step_areas(
-    sample: _Sample, order: QualityOrder, fmr: float | None, convention: Convention, limits: Sequence[float]
+    drawn: _Draw, order: QualityOrder, fmr: float | None, convention: Convention, limits: Sequence[float]
 ) -> FloatArray:
     """Return a sample's areas up to each limit, below a curve with a level at each quality."""
-    area = np.full(len(limits), np.nan)
-    threshold = sample.threshold(convention, fmr)
+    area, sample = np.full(len(limits), np.nan), drawn.sample
+    threshold = drawn.threshold(convention, fmr)
     if not np.isnan(threshold):
         is_accepted = sample.pairs.similarity[order.order] > upper_wrong(convention, threshold)
         step_areas(order.quality, is_accepted != order.mated, sample.counts[order.order], np.asarray(limits), area)

@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fiqa_ray.core.conventions import Convention, convention_of
-from fiqa_ray.core.levels import Copies, Units, fixed_levels, fixed_threshold, moving_levels, upper_wrong
-from fiqa_ray.core.orders import PairOrder, Qualities, QualityOrder
+from fiqa_ray.core.levels import allowed_at_start, fixed_levels, fixed_threshold, moving_levels, upper_wrong
+from fiqa_ray.core.orders import PairOrder, Qualities
+from fiqa_ray.core.samples import Copies, NonmatedUnits, Sample
 from fiqa_ray.core.verification import FloatArray, IntArray, allowed_false_matches, exact_fmr
 from fiqa_ray.errors import UsageError
 
@@ -220,36 +221,40 @@ def edc_curve(
         warnings.warn(
             f"all {quality.size} pairs have quality {quality[0]:g}: their input order decides the curve", stacklevel=2
         )
-    return pair_curve(pairs, scorer.order(choice.pool), fmr, choice)
+    sample = Sample.whole(pairs)
+    return pair_curve(Copies(sample, scorer.order(choice.pool)), NonmatedUnits(sample), fmr, choice)
 
 
-def pair_curve(pairs: PairOrder, scorer: QualityOrder, fmr: float | None, convention: Convention) -> EDC:
-    """Return the curve of pairs that are sorted already; arguments as in `edc_curve`, and checked."""
-    counts = np.ones(pairs.mated.size, dtype=np.int64)
-    rows = pairs.nonmated_rows
-    plain = np.zeros_like(rows), counts[rows], pairs.similarity[rows]
+def pair_curve(copies: Copies, units: NonmatedUnits, fmr: float | None, convention: Convention) -> EDC:
+    """Return the curve of pairs that are sorted already.
+
+    Args:
+        copies: one copy of each pair, in the order of a score's pool.
+        units: the non-mated ones.
+        fmr: as in `edc_curve`, and checked.
+        convention: as in `edc_curve`.
+    """
     if convention.step is None:
-        return _step_curve(pairs, scorer, fmr, convention, plain)
-    copies = Copies(pairs, scorer, counts)
+        return _step_curve(copies, units, fmr, convention)
     if convention.threshold == "fixed":
-        levels = fixed_levels(copies, fmr, convention, plain)
+        levels = fixed_levels(copies, fmr, convention, units)
     else:
-        units = copies.last[rows], counts[rows], pairs.similarity[rows]
         levels = moving_levels(copies, fmr, convention, (units, units))
     return EDC(
         convention=convention,
         fmr=fmr if convention.starting_fnmr is None else None,
         discard_fraction=np.arange(convention.n_levels) / convention.n_levels,
         fnmr=levels.rate(convention),
-        n_tied=scorer.n_tied,
+        n_tied=copies.scorer.n_tied,
         **vars(levels),
     )
 
 
-def _step_curve(pairs: PairOrder, scorer: QualityOrder, fmr: float | None, convention: Convention, units: Units) -> EDC:
+def _step_curve(copies: Copies, units: NonmatedUnits, fmr: float | None, convention: Convention) -> EDC:
     """Return a curve with one level per distinct quality of one kind of pairs, and the closing point (1, 0)."""
-    counts = np.ones(pairs.mated.size, dtype=np.int64)
-    threshold, allowed = fixed_threshold(convention, fmr, pairs, counts, units)
+    pairs, scorer = copies.sample.pairs, copies.scorer
+    threshold = fixed_threshold(convention, fmr, copies.sample, units)
+    allowed = allowed_at_start(convention, fmr, copies.sample, threshold)
     highest = upper_wrong(convention, threshold)
     is_accepted = pairs.similarity > highest
     is_wrong = (is_accepted != pairs.mated)[scorer.order]

@@ -1,30 +1,26 @@
 """Thresholds of a sample and wrong decisions among the pairs that are left at each discard level.
 
-A sample holds pair i `counts[i]` times; the benchmark itself is the sample with one copy of each.
+The benchmark itself is the sample with one copy of each pair.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from fiqa_ray.core.conventions import Convention
 from fiqa_ray.core.kernels.discard import (
     count_errors,
-    count_left,
     count_matches,
     left_thresholds,
-    number_copies,
     recomputed_thresholds,
+    threshold_below,
     threshold_nearest,
 )
-from fiqa_ray.core.orders import PairOrder, QualityOrder
-from fiqa_ray.core.verification import BoolArray, FloatArray, IntArray, exact_fmr
-
-Units = tuple[IntArray, IntArray, FloatArray]
-"""Non-mated pairs of a sample by falling similarity: number of the last copy, copies, similarity."""
+from fiqa_ray.core.samples import Copies, NonmatedUnits, Sample, n_looked_at
+from fiqa_ray.core.verification import FloatArray, IntArray, exact_fmr
 
 
 def n_allowed(convention: Convention, fmr: float, n_nonmated: IntArray) -> IntArray:
@@ -36,39 +32,48 @@ def n_allowed(convention: Convention, fmr: float, n_nonmated: IntArray) -> IntAr
     return product // one if convention.count == "at_most" else (2 * product + one) // (2 * one)
 
 
-def fixed_threshold(
-    convention: Convention, fmr: float | None, pairs: PairOrder, counts: IntArray, units: Units
-) -> tuple[float, int]:
-    """Return the threshold that all pairs of a sample set, and the number of false matches it allows.
-
-    NaN where a kind of pair is not in the sample.
+def fixed_threshold(convention: Convention, fmr: float | None, sample: Sample, units: NonmatedUnits) -> float:
+    """Return the threshold that all pairs of a sample set; NaN where a kind of pair is not in it.
 
     Args:
         convention: says how.
         fmr: target false match rate, or None.
-        pairs: the benchmark.
-        counts: (n_pairs,) int64 copies of each pair.
-        units: the sample's non-mated pairs; of their copies none is discarded here.
+        sample: the sample.
+        units: its non-mated copies.
     """
-    _, count, similarity = units
-    mated_count, mated = counts[pairs.mated_rows], pairs.similarity[pairs.mated_rows]
-    n_nonmated = int(count.sum())
-    if n_nonmated == 0 or not mated_count.any():
-        return np.nan, 0
+    count, mated = sample.mated_count, sample.pairs.mated_similarity
+    if sample.n_nonmated == 0 or sample.n_mated == 0:
+        return np.nan
     if convention.starting_fnmr is not None:
-        threshold = float(np.quantile(np.repeat(mated, mated_count), convention.starting_fnmr))
-        return threshold, int(count[similarity > upper_wrong(convention, threshold)].sum())
-    rate = 1e-3 if fmr is None else fmr
-    allowed = int(n_allowed(convention, rate, np.array(n_nonmated)))
-    if convention.count == "nearest":
-        target = exact_fmr(rate)
-        doubled = 2 * target.numerator * n_nonmated
-        threshold, _ = threshold_nearest(
-            count, count, similarity, mated_count, mated_count, mated, 0, doubled, target.denominator
-        )
-        return float(threshold), allowed
-    # none is discarded: the first unit with more than `allowed` copies up to and with it
-    return float(similarity[np.searchsorted(np.cumsum(count), allowed, side="right")]), allowed
+        return float(np.quantile(np.repeat(mated, count), convention.starting_fnmr))
+    target, allowed = exact_fmr(_rate(fmr)), allowed_at_start(convention, fmr, sample)
+    doubled, threshold = 2 * target.numerator * sample.n_nonmated, np.nan
+
+    def is_decided(n: int, is_all: bool) -> bool:
+        nonlocal threshold
+        _, _, n_copies, similarity = units.first(n)
+        given = n_copies, n_copies, similarity  # none is discarded
+        if convention.count == "nearest":
+            threshold, _ = threshold_nearest(*given, count, count, mated, 0, doubled, target.denominator, is_all)
+        else:
+            threshold, _ = threshold_below(*given, 0, allowed)
+        return not np.isnan(threshold)
+
+    units.decide(n_looked_at(allowed), is_decided)
+    return float(threshold)
+
+
+def allowed_at_start(convention: Convention, fmr: float | None, sample: Sample, threshold: float = np.nan) -> int:
+    """Return how many false matches are allowed, or, by a starting FNMR, made, before anything is discarded."""
+    if sample.n_nonmated == 0 or sample.n_mated == 0:
+        return 0
+    if convention.starting_fnmr is not None:
+        return sample.n_matches(float(upper_wrong(convention, threshold)))
+    return int(n_allowed(convention, _rate(fmr), np.array(sample.n_nonmated)))
+
+
+def _rate(fmr: float | None) -> float:
+    return 1e-3 if fmr is None else fmr
 
 
 def upper_wrong(convention: Convention, threshold: float | FloatArray) -> float | FloatArray:
@@ -95,100 +100,114 @@ class Levels:
         return np.where(np.isnan(self.threshold) | (left == 0), np.nan, wrong / np.maximum(left, 1))
 
 
-@dataclass(frozen=True)
-class Copies:
-    """The copies of a sample in the order of a score, and what conventions and rates share of them.
-
-    Attributes:
-        pairs: the benchmark.
-        scorer: its pairs by quality.
-        counts: (n_pairs,) int64 copies of each pair.
-    """
-
-    pairs: PairOrder
-    scorer: QualityOrder
-    counts: IntArray
-    _left: dict[tuple[str, int], tuple[IntArray, IntArray, IntArray]] = field(default_factory=dict, repr=False)
-
-    @cached_property
-    def last(self) -> IntArray:
-        """The number of the last copy of each pair, (n_pairs,), where all copies are numbered by rising quality."""
-        last = np.empty(self.pairs.mated.size, dtype=np.int64)
-        number_copies(self.scorer.order, self.counts, last)
-        return last
-
-    def left(self, convention: Convention) -> tuple[IntArray, IntArray, IntArray]:
-        """Return how many copies each level discards, and the mated and non-mated ones that it leaves, (n_levels,) each."""
-        key = convention.ties, convention.n_levels
-        if key not in self._left:
-            cuts = self.scorer.cuts(self.counts, convention)
-            self._left[key] = cuts, self.count(self.scorer.mated, cuts), self.count(~self.scorer.mated, cuts)
-        return self._left[key]
-
-    def count(self, is_counted: BoolArray, cuts: IntArray) -> IntArray:
-        """Return how many copies of some pairs, in the order of the score, lie behind each cut."""
-        left = np.empty(cuts.size, dtype=np.int64)
-        count_left(self.scorer.order, is_counted, self.counts, cuts, left)
-        return left
-
-
-def fixed_levels(copies: Copies, fmr: float | None, convention: Convention, units: Units) -> Levels:
+def fixed_levels(copies: Copies, fmr: float | None, convention: Convention, units: NonmatedUnits) -> Levels:
     """Return a sample's levels under one threshold."""
-    pairs, scorer, counts = copies.pairs, copies.scorer, copies.counts
-    threshold, allowed = fixed_threshold(convention, fmr, pairs, counts, units)
+    threshold = fixed_threshold(convention, fmr, copies.sample, units)
     cuts, n_mated, n_nonmated = copies.left(convention)
-    highest = upper_wrong(convention, threshold)
-    accepted = pairs.similarity[scorer.order] > highest
-    n_false_nonmatches = copies.count(scorer.mated & ~accepted, cuts)
-    n_false_matches = copies.count(~scorer.mated & accepted, cuts)
-    if convention.pool == "mated":  # non-mated pairs stay
-        n_nonmated = np.full(cuts.size, units[1].sum())
-        n_false_matches = np.full(cuts.size, units[1][units[2] > highest].sum())
-    elif convention.pool == "nonmated":
-        rows = pairs.mated_rows
-        n_mated = np.full(cuts.size, counts[rows].sum())
-        n_false_nonmatches = np.full(cuts.size, counts[rows][pairs.similarity[rows] <= highest].sum())
     is_empty = (n_mated == 0) | (n_nonmated == 0)
-    n_false_nonmatches[is_empty] = n_false_matches[is_empty] = 0
+    false_nonmatches, false_matches = (_n_wrong(copies, convention, threshold, error) for error in ("fnmr", "fmr"))
+    false_nonmatches[is_empty] = false_matches[is_empty] = 0
+    allowed = allowed_at_start(convention, fmr, copies.sample, threshold)
     thresholds = np.where(is_empty, np.nan, threshold)
-    return Levels(thresholds, n_mated, n_nonmated, n_false_nonmatches, n_false_matches, np.full(cuts.size, allowed))
+    n_allowed_at_start = np.full(cuts.size, allowed)
+    return Levels(thresholds, n_mated, n_nonmated, false_nonmatches, false_matches, n_allowed_at_start)
 
 
-def moving_levels(copies: Copies, fmr: float | None, convention: Convention, units: tuple[Units, Units]) -> Levels:
+def fixed_rate(copies: Copies, convention: Convention, threshold: float) -> FloatArray:
+    """Return the rate that the convention draws at each level of a sample under one threshold, as `Levels.rate` does."""
+    _, n_mated, n_nonmated = copies.left(convention)
+    wrong = _n_wrong(copies, convention, threshold, convention.error)
+    is_undefined = np.isnan(threshold) | (n_mated == 0) | (n_nonmated == 0)
+    left = n_nonmated if convention.error == "fmr" else n_mated
+    return np.where(is_undefined, np.nan, wrong / np.maximum(left, 1))
+
+
+def _n_wrong(copies: Copies, convention: Convention, threshold: float, error: str) -> IntArray:
+    """Return the wrong decisions of a kind that each level leaves under one threshold, (n_levels,)."""
+    sample, order, highest = copies.sample, copies.scorer, float(upper_wrong(convention, threshold))
+    cuts, *_ = copies.left(convention)
+    if error == "fnmr":
+        if convention.pool == "nonmated":  # mated pairs stay
+            is_wrong = sample.pairs.mated_similarity <= highest
+            return np.full(cuts.size, sample.mated_count[is_wrong].sum())
+        at = order.mated_at
+        return copies.behind(cuts, at[~(sample.pairs.similarity[order.order[at]] > highest)])
+    if convention.pool == "mated":
+        return np.full(cuts.size, sample.n_matches(highest))
+    return copies.behind(cuts, np.flatnonzero(~order.mated & (sample.pairs.similarity[order.order] > highest)))
+
+
+def moving_levels(
+    copies: Copies, fmr: float | None, convention: Convention, units: tuple[NonmatedUnits, NonmatedUnits]
+) -> Levels:
     """Return a sample's levels under thresholds that differ from level to level.
 
     Args:
         copies: the sample, of a pool with both kinds of pairs.
         fmr: target false match rate; None: 0.001.
         convention: says how.
-        units: the non-mated pairs by falling similarity, twice: for levels that leave more than half of all pairs, and,
-            without those that are discarded by then, for the others.
+        units: the non-mated copies, twice: for levels that leave more than half of all pairs, and, without those that
+            are discarded by then, for the others.
     """
-    pairs, counts, last = copies.pairs, copies.counts, copies.last
     cuts, n_mated, n_nonmated = copies.left(convention)
-    rows, threshold = pairs.mated_rows, np.empty(cuts.size)
-    n_false_nonmatches, n_false_matches = np.empty((2, cuts.size), dtype=np.int64)
-    mated_pairs = last[rows], counts[rows], pairs.similarity[rows]
-    rate = 1e-3 if fmr is None else fmr
-    target, allowed = exact_fmr(rate), n_allowed(convention, rate, n_nonmated)
+    threshold, n_false_matches = np.empty(cuts.size), np.empty(cuts.size, dtype=np.int64)
     if convention.threshold == "recomputed":
-        recomputed_thresholds(
-            *units,
-            mated_pairs,
-            int(last[copies.scorer.order[-1]]),
-            cuts,
-            n_mated,
-            n_nonmated,
-            allowed,
-            (target.numerator, target.denominator),
-            convention.count == "nearest",
-            threshold,
-            n_false_matches,
-        )
+        allowed = n_allowed(convention, _rate(fmr), n_nonmated)
+        is_decided = partial(_recomputed, copies, fmr, convention, units, (threshold, n_false_matches))
     else:
-        fixed, at_start = fixed_threshold(convention, rate, pairs, counts, units[0])
-        left_thresholds(units[0], mated_pairs, cuts, fixed, threshold)
-        count_matches(units[0], cuts, np.asarray(upper_wrong(convention, threshold)), n_false_matches)
-        allowed = np.full(cuts.size, at_start)
-    count_errors(mated_pairs, cuts, np.asarray(upper_wrong(convention, threshold)), n_false_nonmatches)
+        allowed = np.full(cuts.size, allowed_at_start(convention, fmr, copies.sample))
+        fixed = fixed_threshold(convention, fmr, copies.sample, units[0])
+        is_decided = partial(_nearest_left, copies, convention, units[0], fixed, (threshold, n_false_matches))
+    units[0].decide(n_looked_at(int(allowed.max())), is_decided)
+    n_false_nonmatches = np.empty(cuts.size, dtype=np.int64)
+    count_errors(copies.mated, cuts, np.asarray(upper_wrong(convention, threshold)), n_false_nonmatches)
     return Levels(threshold, n_mated, n_nonmated, n_false_nonmatches, n_false_matches, allowed)
+
+
+def _recomputed(
+    copies: Copies,
+    fmr: float | None,
+    convention: Convention,
+    units: tuple[NonmatedUnits, NonmatedUnits],
+    filled: tuple[FloatArray, IntArray],
+    n: int,
+    is_all: bool,
+) -> bool:
+    """Set each level's threshold by the pairs that it leaves; False where the first n units do not decide it."""
+    cuts, n_mated, n_nonmated = copies.left(convention)
+    target = exact_fmr(_rate(fmr))
+    early, late = (copies.units(of_levels, n) for of_levels in units)
+    return recomputed_thresholds(
+        early,
+        late,
+        copies.mated,
+        int(copies.ends[-1]),
+        cuts,
+        n_mated,
+        n_nonmated,
+        n_allowed(convention, _rate(fmr), n_nonmated),
+        (target.numerator, target.denominator),
+        convention.count == "nearest",
+        is_all,
+        *filled,
+    )
+
+
+def _nearest_left(
+    copies: Copies,
+    convention: Convention,
+    units: NonmatedUnits,
+    fixed: float,
+    filled: tuple[FloatArray, IntArray],
+    n: int,
+    is_all: bool,
+) -> bool:
+    """Set each level's threshold by the similarity left that is nearest to `fixed`; False as in `_recomputed`."""
+    cuts, *_ = copies.left(convention)
+    threshold, n_false_matches = filled
+    given = copies.units(units, n)
+    if not left_thresholds(given, copies.mated, cuts, fixed, is_all, threshold):
+        return False
+    highest = np.asarray(upper_wrong(convention, threshold))
+    count_matches(given, cuts, highest, n_false_matches)
+    return is_all or given[2][-1] <= np.nanmin(highest)

@@ -6,9 +6,11 @@ All conventions, rates and samples are computed from these orders; nothing is so
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from fiqa_ray.core.conventions import Convention, Pool
 from fiqa_ray.core.verification import BoolArray, FloatArray, IntArray, check_finite, check_pairs
@@ -39,8 +41,18 @@ class PairOrder:
         is_mated = kinds[by_similarity]
         return cls(scores, kinds, by_similarity[is_mated], by_similarity[~is_mated][::-1].copy())
 
+    @cached_property
+    def mated_similarity(self) -> FloatArray:
+        """Similarities of the mated pairs, rising."""
+        return self.similarity[self.mated_rows]
 
-@dataclass(frozen=True)
+    @cached_property
+    def nonmated_similarity(self) -> FloatArray:
+        """Similarities of the non-mated pairs, falling."""
+        return self.similarity[self.nonmated_rows]
+
+
+@dataclass(frozen=True, eq=False)
 class QualityOrder:
     """The comparisons of a pool by the quality that one scorer gives them.
 
@@ -70,16 +82,34 @@ class QualityOrder:
             ordered = quality[order]
         return cls(order, ordered, mated[order], n_tied, n_images)
 
-    def cuts(self, counts: IntArray, convention: Convention) -> IntArray:
-        """Return how many copies each level discards, (n_levels,) int64, if pair i stands in the sample `counts[i]` times.
+    @cached_property
+    def position(self) -> NDArray[Any]:
+        """Place of each pair of the pool in the order, (n_pairs,) unsigned."""
+        position = np.zeros(self.order.max() + 1, dtype=np.min_scalar_type(self.order.size))
+        position[self.order] = np.arange(self.order.size, dtype=position.dtype)
+        return position
+
+    @cached_property
+    def mated_at(self) -> IntArray:
+        """Places of the mated pairs in the order, rising."""
+        return np.flatnonzero(self.mated)
+
+    def cuts(self, ends: IntArray, convention: Convention) -> IntArray:
+        """Return how many copies each level of a sample discards, (n_levels,) int64.
 
         Images are discarded down to the same quality in each sample.
+
+        Args:
+            ends: (n,) int64 copies in the sample up to and including those of each pair, in this order.
+            convention: says how.
         """
         levels, n = np.arange(convention.n_levels), convention.n_levels
-        ends = np.cumsum(counts[self.order])
+
+        def before(place: IntArray) -> IntArray:
+            return np.where(place > 0, ends[np.maximum(place, 1) - 1], 0)
+
         if self.n_images:
-            first = np.searchsorted(self.quality, levels * self.n_images // n, side="left")
-            return np.append(0, ends)[first]
+            return before(np.searchsorted(self.quality, levels * self.n_images // n, side="left"))
         total = int(ends[-1])
         if convention.ties == "cut" or total == 0:
             return levels * total // n
@@ -88,7 +118,7 @@ class QualityOrder:
         position, after = (np.searchsorted(ends, i, side="right") for i in (at, np.minimum(at + 1, total - 1)))
         group = np.searchsorted(self.quality, self.quality[position], side="left")
         is_group_kept = (between == 0) | (self.quality[position] == self.quality[after])
-        return np.where(is_group_kept, np.append(0, ends)[group], at + 1)
+        return np.where(is_group_kept, before(group), at + 1)
 
 
 class Qualities:

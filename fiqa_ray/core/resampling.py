@@ -22,7 +22,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fiqa_ray.core.kernels.persons import count_pairs
 from fiqa_ray.core.orders import PairOrder
+from fiqa_ray.core.samples import CountArray, NonmatedUnits, Sample
 from fiqa_ray.core.verification import BoolArray, FloatArray, IntArray, allowed_false_matches
 from fiqa_ray.errors import FiqaRayError
 
@@ -90,22 +92,20 @@ def person_share(pairs: PairOrder, persons: Persons) -> float:
     return float(np.clip(1 - 2 * np.sum(x**2) / np.sum(sums**2), 0, 1))
 
 
-def draw_counts(rng: np.random.Generator, pairs: PairOrder, persons: Persons | None) -> Iterator[IntArray]:
-    """Yield without end how often each pair counts in a sample, (n_pairs,) int64; persons None: pairs are drawn."""
+def draw_counts(rng: np.random.Generator, pairs: PairOrder, persons: Persons | None) -> Iterator[CountArray]:
+    """Yield without end how often each pair counts in a sample, (n_pairs,) int32; persons None: pairs are drawn."""
     if persons is None:
         strata = [np.flatnonzero(pairs.mated), np.flatnonzero(~pairs.mated)]
         while True:
-            counts = np.zeros(pairs.mated.size, dtype=np.int64)
+            counts = np.zeros(pairs.mated.size, dtype=np.int32)
             for rows in strata:
                 counts[rows] = np.bincount(rng.integers(rows.size, size=rows.size), minlength=rows.size)
             yield counts
     tau = np.sqrt(person_share(pairs, persons))
-    nonmated = np.flatnonzero(~pairs.mated)
     while True:
         drawn = np.bincount(rng.integers(persons.n, size=persons.n), minlength=persons.n)
-        weight = 1 + tau * (drawn - 1)
-        counts = drawn[persons.row_a]
-        counts[nonmated] = rng.poisson(weight[persons.row_a[nonmated]] * weight[persons.row_b[nonmated]])
+        counts = np.empty(pairs.mated.size, dtype=np.int32)
+        count_pairs(rng, drawn, 1 + tau * (drawn - 1), persons.row_a, persons.row_b, pairs.mated, counts)
         yield counts
 
 
@@ -119,48 +119,16 @@ def is_smoothed(fmr: float, n_nonmated: int) -> bool:
     return allowed_false_matches(fmr, n_nonmated) <= FEW_FALSE_MATCHES
 
 
-@dataclass(frozen=True)
-class NonmatedUnits:
-    """The non-mated pairs of a sample by falling similarity, in the terms of `kernels.discard`.
-
-    Attributes:
-        rows: (U,) int64 input rows.
-        back: (U,) int64, by how many copies a unit lies before its pair's last one.
-        count: (U,) int64 copies.
-        similarity: (U,) float64, falling.
-    """
-
-    rows: IntArray
-    back: IntArray
-    count: IntArray
-    similarity: FloatArray
-
-
-def plain_units(pairs: PairOrder, counts: IntArray) -> NonmatedUnits:
-    """Return the sample's non-mated pairs, each with all of its copies."""
-    rows = pairs.nonmated_rows
-    return NonmatedUnits(rows, np.zeros_like(rows), counts[rows], pairs.similarity[rows])
-
-
-def smoothed_units(
-    rng: np.random.Generator, pairs: PairOrder, counts: IntArray, widths: Sequence[float]
-) -> list[NonmatedUnits]:
+def smoothed_units(rng: np.random.Generator, sample: Sample, widths: Sequence[float]) -> list[NonmatedUnits]:
     """Return the sample's non-mated copies, each with its Gaussian noise of a standard deviation, for each of `widths`."""
-    top, rest = pairs.nonmated_rows[:N_SMOOTHED], pairs.nonmated_rows[N_SMOOTHED:]
-    n_copies = counts[top]
+    top = sample.pairs.nonmated_rows[:N_SMOOTHED]
+    n_copies = sample.counts[top]
     rows = np.repeat(top, n_copies)
     back = np.arange(rows.size) - np.repeat(np.cumsum(n_copies) - n_copies, n_copies)
     noise = rng.standard_normal(rows.size)
     smoothed = []
     for width in widths:
-        similarity = pairs.similarity[rows] + width * noise
+        similarity = sample.pairs.similarity[rows] + width * noise
         order = np.argsort(-similarity)
-        smoothed.append(
-            NonmatedUnits(
-                rows=np.concatenate([rows[order], rest]),
-                back=np.concatenate([back[order], np.zeros_like(rest)]),
-                count=np.concatenate([np.ones_like(rows), counts[rest]]),
-                similarity=np.concatenate([similarity[order], pairs.similarity[rest]]),
-            )
-        )
+        smoothed.append(NonmatedUnits(sample, rows[order], back[order], similarity[order], top.size))
     return smoothed

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from fiqa_ray.core.bootstrap import bootstrap_areas
-from fiqa_ray.core.conventions import Convention, changed, convention_of
+from fiqa_ray.core.bootstrap import AreaDraws, bootstrap_areas
+from fiqa_ray.core.conventions import CONVENTIONS, Convention, changed, convention_of
 from fiqa_ray.core.edc import edc_curve
 from fiqa_ray.core.floor import RANDOM, random_qualities
+from fiqa_ray.core.kernels.discard import number_copies
+from fiqa_ray.core.kernels.persons import count_pairs
 from fiqa_ray.core.orders import PairOrder
 from fiqa_ray.core.resampling import Persons, bandwidth, draw_counts, person_share, smoothed_units
+from fiqa_ray.core.samples import Sample
 from fiqa_ray.errors import FiqaRayError, UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:all .* pairs have quality")
@@ -205,13 +208,50 @@ def test_persons_without_influence_leave_the_draws_to_the_pairs() -> None:
     assert person_share(pairs, Persons.of(mated, (a, b))) == 0
 
 
+def test_kernels_count_as_plain_numpy_does() -> None:
+    rng = np.random.default_rng(5)
+    drawn, (a, b) = rng.integers(6, size=50), rng.integers(50, size=(2, 4000))
+    mated, weight = a == b, np.where(drawn > 0, drawn - 0.3, 0.0)  # means of 0, below 10 and above
+    counts = np.empty(4000, dtype=np.int32)
+    kernel, plain = np.random.default_rng(6), np.random.default_rng(6)
+    count_pairs(kernel, drawn, weight, a, b, mated, counts)
+    expected = drawn[a]
+    expected[~mated] = plain.poisson(weight[a[~mated]] * weight[b[~mated]])
+    np.testing.assert_array_equal(counts, expected)
+    assert kernel.random() == plain.random()  # the next draw, too, is the same
+    order, ends = rng.permutation(4000), np.empty(4000, dtype=np.int64)
+    number_copies(order, counts, ends)
+    np.testing.assert_array_equal(ends, np.cumsum(counts[order]))
+
+
+@pytest.mark.parametrize("fmr", [0.1, 0.004])
+def test_areas_do_not_depend_on_how_many_pairs_are_looked_at_first(fmr: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The score discards the most similar non-mated pairs first, so late levels need ever less similar ones.
+    rng = np.random.default_rng(7)
+    similarity, mated, qualities = realistic(9000, seed=7)
+    worst_first = np.where(mated, rng.uniform(-0.5, 0.3, size=9000), -similarity)
+    given = {**qualities, "worst first": (worst_first, worst_first)}
+    images = np.arange(18000).reshape(2, 9000)
+
+    def draws(n_first: int) -> AreaDraws:
+        monkeypatch.setattr("fiqa_ray.core.levels.n_looked_at", lambda n_allowed: n_first)
+        return bootstrap_areas(
+            similarity, mated, given, fmrs=[fmr], conventions=list(CONVENTIONS), limits=[0.3], images=images, n_draws=4
+        )
+
+    few, all_pairs = draws(1), draws(10**6)
+    for key, values in all_pairs.draws.items():
+        np.testing.assert_array_equal(few.draws[key], values)
+    for key, curve in all_pairs.curves.items():
+        for name in ("threshold", "fnmr", "n_false_matches"):
+            np.testing.assert_array_equal(getattr(few.curves[key], name), getattr(curve, name))
+
+
 def test_smoothing_adds_noise_of_the_bandwidth_to_every_copy() -> None:
     pairs = PairOrder.of(np.concatenate([[1.0], np.zeros(2000)]), np.arange(2001) == 0)
-    counts = np.full(2001, 2)
-    for units, width in zip(
-        smoothed_units(np.random.default_rng(0), pairs, counts, [0.2, 0.3]), (0.2, 0.3), strict=True
-    ):
-        assert units.similarity.size == 4000
+    sample = Sample(pairs, np.full(2001, 2, dtype=np.int32))
+    for units, width in zip(smoothed_units(np.random.default_rng(0), sample, [0.2, 0.3]), (0.2, 0.3), strict=True):
+        assert units.similarity.size == units.size == 4000
         assert np.all(np.diff(units.similarity) <= 0)
         assert units.similarity.std() == pytest.approx(width, rel=0.04)
         assert sorted(zip(units.rows.tolist(), units.back.tolist(), strict=True)) == [

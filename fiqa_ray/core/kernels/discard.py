@@ -13,49 +13,22 @@ from fiqa_ray.core.kernels.jit import compiled
 
 
 @compiled
-def number_copies(order: np.ndarray, counts: np.ndarray, last: np.ndarray) -> int:
-    """Count up the copies of a sample by rising quality, and return their number.
+def number_copies(order: np.ndarray, counts: np.ndarray, ends: np.ndarray) -> None:
+    """Count up the copies of a sample by rising quality.
 
     In numpy:
 
-        last[order] = np.cumsum(counts[order])
+        ends[:] = np.cumsum(counts[order])
 
     Args:
-        order: `(n_pairs,) int64` pairs by rising quality.
-        counts: `(n_pairs,) int64` copies of each pair.
-        last: `(n_pairs,) int64`, filled: copies up to and including the pair's own.
+        order: `(n,) int64` pairs by rising quality.
+        counts: `(n_pairs,) int32` copies of each pair.
+        ends: `(n,) int64`, filled: copies up to and including those of each pair of `order`.
     """
-    total = 0
+    total = np.int64(0)
     for p in range(len(order)):
-        pair = order[p]
-        total += counts[pair]
-        last[pair] = total
-    return total
-
-
-@compiled
-def count_left(
-    order: np.ndarray, is_counted: np.ndarray, counts: np.ndarray, cuts: np.ndarray, left: np.ndarray
-) -> None:
-    """Count the copies behind each cut that belong to some of the pairs.
-
-    Args:
-        order: `(n_ordered,) int64` pairs by rising quality.
-        is_counted: `(n_ordered,) bool`, in that order.
-        counts: `(n_pairs,) int64` copies of each pair.
-        cuts: `(K,) int64`, rising: copies that each level discards.
-        left: `(K,) int64`, filled.
-    """
-    before, position, level = 0, 0, 0
-    for p in range(len(order)):
-        n = counts[order[p]]
-        while level < len(cuts) and cuts[level] < position + n:  # the cut falls into this pair
-            left[level] = before + (cuts[level] - position) * is_counted[p]
-            level += 1
-        position += n
-        before += n * is_counted[p]
-    for k in range(len(cuts)):
-        left[k] = before - left[k] if k < level else 0
+        total += counts[np.uint64(order[p])]
+        ends[p] = total
 
 
 @compiled
@@ -112,11 +85,13 @@ def threshold_nearest(
     cut: int,
     doubled_target: int,
     denominator: int,
+    is_all: bool,
 ) -> tuple[float, int]:
     """Return the lowest similarity left whose count of non-mated pairs at or above it is nearest to the target.
 
     The second value is the number of non-mated pairs above that similarity. Arguments as in `threshold_below`; the mated
     pairs by rising similarity; the target is doubled_target / 2 / denominator. Of two nearest counts the larger is taken.
+    `is_all` says whether there are no units beyond the given ones; NaN where those would decide.
     """
     n_left, value = 0, np.inf  # non-mated pairs at or above the current similarity
     n_before, value_before, n_first = 0, np.inf, 0  # the group of equal similarities before, and what lies above that
@@ -135,6 +110,8 @@ def threshold_nearest(
         n_left, value = n_left + n_group, here
     else:
         here = -np.inf
+        if not is_all:
+            return np.nan, 0
     if n_left == 0:
         return np.nan, 0
     # 2. is the count before this group nearer?
@@ -163,10 +140,13 @@ def recomputed_thresholds(
     n_allowed: np.ndarray,
     target: tuple[int, int],
     is_nearest: bool,
+    is_all: bool,
     threshold: np.ndarray,
     n_false_matches: np.ndarray,
-) -> None:
+) -> bool:
     """Fill the two arrays at the end: a threshold for each level, set by the pairs that it leaves.
+
+    Stop and return False where further units, less similar than the given ones, would decide.
 
     Args:
         units: last, count, similarity of the non-mated pairs by falling similarity, for levels that leave more than half.
@@ -179,6 +159,7 @@ def recomputed_thresholds(
         n_allowed: `(K,) int64` false matches that may be made; not used if `is_nearest`.
         target: numerator and denominator of the false match rate.
         is_nearest: whether the count nearest to the target is wanted.
+        is_all: whether there are no further units.
         threshold: `(K,) float64`, filled; NaN where a kind of pair ran out.
         n_false_matches: `(K,) int64` non-mated copies left above the threshold, filled.
     """
@@ -191,10 +172,13 @@ def recomputed_thresholds(
         if is_nearest:
             wanted = 2 * target[0] * n_nonmated[k]
             threshold[k], n_false_matches[k] = threshold_nearest(
-                u_last, u_count, u_similarity, last, count, similarity, cuts[k], wanted, target[1]
+                u_last, u_count, u_similarity, last, count, similarity, cuts[k], wanted, target[1], is_all
             )
         else:
             threshold[k], n_false_matches[k] = threshold_below(u_last, u_count, u_similarity, cuts[k], n_allowed[k])
+        if np.isnan(threshold[k]):
+            return False
+    return True
 
 
 @compiled
@@ -203,11 +187,12 @@ def left_thresholds(
     mated_pairs: tuple[np.ndarray, np.ndarray, np.ndarray],
     cuts: np.ndarray,
     fixed: float,
+    is_all: bool,
     threshold: np.ndarray,
-) -> None:
+) -> bool:
     """Fill `threshold`: of the similarities that each level leaves the nearest to `fixed`, the lower of two.
 
-    Arguments as in `recomputed_thresholds`. NaN where a kind of pair ran out.
+    Arguments and result as in `recomputed_thresholds`. NaN where a kind of pair ran out.
     """
     u_last, u_count, u_similarity = units
     m_last, m_count, m_similarity = mated_pairs
@@ -223,6 +208,8 @@ def left_thresholds(
             if copies_left(u_last[u], u_count[u], cuts[k]) > 0:
                 high = u_similarity[u]
                 break
+        if low == -np.inf and not is_all:
+            return False
         no_unit, no_mated = low == -np.inf and high == np.inf, True
         for m in range(first - 1, -1, -1):
             if copies_left(m_last[m], m_count[m], cuts[k]) > 0:
@@ -233,6 +220,7 @@ def left_thresholds(
                 high, no_mated = min(high, m_similarity[m]), False
                 break
         threshold[k] = np.nan if no_unit or no_mated else low if fixed - low <= high - fixed else high
+    return True
 
 
 @compiled
