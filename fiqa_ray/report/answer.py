@@ -23,7 +23,7 @@ def answer_lines(areas: Sequence[AucRow], differences: Sequence[DifferenceRow]) 
         same_cell = [r for r in differences if _cell(r) == cell]
         gains = [r for r in same_cell if r.family == "unoptimized"]
         area_of = {r.scorer: r.auc for r in areas if r.is_own_limit and _cell(r) == cell}
-        levels |= {f"{r.level:.0%}" for r in gains if not math.isnan(r.low)}
+        levels |= {f"{100 * r.level:g} %" for r in gains if not math.isnan(r.low)}
         by_rule = {r.scorer for r in areas if r.variant == EDIFF}
         for labels, of_labels in (
             ("optimized labels", [r for r in gains if r.scorer_a not in by_rule]),
@@ -109,7 +109,8 @@ def why_untold(row: DifferenceRow) -> str:
     n, n_family, level = row.n_draws - row.n_undefined, max(row.n_family, 1), 1 - row.level
     if 2 * n_family >= level * (n + 1) - 1e-9:
         needed = math.ceil(2 * n_family / level - 1e-9)
-        return f"{n} draws cannot show p < {level:.2g} among {n_family} comparisons: set evaluate.draws to {needed} or more"
+        family = f"{n_family} comparison{'s' if n_family > 1 else ''}"
+        return f"{n} draws cannot show p < {level:.2g} among {family}: set evaluate.draws to {needed} or more"
     return ""
 
 

@@ -7,12 +7,9 @@ This module groups rows and words the numbers; `page.html` lays them out and esc
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
-import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +34,7 @@ from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.report import figures
 from fiqa_ray.report.answer import answer_lines, why_untold
 from fiqa_ray.report.data import ReportData
+from fiqa_ray.report.downloads import csv_uri, latex_uri
 
 FOLDER = Path(__file__).parent
 
@@ -182,7 +180,9 @@ def difference_interval(row: DifferenceRow | ThetaRow) -> str:
 def how_made(rows: Sequence[AucRow | DifferenceRow]) -> str:
     """Say how the intervals of some rows were made, and why some rows have none."""
     schemes = dict.fromkeys((r.level, r.n_draws, r.unit, r.draws_seed) for r in rows if r.n_draws)
-    text = [f"Intervals: {level:.0%}, {count(n)} draws of {unit}, seed {seed}." for level, n, unit, seed in schemes]
+    text = [
+        f"Intervals: {percent(level, 0)}, {count(n)} draws of {unit}, seed {seed}." for level, n, unit, seed in schemes
+    ]
     undefined = [r.n_undefined for r in rows if r.n_undefined]
     if undefined:
         text.append(f"Up to {count(max(undefined))} draws had no value and were left out.")
@@ -260,8 +260,7 @@ def leaders(rows: Sequence[AucRow]) -> list[str]:
         elif best:
             sentences.append(f"Best on {benchmark}, not to be told apart: {', '.join(best)}.")
     if sentences:
-        point = f"convention {whole[0].convention}, FMR {rate(_same(whole[0].fmr))}, {whole[0].recognizer}"
-        sentences.append(f"In brackets areas × 1000, lower is better ({point}).")
+        sentences.append(f"In brackets areas × 1000, lower is better ({_point_text(whole[0])}).")
     return sentences
 
 
@@ -301,7 +300,7 @@ def operating_points(data: ReportData, styles: Mapping[str, figures.LineStyle]) 
                 "limits": limits,
                 "legend": [(name, styles[name]) for name in dict.fromkeys(line.scorer for line in lines)],
                 "figures": [
-                    (benchmark, figures.edc_figure(members, styles, limits, meanings.get(convention)))
+                    (benchmark, *figures.edc_figure(members, styles, limits, meanings.get(convention)))
                     for benchmark, members in grouped(lines, lambda line: line.benchmark).items()
                 ],
             }
@@ -322,6 +321,10 @@ def group_tables(data: ReportData) -> list[tuple[dict[str, Any], dict[str, Any]]
 
 def _point_of(row: AucRow | EdcLine | DifferenceRow) -> tuple[str, str, float | None]:
     return row.recognizer, row.convention, _same(row.fmr)
+
+
+def _point_text(row: AucRow) -> str:
+    return f"convention {row.convention}, FMR {rate(_same(row.fmr))}, {row.recognizer}"
 
 
 def area_tables(rows: Sequence[AucRow], differences: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
@@ -347,18 +350,17 @@ def area_tables(rows: Sequence[AucRow], differences: Sequence[DifferenceRow]) ->
                 change = None if cell is None else changes.get((row.scorer, benchmark, cell.discard_limit))
                 line.append((cell, mark, change))
             lines.append((row.scorer, line, ranks.get(row.scorer)))
-        tables.append(
-            {
-                "limit": max(ends),
-                "partial": limit is not None,
-                "ends_differ": len(ends) > 1,
-                "how_made": how_made(members),
-                "columns": [(benchmark, column[0]) for benchmark, column in by_benchmark.items()],
-                "rows": lines,
-                "has_ranks": len(by_benchmark) > 1,
-                "csv": csv_uri(members),
-            }
-        )
+        table = {
+            "limit": max(ends),
+            "partial": limit is not None,
+            "ends_differ": len(ends) > 1,
+            "how_made": how_made(members),
+            "columns": [(benchmark, column[0]) for benchmark, column in by_benchmark.items()],
+            "rows": lines,
+            "has_ranks": len(by_benchmark) > 1,
+        }
+        latex = latex_uri(table, _point_text(members[0]), table["how_made"])
+        tables.append(table | {"csv": csv_uri(members), "latex": latex})
     return sorted(tables, key=lambda t: (t["partial"], -t["limit"]))
 
 
@@ -377,17 +379,6 @@ def _row_order(rows: Sequence[AucRow]) -> Callable[[AucRow], tuple[int, int, flo
 def leading_mark(column: Sequence[AucRow]) -> str:
     """Return the mark of the leading scorers of a benchmark: "best" if there is one, "tied" if there are several."""
     return "best" if sum(row.is_leading for row in column) == 1 else "tied"
-
-
-def csv_uri(rows: Sequence[AucRow]) -> str:
-    """Return rows as a CSV file in a data URI, every column of `AucRow`."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(f.name for f in fields(AucRow))
-    for row in rows:
-        values = [getattr(row, f.name) for f in fields(AucRow)]
-        writer.writerow("" if v is None or (isinstance(v, float) and math.isnan(v)) else v for v in values)
-    return "data:text/csv;base64," + base64.b64encode(text.getvalue().encode()).decode()
 
 
 def difference_table(rows: Sequence[DifferenceRow]) -> dict[str, Any]:

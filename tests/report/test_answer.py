@@ -66,7 +66,7 @@ def test_a_weak_method_gains_and_a_strong_one_does_not():
     )
     assert text[2] == "    against weak itself, 150.0: -30.0 [-68.0, -11.0], a clear gain"
     assert "scores 99.0, on optimized labels 98.0: -1.0 [-10.0, +8.0], no clear difference" in text[3]
-    assert "on b under r, lower is better (FMR 0.01, convention paper); in brackets a 95% interval" in text[4]
+    assert "on b under r, lower is better (FMR 0.01, convention paper); in brackets a 95 % interval" in text[4]
     assert len(text) == 5
     assert other_results(areas).startswith("The report also has 1 other combination")
     assert other_results(areas[:-2]) == ""
