@@ -42,15 +42,19 @@ function readOff(figure) {
   box.hidden = true;
   figure.append(box);
   figure.tabIndex = 0;
-  const show = (index) => {
+  const show = (index, pointerX, pointerY) => {
     i = Math.max(0, Math.min(last, index));
     const rows = data.curves.map(([name, values]) => `${name}: ${values[i] === null ? "no pairs left" : values[i].toFixed(4)}`);
     box.textContent = [`${data.what.replace(" [%]", "")}: ${data.x[i]} %. ${data.error}:`, ...rows].join("\n");
     box.hidden = false;
+    const { width, height } = box.getBoundingClientRect(), room = document.documentElement;
+    const x = pointerX + 14 + width <= room.clientWidth ? pointerX + 14 : Math.max(0, pointerX - 14 - width);
+    box.style.left = `${x}px`;
+    box.style.top = `${Math.max(0, Math.min(pointerY + 14, room.clientHeight - height))}px`;
   };
   image.addEventListener("pointermove", (event) => {
     const place = image.getBoundingClientRect(), share = (event.clientX - place.left) / place.width;
-    show(Math.round(((share - left) / (right - left)) * last));
+    show(Math.round(((share - left) / (right - left)) * last), event.clientX, event.clientY);
   });
   image.addEventListener("pointerleave", () => { box.hidden = true; });
   figure.addEventListener("blur", () => { box.hidden = true; });
@@ -58,7 +62,8 @@ function readOff(figure) {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (!step) return;
     event.preventDefault();
-    show(box.hidden ? i : i + step);
+    const place = image.getBoundingClientRect(), next = Math.max(0, Math.min(last, box.hidden ? i : i + step));
+    show(next, place.left + place.width * (left + ((right - left) * next) / last), place.top + place.height / 3);
   });
 }
 document.querySelectorAll("figure[data-readings]").forEach(readOff);

@@ -32,7 +32,7 @@ from fiqa_ray.datasets.results import (
 )
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.report import figures
-from fiqa_ray.report.answer import answer_lines, why_untold
+from fiqa_ray.report.answer import answer_lines, merged, why_untold
 from fiqa_ray.report.data import ReportData
 from fiqa_ray.report.downloads import csv_uri, latex_uri
 
@@ -191,22 +191,6 @@ def how_made(rows: Sequence[AucRow | DifferenceRow]) -> str:
     return " ".join(text)
 
 
-def merged(reasons: Iterable[str]) -> list[str]:
-    """Return every reason once; those that differ in the number that they begin with become one, with its range."""
-    numbers: dict[str, list[int]] = {}
-    for reason in reasons:
-        number, _, rest = reason.partition(" ")
-        if number.isdecimal():
-            numbers.setdefault(rest, []).append(int(number))
-        else:
-            numbers.setdefault(reason, [])
-    texts = []
-    for rest, values in numbers.items():
-        ends = dict.fromkeys(count(value) for value in (min(values), max(values))) if values else {}
-        texts.append(" ".join(filter(None, [" to ".join(ends), rest])))
-    return texts
-
-
 def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Return settings as (dotted name, text) in their order."""
     rows: list[tuple[str, str]] = []
@@ -223,11 +207,17 @@ def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[s
 def findings(data: ReportData) -> list[tuple[str, list[str]]]:
     """Return what the benchmarks say of optimized labels, and what went wrong: sentences, each with its details."""
     if any(row.family in (BASELINE, UNOPTIMIZED) for row in data.differences):
-        sentences = nested(answer_lines(data.auc, data.differences))
+        *sentences, (note, _) = nested(answer_lines(data.auc, data.differences))
+        sentences[-1][1].append(note)
     else:
         sentences = [(line, []) for line in leaders(data.auc)]
-    summaries = [*dict.fromkeys(row.summary for row in data.thetas), *data.signs]
-    sentences += [(summary, []) for summary in summaries]
+    sentences += [(summary, []) for summary in dict.fromkeys(row.summary for row in data.thetas)]
+    if len(data.signs) > 1:
+        sentences.append(
+            (f"For {len(data.signs)} methods it is not certain that larger scores mean better images.", [*data.signs])
+        )
+    else:
+        sentences += [(sign, []) for sign in data.signs]
     n_failed = sum(stage.n_failed for stage in data.stages)
     if n_failed:
         text = f"{count(n_failed)} row{'s' if n_failed != 1 else ''} failed; “Flow” says where and why."
@@ -350,16 +340,17 @@ def area_tables(rows: Sequence[AucRow], differences: Sequence[DifferenceRow]) ->
                 change = None if cell is None else changes.get((row.scorer, benchmark, cell.discard_limit))
                 line.append((cell, mark, change))
             lines.append((row.scorer, line, ranks.get(row.scorer)))
+        made = how_made(members)
         table = {
             "limit": max(ends),
             "partial": limit is not None,
             "ends_differ": len(ends) > 1,
-            "how_made": how_made(members),
+            "how_made": made,
             "columns": [(benchmark, column[0]) for benchmark, column in by_benchmark.items()],
             "rows": lines,
             "has_ranks": len(by_benchmark) > 1,
         }
-        latex = latex_uri(table, _point_text(members[0]), table["how_made"])
+        latex = latex_uri(table, _point_text(members[0]), made)
         tables.append(table | {"csv": csv_uri(members), "latex": latex})
     return sorted(tables, key=lambda t: (t["partial"], -t["limit"]))
 

@@ -25,7 +25,7 @@ from fiqa_ray.datasets.results import (
     VerificationRow,
 )
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.report.answer import answer_lines
+from fiqa_ray.report.answer import answer_lines, merged
 from fiqa_ray.report.data import (
     EdiffSummary,
     Face,
@@ -38,7 +38,7 @@ from fiqa_ray.report.data import (
     StageRow,
 )
 from fiqa_ray.report.figures import curve_styles
-from fiqa_ray.report.render import merged, render_report
+from fiqa_ray.report.render import render_report
 
 BENCHMARKS = ("LFW", "CFP-FP", "CPLFW", "CALFW", "XQLFW")
 PRIOR, OLD, NEW = "CR-FIQA prior", "regressor on prior labels", "regressor on optimized labels"
