@@ -47,11 +47,12 @@ def latex_uri(table: Mapping[str, Any], point: str, how_made: str) -> str:
         "Bold: no other score is as good; †: cannot be told apart from the smallest."
     )
     body = "\n".join(lines)
+    fit = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{"
     return _data_uri(
         "application/x-tex",
-        "% needs \\usepackage{booktabs}\n\\begin{table}\n\\centering\n"
-        f"\\caption{{{escaped(caption)}}}\n\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}\n\\toprule\n{body}\n"
-        "\\bottomrule\n\\end{tabular}\n\\end{table}\n",
+        "% needs \\usepackage{booktabs,graphicx}\n\\begin{table}\n\\centering\n"
+        f"\\caption{{{escaped(caption)}}}\n{fit}\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}\n\\toprule\n{body}\n"
+        "\\bottomrule\n\\end{tabular}}\n\\end{table}\n",
     )
 
 
@@ -73,7 +74,7 @@ def _cell(row: AucRow | None, mark: str) -> str:
     if row.interval == "none":
         return value
     low = r"$\leq$ " if row.interval == "upper limit" else f"{1000 * row.auc_low:.1f}, "
-    return rf"{value} {{\scriptsize [{low}{1000 * row.auc_high:.1f}]}}"
+    return rf"\shortstack[r]{{{value}\\{{\scriptsize [{low}{1000 * row.auc_high:.1f}]}}}}"
 
 
 def _data_uri(kind: str, text: str) -> str:

@@ -174,7 +174,7 @@ def area_interval(row: AucRow) -> str:
 
 def difference_interval(row: DifferenceRow | ThetaRow) -> str:
     """Write the interval of a difference of areas, or that there is none."""
-    return "none" if math.isnan(row.low) else f"{signed_area(row.low)} to {signed_area(row.high)}"
+    return "no interval" if math.isnan(row.low) else f"{signed_area(row.low)} to {signed_area(row.high)}"
 
 
 def how_made(rows: Sequence[AucRow | DifferenceRow]) -> str:
