@@ -179,10 +179,11 @@ def difference_interval(row: DifferenceRow | ThetaRow) -> str:
 
 def how_made(rows: Sequence[AucRow | DifferenceRow]) -> str:
     """Say how the intervals of some rows were made, and why some rows have none."""
-    schemes = dict.fromkeys((r.level, r.n_draws, r.unit, r.draws_seed) for r in rows if r.n_draws)
-    text = [
-        f"Intervals: {percent(level, 0)}, {count(n)} draws of {unit}, seed {seed}." for level, n, unit, seed in schemes
-    ]
+    schemes = grouped([r for r in rows if r.n_draws], lambda r: (r.level, r.n_draws, r.unit, r.draws_seed))
+    text = []
+    for (level, n, unit, seed), members in schemes.items():
+        on = f" on {', '.join(dict.fromkeys(r.benchmark for r in members))}" if len(schemes) > 1 else ""
+        text.append(f"Intervals{on}: {percent(level, 0)}, {count(n)} draws of {unit}, seed {seed}.")
     undefined = [r.n_undefined for r in rows if r.n_undefined]
     if undefined:
         text.append(f"Up to {count(max(undefined))} draws had no value and were left out.")

@@ -389,6 +389,13 @@ def test_what_is_no_interval_is_said_with_its_reason() -> None:
     assert "c undefined no interval /" in text
     assert "Intervals: 95 %, 2,000 draws of pairs, seed 0. Up to 7 draws had no value" in text
     assert "3 errors are too few. 40 identities are too few." in text
+    people = auc_row("b", 0.5, benchmark="XQLFW", unit="identities", n_draws=2000)
+    text = Page(render_report(ReportData("t", "v", auc=[few, people]))).text
+    assert (
+        "Intervals on LFW: 95 %, 2,000 draws of pairs, seed 0. Intervals on XQLFW: 95 %, 2,000 draws of identities"
+        in text
+    )
+    text = Page(render_report(ReportData("t", "v", auc=[few, none, undefined]))).text
     assert "FMR 0 (below 1/300)" in text
     assert text.count("below 1/") == 1
 
