@@ -76,3 +76,7 @@ for (const image of document.querySelectorAll("figure img[src^='data:image/svg']
   link.setAttribute("aria-label", `Save as SVG: ${image.alt}`);
   name.append(" ", link);
 }
+// on a narrow screen the table comes before the details of the answer
+if (window.matchMedia("screen and (max-width: 760px)").matches) {
+  document.querySelectorAll(".findings details").forEach((details) => { details.open = false; });
+}
