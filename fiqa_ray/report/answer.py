@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from fiqa_ray.datasets.results import BASELINE, EDIFF, RANDOM, AucRow, DifferenceRow
 
@@ -23,7 +23,7 @@ def answer_lines(areas: Sequence[AucRow], differences: Sequence[DifferenceRow]) 
         same_cell = [r for r in differences if _cell(r) == cell]
         gains = [r for r in same_cell if r.family == "unoptimized"]
         area_of = {r.scorer: r.auc for r in areas if r.is_own_limit and _cell(r) == cell}
-        levels |= {f"{r.level:.0%}" for r in gains if not math.isnan(r.low)}
+        levels |= {f"{100 * r.level:g} %" for r in gains if not math.isnan(r.low)}
         by_rule = {r.scorer for r in areas if r.variant == EDIFF}
         for labels, of_labels in (
             ("optimized labels", [r for r in gains if r.scorer_a not in by_rule]),
@@ -31,13 +31,14 @@ def answer_lines(areas: Sequence[AucRow], differences: Sequence[DifferenceRow]) 
         ):
             if of_labels or (not gains and labels == "optimized labels"):
                 yield _answer(labels, of_labels, f" under {recognizer}" if len(recognizers) > 1 else "")
+                yield from _why_untold(of_labels)
             blocks = [(f"  {_gain(row, labels, area_of)}", *_further(row, same_cell, area_of)) for row in of_labels]
             for block in dict.fromkeys(blocks):  # a theta that is both given and chosen says the same twice
                 yield from block
     rate = "" if first.fmr is None or math.isnan(first.fmr) else f"FMR {first.fmr:g}, "
     brackets = f"; in brackets a {levels.pop()} interval" if levels else ""
     yield (
-        f"Areas under the error-versus-discard curve x 1000 on {first.benchmark} under {' and '.join(recognizers)}, lower "
+        f"Areas under the error-versus-discard curve x 1000 on {first.benchmark} under {_listed(recognizers)}, lower "
         f"is better ({rate}convention {first.convention}){brackets}."
     )
 
@@ -72,6 +73,11 @@ def other_results(areas: Sequence[AucRow]) -> str:
         f"The report also has {n} other combination{'s' if n > 1 else ''} of benchmark, convention and rate, which may say "
         "something else."
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Write names as "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _recognizers(areas: Sequence[AucRow]) -> list[str]:
@@ -109,7 +115,8 @@ def why_untold(row: DifferenceRow) -> str:
     n, n_family, level = row.n_draws - row.n_undefined, max(row.n_family, 1), 1 - row.level
     if 2 * n_family >= level * (n + 1) - 1e-9:
         needed = math.ceil(2 * n_family / level - 1e-9)
-        return f"{n} draws cannot show p < {level:.2g} among {n_family} comparisons: set evaluate.draws to {needed} or more"
+        family = f"{n_family} comparison{'s' if n_family > 1 else ''}"
+        return f"{n} draws cannot show p < {level:.2g} among {family}: set evaluate.draws to {needed} or more"
     return ""
 
 
@@ -120,18 +127,28 @@ def _answer(labels: str, gains: list[DifferenceRow], under: str) -> str:
     rest = [r for r in gains if r.method not in helps and r.method not in harms]
     moved = [r for r in rest if r.theta != 0]
     open_ = dict.fromkeys(r.method for r in moved if not why_untold(r))
-    untold: dict[str, list[str]] = {}
-    for row in moved:
-        if row.method not in open_:
-            untold.setdefault(why_untold(row), []).append(row.method)
+    untold = dict.fromkeys(r.method for r in moved if r.method not in open_)
     same = {r.method for r in rest} - {r.method for r in moved}
     parts = [f"yes for {', '.join(helps)}"] if helps else []
     parts += [f"no clear difference for {', '.join(open_)}"] if open_ else []
     parts += [f"they harm {', '.join(harms)}"] if harms else []
-    parts += [f"cannot be told for {', '.join(dict.fromkeys(names))} ({why})" for why, names in untold.items()]
+    parts += [f"cannot be told for {', '.join(untold)}"] if untold else []
     parts += [f"nothing was optimized for {', '.join(sorted(same))} (theta is 0)"] if same else []
     answer = "; ".join(parts) or "nothing was compared"
     return f"Do {labels} help{under}? {answer[0].upper()}{answer[1:]}."
+
+
+def _why_untold(gains: Sequence[DifferenceRow]) -> Iterator[str]:
+    """Yield for which methods it cannot be told, and why: reasons that differ in a number alone once."""
+    told = {r.method for r in gains if _is_clear(r) or not why_untold(r)}
+    groups: dict[str, list[DifferenceRow]] = {}
+    for row in gains:
+        if row.method not in told and row.theta != 0:
+            number, _, rest = why_untold(row).partition(" ")
+            groups.setdefault(rest if number.isdecimal() else why_untold(row), []).append(row)
+    for rows in groups.values():
+        names = dict.fromkeys(r.method for r in rows)
+        yield f"  cannot be told for {', '.join(names)}: {'; '.join(merged(why_untold(r) for r in rows))}"
 
 
 def _gain(row: DifferenceRow, labels: str, area_of: Mapping[str, float]) -> str:
@@ -152,3 +169,19 @@ def _change(row: DifferenceRow) -> str:
     else:
         meaning = "cannot be told" if why_untold(row) else "no clear difference"
     return f"{1000 * row.difference:+.1f}{interval}, {meaning}"
+
+
+def merged(reasons: Iterable[str]) -> list[str]:
+    """Return every reason once; those that differ in the number that they begin with become one, with its range."""
+    numbers: dict[str, list[int]] = {}
+    for reason in reasons:
+        number, _, rest = reason.partition(" ")
+        if number.isdecimal():
+            numbers.setdefault(rest, []).append(int(number))
+        else:
+            numbers.setdefault(reason, [])
+    texts = []
+    for rest, values in numbers.items():
+        ends = dict.fromkeys(f"{value:,}" for value in (min(values), max(values))) if values else {}
+        texts.append(" ".join(filter(None, [" to ".join(ends), rest])))
+    return texts

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -157,8 +158,8 @@ def edc_figure(
     styles: Mapping[str, LineStyle],
     limits: Sequence[float] = (),
     convention: ConventionRow | None = None,
-) -> str:
-    """Draw an error rate against the discarded share, one line per scorer.
+) -> tuple[str, str]:
+    """Draw an error rate against the discarded share, one line per scorer; return the figure and its readings as JSON.
 
     Args:
         lines: Curves of one benchmark, recogniser, convention and rate.
@@ -183,7 +184,25 @@ def edc_figure(
         axes.set_ylabel(convention.error.upper() if convention else "FNMR")
         axes.set_xlim(0, 100 * X_END)
         axes.set_ylim(0, 1.06 * highest if highest > 0 else 1e-3)
-        return _data_uri(figure)
+        return _data_uri(figure), _readings(lines, axes, convention)
+
+
+def _readings(lines: Sequence[EdcLine], axes: Axes, convention: ConventionRow | None) -> str:
+    """Return what the page's script shows under the pointer: each curve at each 5 %, and where the axis lies."""
+    x = np.arange(0, 100 * X_END + 1, 5)
+    curves = []
+    for line in lines:
+        at = 100 * line.discard_fraction
+        last = np.searchsorted(at, x + 1e-6, side="right") - 1
+        y = line.fnmr[last] if convention is not None and convention.curve == "step" else np.interp(x, at, line.fnmr)
+        shown = [
+            round(float(v), 5) if np.isfinite(v) and end <= at[-1] + 1e-6 else None for end, v in zip(x, y, strict=True)
+        ]
+        curves.append([line.scorer, shown])
+    box = axes.get_position()  # final: the figure is drawn
+    ends = [round(float(box.x0), 4), round(float(box.x1), 4)]
+    texts = {"ends": ends, "x": x.tolist(), "what": axes.get_xlabel(), "error": axes.get_ylabel(), "curves": curves}
+    return json.dumps(texts)
 
 
 def mark_changes(ax: Axes, lines: Sequence[EdcLine], convention: ConventionRow) -> int:

@@ -7,12 +7,9 @@ This module groups rows and words the numbers; `page.html` lays them out and esc
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
-import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,8 +32,9 @@ from fiqa_ray.datasets.results import (
 )
 from fiqa_ray.errors import FiqaRayError
 from fiqa_ray.report import figures
-from fiqa_ray.report.answer import answer_lines, why_untold
+from fiqa_ray.report.answer import answer_lines, merged, why_untold
 from fiqa_ray.report.data import ReportData
+from fiqa_ray.report.downloads import csv_uri, latex_uri
 
 FOLDER = Path(__file__).parent
 
@@ -176,35 +174,22 @@ def area_interval(row: AucRow) -> str:
 
 def difference_interval(row: DifferenceRow | ThetaRow) -> str:
     """Write the interval of a difference of areas, or that there is none."""
-    return "none" if math.isnan(row.low) else f"{signed_area(row.low)} to {signed_area(row.high)}"
+    return "no interval" if math.isnan(row.low) else f"{signed_area(row.low)} to {signed_area(row.high)}"
 
 
 def how_made(rows: Sequence[AucRow | DifferenceRow]) -> str:
     """Say how the intervals of some rows were made, and why some rows have none."""
-    schemes = dict.fromkeys((r.level, r.n_draws, r.unit, r.draws_seed) for r in rows if r.n_draws)
-    text = [f"Intervals: {level:.0%}, {count(n)} draws of {unit}, seed {seed}." for level, n, unit, seed in schemes]
+    schemes = grouped([r for r in rows if r.n_draws], lambda r: (r.level, r.n_draws, r.unit, r.draws_seed))
+    text = []
+    for (level, n, unit, seed), members in schemes.items():
+        on = f" on {', '.join(dict.fromkeys(r.benchmark for r in members))}" if len(schemes) > 1 else ""
+        text.append(f"Intervals{on}: {percent(level, 0)}, {count(n)} draws of {unit}, seed {seed}.")
     undefined = [r.n_undefined for r in rows if r.n_undefined]
     if undefined:
         text.append(f"Up to {count(max(undefined))} draws had no value and were left out.")
     reasons = [r.reason or (why_untold(r) if isinstance(r, DifferenceRow) else "") for r in rows]
     text += [f"{reason[0].upper()}{reason[1:]}." for reason in merged([reason for reason in reasons if reason])]
     return " ".join(text)
-
-
-def merged(reasons: Iterable[str]) -> list[str]:
-    """Return every reason once; those that differ in the number that they begin with become one, with its range."""
-    numbers: dict[str, list[int]] = {}
-    for reason in reasons:
-        number, _, rest = reason.partition(" ")
-        if number.isdecimal():
-            numbers.setdefault(rest, []).append(int(number))
-        else:
-            numbers.setdefault(reason, [])
-    texts = []
-    for rest, values in numbers.items():
-        ends = dict.fromkeys(count(value) for value in (min(values), max(values))) if values else {}
-        texts.append(" ".join(filter(None, [" to ".join(ends), rest])))
-    return texts
 
 
 def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -223,11 +208,17 @@ def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[s
 def findings(data: ReportData) -> list[tuple[str, list[str]]]:
     """Return what the benchmarks say of optimized labels, and what went wrong: sentences, each with its details."""
     if any(row.family in (BASELINE, UNOPTIMIZED) for row in data.differences):
-        sentences = nested(answer_lines(data.auc, data.differences))
+        *sentences, (note, _) = nested(answer_lines(data.auc, data.differences))
+        sentences[-1][1].append(note)
     else:
         sentences = [(line, []) for line in leaders(data.auc)]
-    summaries = [*dict.fromkeys(row.summary for row in data.thetas), *data.signs]
-    sentences += [(summary, []) for summary in summaries]
+    sentences += [(summary, []) for summary in dict.fromkeys(row.summary for row in data.thetas)]
+    if len(data.signs) > 1:
+        sentences.append(
+            (f"For {len(data.signs)} methods it is not certain that larger scores mean better images.", [*data.signs])
+        )
+    else:
+        sentences += [(sign, []) for sign in data.signs]
     n_failed = sum(stage.n_failed for stage in data.stages)
     if n_failed:
         text = f"{count(n_failed)} row{'s' if n_failed != 1 else ''} failed; “Flow” says where and why."
@@ -260,8 +251,7 @@ def leaders(rows: Sequence[AucRow]) -> list[str]:
         elif best:
             sentences.append(f"Best on {benchmark}, not to be told apart: {', '.join(best)}.")
     if sentences:
-        point = f"convention {whole[0].convention}, FMR {rate(_same(whole[0].fmr))}, {whole[0].recognizer}"
-        sentences.append(f"In brackets areas × 1000, lower is better ({point}).")
+        sentences.append(f"In brackets areas × 1000, lower is better ({_point_text(whole[0])}).")
     return sentences
 
 
@@ -301,7 +291,7 @@ def operating_points(data: ReportData, styles: Mapping[str, figures.LineStyle]) 
                 "limits": limits,
                 "legend": [(name, styles[name]) for name in dict.fromkeys(line.scorer for line in lines)],
                 "figures": [
-                    (benchmark, figures.edc_figure(members, styles, limits, meanings.get(convention)))
+                    (benchmark, *figures.edc_figure(members, styles, limits, meanings.get(convention)))
                     for benchmark, members in grouped(lines, lambda line: line.benchmark).items()
                 ],
             }
@@ -322,6 +312,10 @@ def group_tables(data: ReportData) -> list[tuple[dict[str, Any], dict[str, Any]]
 
 def _point_of(row: AucRow | EdcLine | DifferenceRow) -> tuple[str, str, float | None]:
     return row.recognizer, row.convention, _same(row.fmr)
+
+
+def _point_text(row: AucRow) -> str:
+    return f"convention {row.convention}, FMR {rate(_same(row.fmr))}, {row.recognizer}"
 
 
 def area_tables(rows: Sequence[AucRow], differences: Sequence[DifferenceRow]) -> list[dict[str, Any]]:
@@ -347,18 +341,18 @@ def area_tables(rows: Sequence[AucRow], differences: Sequence[DifferenceRow]) ->
                 change = None if cell is None else changes.get((row.scorer, benchmark, cell.discard_limit))
                 line.append((cell, mark, change))
             lines.append((row.scorer, line, ranks.get(row.scorer)))
-        tables.append(
-            {
-                "limit": max(ends),
-                "partial": limit is not None,
-                "ends_differ": len(ends) > 1,
-                "how_made": how_made(members),
-                "columns": [(benchmark, column[0]) for benchmark, column in by_benchmark.items()],
-                "rows": lines,
-                "has_ranks": len(by_benchmark) > 1,
-                "csv": csv_uri(members),
-            }
-        )
+        made = how_made(members)
+        table = {
+            "limit": max(ends),
+            "partial": limit is not None,
+            "ends_differ": len(ends) > 1,
+            "how_made": made,
+            "columns": [(benchmark, column[0]) for benchmark, column in by_benchmark.items()],
+            "rows": lines,
+            "has_ranks": len(by_benchmark) > 1,
+        }
+        latex = latex_uri(table, _point_text(members[0]), made)
+        tables.append(table | {"csv": csv_uri(members), "latex": latex})
     return sorted(tables, key=lambda t: (t["partial"], -t["limit"]))
 
 
@@ -377,17 +371,6 @@ def _row_order(rows: Sequence[AucRow]) -> Callable[[AucRow], tuple[int, int, flo
 def leading_mark(column: Sequence[AucRow]) -> str:
     """Return the mark of the leading scorers of a benchmark: "best" if there is one, "tied" if there are several."""
     return "best" if sum(row.is_leading for row in column) == 1 else "tied"
-
-
-def csv_uri(rows: Sequence[AucRow]) -> str:
-    """Return rows as a CSV file in a data URI, every column of `AucRow`."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(f.name for f in fields(AucRow))
-    for row in rows:
-        values = [getattr(row, f.name) for f in fields(AucRow)]
-        writer.writerow("" if v is None or (isinstance(v, float) and math.isnan(v)) else v for v in values)
-    return "data:text/csv;base64," + base64.b64encode(text.getvalue().encode()).decode()
 
 
 def difference_table(rows: Sequence[DifferenceRow]) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fiqa_ray.datasets.results import GroupRateRow
-from fiqa_ray.report.answer import why_untold
 from fiqa_ray.storage import join, write_atomic
 from fiqa_ray.tools.paper_tables import CellText, OperatingPoint, Results, difference_table, tables_of
+from fiqa_ray.tools.table_captions import difference_caption
 from fiqa_ray.tools.time_table import time_table, time_text
 
 if TYPE_CHECKING:
@@ -56,10 +57,7 @@ def write_tables(
             text[column] = ["–" if math.isnan(v) else f"{v:.2f}" for v in differences[column]]
         text["limit"] = [f"{v:g}" for v in differences["limit"]]
         text["p (Holm)"] = ["–" if math.isnan(p) else f"{p:.3g}" for p in differences["p (Holm)"]]
-        caption = "Differences of areas times 1000; below 0 the first score is better. "
-        caption += f"Convention {point.convention}, {point.rate_text}."
-        reasons = dict.fromkeys(why_untold(d) for d in results.differences if point.holds(d) and why_untold(d))
-        caption += "".join(f" Not told: {reason}." for reason in reasons)
+        caption = difference_caption(results, point)
         tex = _latex_of(text, caption, "differences", environment="longtable")
         _write(folder, "differences", differences, text.to_markdown(index=False) + f"\n\n{caption}\n", tex)
         names.append("differences")
@@ -120,15 +118,30 @@ def _latex(frame: pd.DataFrame, caption: str, name: str) -> str:
     latex = style.to_latex(
         hrules=True, caption=_escaped(caption), label=f"tab:{name}", column_format=columns, multirow_align="t"
     )
-    return f"% needs \\usepackage{{booktabs,multirow}}\n{latex}"
+    return f"% needs \\usepackage{{booktabs,graphicx,multirow}}\n{_narrowed(latex)}"
 
 
 def _latex_of(text: pd.DataFrame, caption: str, name: str, environment: str = "table") -> str:
     """Return a table of text as LaTeX, with a line that says which packages it needs."""
     style = text.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
-    packages = "booktabs,longtable" if environment == "longtable" else "booktabs"
-    latex = style.to_latex(hrules=True, caption=_escaped(caption), label=f"tab:{name}", environment=environment)
-    return f"% needs \\usepackage{{{packages}}}\n{latex}"
+    if environment == "table":
+        latex = style.to_latex(hrules=True, caption=_escaped(caption), label=f"tab:{name}")
+        return f"% needs \\usepackage{{booktabs,graphicx}}\n{_narrowed(latex)}"
+    columns = "".join("p{50pt}" if c in ("first", "second") else "l" for c in text.columns)
+    latex = style.to_latex(
+        hrules=True, caption=_escaped(caption), label=f"tab:{name}", environment=environment, column_format=columns
+    )
+    latex = re.sub(
+        r"\\caption\[\]\{.*\}", lambda _: r"\caption[]{(continued)}", latex
+    )  # not the whole text on each page
+    small = f"{{\\scriptsize\\setlength{{\\tabcolsep}}{{2pt}}\\raggedright\n{latex}}}\n"
+    return f"% needs \\usepackage{{booktabs,longtable}}\n{small}"
+
+
+def _narrowed(latex: str) -> str:
+    """Return a table that shrinks where it is wider than the text."""
+    fit = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{\begin{tabular}"
+    return latex.replace(r"\begin{tabular}", fit).replace(r"\end{tabular}", r"\end{tabular}}")
 
 
 def _escaped(caption: str) -> str:

@@ -127,7 +127,7 @@ class CellText:
         value += r"$^\dagger$" if self.is_tied and not self.is_best else ""
         arrow = {"↓": r"$\downarrow$", "↑": r"$\uparrow$", "": ""}[self.change]
         interval = self._interval().strip().replace("≤", r"$\leq$")
-        return value + arrow + (rf" {{\scriptsize {interval}}}" if interval else "")
+        return rf"\shortstack[r]{{{value}{arrow}\\{{\scriptsize {interval}}}}}" if interval else value + arrow
 
     def _interval(self) -> str:
         if math.isnan(self.high):

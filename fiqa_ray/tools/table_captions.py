@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from fiqa_ray.datasets.results import BASELINE, AucRow
-from fiqa_ray.report.answer import why_untold
+from fiqa_ray.report.answer import merged, why_untold
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +29,9 @@ def caption(results: Results, point: OperatingPoint, rows: Sequence[AucRow], wha
         table: The table, of `CellText`.
     """
     convention = results.conventions.get(point.convention)
-    end = "the end of each curve" if point.limit is None else f"{point.limit:g} discarded"
+    ends = sorted({r.discard_limit for r in rows})
+    end = " to ".join(f"{100 * e:g} %" for e in dict.fromkeys((ends[0], ends[-1]))) + " discarded"
+    end += ", the end of each curve" if point.limit is None else ""
     sizes = {r.benchmark: f"{r.benchmark} {r.n_mated:,} + {r.n_nonmated:,}" for r in rows}
     choices = ""
     if convention is not None:
@@ -47,6 +49,23 @@ def caption(results: Results, point: OperatingPoint, rows: Sequence[AucRow], wha
     return " ".join(sentences)
 
 
+def difference_caption(results: Results, point: OperatingPoint) -> str:
+    """Return the caption of the table of all differences."""
+    rows = [d for d in results.differences if point.holds(d)]
+    text = [
+        "Differences of areas times 1000; below 0 the first score is better.",
+        f"Convention {point.convention}, {point.rate_text}; limit: discarded share at which both areas end.",
+    ]
+    drawn = [d for d in rows if d.n_draws]
+    if drawn:
+        draws, units = sorted({f"{d.n_draws:,}" for d in drawn}), sorted({d.unit for d in drawn})
+        text.append(
+            f"Low, high: {100 * drawn[0].level:g} % intervals of {' or '.join(draws)} paired bootstrap draws of "
+            f"{' or '.join(units)}; p: after Holm's correction."
+        )
+    return " ".join([*text, *(f"Not told: {reason}." for reason in merged(filter(None, map(why_untold, rows))))])
+
+
 def _intervals(results: Results, point: OperatingPoint, rows: Sequence[AucRow]) -> Iterator[str]:
     """Yield what the brackets are, and why some scores have none or cannot be told apart."""
     if all(r.interval == "none" for r in rows):
@@ -57,7 +76,7 @@ def _intervals(results: Results, point: OperatingPoint, rows: Sequence[AucRow]) 
         yield f"Brackets: {100 * rows[0].level:g} % intervals of {n_draws} bootstrap draws of {' or '.join(units)}."
     arrows = [d for d in results.differences if d.family == BASELINE and point.holds(d)]
     untold = [why for d in arrows if (why := why_untold(d)) and not d.reason]
-    for reason in dict.fromkeys([*(r.reason for r in rows if r.reason), *untold]):
+    for reason in merged([*(r.reason for r in rows if r.reason), *untold]):
         yield f"{reason[0].upper()}{reason[1:]}."
 
 

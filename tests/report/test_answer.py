@@ -66,7 +66,7 @@ def test_a_weak_method_gains_and_a_strong_one_does_not():
     )
     assert text[2] == "    against weak itself, 150.0: -30.0 [-68.0, -11.0], a clear gain"
     assert "scores 99.0, on optimized labels 98.0: -1.0 [-10.0, +8.0], no clear difference" in text[3]
-    assert "on b under r, lower is better (FMR 0.01, convention paper); in brackets a 95% interval" in text[4]
+    assert "on b under r, lower is better (FMR 0.01, convention paper); in brackets a 95 % interval" in text[4]
     assert len(text) == 5
     assert other_results(areas).startswith("The report also has 1 other combination")
     assert other_results(areas[:-2]) == ""
@@ -113,12 +113,15 @@ def test_what_cannot_be_told_is_no_finding():
     """Without an interval, or where the draws are too few: 2 / 201 times 6 comparisons is 0.0597, never below 0.05."""
     row = difference(WEAK, "weak, regressor on prior labels", -0.03, np.nan, np.nan, np.nan, "unoptimized")
     text = lines([auc(WEAK, 0.12)], [replace(row, reason="20 identities are too few")])
-    assert text[0] == "Do optimized labels help? Cannot be told for weak (20 identities are too few)."
-    assert text[1].endswith("-30.0, cannot be told")
+    assert text[0] == "Do optimized labels help? Cannot be told for weak."
+    assert text[1] == "  cannot be told for weak: 20 identities are too few"
+    assert text[2].endswith("-30.0, cannot be told")
     assert "in brackets" not in text[-1]
     row = replace(row, low=-0.05, high=-0.01, p_holm=0.0597, n_draws=200, n_family=6)
     why = "200 draws cannot show p < 0.05 among 6 comparisons: set evaluate.draws to 240 or more"
-    assert lines([auc(WEAK, 0.12)], [row])[0] == f"Do optimized labels help? Cannot be told for weak ({why})."
+    assert lines([auc(WEAK, 0.12)], [row])[1] == f"  cannot be told for weak: {why}"
+    other = replace(row, method="other", n_undefined=10)  # reasons that differ in a number are one
+    assert lines([auc(WEAK, 0.12)], [row, other])[1] == f"  cannot be told for weak, other: 190 to {why}"
     assert why_untold(replace(row, n_draws=240)) == ""  # 6 * 2 / 241 = 0.0498
     assert why_untold(replace(row, n_draws=239))
 

@@ -2,6 +2,8 @@
 
 import base64
 import hashlib
+import html as markup
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -23,7 +25,7 @@ from fiqa_ray.datasets.results import (
     VerificationRow,
 )
 from fiqa_ray.errors import FiqaRayError
-from fiqa_ray.report.answer import answer_lines
+from fiqa_ray.report.answer import answer_lines, merged
 from fiqa_ray.report.data import (
     EdiffSummary,
     Face,
@@ -36,7 +38,7 @@ from fiqa_ray.report.data import (
     StageRow,
 )
 from fiqa_ray.report.figures import curve_styles
-from fiqa_ray.report.render import merged, render_report
+from fiqa_ray.report.render import render_report
 
 BENCHMARKS = ("LFW", "CFP-FP", "CPLFW", "CALFW", "XQLFW")
 PRIOR, OLD, NEW = "CR-FIQA prior", "regressor on prior labels", "regressor on optimized labels"
@@ -242,7 +244,7 @@ def test_page_is_whole_and_loads_nothing(html: str) -> None:
     sections = ["labels", "faces", "degradation", "recogniser", "notes", "run", "flow"]
     points = ["point-0", "point-1", "panel-point-0", "panel-point-1"]
     assert page.ids == ["results", *points, *sections]
-    assert all(target.startswith("data:text/csv;base64,") for target in page.targets)
+    assert {target.partition(";")[0] for target in page.targets} == {"data:text/csv", "data:application/x-tex"}
     assert all(value.startswith("data:image/") for value in page.loads)
     assert not {"link", "iframe", "object", "base"} & set(page.tags)
     (script,) = re.findall(r"<script>(.*?)</script>", html, re.S)
@@ -268,7 +270,7 @@ def test_page_prints_the_numbers_given(html: str, data: ReportData) -> None:
     assert {row.interval for row in data.auc} == {"interval"}
     for row in data.auc:
         assert f"{1000 * row.auc:.1f} {1000 * row.auc_low:.1f} – {1000 * row.auc_high:.1f}" in text
-    assert "Intervals: 95%, 8 draws of pairs, seed 0." in text
+    assert "Intervals: 95 %, 8 draws of pairs, seed 0." in text
     for row in data.differences:
         signed = [f"{1000 * v:+.2f}".replace("-", "−") for v in (row.difference, row.low, row.high)]
         assert re.search(
@@ -292,7 +294,7 @@ def test_page_prints_the_numbers_given(html: str, data: ReportData) -> None:
         "Convention dasec, FMR 0.01, ArcFace R100",
         "Partial area over [0, 0.3]",
         "Area over [0, 0.95] × 1000, lower is better",
-        "Dotted: end of the partial areas (0.3)",
+        "Dotted: end of the partial areas (30 %)",
         "n = 4,000",
         "0.980 n000000",
         "CFP-FP has 3.5 allowed false matches",
@@ -316,6 +318,20 @@ def test_figures_carry_their_labels(html: str) -> None:
         assert label in joined, label
     # A dense scatter is one picture, not thousands of paths.
     assert all(len(svg) < 200_000 for svg in svgs(html))
+
+
+def test_figures_tell_their_values(html: str, data: ReportData) -> None:
+    """What the script shows under the pointer are the curve's own values at its levels."""
+    readings = [json.loads(markup.unescape(text)) for text in re.findall(r'data-readings="([^"]*)"', html)]
+    assert len(readings) == 4  # 2 conventions x 2 benchmarks
+    first = readings[0]
+    assert first["x"] == list(range(0, 96, 5))
+    assert (first["what"], first["error"]) == ("Discarded pairs [%]", "FNMR")
+    assert 0 < first["ends"][0] < 0.3 < 0.9 < first["ends"][1] <= 1
+    lines = {line.scorer: line for line in data.edc if (line.benchmark, line.convention) == ("LFW", "paper")}
+    for scorer, values in first["curves"]:
+        defined = lines[scorer].fnmr  # levels 0, 0.05, ...; pairs may run out before the end
+        assert values[: defined.size] == pytest.approx(defined.tolist(), abs=1e-5, nan_ok=True)
 
 
 def test_curves_of_many_methods_are_told_apart() -> None:
@@ -371,10 +387,34 @@ def test_what_is_no_interval_is_said_with_its_reason() -> None:
     assert "a 1.0 at most 4.2 /" in text  # a has no row on XQLFW
     assert "b / 500.0 no interval" in text
     assert "c undefined no interval /" in text
-    assert "Intervals: 95%, 2,000 draws of pairs, seed 0. Up to 7 draws had no value" in text
+    assert "Intervals: 95 %, 2,000 draws of pairs, seed 0. Up to 7 draws had no value" in text
     assert "3 errors are too few. 40 identities are too few." in text
+    people = auc_row("b", 0.5, benchmark="XQLFW", unit="identities", n_draws=2000)
+    text = Page(render_report(ReportData("t", "v", auc=[few, people]))).text
+    assert (
+        "Intervals on LFW: 95 %, 2,000 draws of pairs, seed 0. Intervals on XQLFW: 95 %, 2,000 draws of identities"
+        in text
+    )
+    text = Page(render_report(ReportData("t", "v", auc=[few, none, undefined]))).text
     assert "FMR 0 (below 1/300)" in text
     assert text.count("below 1/") == 1
+
+
+def test_a_table_is_saved_as_latex() -> None:
+    rows = [
+        auc_row("a_1", 0.0123, is_leading=True, auc_low=0.011, interval="interval", n_draws=2000),
+        auc_row("b", 0.04, auc_high=0.05, interval="upper limit", reason="3 errors < 20", n_draws=2000),
+        auc_row("b", 0.5, benchmark="X&Y"),
+    ]
+    (uri,) = re.findall(r"data:application/x-tex;base64,([^\"]+)", render_report(ReportData("t", "v", auc=rows)))
+    text = base64.b64decode(uri).decode()
+    assert r"a\_1 & \shortstack[r]{\textbf{12.3}\\{\scriptsize [11.0, 12.3]}} & / &  \\" in text
+    assert r"b & \shortstack[r]{40.0\\{\scriptsize [$\leq$ 50.0]}} & 500.0 & 1.0 \\" in text
+    assert r"convention paper, FMR 0.001, ArcFace R100, up to 95 \% discarded" in text
+    assert (
+        r"LFW 300 + 300; X\&Y 300 + 300. Intervals: 95 \%, 2,000 draws of pairs, seed 0. 3 errors \textless{} 20."
+        in text
+    )
 
 
 @pytest.mark.parametrize(
@@ -392,7 +432,7 @@ def test_difference_in_words(difference: float, low: float, high: float, p_holm:
     row = DifferenceRow("LFW", FR, "paper", NEW, OLD, difference, low, high, p_holm=p_holm, n_draws=2000)
     text = Page(render_report(ReportData("t", "v", differences=[row]))).text
     assert f"{NEW} against {OLD}" in text
-    assert re.search(rf"LFW {verdict} \S+ (none|\S+ to \S+) \S+", text)
+    assert re.search(rf"LFW {verdict} \S+ (no interval|\S+ to \S+) \S+", text)
 
 
 EVIL = "<script>alert('x')</script>\"&$\\frac{"

@@ -80,6 +80,7 @@ def test_rows_columns_and_marks(results):
         "/: left out",
     ):
         assert part in caption
+    assert "% discarded, the end of each curve" in caption
     assert "chosen" not in caption.lower()
     assert {key[0] for key in tables["table-2"][0].index} == {"other_r"}
     rows = ["baseline", "unoptimized", AT_01, "baseline", AT_01]
@@ -154,7 +155,8 @@ def test_files(results, tmp_path):
     ]  # fmt: skip
     latex = (tmp_path / "differences.tex").read_text()
     assert latex.startswith("% needs \\usepackage{booktabs,longtable}\n")
-    assert "Convention paper, FMR 0.001." in latex
+    assert "Convention paper, FMR 0.001; limit: " in latex
+    assert latex.count("Differences of areas") == 1  # the caption is not repeated on each page
     latex = (tmp_path / "table-2.tex").read_text()
     for part in (
         r"\toprule",
