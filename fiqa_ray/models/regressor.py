@@ -221,7 +221,8 @@ def load_regressor(
     if expected is not None:
         _check_origin(card, expected, card_uri)
         allow_import = True
-    backbone = _backbone(card, state, card_uri, allow_import)
+    code = card["recognizer"] if expected is None else expected["recognizer"]
+    backbone = _backbone(card, state, card_uri, allow_import, code)
     recognizer = Recognizer(
         card["recognizer"],
         backbone,
@@ -235,17 +236,18 @@ def load_regressor(
     return model.requires_grad_(False).eval().to(torch_device), card
 
 
-def load_head(uri: str, files: Mapping[str, Any]) -> QualityHead:
+def load_head(uri: str, expected: Mapping[str, Any]) -> QualityHead:
     """Load the head of a saved regressor alone, to score embeddings that were stored before.
 
     Args:
         uri: folder of the regressor.
-        files: the records of its files, `n_bytes` and `crc32` by name.
+        expected: what the job that trained the regressor says of it, as in `load_regressor`.
 
     Raises:
-        FiqaRayError: a file is missing, damaged or of another version.
+        FiqaRayError: a file is missing, damaged or of another version, or belongs to another FR model.
     """
-    card, state = _read_files(uri, files)
+    card, state = _read_files(uri, expected["files"])
+    _check_origin(card, expected, join(uri, CARD_FILE))
     head = _empty_head(card, state)
     weights = {k.removeprefix("regressor."): v for k, v in state.items() if k.startswith("regressor.")}
     load_strictly(head, weights, join(uri, WEIGHTS_FILE))
@@ -280,14 +282,13 @@ def _read_recorded(uri: str, record: Mapping[str, Any] | None) -> bytes:
 
 
 def _check_origin(card: Mapping[str, Any], expected: Mapping[str, Any], card_uri: str) -> None:
-    """Check that a card names the FR model of the job's settings; an ONNX file may have moved."""
+    """Check that a card names the FR model of the job's settings; an ONNX file and a file of code may have moved."""
     kind = ModelRef.parse(card["recognizer"]).kind
     same = kind == ModelRef.parse(expected["recognizer"]).kind
     if kind != "onnx":
-        same = same and (card["recognizer"], card["options"]) == (
-            public_uri(expected["recognizer"]),
-            public_values(dict(expected["options"])),
-        )
+        in_card, in_settings = (public_uri(v["recognizer"]).rpartition("/")[2] for v in (card, expected))
+        same = same and in_card == in_settings
+        same = same and card["options"] == public_values(dict(expected["options"]))
     if not same:
         raise FiqaRayError(
             f"{card_uri}: names the recogniser {card['recognizer']!r} with options {card['options']!r}, and the job's "
@@ -334,7 +335,9 @@ def _check_version(card: dict[str, Any], card_uri: str) -> None:
     )
 
 
-def _backbone(card: dict[str, Any], state: Mapping[str, Tensor], card_uri: str, allow_import: bool) -> nn.Module:
+def _backbone(
+    card: dict[str, Any], state: Mapping[str, Tensor], card_uri: str, allow_import: bool, code: str
+) -> nn.Module:
     name = card["recognizer"]
     if ModelRef.parse(name).kind == "onnx":
         return _onnx_backbone(card, state, card_uri)
@@ -345,7 +348,10 @@ def _backbone(card: dict[str, Any], state: Mapping[str, Tensor], card_uri: str, 
             f"{card_uri}: this regressor uses the network {name!r}, whose code would have to be imported and run; "
             "if you trust it, pass allow_import=True (fiqa-ray score: --allow-import)"
         )
-    return as_network(name, call_function(name, None, card["options"]))
+    try:
+        return as_network(code, call_function(code, None, card["options"]))
+    except FiqaRayError as error:
+        raise FiqaRayError(f"{card_uri}: {error}") from error
 
 
 def _onnx_backbone(card: dict[str, Any], state: Mapping[str, Tensor], card_uri: str) -> nn.Module:

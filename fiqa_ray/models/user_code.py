@@ -11,13 +11,16 @@ import importlib
 import importlib.util
 import inspect
 import os
+import random
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +31,8 @@ from fiqa_ray.models.options import near_name
 def call_function(name: str, weights: str | os.PathLike[str] | None, options: Mapping[str, Any]) -> Any:
     """Import a function and return the model that it is or makes.
 
+    Weights that it draws are the same in every process: each worker of a run, and each later command, loads it again.
+
     Returns:
         `function(weights=weights, **options)` of a factory; a plain function of faces itself, with its options bound; a
         torch module as it is.
@@ -37,7 +42,8 @@ def call_function(name: str, weights: str | os.PathLike[str] | None, options: Ma
     """
     module_name, _, function_name = name.rpartition(":")
     try:
-        module = _import(module_name)
+        with _same_random_numbers():
+            module = _import(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name + ".").startswith(error.name + "."):
             raise FiqaRayError(
@@ -57,7 +63,8 @@ def call_function(name: str, weights: str | os.PathLike[str] | None, options: Ma
             raise UsageError(f"{name} is a function of faces, which takes no weights; leave out weights={weights!r}")
         return _with_options(name, function, options)
     try:
-        return function(weights=weights, **options)
+        with _same_random_numbers():  # anew, as the module may have been imported before
+            return function(weights=weights, **options)
     except FiqaRayError:
         raise
     except Exception as error:  # the user's function may raise anything
@@ -66,6 +73,21 @@ def call_function(name: str, weights: str | os.PathLike[str] | None, options: Ma
             f"{name}({given}) fails: {type(error).__name__}: {error}. A function of one argument gets faces "
             "(b, 3, 112, 112), float32 RGB in [0, 1]; one that takes weights makes such a function"
         ) from error
+
+
+@contextmanager
+def _same_random_numbers() -> Iterator[None]:
+    """Seed the global generators of torch, numpy and Python, and restore them in the end."""
+    legacy, standard = np.random.get_state(), random.getstate()  # what a user's code may draw from
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
+        try:
+            yield
+        finally:
+            np.random.set_state(legacy)
+            random.setstate(standard)
 
 
 def as_network(name: str, model: Any) -> nn.Module:

@@ -23,6 +23,7 @@ from fiqa_ray.sources.containers import MAX_ENTRY_BYTES, Content, Fault
 from fiqa_ray.sources.landmarks import table_landmarks
 from fiqa_ray.sources.listing import joined, refuse, refuse_duplicates, sorted_faces
 from fiqa_ray.sources.paths import absolute, expand
+from fiqa_ray.sources.read_table import refuse_twice
 from fiqa_ray.storage import filesystem, storage_errors
 
 TEXT = pa.large_string()
@@ -165,6 +166,7 @@ def _list_file(uri: str, identity_key: str | None) -> pa.Table:
             )
         has_path = pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
         known = {"image_id", "landmarks", *(f"{axis}{point}" for point in range(1, 6) for axis in "xy")}
+        refuse_twice(uri, schema.names, (image, identity, *known))
         wanted = [identity, *(n for n in schema.names if n in known and n != identity)]
         try:
             table = file.read(wanted + [f"{image}.path"] * has_path, use_threads=False)
@@ -202,7 +204,7 @@ def _image_column(schema: pa.Schema, uri: str) -> tuple[str, pa.DataType]:
             "images' column must be called image, or be the only one of binary or of structs with bytes"
         )
     name = "image" if "image" in names else names[0]
-    return name, schema.field(name).type
+    return name, schema.field(schema.names.index(name)).type
 
 
 def _refuse_bomb(metadata: pq.FileMetaData, image: str, uri: str) -> None:

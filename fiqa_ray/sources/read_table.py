@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -138,14 +138,18 @@ def _header(uri: str, data: bytes, needed: Sequence[str], separator: str | None)
     return next((names, mark) for mark, names in headers.items())
 
 
+def refuse_twice(uri: str, columns: Sequence[str], wanted: Iterable[str]) -> None:
+    """Raise FiqaRayError if a wanted column stands twice in a table."""
+    for name in wanted:
+        if (n := columns.count(name)) > 1:
+            raise FiqaRayError(f"{uri}: the column {name!r} stands {n} times; keep one of them")
+
+
 def _refuse_columns(
     uri: str, columns: Sequence[str], types: Mapping[str, pa.DataType], needed: Sequence[str], what: str
 ) -> None:
-    counts = Counter(columns)
-    twice = [name for name in types if counts[name] > 1]
-    if twice:
-        raise FiqaRayError(f"{uri}: the column {twice[0]!r} stands {counts[twice[0]]} times; keep one of them")
-    absent = [name for name in needed if name not in counts]
+    refuse_twice(uri, columns, types)
+    absent = [name for name in needed if name not in columns]
     if absent:
         shown = repr(absent[0]) if len(absent) == 1 else ", ".join(absent)
         raise FiqaRayError(f"{uri}: no column {shown} (found: {', '.join(columns)[:300]}); {what}")

@@ -22,6 +22,7 @@ from fiqa_ray.sources.embedding_files import EMBEDDING_NAMES, PARQUET
 from fiqa_ray.sources.listing import TEXT, checked_column, refuse_duplicates, sorted_faces
 from fiqa_ray.sources.parquet_images import open_parquet
 from fiqa_ray.sources.paths import absolute, expand
+from fiqa_ray.sources.read_table import refuse_twice
 
 _NAMES = ("image_id", "identity")
 
@@ -132,6 +133,7 @@ def _embedding_column(schema: pa.Schema, uri: str) -> str:
             f"{uri}: no column {', '.join(missing)} (found: {', '.join(schema.names)}); embeddings need image_id, identity "
             "and embedding"
         )
+    refuse_twice(uri, schema.names, ("image_id", "identity", name))
     kind = schema.field(name).type
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     is_number = is_list and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))

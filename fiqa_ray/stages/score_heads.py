@@ -19,9 +19,6 @@ from fiqa_ray.engine.step import Step, Worker
 from fiqa_ray.job import Job
 from fiqa_ray.models.regressor import QualityHead, load_head
 
-Files = dict[str, Any]
-"""Records of a regressor's files, `n_bytes` and `crc32` by name."""
-
 
 def head_score_steps(job: Job) -> Iterator[list[Step]]:
     """Yield one step per benchmark, which writes the scores of all regressors."""
@@ -33,18 +30,19 @@ def head_score_steps(job: Job) -> Iterator[list[Step]]:
 def _benchmark_step(job: Job, face_set: str) -> Step:
     embeddings = job.embeddings(face_set)
     manifest = embeddings.require()
-    heads = []
+    heads, recognizer = [], job.settings.recognizer
     for label_set in job.label_sets():
         regressor = job.regressor(label_set)
         (part,) = regressor.require().parts
-        heads.append((job.regressor_scores(face_set, label_set), regressor.uri, part.files))
+        expected = {"recognizer": recognizer.name, "options": dict(recognizer.options), "files": part.files}
+        heads.append((job.regressor_scores(face_set, label_set), regressor.uri, expected))
     first, *others = (dataset for dataset, _, _ in heads)
     worker = partial(_make_worker, embeddings, heads)
     return Step("evaluate", first, manifest.parts, worker, manifest.n_rows, unit="images", extra_datasets=tuple(others))
 
 
-def _make_worker(embeddings: Dataset, heads: Sequence[tuple[Dataset, str, Files]]) -> Worker:
-    return partial(score_shard, embeddings, [(dataset, load_head(uri, files)) for dataset, uri, files in heads])
+def _make_worker(embeddings: Dataset, heads: Sequence[tuple[Dataset, str, dict[str, Any]]]) -> Worker:
+    return partial(score_shard, embeddings, [(dataset, load_head(uri, expected)) for dataset, uri, expected in heads])
 
 
 def score_shard(embeddings: Dataset, heads: Sequence[tuple[Dataset, QualityHead]], shard: Part) -> Part:

@@ -213,6 +213,36 @@ def test_a_users_network_enters_as_module_and_function(own):
     assert not load_recognizer("my_fr_model:build", mode="cut").differentiable
 
 
+DRAWS = """
+import random
+import numpy as np, torch
+at_import = torch.randn(1).item()
+def build(weights=None):
+    draw = at_import + np.random.rand() + random.random() + torch.rand(1).item()
+    layer = torch.nn.Linear(3, 4)
+    return lambda faces: draw * layer(faces.mean(dim=(2, 3)))
+"""
+
+
+def test_a_users_network_with_random_weights_is_the_same_whenever_it_is_loaded(tmp_path):
+    """Two files with one content stand for two processes: each is imported for the first time."""
+    torch.manual_seed(5)
+    faces, kept, embeddings = some_faces(2), torch.get_rng_state(), []
+    for name in ("first", "second"):
+        (tmp_path / f"{name}.py").write_text(DRAWS)
+        for _ in range(2):
+            embeddings.append(load_recognizer(f"{tmp_path}/{name}.py:build")(faces))
+            torch.rand(1)
+            np.random.rand()
+    assert embeddings[0].std() > 0
+    assert all(torch.equal(embeddings[0], other) for other in embeddings)
+    torch.set_rng_state(kept)
+    expected = torch.rand(1)
+    torch.set_rng_state(kept)
+    load_recognizer(f"{tmp_path}/first.py:build")
+    assert torch.equal(torch.rand(1), expected)  # the caller's numbers go on
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

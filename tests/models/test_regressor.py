@@ -23,6 +23,7 @@ from fiqa_ray.models.recognizer import Recognizer
 from fiqa_ray.models.regressor import (
     QualityHead,
     QualityRegressor,
+    load_head,
     load_regressor,
     parameter_groups,
     save_regressor,
@@ -258,6 +259,26 @@ def test_a_card_imports_code_only_when_allowed(tmp_path, monkeypatch):
     assert my_backbone.calls == [5]
 
 
+def test_a_job_runs_the_code_that_its_settings_name_from_wherever_it_lies_now(tmp_path):
+    """The file was moved since the regressor was trained; the one that the card names is not run."""
+    (tmp_path / "my_moved.py").write_text(OWN)
+    files = save_regressor(made(load_recognizer(f"{tmp_path}/my_moved.py:build", dim=3)), {})
+    uri, place = stored(str(tmp_path / "regressor"), files), tmp_path / "elsewhere"
+    place.mkdir()
+    (tmp_path / "my_moved.py").rename(place / "my_moved.py")
+    (tmp_path / "my_moved.py").write_text("1 / 0")
+    records = {n: {"crc32": f"{zlib.crc32(data):08x}"} for n, data in files.items()}
+    expected = {"recognizer": f"{place}/my_moved.py:build", "options": {"dim": 3}, "files": records}
+    faces = some_faces(2)
+    scores = load_scorer(uri, expected=expected)(faces)
+    with torch.no_grad():
+        embeddings = load_recognizer(f"{place}/my_moved.py:build", dim=3)(faces)
+        assert np.array_equal(load_head(uri, expected)(embeddings)[:, 0].numpy(), scores)
+    for change in ({"options": {"dim": 4}}, {"recognizer": f"{place}/my_other.py:build"}):
+        with pytest.raises(FiqaRayError, match="the card was exchanged"):
+            load_head(uri, expected | change)
+
+
 def test_regressors_of_an_earlier_version_are_refused_with_what_to_do(tmp_path):
     files = save_regressor(made(load_recognizer(SMALL, weights="random:0")), {})
     card = json.loads(files["card.json"])
@@ -319,6 +340,10 @@ def test_damaged_folders_are_refused(tmp_path):
     ):
         with pytest.raises(FiqaRayError, match=message):
             load_regressor(broken(**changes))
+    compact = save_regressor(made(load_recognizer("fiqa_ray.synthetic.compact:build")), {})
+    changed = as_card(json.loads(compact["card.json"]) | {"options": {"weights": "somebody's.pt"}})
+    with pytest.raises(FiqaRayError, match=r"odd/card\.json: fiqa_ray\.synthetic\.compact:build\(.*fails"):
+        load_scorer(stored(str(tmp_path / "odd"), {**compact, "card.json": changed}))
     (Path(tmp_path) / "r" / "card.json").write_text("{")
     with pytest.raises(FiqaRayError, match="it is no JSON"):
         load_regressor(str(tmp_path / "r"))
@@ -363,8 +388,9 @@ def test_no_card_runs_code_unasked(tmp_path, monkeypatch, name):
     with pytest.raises(FiqaRayError, match=r"card\.json: not the file that the job wrote"):
         load_scorer(uri, expected=expected)
     records["card.json"] = {"crc32": f"{zlib.crc32(changed):08x}"}  # the record was exchanged with the card
-    with pytest.raises(FiqaRayError, match=rf"card\.json: names the recogniser '{name}' .*the card was exchanged"):
-        load_scorer(uri, expected=expected)
+    for load in (load_scorer, load_head):  # a head scores embeddings of the job's FR model only
+        with pytest.raises(FiqaRayError, match=rf"card\.json: names the recogniser '{name}' .*the card was exchanged"):
+            load(uri, expected=expected)
     assert called == []
     monkeypatch.undo()
     records["card.json"] = {"crc32": f"{zlib.crc32(files['card.json']):08x}"}

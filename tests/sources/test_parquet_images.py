@@ -79,6 +79,22 @@ def test_faulty_tables_are_named(tmp_path, columns, options, words):
     assert words in fault(put_parquet(f"{tmp_path}/a.parquet", columns), **options)
 
 
+@pytest.mark.parametrize("name", ["image", "label", "image_id", "x1"])
+def test_a_column_that_stands_twice_is_named(tmp_path, name):
+    columns = {
+        "image": [b"1"],
+        "label": [1],
+        "image_id": ["a"],
+        "other": [0],
+        **{f"{a}{i}": [3.0] for a in "xy" for i in range(1, 6)},
+    }
+    table = pa.table(columns)
+    pq.write_table(table.append_column(name, table[name]), tmp_path / "a.parquet")
+    assert f"the column '{name}' stands 2 times; keep one of them" in fault(f"{tmp_path}/a.parquet")
+    pq.write_table(table.append_column("other", table["other"]), tmp_path / "a.parquet")
+    assert listed(f"{tmp_path}/a.parquet") == {"a": ("1", b"1")}  # one that nobody wants may
+
+
 def test_labels_beyond_the_class_names(tmp_path):
     columns = {"image": [b"1", b"2"], "label": [0, -1]}
     uri = put_parquet(f"{tmp_path}/a.parquet", columns, {"label": {"_type": "ClassLabel", "names": ["Ann"]}})

@@ -109,6 +109,11 @@ def test_files_that_are_no_embeddings_are_named(tmp_path):
         list_of(image_id=["a"], embedding=[[1.0]])
     with pytest.raises(FiqaRayError, match="must hold lists of numbers"):
         list_of(image_id=["a"], identity=["p"], embedding=["text"])
+    for name in ("image_id", "identity", "embedding"):
+        table = pa.table({"image_id": ["a"], "identity": ["p"], "embedding": [[1.0]]})
+        pq.write_table(table.append_column(name, table[name]), tmp_path / "x.parquet")
+        with pytest.raises(FiqaRayError, match=f"the column '{name}' stands 2 times"):
+            list_embeddings(str(tmp_path / "x.parquet"))
     with pytest.raises(FiqaRayError, match="'a' occurs more than once"):
         list_of(image_id=["a", "a"], identity=["p", "p"], embedding=[[1.0], [2.0]])
     listed = list_of(image_id=["a", "b"], identity=["p", "p"], embedding=[[1.0], [2.0, 3.0]])
