@@ -188,6 +188,14 @@ def test_bucket_errors_are_in_words(s3_server, bucket, monkeypatch):
         read_bytes(f"{bucket}/missing.json")
     import s3fs
 
+    for endpoint, why in (
+        (s3_server.removeprefix("http://"), "Invalid endpoint: .*AWS_ENDPOINT_URL must begin with http://"),
+        (s3_server.replace("http://", "https://"), "the store speaks http, not https"),
+    ):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        s3fs.S3FileSystem.clear_instance_cache()
+        with patience.one_try(), pytest.raises(FiqaRayError, match=why):
+            read_bytes("s3://b/x")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     s3fs.S3FileSystem.clear_instance_cache()
     monkeypatch.setattr(patience, "FIRST_ANSWER_S", 0.1)

@@ -176,6 +176,10 @@ def fault_text(exc: BaseException, uri: str = "") -> str | None:
     if code == "NoSuchBucket" or "NoSuchBucket" in str(exc) or "bucket does not exist" in str(exc):
         bucket = uri.partition("://")[2].partition("/")[0]
         return f"the bucket {bucket}{' ' if bucket else ''}does not exist; create it or correct the name"
+    if isinstance(exc, ValueError) and str(exc).startswith("Invalid endpoint"):
+        return f"{_one_line(exc)}; AWS_ENDPOINT_URL must begin with http:// or https://"
+    if "WRONG_VERSION_NUMBER" in str(exc):
+        return "the store speaks http, not https; write http:// in AWS_ENDPOINT_URL"
     if may_pass(exc):
         what = "is overloaded" if code or _status(exc) else "cannot be reached"
         return f"{what} ({_one_line(exc)}); check the network and AWS_ENDPOINT_URL, and run the same command again"

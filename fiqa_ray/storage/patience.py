@@ -136,7 +136,7 @@ def _before_pause(state: tenacity.RetryCallState, fs: Any, name: str) -> None:
         logging.getLogger("fiqa_ray").warning(
             "storage does not answer for %s (%s); trying again, %d times so far",
             public_text(name),
-            answer_code(exc) or type(exc).__name__,
+            answer_code(exc) or public_text(f"{type(exc).__name__}: {' '.join(str(exc).split())[:160]}"),
             _n_retries,
         )
     if exc is not None and is_expired(exc) and hasattr(fs, "connect"):

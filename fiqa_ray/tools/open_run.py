@@ -23,7 +23,7 @@ from fiqa_ray.datasets.schemas import SCHEMA_VERSION
 from fiqa_ray.errors import FiqaRayError, UsageError
 from fiqa_ray.models.reference import ModelRef
 from fiqa_ray.report.answer import answer_lines, other_results, sign_lines
-from fiqa_ray.storage import exists, join
+from fiqa_ray.storage import SLASH, exists, join, list_files
 from fiqa_ray.tools.results_record import RESULTS, read_results_record
 from fiqa_ray.tools.settings_record import read_settings_records
 
@@ -352,6 +352,7 @@ class Run:
         Raises:
             FiqaRayError: the run has no results yet.
         """
+        self._finished("results")  # the error
         areas = self._rows(AucRow)
         return [*answer_lines(areas, self._rows(DifferenceRow)), *filter(None, [other_results(areas)])]
 
@@ -371,10 +372,10 @@ class Run:
         ]
 
     def _rows(self, row_class: type[Row]) -> list[Row]:
-        """Return the rows of all benchmarks; none where the job has no benchmarks."""
-        finished = self._finished("results") if self._of("results") else []
+        """Return the rows of all benchmarks; none where there are no results, or not yet."""
+        finished = [d for e in self._of("results") if (d := self._dataset(e)).manifest() is not None]
         suffix = f".{row_class.TABLE}.parquet"
-        return [row for _, d in finished for row in rows_of(row_class, d.read_all(suffix=suffix))]
+        return [row for d in finished for row in rows_of(row_class, d.read_all(suffix=suffix))]
 
     def _sign_doubts(self) -> dict[str, str]:
         """Return what the similarities say against the sign of each method, by the facts of its first finished labels."""
@@ -400,6 +401,9 @@ class Run:
         if not finished:
             what, stage = name.replace("_", " "), MADE_BY[name]
             why = f"stage {stage} has not finished: run the job to its end" if entries else "the job asks for none"
+            others = [uri for _, d in entries for uri in _finished_beside(d)]
+            if others:
+                why += f". Those of earlier settings lie in {others[0]}: run the job with these settings to open them"
             raise FiqaRayError(f"{self.uri} has no {what}; {why}")
         return finished
 
@@ -415,6 +419,12 @@ class Run:
     @cached_property
     def _name_tables(self) -> dict[str, pa.Table]:
         return {}
+
+
+def _finished_beside(dataset: Dataset) -> list[str]:
+    """Return the folders of finished datasets of the same kind, which other settings made."""
+    folder = dataset.uri.rsplit(SLASH, 1)[0]
+    return [join(folder, name.split(SLASH)[0]) for name in list_files(folder) if name.endswith("/_manifest.json")]
 
 
 def _theta_of(labels: Dataset) -> float | None:

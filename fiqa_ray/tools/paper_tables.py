@@ -185,7 +185,10 @@ def choose_point(results: Results, convention: str | None, fmr: float | None, li
     ]
     if not matching:
         known = ", ".join(f"{c} at {f:g}" for c, f in points)
-        raise UsageError(f"the results hold no convention {convention!r} at FMR {fmr}; there are {known}")
+        wanted = " at ".join(
+            [*([f"convention {convention!r}"] if convention else []), *([] if fmr is None else [f"FMR {fmr:g}"])]
+        )
+        raise UsageError(f"the results hold nothing of {wanted}; there are {known}")
     point = OperatingPoint(*matching[0], limit)
     if not results.at(point):
         usual = OperatingPoint(point.convention, point.fmr, None)

@@ -56,10 +56,10 @@ def plan_total(rows: Sequence[dict[str, Any]], n_workers: int) -> str:
 
 
 def stages_table(records: Sequence[dict[str, Any]]) -> Table:
-    """Return the table of `fiqa-ray status`: one line per stage, the sums of its datasets that were begun."""
+    """Return the table of `fiqa-ray status`: one line per stage, the sums of what the last settings have begun."""
     table = Table("stage", "datasets", "parts", "rows", "failed", "size", "work")
     for stage in dict.fromkeys(r["stage"] for r in records):
-        of_stage = [r for r in records if r["stage"] == stage and (r["finished"] or not r["is_earlier"])]
+        of_stage = [r for r in records if r["stage"] == stage and not r["is_earlier"]]
         if not of_stage:
             continue
         work_s = [r["work_s"] for r in of_stage if r["work_s"] is not None]
@@ -97,13 +97,24 @@ def _failed_text(failed: Mapping[str, int]) -> str:
 
 
 def _state_text(record: Mapping[str, Any]) -> str:
-    return " ok" if record["finished"] else " of earlier settings" if record["is_earlier"] else ""
+    states = [*(["ok"] if record["finished"] else []), *(["of earlier settings"] if record["is_earlier"] else [])]
+    return f" {', '.join(states)}" if states else ""
 
 
 def earlier_lines(records: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a line on unfinished datasets that the run's settings do not ask for, if there are some."""
-    n = sum(r["is_earlier"] and not r["finished"] for r in records)
-    return [f"{n} dataset(s) of earlier settings are unfinished; the last settings do not need them"] if n else []
+    """Return lines on datasets that the run's last settings do not ask for: finished ones and others, if there are some."""
+    earlier = [r for r in records if r["is_earlier"]]
+    finished = [r for r in earlier if r["finished"]]
+    lines = []
+    if finished:
+        size = format_bytes(sum(r["n_bytes"] for r in finished))
+        lines.append(
+            f"{len(finished)} finished dataset(s) of earlier settings ({size}) are not counted above; --datasets has them"
+        )
+    if len(finished) < len(earlier):
+        n = len(earlier) - len(finished)
+        lines.append(f"{n} dataset(s) of earlier settings are unfinished; the last settings do not need them")
+    return lines
 
 
 def datasets_table(records: Sequence[dict[str, Any]]) -> Table:

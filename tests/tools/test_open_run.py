@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -202,6 +203,24 @@ def test_commands_write_files(run, tmp_path, capsys):
         main(["labels", uri, "-o", "labels.xlsx"])
     assert end.value.code == 2
     assert "'labels.xlsx' must end in .parquet or .csv" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_labels_are_there_once_they_are_made_and_errors_name_the_results_of_earlier_settings(run, tmp_path, capsys):
+    part = shutil.copytree(run / "run", tmp_path / "part")
+    other = load_settings(str(run / "job.yaml"), [f"run_uri={part}", "optimize.theta=[0.2]"])
+    run_job(other, ["pack", "embed", "score", "pair", "rank", "optimize"], new_settings=True)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main(["labels", str(part), "-o", str(tmp_path / "labels.csv")])
+    assert end.value.code == 0, capsys.readouterr().err
+    with open(tmp_path / "labels.csv", newline="") as file:
+        assert {row["theta"] for row in csv.DictReader(file)} == {"0.2"}
+    ((earlier,),) = [list((part / "report").glob("v=*"))]
+    with pytest.raises(
+        FiqaRayError, match=f"report has not finished.*earlier settings lie in {re.escape(str(earlier))}:"
+    ):
+        open_run(str(part)).report  # noqa: B018
 
 
 def test_faults_are_said(run, tmp_path):

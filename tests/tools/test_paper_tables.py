@@ -131,7 +131,7 @@ def test_published_numbers_stand_beside(results):
 
 
 def test_an_unknown_operating_point_names_the_known_ones(results):
-    with pytest.raises(UsageError, match=r"no convention 'dasec' at FMR None; there are paper at 0.001"):
+    with pytest.raises(UsageError, match=r"nothing of convention 'dasec'; there are paper at 0.001"):
         choose_point(results, "dasec", None, None)
     with pytest.raises(UsageError, match=r"up to 0.2; limits of paper are 0.3, 0.95"):
         choose_point(results, None, None, 0.2)

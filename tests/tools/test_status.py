@@ -145,6 +145,11 @@ def test_what_earlier_settings_left_unfinished_does_not_count_and_what_is_lost_d
     assert (lost["finished"], lost["n_parts"], lost["is_earlier"]) == (False, 0, False)
     run_job(first, ["pack"])  # back: now the second ones are the earlier settings
     assert cli("status", run)[0] == 0
+    run_job(second, ["pack"], new_settings=True)
+    code, shown, _ = cli("status", run)
+    assert "1 finished dataset(s) of earlier settings (" in shown
+    assert "all 4 images" in shown  # of the last settings alone; with those of the earlier ones they would be 8
+    run_job(first, ["pack"])
     (run / "_results.json").unlink()  # nothing says which settings were the last: everything counts
     shutil.rmtree(run / "_asked")
     (old / "_manifest.json").unlink()
