@@ -646,8 +646,16 @@ def test_unreachable_bucket(cli, faces, tmp_path, s3, monkeypatch):
 def test_missing_bucket(cli, faces, tmp_path, s3, s3_server):
     s3(s3_server)
     path = job(tmp_path, faces)
-    refused(cli("run", path, "run_uri=s3://no-such/run"), 1, "s3://no-such/run", "bucket does not exist", "create it")
-    refused(cli("run", path, "source.uri=s3://no-such/f"), 1, "source: s3://no-such/f", "bucket does not exist")
+    refused(
+        cli("run", path, "run_uri=s3://no-such/run"),
+        1,
+        "s3://no-such/run",
+        "the bucket no-such does not exist",
+        "create it",
+    )
+    refused(
+        cli("run", path, "source.uri=s3://no-such/f"), 1, "source: s3://no-such/f", "the bucket no-such does not exist"
+    )
     refused(cli("status", "s3://no-such/run"), 1, "s3://no-such/run holds no run")
     refused(cli("run", path, "run_uri=s3://no_such!/run"), 1, "no_such!", "not a valid bucket", "correct the name")
 

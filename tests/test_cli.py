@@ -569,7 +569,7 @@ def test_doctor_names_a_truncated_checkpoint(cli, tmp_path):
     )
     assert (code, err) == (1, "")
     assert "FAULT" in out
-    assert "1 fault(s) found" in out
+    assert "1 (file) wrong, 0 open" in out
     assert "not a readable torch checkpoint" in " ".join(out.split())
 
 

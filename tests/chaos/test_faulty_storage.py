@@ -96,7 +96,7 @@ def test_patience_ends(faulty, monkeypatch):
         ({"code": 403, "error": "AccessDenied"}, r"access denied \(AccessDenied\); check the credentials"),
         ({"code": 403, "error": "QuotaExceeded"}, "over quota; free some space and run the same command again"),
         ({"code": 507, "error": "InsufficientStorage"}, "over quota; free some space and run the same command again"),
-        ({"code": 404, "error": "NoSuchBucket"}, "the bucket does not exist"),
+        ({"code": 404, "error": "NoSuchBucket"}, r"the bucket \S+ does not exist"),
     ],
 )
 def test_what_does_not_pass_ends_at_once(faulty, refuse, says):

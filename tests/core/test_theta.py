@@ -117,7 +117,7 @@ def test_the_sentence_names_the_surest_candidate_beside_the_best():
     )  # fmt: skip
     text = curve.sentence("sharpness")
     assert "the best theta, 1, changes the area x 1000 by -30.2 [-110.3, +49.9]" in text
-    assert "the surest change is that of theta 0.3, -12.5 [-27.7, +2.7]; the labels are left" in text
+    assert "the surest change is that of theta 0.3, -12.5 [-27.7, +2.7]; its labels are its scores unchanged" in text
     alone = replace(curve, low=(nan, -0.0677, -0.0400), high=(nan, 0.0427, 0.0001))
     assert "surest" not in alone.sentence("sharpness")
 
