@@ -81,7 +81,7 @@ class Part:
     duration_s: float = 0.0
 
     def entries(self) -> dict[str, Any]:
-        """Return the record's entries, not copied: copies took a third of the time of writing a manifest."""
+        """Return the record's entries; unlike `asdict`, which takes long for many parts, without copies."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 

@@ -1,5 +1,7 @@
 """A board, a Ray actor without a processor, on which workers write which shards they begin and end, and where.
 
+Of plain tasks only those are written that take longer than a moment.
+
 This module loads nothing of the package: the actor starts beside the first shards of a run, which need the processors.
 """
 

@@ -32,7 +32,7 @@ from fiqa_ray.storage.patience import set_patience
 N_STARTS = 3
 """Times that a Ray of our own is started before the run gives up."""
 ANNOUNCE_AFTER_S = 2.0
-"""A task that runs longer is announced; a message of a short one would cost 11 ms of processor time."""
+"""A task that runs longer is announced on the board; the messages of short ones would take time from the work."""
 LARGE_BYTES = 1 << 27
 """A process returns the memory of larger shards to the system; that of smaller ones serves its next shard."""
 
@@ -131,7 +131,8 @@ def _ray_tasks(
 def _tasks_at_once(n_workers: int | None, n_cpus: int) -> int:
     """Return how many tasks Ray gets at a time: twice what the processors run, so that none waits for the driver.
 
-    Where a run may use fewer workers than the cluster has processors, or waits for more of them, it is that many.
+    A run whose number of workers is not that of the processors gets one task per worker: it must leave the others free, or
+    machines are still to come.
     """
     if n_workers and n_workers != n_cpus:
         return n_workers

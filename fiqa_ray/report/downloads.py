@@ -47,20 +47,27 @@ def latex_uri(table: Mapping[str, Any], point: str, how_made: str) -> str:
         "Bold: no other score is as good; †: cannot be told apart from the smallest."
     )
     body = "\n".join(lines)
-    fit = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{"
+    tabular = narrowed(
+        f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}"
+    )
     return _data_uri(
         "application/x-tex",
         "% needs \\usepackage{booktabs,graphicx}\n\\begin{table}\n\\centering\n"
-        f"\\caption{{{escaped(caption)}}}\n{fit}\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}\n\\toprule\n{body}\n"
-        "\\bottomrule\n\\end{tabular}}\n\\end{table}\n",
+        f"\\caption{{{escaped(caption)}}}\n{tabular}\n\\end{{table}}\n",
     )
+
+
+def narrowed(latex: str) -> str:
+    """Return LaTeX whose table shrinks where it is wider than the text; it needs the package graphicx."""
+    fit = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{\begin{tabular}"
+    return latex.replace(r"\begin{tabular}", fit).replace(r"\end{tabular}", r"\end{tabular}}")
 
 
 def escaped(text: str) -> str:
     """Return text with LaTeX's special characters, and the signs of the captions, as commands."""
     marks = {
         "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-        ">": r"\textgreater{}", "†": r"$\dagger$", "−": "$-$", "–": "--",
+        ">": r"\textgreater{}", "†": r"$\dagger$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "−": "$-$", "–": "--",
     }  # fmt: skip
     return "".join(marks.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
 

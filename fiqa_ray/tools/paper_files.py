@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fiqa_ray.datasets.results import GroupRateRow
+from fiqa_ray.report.downloads import escaped, narrowed
 from fiqa_ray.storage import join, write_atomic
 from fiqa_ray.tools.paper_tables import CellText, OperatingPoint, Results, difference_table, tables_of
 from fiqa_ray.tools.table_captions import difference_caption
@@ -116,45 +117,22 @@ def _latex(frame: pd.DataFrame, caption: str, name: str) -> str:
     style = style.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
     columns = "lll" + "r" * frame.shape[1]
     latex = style.to_latex(
-        hrules=True, caption=_escaped(caption), label=f"tab:{name}", column_format=columns, multirow_align="t"
+        hrules=True, caption=escaped(caption), label=f"tab:{name}", column_format=columns, multirow_align="t"
     )
-    return f"% needs \\usepackage{{booktabs,graphicx,multirow}}\n{_narrowed(latex)}"
+    return f"% needs \\usepackage{{booktabs,graphicx,multirow}}\n{narrowed(latex)}"
 
 
 def _latex_of(text: pd.DataFrame, caption: str, name: str, environment: str = "table") -> str:
     """Return a table of text as LaTeX, with a line that says which packages it needs."""
     style = text.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
     if environment == "table":
-        latex = style.to_latex(hrules=True, caption=_escaped(caption), label=f"tab:{name}")
-        return f"% needs \\usepackage{{booktabs,graphicx}}\n{_narrowed(latex)}"
+        latex = style.to_latex(hrules=True, caption=escaped(caption), label=f"tab:{name}")
+        return f"% needs \\usepackage{{booktabs,graphicx}}\n{narrowed(latex)}"
     columns = "".join("p{50pt}" if c in ("first", "second") else "l" for c in text.columns)
     latex = style.to_latex(
-        hrules=True, caption=_escaped(caption), label=f"tab:{name}", environment=environment, column_format=columns
+        hrules=True, caption=escaped(caption), label=f"tab:{name}", environment=environment, column_format=columns
     )
-    latex = re.sub(
-        r"\\caption\[\]\{.*\}", lambda _: r"\caption[]{(continued)}", latex
-    )  # not the whole text on each page
+    # not the whole text on each page
+    latex = re.sub(r"\\caption\[\]\{.*\}", lambda _: r"\caption[]{(continued)}", latex)
     small = f"{{\\scriptsize\\setlength{{\\tabcolsep}}{{2pt}}\\raggedright\n{latex}}}\n"
     return f"% needs \\usepackage{{booktabs,longtable}}\n{small}"
-
-
-def _narrowed(latex: str) -> str:
-    """Return a table that shrinks where it is wider than the text."""
-    fit = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{\begin{tabular}"
-    return latex.replace(r"\begin{tabular}", fit).replace(r"\end{tabular}", r"\end{tabular}}")
-
-
-def _escaped(caption: str) -> str:
-    """Return a caption for LaTeX."""
-    marks = {
-        "†": r"$\dagger$",
-        "↓": r"$\downarrow$",
-        "↑": r"$\uparrow$",
-        "%": r"\%",
-        "_": r"\_",
-        "<": "$<$",
-        "&": r"\&",
-    }
-    for mark, command in marks.items():
-        caption = caption.replace(mark, command)
-    return caption

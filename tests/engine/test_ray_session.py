@@ -15,7 +15,7 @@ import fiqa_ray.engine.ray
 import smoke
 from fiqa_ray.config import ComputeSettings
 from fiqa_ray.datasets.dataset import Dataset
-from fiqa_ray.engine.ray import ray_session, ray_when_needed
+from fiqa_ray.engine.ray import _tasks_at_once, ray_session, ray_when_needed
 from fiqa_ray.engine.step import Step
 from fiqa_ray.errors import FiqaRayError
 
@@ -130,6 +130,13 @@ def _fake_ray(monkeypatch, n_failures):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("n_workers", "n_cpus", "n_tasks"), [(None, 8, 16), (2, 2, 4), (2, 8, 2), (50, 1, 50), (None, 0, 2)]
+)
+def test_tasks_wait_at_ray_unless_the_run_has_its_own_number_of_workers(n_workers, n_cpus, n_tasks):
+    assert _tasks_at_once(n_workers, n_cpus) == n_tasks
+
+
 def test_a_ray_that_comes_too_late_is_started_again(monkeypatch, capfd):
     calls = _fake_ray(monkeypatch, 2)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
